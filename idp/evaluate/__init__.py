@@ -1,0 +1,1 @@
+"""Tasks, scores, perplexity and latency."""

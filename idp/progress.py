@@ -1,0 +1,49 @@
+"""Progress with a rate and an ETA: a bar on a terminal, a line now and then where output goes to a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY_SECONDS = 30.0
+
+
+class _Lines:
+    """tqdm's `update` and `set_postfix` for output that is not a terminal: one whole line at intervals."""
+
+    def __init__(self, total: int, label: str, unit: str):
+        self.total, self.label, self.unit = total, label, unit
+        self.count, self.note = 0, ""
+        self.started = self.said = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.said > self.started:  # something was said before, so say the end as well
+            self._say()
+
+    def update(self, count: int = 1) -> None:
+        self.count += count
+        if time.monotonic() - self.said >= EVERY_SECONDS:
+            self._say()
+
+    def set_postfix(self, **values: Any) -> None:
+        self.note = " ".join(f"{name}={value}" for name, value in values.items())
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        rate = self.count / (self.said - self.started)
+        left = (self.total - self.count) / rate if rate else float("inf")
+        line = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left {self.note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+
+def progress(total: int, label: str, unit: str = "it", disable: bool = False) -> Any:
+    """A progress bar to be used in a `with` block, with `update(n)` and `set_postfix(name=value)`."""
+    if disable or not sys.stderr.isatty():
+        return tqdm(total=total, disable=True) if disable else _Lines(total, label, unit)
+    return tqdm(total=total, desc=label, unit=f" {unit}", leave=False, dynamic_ncols=True, smoothing=0.1)

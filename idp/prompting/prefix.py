@@ -1,0 +1,148 @@
+"""Prompts as key/value prefixes, and the attention inputs of a batch in which every row has its own.
+
+A prompt is a causal prefix: its keys and values at every layer do not depend on what follows, so they are computed
+once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trained at, and the input follows at n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache, PreTrainedModel
+
+    from idp.prompting.bank import PromptBank
+
+
+@dataclass
+class Prefixes:
+    """Keys and values of m prompts, padded on the right to the longest.
+
+    `keys[layer]` and `values[layer]` are [m, kv_heads, longest, head_dim]; `lengths` is [m].
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    lengths: torch.Tensor
+
+    def cache(self, choice: torch.Tensor) -> DynamicCache:
+        """A fresh cache that holds prompt `choice[row]` in each row; `choice` is [rows]."""
+        longest = int(self.lengths[choice].max())
+        return cache_of(
+            [(k[choice, :, :longest], v[choice, :, :longest]) for k, v in zip(self.keys, self.values, strict=True)]
+        )
+
+    def valid(self, choice: torch.Tensor) -> torch.Tensor:
+        """Which prefix positions are a prompt's own: [rows, longest of the chosen], True where not padding."""
+        import torch
+
+        lengths = self.lengths[choice]
+        return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+
+def cache_of(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache of the given keys and values, [rows, kv_heads, tokens, head_dim] per layer, without copying them.
+
+    All layers are full ones, also in models with sliding windows: what a layer may see is the mask's business.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
+
+    Args:
+        model: the causal language model.
+        prompt: [tokens, hidden_size] in the space of the input embeddings.
+    """
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    cache = cache_of([])
+    causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool, device=weight.device).tril()
+    positions = torch.arange(len(prompt), device=weight.device)[None]
+    model.base_model(
+        inputs_embeds=prompt.to(weight.device, weight.dtype)[None],
+        attention_mask=attention_mask(model, causal[None], positions, positions),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
+    """The bank's prompts as prefixes of `model`, without gradients.
+
+    Raises:
+        UserError: the prompts are of another hidden size than the model.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    embeddings = model.get_input_embeddings().weight
+    for name, prompt in zip(bank.names, bank.prompts, strict=True):
+        if prompt.shape[1] != embeddings.shape[1]:
+            raise UserError(
+                f"prompt {name} has hidden size {prompt.shape[1]}, the model {embeddings.shape[1]}: it belongs to"
+                " another model"
+            )
+    with torch.no_grad():
+        runs = [run_prompt(model, prompt) for prompt in bank.prompts]
+    longest = max(bank.lengths)
+
+    def stacked(layer: int, which: int) -> torch.Tensor:
+        padded = [pad(run[layer][which], (0, 0, 0, longest - run[layer][which].shape[2])) for run in runs]
+        return torch.cat(padded).contiguous()
+
+    layers = range(len(runs[0]))
+    return Prefixes(
+        [stacked(layer, 0) for layer in layers],
+        [stacked(layer, 1) for layer in layers],
+        torch.tensor(bank.lengths, device=embeddings.device),
+    )
+
+
+def attention_mask(
+    model: PreTrainedModel, visible: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor
+) -> Any:
+    """The mask in the form that the model's layers take: additive, and per kind of layer where windows slide.
+
+    Args:
+        model: its config says which layers have a sliding window.
+        visible: [rows, queries, keys], True where a query may see a key. Every query must see one key at least.
+        query_positions: [rows or 1, queries].
+        key_positions: [rows or 1, keys].
+
+    Returns:
+        [rows, 1, queries, keys], or a dict of such by kind of layer for models that mix kinds.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if window is None or getattr(config, "use_sliding_window", True) is False or kinds == {"full_attention"}:
+        return _additive(model, visible)
+    near = key_positions[:, None, :] > query_positions[:, :, None] - window
+    if "full_attention" in kinds:
+        return {"full_attention": _additive(model, visible), "sliding_attention": _additive(model, visible & near)}
+    return _additive(model, visible & near)
+
+
+def _additive(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]

@@ -1,0 +1,131 @@
+"""A model with a prefix chosen per input: all that scoring, generation, perplexity and latency know of a repair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+from idp.models import LoadedModel
+from idp.prompting.prefix import Prefixes, attention_mask, bind
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from idp.prompting.bank import PromptBank
+    from idp.prompting.selectors.base import Selector
+
+
+class RepairedModel:
+    """A causal language model, perhaps with an adapter, and perhaps with a bank of prompts and its selector.
+
+    A dense or a compressed model is one without a bank; one prompt is a bank of one, which needs no selector.
+    """
+
+    def __init__(self, loaded: LoadedModel, bank: PromptBank | None = None, selector: Selector | None = None):
+        self.model: PreTrainedModel = loaded.model
+        self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        self.device: torch.device = loaded.device
+        self.bank = bank
+        self.prefixes: Prefixes | None = bind(self.model, bank) if bank else None
+        self.selector = selector if bank is not None and len(bank) > 1 else None
+        if bank is not None and len(bank) > 1 and selector is None:
+            raise UserError("a bank of several prompts needs a selector")
+        if self.selector is not None:
+            self.selector.bind(self.model, self.prefixes)
+        self.selected: Counter[int] = Counter()
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt; 0 without a bank."""
+        return max(self.bank.lengths) if self.bank is not None else 0
+
+    def choose(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor | None:
+        """The index of each context's prompt, [contexts]; None without a bank.
+
+        Args:
+            contexts: token ids of what may be read for the choice: the question, never an answer.
+        """
+        import torch
+
+        if self.bank is None:
+            return None
+        if self.selector is None:
+            choice = torch.zeros(len(contexts), dtype=torch.long, device=self.device)
+        else:
+            tokens, lengths = right_padded(contexts, self.device)
+            with torch.inference_mode():
+                choice = self.selector.scores(tokens, lengths).argmax(dim=1)
+        self.selected.update(choice.tolist())
+        return choice
+
+    def attention_inputs(
+        self, visible: torch.Tensor, positions: torch.Tensor, choice: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """What to pass to the model, beside the tokens, so that each row follows its own prompt.
+
+        Args:
+            visible: [rows, tokens, tokens], True where a token may see a token of its row; every one sees itself.
+            positions: [rows, tokens], from 0 at the start of the input.
+            choice: [rows], as `choose` gave it.
+        """
+        import torch
+
+        if choice is None:
+            mask = attention_mask(self.model, visible, positions, positions)
+            return {"attention_mask": mask, "position_ids": positions, "past_key_values": None, "use_cache": False}
+        rows, tokens = positions.shape
+        valid = self.prefixes.valid(choice)
+        shifted = positions + self.prefixes.lengths[choice][:, None]
+        before = torch.arange(valid.shape[1], device=positions.device).expand(rows, -1)
+        return {
+            "attention_mask": attention_mask(
+                self.model,
+                torch.cat([valid[:, None, :].expand(rows, tokens, -1), visible], dim=2),
+                shifted,
+                torch.cat([before, shifted], dim=1),
+            ),
+            "position_ids": shifted,
+            "past_key_values": self.prefixes.cache(choice),
+            "use_cache": True,
+        }
+
+    def logits_at(
+        self,
+        tokens: torch.Tensor,
+        visible: torch.Tensor,
+        positions: torch.Tensor,
+        choice: torch.Tensor | None,
+        wanted: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits at the wanted places only: [wanted, vocabulary], in the model's dtype.
+
+        Args:
+            tokens: [rows, tokens].
+            visible: as for `attention_inputs`.
+            positions: as for `attention_inputs`.
+            choice: as for `attention_inputs`.
+            wanted: [wanted] indices into the flattened tokens, row * width + column.
+        """
+        head = self.model.get_output_embeddings()
+        # The head sees the wanted places only; what a model does to its logits afterwards (a soft cap) still happens.
+        hook = head.register_forward_pre_hook(
+            lambda _, arguments: (arguments[0].reshape(1, -1, arguments[0].shape[-1])[:, wanted],)
+        )
+        try:
+            return self.model(input_ids=tokens, **self.attention_inputs(visible, positions, choice)).logits[0]
+        finally:
+            hook.remove()
+
+
+def right_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids as [rows, longest], padded on the right with zeros, and their lengths [rows]."""
+    import torch
+
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return tokens.to(device), lengths

@@ -1,0 +1,98 @@
+"""Low-rank adapters (Hu et al., 2106.09685) on the frozen compressed model, through PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idp.config import Lora
+from idp.errors import UserError
+from idp.models import LoadedModel
+from idp.recover.training import History, Report, next_token_loss, train
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tune(
+    loaded: LoadedModel,
+    options: Lora,
+    text: tuple[torch.Tensor, torch.Tensor],
+    folder: Path,
+    *,
+    seed: int,
+    checkpoint: Path,
+    report: Report | None = None,
+) -> tuple[int, History]:
+    """Trains adapters and saves them in `folder` in PEFT's format.
+
+    Args:
+        loaded: the frozen model; it carries the adapters afterwards.
+        options: rank, alpha, dropout, targets and training.
+        text: training and held-out blocks, each [blocks, tokens].
+        folder: where the adapter goes.
+        seed: draws the adapters' first values and the order of the blocks.
+        checkpoint: a folder that survives a kill.
+        report: called with each step's figures.
+
+    Returns:
+        the number of trained parameters, and the history.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    check_targets(loaded, options.targets)
+    torch.manual_seed(seed)
+    adapted = get_peft_model(
+        loaded.model,
+        LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=list(options.targets),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(loaded.device)
+        adapted.train(torch.is_grad_enabled())  # dropout in training steps only
+        return next_token_loss(adapted(input_ids=batch).logits, batch)
+
+    history = train(
+        parameters,
+        loss_of,
+        *text,
+        options.training,
+        seed=seed,
+        checkpoint=checkpoint,
+        label=f"lora r={options.rank}",
+        report=report,
+    )
+    adapted.eval().save_pretrained(folder)
+    return sum(parameter.numel() for parameter in parameters.values()), history
+
+
+def attach(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """The model with a saved adapter in its layers, not merged, in the model's own dtype, frozen."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    # The layers now hold the adapter; the model itself stays the plain one that all other code knows.
+    return LoadedModel(adapted.get_base_model().eval().requires_grad_(False), loaded.tokenizer)
+
+
+def check_targets(loaded: LoadedModel, targets: list[str]) -> None:
+    """Refuses targets that match no linear layer.
+
+    Raises:
+        UserError: naming the layers that there are.
+    """
+    from torch import nn
+
+    names = {name.rsplit(".", 1)[-1] for name, module in loaded.model.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := [target for target in targets if target not in names]:
+        raise UserError(
+            f"recovery.targets={targets}: no layer is called {', '.join(unknown)}; there are {', '.join(sorted(names))}"
+        )

@@ -1,0 +1,208 @@
+"""The one training loop: frozen model, a few trained tensors, the best held-out checkpoint, exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.config import Training
+from idp.errors import UserError
+from idp.progress import progress
+from idp.store import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass
+class History:
+    """What a training run leaves: one row per step, one per held-out evaluation, and the best of those."""
+
+    train: list[dict[str, float]] = field(default_factory=list)
+    heldout: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_loss: float = math.inf
+
+
+def train(
+    parameters: dict[str, torch.nn.Parameter],
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    blocks: torch.Tensor,
+    heldout: torch.Tensor,
+    options: Training,
+    *,
+    seed: int,
+    checkpoint: Path,
+    label: str,
+    report: Report | None = None,
+) -> History:
+    """Trains `parameters` in place and leaves them as they were at the best held-out loss.
+
+    Step 0 is evaluated as well, so a repair is never worse on held-out text than its start. A run that was killed
+    continues from `checkpoint` and ends as an undisturbed one would, bit for bit on the same machine: the order of
+    the blocks is drawn from the seed, and each step's own randomness (LoRA's dropout) from the seed and the step.
+
+    Args:
+        parameters: the trained tensors, by name.
+        loss_of: mean loss in nats per token of a batch of token ids, [batch, tokens]; called in training and, without
+            gradients, on held-out text.
+        blocks: training text, [blocks, tokens].
+        heldout: held-out text, [blocks, tokens].
+        options: steps, batch size, learning rate and so on.
+        seed: draws the order of the blocks.
+        checkpoint: a folder that survives a kill.
+        label: what is said beside the progress bar.
+        report: called with each step's figures, for live curves.
+
+    Raises:
+        UserError: the loss is no longer a number; the best state so far is in `checkpoint`.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
+    )
+    history, best, done = _resume(checkpoint, parameters, optimizer)
+    order = _order(len(blocks), options.steps * options.batch_size, seed)
+
+    def evaluate(step: int) -> None:
+        nonlocal best
+        loss = _heldout_loss(loss_of, heldout, options.batch_size)
+        history.heldout.append({"step": step, "loss": loss})
+        if report is not None:
+            report({"step": step, "heldout_loss": loss})
+        if loss < history.best_loss:
+            history.best_step, history.best_loss = step, loss
+            best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    if not history.heldout:
+        evaluate(0)
+    with progress(options.steps, label, unit="steps") as bar:
+        bar.update(done)
+        for step in range(done + 1, options.steps + 1):
+            rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(seed * 1_000_003 + step)
+            batch = blocks[order[(step - 1) * options.batch_size : step * options.batch_size]]
+            loss = loss_of(batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise UserError(
+                    f"{label}: the loss is {loss.item():g} and the gradient {norm.item():g} at step {step}; lower"
+                    f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
+                    f" {history.best_step}) is in {checkpoint}"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            row = {"step": step, "loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+            history.train.append(row)
+            if report is not None:
+                report(row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", heldout=f"{history.best_loss:.3f}")
+            bar.update(1)
+            if step % options.evaluate_every == 0 or step == options.steps:
+                evaluate(step)
+            if step % options.checkpoint_every == 0 or step == options.steps:
+                _save(checkpoint, step, history, best, parameters, optimizer)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(best[name])
+    return history
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up to 1 at step `warmup`, then linear decay to 0 just after the last step; `step` counts from 1."""
+    if step <= warmup:
+        return step / warmup
+    return (steps + 1 - step) / (steps + 1 - warmup)
+
+
+def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats of each token but the first, given those before it.
+
+    Args:
+        logits: [batch, tokens, vocabulary], of the real tokens alone.
+        tokens: [batch, tokens].
+    """
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def _order(blocks: int, wanted: int, seed: int) -> torch.Tensor:
+    """Block numbers for the whole run: as many passes over shuffled blocks as it takes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    passes = [torch.randperm(blocks, generator=generator) for _ in range(math.ceil(wanted / blocks))]
+    return torch.cat(passes)[:wanted]
+
+
+def _heldout_loss(loss_of: Callable, heldout: torch.Tensor, batch_size: int) -> float:
+    import torch
+
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(heldout), batch_size):
+            batch = heldout[start : start + batch_size]
+            total += loss_of(batch).item() * len(batch)
+    return total / len(heldout)
+
+
+def _save(
+    folder: Path, step: int, history: History, best: dict, parameters: dict, optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes the tensors of this step, then the JSON that makes them the current ones."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for name, parameter in parameters.items():
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    temporary = folder / f"step-{step}.tmp"
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(folder / f"step-{step}.safetensors")
+    write_json(folder / "state.json", {"step": step, "history": vars(history)})
+    for old in folder.glob("step-*.safetensors"):
+        if old.name != f"step-{step}.safetensors":
+            old.unlink()
+
+
+def _resume(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> tuple[History, dict[str, Any], int]:
+    """The state that `_save` left, or a fresh one: history, best tensors, steps done."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    fresh = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    if not (folder / "state.json").exists():
+        return History(), fresh, 0
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        step = state["step"]
+        tensors = load_file(folder / f"step-{step}.safetensors")
+        best = {name: tensors[f"best.{name}"].to(value.device) for name, value in fresh.items()}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+                optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] if key == "step" else tensors[f"{key}.{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        log.warning("%s: a checkpoint that cannot be read (%s): training starts anew", folder, error)
+        return History(), fresh, 0
+    log.info("training continues after step %d", step)
+    return History(**state["history"]), best, step

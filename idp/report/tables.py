@@ -1,0 +1,98 @@
+"""Tables of a record, as GitHub Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from idp.evaluate.tasks import main_metric
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """lm-eval's `results` of each model of a run, baselines first: dense, compressed, repaired as far as measured."""
+    about = record["idp"]
+    return {row: found["results"] for row, found in about["baselines"].items()} | {about["row"]: record["results"]}
+
+
+def main_scores(record: dict[str, Any], results: dict[str, Any]) -> dict[str, float]:
+    """Each task's main score, by the name that was asked for."""
+    scores = {}
+    for task, data in record["idp"]["data"].items():
+        metrics = results[data["stand_in"] or task]
+        scores[task] = metrics[main_metric(data["stand_in"] or task, metrics)]
+    return scores
+
+
+def run_table(record: dict[str, Any]) -> str:
+    """The table that ends a run: each task's score dense, compressed and repaired, with its standard error.
+
+    `recovery` is repaired / dense (compressed / dense where nothing was repaired). A task for which another's
+    documents stand in is marked.
+    """
+    about, models = record["idp"], rows_of(record)
+    scores = {row: main_scores(record, results) for row, results in models.items()}
+    compared = "dense" in models and len(models) > 1
+    lines = []
+    for task, data in about["data"].items():
+        runs = data["stand_in"] or task
+        key = main_metric(runs, record["results"][runs])
+        error = record["results"][runs].get(key.replace(",", "_stderr,", 1))
+        lines.append(
+            [
+                f"{task} (stand-in: {runs})" if data["stand_in"] else task,
+                key.split(",")[0],
+                *_line({row: scores[row][task] for row in models}, "{:.3f}", compared),
+                f"{error:.3f}" if isinstance(error, (int, float)) else "",
+                str(data["documents"]),
+            ]
+        )
+    if len(lines) > 1:
+        means = {row: sum(values.values()) / len(values) for row, values in scores.items()}
+        lines.append(["mean", "", *_line(means, "{:.3f}", compared), "", ""])
+    for corpus, value in about["perplexity"].items():
+        values = {row: found["perplexity"][corpus] for row, found in about["baselines"].items()}
+        line = _line({**values, about["row"]: value}, "{:.2f}", compared)
+        lines.append([corpus, "perplexity", *line[: len(models)], *([""] if compared else []), "", ""])
+    headers = ["task", "metric", *models, *(["recovery"] if compared else []), "stderr", "documents"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def run_summary(record: dict[str, Any]) -> str:
+    """What stands below the table: budget, parameters, weights, stand-ins, and which prompts were chosen."""
+    about = record["idp"]
+    parameters, weights = about["parameters"], about["weights"]
+    lines = [
+        f"budget: {about['budget']}; {record['config']['model']} in {record['config']['model_dtype']}",
+        f"parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair",
+        f"weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
+        f" {weights['packed_bytes'] / 1e6:.1f} MB packed",
+    ]
+    for task, data in about["data"].items():
+        if data["stand_in"]:
+            lines.append(f"{task}: its documents were not to be had; {data['stand_in']} stands in for it")
+    if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
+        prompts = list(next(iter(about["selection"].values())))
+        rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
+        lines += ["", "Documents that were given each prompt:", ""]
+        lines.append(tabulate(rows, headers=["task", *prompts], tablefmt="github"))
+        if collapsed(about["selection"]):
+            lines += ["", "The selector gave almost every document the same prompt: it has collapsed."]
+    return "\n".join(lines)
+
+
+def collapsed(selection: dict[str, dict[str, int]], share: float = 0.98) -> bool:
+    """Whether one prompt of several was chosen for at least `share` of all documents."""
+    totals: dict[str, int] = {}
+    for counts in selection.values():
+        for prompt, count in counts.items():
+            totals[prompt] = totals.get(prompt, 0) + count
+    return len(totals) > 1 and max(totals.values()) >= share * sum(totals.values())
+
+
+def _line(values: dict[str, float], form: str, compared: bool) -> list[str]:
+    cells = [form.format(value) for value in values.values()]
+    if compared:
+        last = list(values.values())[-1]
+        cells.append(f"{last / values['dense']:.2f}" if values["dense"] else "")
+    return cells

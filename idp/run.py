@@ -1,0 +1,82 @@
+"""`python -m idp.run`: composes a config, runs it, prints the table and the record's path.
+
+config -> [load] -> dense -> [compress] -> compressed -> [recover] -> repaired -> [measure] -> [track] -> record
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from idp.config import check, conf_dir, register
+from idp.errors import UserError
+
+# Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a tokenizer that forks after threads may hang
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+register()
+
+FAILED: list[UserError] = []
+
+
+def _help() -> str:
+    from idp.usage import text
+
+    return text()
+
+
+OmegaConf.register_new_resolver("idp_help", _help, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir().absolute()), config_name="config")
+def job(composed: DictConfig) -> float | None:
+    """One run of a sweep, or the only one. Returns the held-out loss, for sweepers that minimise one."""
+    from idp.track.status import set_up_logging
+
+    set_up_logging()
+    try:
+        config = check(composed)
+        from idp.pipeline import run
+        from idp.report.tables import run_summary, run_table
+
+        record, place = run(config)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the launcher tells which cell it was, and goes on
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise
+        FAILED.append(error)  # raised by `main`: Hydra would add lines of its own
+        return None
+    print(f"\n{run_table(record)}\n\n{run_summary(record)}\n\nrecord: {place}", flush=True)
+    losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
+    return sum(losses) / len(losses) if losses else None
+
+
+def main() -> None:
+    """The command line: every failure is one line on standard error and a non-zero exit status."""
+    from idp.usage import explain
+
+    try:
+        job()
+        if FAILED:
+            raise FAILED.pop()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues where it stopped")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if os.environ.get("IDP_DEBUG"):
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Content-addressed artifacts: whatever has been computed once is found again, whole, or made anew.
+
+A product's key is the SHA-256 of everything that made it. It is written in a folder beside its place and renamed
+when complete, under a lock, so a reader never sees half of one and two jobs never do the same work.
+
+    <root>/<stage>/<key>/             a finished product, with manifest.json
+    <root>/<stage>/<key>.part/        one being made; what is under `checkpoint/` survives a kill
+    <root>/<stage>/<key>.damaged-N/   one that failed its hashes, set aside
+    <root>/locks/<stage>-<key>.lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from idp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CHECKPOINT = "checkpoint"
+LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "lm-eval", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A finished artifact: where it is, the key that names it, and whether this run had to make it."""
+
+    path: Path
+    key: str
+    reused: bool
+    manifest: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that making it took, whenever that was."""
+        return self.manifest["seconds"]
+
+    def read(self, name: str) -> Any:
+        """The JSON file `name` of this product."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def summary(self) -> dict[str, Any]:
+        """What the record says of a stage: its key, whether it was reused, and the seconds that making it took."""
+        return {"key": self.key, "reused": self.reused, "seconds": round(self.seconds, 3)}
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling per value, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it.
+
+    A number that JSON does not have (infinity, NaN) is written as null.
+    """
+    value = _finite(value)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class Store:
+    """The folder of artifacts that all runs share."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).absolute()
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            probe = self.root / "locks" / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"store={root}: cannot write there ({error.strerror or error}). Choose another folder with store=..."
+            ) from error
+
+    def get_or_make(
+        self,
+        stage: str,
+        *,
+        parent: str | None,
+        config: dict[str, Any],
+        version: int,
+        make: Callable[[Path], None],
+        label: str = "",
+    ) -> Product:
+        """The product of `stage`, made by `make(folder)` if no run has made it yet.
+
+        Args:
+            stage: the stage's name: the first folder under the root.
+            parent: the key of the product that this one is made from.
+            config: everything else that decides the result, as JSON values: options, seed, hashes of local inputs.
+            version: the stage's version number, raised when its code changes what it yields.
+            make: writes the product's files into the folder that it is given. What it writes under
+                `folder/checkpoint` is there again when a killed `make` is called anew, and is dropped at the end.
+            label: what is said to the user, such as "gptq4".
+
+        Returns:
+            the product, its files verified against the hashes in its manifest.
+        """
+        identity = {"stage": stage, "parent": parent, "config": config, "version": version}
+        key = digest(identity)
+        place = self.root / stage / key
+        with self._lock(stage, key, label):
+            manifest = self._verified(place, key)
+            if manifest is not None:
+                log.info("%s %s: reused from %s", stage, label, place)
+                return Product(place, key, True, manifest)
+            manifest = self._make(place, identity, key, make)
+        return Product(place, key, False, manifest)
+
+    def _make(self, place: Path, identity: dict, key: str, make: Callable[[Path], None]) -> dict[str, Any]:
+        part = place.with_name(f"{place.name}.part")
+        _clear(part)
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            make(part)
+            seconds = time.perf_counter() - started
+            shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
+            manifest = {
+                **identity,
+                "key": key,
+                "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
+                "seconds": seconds,
+                # The process's peak so far, in bytes (Linux counts it in KiB, macOS in bytes).
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                * (1 if platform.system() == "Darwin" else 1024),
+                "libraries": versions(),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+            manifest["digest"] = digest(manifest)
+            write_json(part / MANIFEST, manifest)
+            os.rename(part, place)
+        except OSError as error:
+            if error.errno is None:  # a library's own subclass, such as a failed download
+                raise
+            raise UserError(
+                f"{identity['stage']}: {error.strerror} ({error.filename or part}). Free some space or choose another"
+                " folder with store=..., then run the same command again: finished stages are kept"
+            ) from error
+        return manifest
+
+    def _verified(self, place: Path, key: str) -> dict[str, Any] | None:
+        """The manifest of a whole product; None where there is none. A damaged one is set aside."""
+        if not place.exists():
+            return None
+        damage = self._damage(place, key)
+        if damage is None:
+            return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        aside = next(
+            candidate
+            for number in range(10**6)
+            if not (candidate := place.with_name(f"{place.name}.damaged-{number}")).exists()
+        )
+        os.rename(place, aside)
+        log.warning("%s: damaged (%s); set aside as %s and made anew", place, damage, aside.name)
+        return None
+
+    @staticmethod
+    def _damage(place: Path, key: str) -> str | None:
+        try:
+            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            claimed = manifest.pop("digest")
+            if manifest["key"] != key or digest(manifest) != claimed:
+                return f"{MANIFEST} was changed"
+            found = {str(file.relative_to(place)) for file in _files(place)} - {MANIFEST}
+            if odd := found ^ set(manifest["files"]):
+                return f"{sorted(odd)[0]} is missing or does not belong"
+            for name, expected in manifest["files"].items():
+                if hash_file(place / name) != expected:
+                    return f"{name} does not match its hash"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{MANIFEST} cannot be read: {error}"
+        return None
+
+    @contextlib.contextmanager
+    def _lock(self, stage: str, key: str, label: str) -> Iterator[None]:
+        lock = FileLock(self.root / "locks" / f"{stage}-{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s %s: another run is making it; waiting", stage, label)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that results depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _clear(part: Path) -> None:
+    """Empties a folder that a killed run left, all but its checkpoint."""
+    if not part.exists():
+        return
+    for path in part.iterdir():
+        if path.name == CHECKPOINT:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,1 @@
+"""Stage 5: what a run leaves: its record, its status and log, and W&B."""

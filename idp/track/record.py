@@ -1,0 +1,207 @@
+"""The record: the one JSON that a run leaves, in lm-eval's result schema plus an `idp` block."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import idp
+from idp.store import digest, versions, write_json
+
+if TYPE_CHECKING:
+    from idp.evaluate.stage import Measured
+    from idp.evaluate.tasks import TaskSource
+    from idp.store import Product
+
+RECORD, SAMPLES = "record.json", "samples.parquet"
+SCHEMA_VERSION = 1
+# What may differ between two runs of one config: when and how fast, not what came out.
+TIMINGS = ("seconds", "reused", "date", "environment", "wall_seconds", "peak_memory_bytes")
+
+
+def build(
+    *,
+    name: str,
+    config: dict[str, Any],
+    stages: dict[str, Product | None],
+    measured: dict[str, Measured],
+    sources: list[TaskSource],
+    documents: int | None,
+) -> dict[str, Any]:
+    """The record of a run.
+
+    Args:
+        name: the run's name, which ends in the hash of its config.
+        config: the resolved config.
+        stages: the products of load, compress and recover.
+        measured: what each model scored, by `dense`, `compressed`, `repaired`; the last is the run's own result.
+        sources: where the tasks' documents came from.
+        documents: per task, as the budget allows.
+    """
+    own = list(measured.values())[-1]
+    record = _merged(own)
+    weights = {key: value for key, value in stages["compress"].read("weights.json").items() if key != "layers"}
+    repair = stages["recover"].read("repair.json") if stages["recover"] is not None else {"added": 0, "trainable": 0}
+    record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": documents}
+    record["idp"] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "row": own.name,
+        "budget": config["budget"]["name"],
+        "config": config,
+        "stages": {
+            **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
+            "measure": own.summary(),
+        },
+        "parameters": {
+            "model": weights.pop("parameters"),
+            "added": repair["added"],
+            "trainable": repair["trainable"],
+        },
+        "weights": weights,
+        "perplexity": _perplexity(own, "perplexity"),
+        "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
+        "latency": None,
+        "selection": {
+            task: selection
+            for task, product in own.tasks.items()
+            if (selection := product.read("results.json")["idp"]["selection"])
+        },
+        "training": _training(stages["recover"]),
+        "data": {source.name: _data(source, documents) for source in sources},
+        "baselines": {
+            row: {
+                "results": _merged(scores)["results"],
+                "perplexity": _perplexity(scores, "perplexity"),
+                "stage": scores.summary(),
+            }
+            for row, scores in measured.items()
+            if scores is not own
+        },
+        "environment": environment(),
+    }
+    return record
+
+
+def write(folder: Path, record: dict[str, Any], measured: dict[str, Measured]) -> Path:
+    """Writes the record and, beside it, every model's per-document outcomes; the record comes last."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    tables = []
+    for row, scores in measured.items():
+        for task, product in scores.tasks.items():
+            table = parquet.read_table(product.path / "samples.parquet")
+            count = len(table)
+            table = table.append_column("asked_for", arrow.array([task] * count))
+            tables.append(table.append_column("model", arrow.array([row] * count)))
+    temporary = folder / f".{SAMPLES}.tmp"
+    parquet.write_table(arrow.concat_tables(tables, promote_options="permissive"), temporary)
+    os.replace(temporary, folder / SAMPLES)
+    write_json(folder / RECORD, record)
+    return folder / RECORD
+
+
+def comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without timings and machine: equal for two runs of one config, however often they were killed."""
+    result = copy.deepcopy(record)
+
+    def strip(node: Any) -> None:
+        if isinstance(node, dict):
+            for key in [key for key in node if key in TIMINGS]:
+                del node[key]
+            for value in node.values():
+                strip(value)
+        elif isinstance(node, list):
+            for value in node:
+                strip(value)
+
+    strip(result)
+    return result
+
+
+def identity(config: dict[str, Any]) -> str:
+    """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
+    return digest({key: value for key, value in config.items() if key not in ("tracker", "output", "store")})
+
+
+def own_dtype(measured: Measured) -> str:
+    """The dtype that a model was measured in."""
+    return measured.products[0].manifest["config"]["dtype"]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and git commit of this run."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "idp": idp.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "devices": torch.cuda.device_count() if cuda else 0,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "command": " ".join(sys.argv),
+    }
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this code is in; None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _merged(measured: Measured) -> dict[str, Any]:
+    """The results of all tasks as lm-eval would give them together."""
+    merged: dict[str, Any] = {}
+    for product in measured.tasks.values():
+        for key, value in product.read("results.json").items():
+            if key != "idp":
+                merged.setdefault(key, {}).update(value)
+    return merged
+
+
+def _perplexity(measured: Measured, key: str) -> dict[str, float]:
+    return {corpus: product.read("perplexity.json")[key] for corpus, product in measured.corpora.items()}
+
+
+def _training(repair: Product | None) -> dict[str, Any] | None:
+    """The best held-out loss of each trained part, in nats per token, and that of its start."""
+    if repair is None or not (histories := repair.read("history.json")):
+        return None
+    return {
+        name: {
+            "best_step": history["best_step"],
+            "heldout_loss": history["best_loss"],
+            "heldout_loss_at_start": history["heldout"][0]["loss"],
+        }
+        for name, history in histories.items()
+    }
+
+
+def _data(source: TaskSource, documents: int | None) -> dict[str, Any]:
+    return {
+        "source": source.source,
+        "split": source.split,
+        "documents": min(documents or source.documents, source.documents),
+        "documents_in_split": source.documents,
+        "stand_in": source.runs if source.stand_in else None,
+        "fingerprint": source.fingerprint,
+        "note": source.note,
+    }

@@ -1,0 +1,103 @@
+"""What the command line says: its help, and one line for each of Hydra's errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+
+from idp import config
+from idp.config import conf_dir, one_line
+
+GROUPS = ("model", "compressor", "recovery", "recovery/selector", "task", "corpus", "budget", "tracker")
+
+
+def text() -> str:
+    """The text of `--help`. Hydra reads `$` in it as its own, so there is none."""
+    groups = "\n".join(f"  {group + '=':<20} {' '.join(options(group))}" for group in GROUPS)
+    return f"""idp: repairing compressed language models with prompts
+
+  python -m idp.run compressor=gptq4 recovery=idp task=all
+  python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
+  python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
+
+Choices:
+{groups}
+
+Options (any can be overridden, such as recovery.training.steps=200):
+{_fields("", config.Config)}
+{_recoveries()}
+  --cfg job            print the config and exit
+  -m, --multirun       run every combination of comma-separated values
+  hydra/launcher=...   basic, joblib, submitit_local or submitit_slurm
+"""
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group: the YAML files that ship with it."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    missing = re.search(r"Could not find '([\w/]+)/([^']*)'", str(error))
+    if missing and options(missing[1]):
+        return f"{missing[1]}={missing[2]}: no such option; choose one of {', '.join(options(missing[1]))}"
+    unknown = re.search(r"Could not override '([\w.@/]+)'", str(error))
+    message = one_line(error)
+    if unknown:
+        message = f"{unknown[1]}: {_unknown(unknown[1], str(error))}"
+    elif cause is not error and one_line(cause) not in message:
+        message = f"{message}: {one_line(cause)}"
+    return " ".join(message.split())
+
+
+def _unknown(key: str, message: str) -> str:
+    if "No match in the defaults list" in message:
+        near = difflib.get_close_matches(key, GROUPS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"there is no such group, or the chosen options do not use it; groups are {', '.join(GROUPS)}{hint}"
+    names = _all_names()
+    last = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(last, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see python -m idp.run --help for what there is"
+    return f"there is no such option here; {hint}"
+
+
+def _all_names() -> set[str]:
+    nodes = [getattr(config, name) for name in dir(config)]
+    return {
+        item.name
+        for node in nodes
+        if isinstance(node, type) and dataclasses.is_dataclass(node)
+        for item in dataclasses.fields(node)
+    }
+
+
+def _fields(prefix: str, node: type) -> str:
+    lines = []
+    for item in dataclasses.fields(node):
+        nested = getattr(config, item.type.split("[")[-1].rstrip("]"), None) if isinstance(item.type, str) else None
+        if nested is not None and dataclasses.is_dataclass(nested):
+            if nested not in (config.Recovery, config.Budget, config.Training):
+                lines.append(_fields(f"{prefix}{item.name}.", nested))
+            continue
+        help = item.metadata.get("help", "")
+        choices = item.metadata.get("choices", ())
+        known = f" [{', '.join('null' if choice is None else str(choice) for choice in choices)}]" if choices else ""
+        lines.append(f"  {prefix + item.name:<40} {help}{known}")
+    return "\n".join(filter(None, lines))
+
+
+def _recoveries() -> str:
+    return (
+        "\n".join(
+            f"with recovery={kind}:\n{_fields('recovery.', node)}"
+            for kind, node in config.RECOVERIES.items()
+            if kind != "none"
+        )
+        + f"\nwith recovery=prompt, idp and lora:\n{_fields('recovery.training.', config.Training)}"
+    )

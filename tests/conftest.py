@@ -1,0 +1,181 @@
+"""Fixtures: a tiny model of each family in seconds, and runs on them in a folder of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+# Small models of the families that differ in ways that matter here.
+FAMILIES = {
+    "llama": {  # grouped-query attention, rotary positions, tied head
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "opt": {  # learned positions, biases
+        "model_type": "opt",
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024},
+    "qwen2": {  # biases on queries, keys and values; an untied head
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+    "qwen3": {  # normalised queries and keys
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {  # every layer has a sliding window
+        "model_type": "mistral",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "sliding_window": 24,
+    },
+    "gemma2": {  # alternating sliding and full attention, soft-capped logits
+        "model_type": "gemma2",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+    },
+    "gemma3_text": {  # sliding and full attention with their own rotary bases, scaled embeddings
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory):
+    """`model_folders(family)`: the folder of a tiny model with random weights, made once per session."""
+    from idp.models import _make_random
+
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            _make_random(FAMILIES[family], root / family)
+            made[family] = root / family
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def open_tiny(model_folders):
+    """`open_tiny(family)`: a tiny model in memory, float32, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from idp.models import LoadedModel
+
+    def opened(family: str) -> LoadedModel:
+        folder = model_folders(family)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        return LoadedModel(model, AutoTokenizer.from_pretrained(folder))
+
+    return opened
+
+
+@pytest.fixture
+def make_bank():
+    """`make_bank(loaded, lengths)`: prompts made of vocabulary rows, each drawn from its own seed."""
+    from idp.prompting.bank import PromptBank
+    from idp.recover.prompt import initial
+
+    def bank(loaded, lengths):
+        prompts = [initial(loaded, length, "vocabulary", "", 7 + i) for i, length in enumerate(lengths)]
+        return PromptBank(prompts, [f"prompt_{i}" for i in range(len(lengths))])
+
+    return bank
+
+
+@pytest.fixture
+def compose():
+    """`compose(*overrides)`: the checked config."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from idp.config import check, conf_dir, register
+
+    def composed(*overrides: str):
+        register()
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
+            return check(hydra.compose("config", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture
+def idp_run(tmp_path):
+    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`."""
+
+    def run(*overrides: str, fails: bool = False, **kwargs) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, "-m", "idp.run", f"output={tmp_path / 'outputs'}", *overrides],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            **kwargs,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def record_of(done: subprocess.CompletedProcess) -> dict:
+    """The record that a finished run names in its last line."""
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("record: "), done.stdout
+    return json.loads(Path(last.removeprefix("record: ")).read_text())

@@ -1,0 +1,257 @@
+"""The scorer gives what lm-eval's own HFLM gives on the same model, and with prompts what the plain way gives."""
+
+import random
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+
+from idp.evaluate.batching import Request, common_length, make_row, plan
+from idp.evaluate.perplexity import perplexity
+from idp.evaluate.scorer import Scorer
+from idp.prompting.bank import PromptBank
+from idp.prompting.repaired import RepairedModel
+
+from ..conftest import FAMILIES
+from ..prompting.test_prefix import ByFirstToken, plain_logits
+
+WORDS = ["the", "sun", "rises", "over", "a", "quiet", "harbour", "while", "seven", "boats", "drift", "away"]
+
+
+def text(rng, low, high):
+    return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+
+def multiple_choice(rng, documents):
+    """Choices of several lengths on one context, and, every third document, contexts that differ (WinoGrande)."""
+    requests = []
+    for doc in range(documents):
+        context = f"Question: {text(rng, 2, 25)}?\nAnswer:"
+        continuation = " " + text(rng, 1, 6)
+        for choice in range(rng.randint(2, 5)):
+            differs = doc % 3 == 2
+            pair = (f"{context} {text(rng, 1, 2)}", continuation) if differs else (context, " " + text(rng, 1, 6))
+            requests.append(instance("loglikelihood", pair, doc, choice))
+    return requests
+
+
+def instance(kind, arguments, doc_id, idx=0):
+    made = Instance(request_type=kind, doc={}, arguments=arguments, idx=idx, metadata=("made_up", doc_id, 1))
+    made.task_name, made.doc_id = "made_up", doc_id
+    return made
+
+
+@pytest.fixture
+def hflm():
+    from lm_eval.models.huggingface import HFLM
+
+    def opened(loaded, batch_size=3):
+        return HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size, device="cpu")
+
+    return opened
+
+
+def agree(found, expected):
+    for (value, greedy), (wanted, wanted_greedy) in zip(found, expected, strict=True):
+        assert value == pytest.approx(wanted, abs=1e-4)
+        assert greedy == wanted_greedy
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_tokens", [64, 700])
+def test_loglikelihoods_equal_hflm(family, batch_tokens, open_tiny, hflm):
+    loaded = open_tiny(family)
+    requests = multiple_choice(random.Random(batch_tokens), 12)
+    found = Scorer(RepairedModel(loaded), batch_tokens).loglikelihood(requests, disable_tqdm=True)
+    agree(found, hflm(loaded).loglikelihood(requests, disable_tqdm=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rolling_equals_hflm(family, open_tiny, hflm):
+    loaded, rng = open_tiny(family), random.Random(3)
+    requests = [instance("loglikelihood_rolling", (text(rng, 1, 60),), doc) for doc in range(5)]
+    long = " ".join(text(rng, 30, 30) for _ in range(25))  # longer than the window of 2,048 byte tokens
+    requests.append(instance("loglikelihood_rolling", (long,), 5))
+    found = Scorer(RepairedModel(loaded), 1024).loglikelihood_rolling(requests, disable_tqdm=True)
+    expected = hflm(loaded).loglikelihood_rolling(requests, disable_tqdm=True)
+    assert found == pytest.approx(expected, abs=1e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_equals_hflm(family, open_tiny, hflm):
+    loaded, rng = open_tiny(family), random.Random(5)
+    options = {"until": ["\n", "e"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 24}
+    requests = [instance("generate_until", (f"Q: {text(rng, 1, 12)}\nA:", options), doc) for doc in range(7)]
+    never = {"until": ["a stop string that never comes"], "do_sample": False, "max_gen_toks": 9}
+    requests += [instance("generate_until", (text(rng, 1, 12), never), doc) for doc in range(7, 10)]
+    found = Scorer(RepairedModel(loaded), 256).generate_until(requests, disable_tqdm=True)
+    assert found == hflm(loaded).generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3_text"])
+@pytest.mark.parametrize("batch_tokens", [64, 900])
+def test_with_prompts_equal_to_the_plain_way(family, batch_tokens, open_tiny, make_bank):
+    loaded = open_tiny(family)
+    bank = make_bank(loaded, [4, 11, 30])
+    scorer = Scorer(RepairedModel(loaded, bank, ByFirstToken()), batch_tokens)
+    rng = random.Random(11)
+    requests = [
+        instance("loglikelihood", (f"{'abcdef'[doc % 6]} {context}", f" {text(rng, 1, 5)}"), doc, choice)
+        for doc in range(9)
+        for context in [text(rng, 1, 9)]
+        for choice in range(3)
+    ]
+    found = scorer.loglikelihood(requests, disable_tqdm=True)
+    for request, (value, greedy) in zip(requests, found, strict=True):
+        context, continuation = (scorer.tok_encode(part) for part in request.args)
+        prompt = context[0] % 3
+        assert scorer.choices["made_up", request.doc_id] == prompt
+        logits = plain_logits(loaded, bank.prompts[prompt], (context + continuation)[:-1])
+        logits = logits[len(context) - 1 :].log_softmax(-1)
+        target = torch.tensor(continuation)
+        assert value == pytest.approx(logits.gather(1, target[:, None]).sum().item(), abs=1e-4)
+        assert greedy == bool((logits.argmax(-1) == target).all())
+    assert len(set(scorer.choices.values())) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_generation_with_prompts_equals_the_plain_way(family, open_tiny, make_bank):
+    loaded = open_tiny(family)
+    bank = make_bank(loaded, [4, 11, 30])
+    scorer = Scorer(RepairedModel(loaded, bank, ByFirstToken()), 256)
+    options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
+    requests = [instance("generate_until", (f"{'abcdef'[doc]} question", options), doc) for doc in range(6)]
+    for request, found in zip(requests, scorer.generate_until(requests, disable_tqdm=True), strict=True):
+        tokens = scorer.tok_encode(request.args[0])
+        prompt, context = bank.prompts[tokens[0] % 3], list(tokens)
+        for _ in range(12):
+            context.append(int(plain_logits(loaded, prompt, context)[-1].argmax()))
+        new = context[len(tokens) :]
+        new = new[: new.index(0)] if 0 in new else new
+        assert found == loaded.tokenizer.decode(new).split("\n")[0]
+
+
+def test_scores_do_not_depend_on_the_batch(open_tiny, make_bank):
+    loaded = open_tiny("llama")
+    requests = multiple_choice(random.Random(17), 20)
+    scores = [
+        Scorer(RepairedModel(loaded, make_bank(loaded, [4, 11]), ByFirstToken()), batch_tokens).loglikelihood(
+            requests, disable_tqdm=True
+        )
+        for batch_tokens in (32, 257, 4096)
+    ]
+    agree(scores[0], scores[1])
+    agree(scores[0], scores[2])
+
+
+def test_the_choice_reads_the_context_alone(open_tiny, make_bank):
+    """Other choices of answers, same question: the selector must be shown the same tokens."""
+    shown = []
+
+    class Spy(ByFirstToken):
+        def scores(self, tokens, lengths):
+            shown.extend(row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
+            return super().scores(tokens, lengths)
+
+    loaded = open_tiny("llama")
+    scorer = Scorer(RepairedModel(loaded, make_bank(loaded, [4, 11]), Spy()), 512)
+    for answers in ([" yes", " no"], [" an answer", " another answer"]):
+        scorer.loglikelihood(
+            [instance("loglikelihood", ("a question", answer), 0, i) for i, answer in enumerate(answers)],
+            disable_tqdm=True,
+        )
+    assert shown == [scorer.tok_encode("a question")] * 2
+
+
+def test_edges_of_the_input(open_tiny):
+    """Empty parts have defined results, and a context that does not fit is cut on the left and counted."""
+    loaded = open_tiny("llama")
+    scorer = Scorer(RepairedModel(loaded), 512)
+    long = "x" * 5000
+    requests = [
+        instance("loglikelihood", ("context", ""), 0),
+        instance("loglikelihood", ("", ""), 1),
+        instance("loglikelihood", ("", " text"), 2),
+        instance("loglikelihood", ("  ", "text"), 3),
+        instance("loglikelihood", (long, " yes"), 4),
+        instance("loglikelihood", (long, " no"), 4, 1),
+        instance("loglikelihood", ("short", long), 5),
+    ]
+    scores = scorer.loglikelihood(requests, disable_tqdm=True)
+    assert scores[0] == scores[1] == (0.0, True)
+    assert all(value < 0 for value, _ in scores[2:])
+    assert scorer.truncated == 3
+    assert scorer.loglikelihood([], disable_tqdm=True) == []
+    assert scorer.generate_until([], disable_tqdm=True) == []
+
+
+def test_truncation_equals_hflm(open_tiny, hflm):
+    loaded = open_tiny("gpt2")
+    requests = [instance("loglikelihood", ("word " * 300, f" {answer}"), 0, i) for i, answer in enumerate(["a", "bcd"])]
+    found = Scorer(RepairedModel(loaded), 512).loglikelihood(requests, disable_tqdm=True)
+    agree(found, hflm(loaded, 1).loglikelihood(requests, disable_tqdm=True))
+
+
+def test_out_of_memory_halves_the_batch(open_tiny, monkeypatch):
+    loaded = open_tiny("llama")
+    requests = multiple_choice(random.Random(1), 8)
+    expected = Scorer(RepairedModel(loaded), 4096).loglikelihood(requests, disable_tqdm=True)
+    scorer, real = Scorer(RepairedModel(loaded), 4096), Scorer._forward
+
+    def limited(self, rows):
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, rows)
+
+    monkeypatch.setattr(Scorer, "_forward", limited)
+    agree(scorer.loglikelihood(requests, disable_tqdm=True), expected)
+
+
+def test_a_choice_costs_only_its_own_tokens(open_tiny):
+    loaded = open_tiny("llama")
+    scorer = Scorer(RepairedModel(loaded), 10_000)
+    context = "c" * 500
+    scorer.loglikelihood([instance("loglikelihood", (context, " a" * 5), 0, i) for i in range(4)], disable_tqdm=True)
+    assert scorer.tokens_run < 1.2 * 500
+
+
+def test_rows_share_what_is_common():
+    requests = [Request([1, 2, 3], [4, 5]), Request([1, 2, 3], [4, 6, 7]), Request([1, 2, 3], [8])]
+    row = make_row(requests, [0, 1, 2], [1, 2, 3])
+    assert row.tokens == [1, 2, 3, 4, 4, 6]
+    assert row.positions == [0, 1, 2, 3, 3, 4]
+    assert row.branches == [0, 0, 0, 1, 2, 2]
+    assert row.targets == [4, 5, 4, 6, 7, 8] and row.owners == [0, 0, 1, 1, 1, 2]
+    assert row.places == [2, 3, 2, 4, 5, 2]
+    assert common_length([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
+
+
+def test_the_plan_keeps_to_its_budget():
+    rng = random.Random(0)
+    rows = [make_row([Request([1] * rng.randint(1, 90), [2])], [n], []) for n in range(50)]
+    batches = plan(rows, 128)
+    assert sorted(number for batch in batches for number in batch) == list(range(50))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(len(rows[number].tokens) for number in batch) <= 128
+
+
+def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny):
+    """A prompt that does nothing leaves the perplexity unchanged; counting its positions would lower it."""
+    loaded = open_tiny("llama")
+    windows = torch.randint(1, 250, (6, 40), generator=torch.Generator().manual_seed(0))
+    plain = perplexity(Scorer(RepairedModel(loaded), 256), windows)
+    assert plain["tokens"] == 6 * 39
+    with torch.no_grad():
+        logits = loaded.model(windows).logits[:, :-1].log_softmax(-1)
+    expected = -logits.gather(2, windows[:, 1:, None]).mean()
+    assert plain["nll"] == pytest.approx(expected.item(), abs=1e-5)
+
+    repaired = RepairedModel(loaded, PromptBank([torch.zeros(8, 64)], ["nothing"]))
+    for keys, values in zip(repaired.prefixes.keys, repaired.prefixes.values, strict=True):
+        keys.fill_(0.0)
+        values.fill_(0.0)
+    # Zero keys still draw attention; a mask that hides the prompt is what "does nothing" means.
+    repaired.prefixes.valid = lambda choice: torch.zeros(len(choice), 8, dtype=torch.bool)
+    found = perplexity(Scorer(repaired, 256), windows)
+    assert found["tokens"] == plain["tokens"]
+    assert found["nll"] == pytest.approx(plain["nll"], abs=1e-5)

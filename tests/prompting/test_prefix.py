@@ -1,0 +1,88 @@
+"""A cached prefix gives what the plain way gives: embeddings in front of the input, one full forward pass."""
+
+import pytest
+import torch
+
+from idp.prompting.bank import PromptBank
+from idp.prompting.prefix import bind
+from idp.prompting.repaired import RepairedModel, right_padded
+from idp.prompting.selectors.base import Selector
+
+from ..conftest import FAMILIES
+
+
+class ByFirstToken(Selector):
+    """Picks prompt `first token mod m`: any selector will do here."""
+
+    def scores(self, tokens, lengths):
+        m = len(self.prefixes.lengths)
+        return torch.nn.functional.one_hot(tokens[:, 0] % m, m).float()
+
+
+def plain_logits(loaded, prompt, tokens):
+    embedded = loaded.model.get_input_embeddings()(torch.tensor([tokens]))
+    whole = torch.cat([prompt[None], embedded], dim=1)
+    with torch.no_grad():
+        return loaded.model(inputs_embeds=whole).logits[0, len(prompt) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_prefix_equals_concatenated_embeddings(family, open_tiny, make_bank):
+    loaded = open_tiny(family)
+    bank = make_bank(loaded, [5, 9, 30])
+    repaired = RepairedModel(loaded, bank, ByFirstToken())
+    contexts = [[3, 40, 41, 42, 43], [4, 50], [5, *range(60, 100)], [6, 70, 71]]
+    choice = repaired.choose(contexts)
+    assert choice.tolist() == [0, 1, 2, 0]
+
+    tokens, lengths = right_padded(contexts, "cpu")
+    rows, width = tokens.shape
+    positions = torch.arange(width).expand(rows, -1)
+    visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
+    wanted = [row * width + column for row, length in enumerate(lengths.tolist()) for column in range(length)]
+    with torch.no_grad():
+        found = repaired.logits_at(tokens, visible, positions, choice, torch.tensor(wanted))
+
+    expected = torch.cat(
+        [plain_logits(loaded, bank.prompts[prompt], context) for prompt, context in zip(choice, contexts, strict=True)]
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_prompts_matter(open_tiny, make_bank):
+    loaded = open_tiny("llama")
+    bank = make_bank(loaded, [5, 9])
+    one, other = (plain_logits(loaded, prompt, [3, 4, 5]) for prompt in bank.prompts)
+    assert (one - other).abs().max() > 1e-2
+
+
+def test_a_prompt_of_another_hidden_size_is_refused(open_tiny):
+    from idp.errors import UserError
+
+    loaded = open_tiny("llama")
+    with pytest.raises(UserError, match="stranger has hidden size 32, the model 64"):
+        bind(loaded.model, PromptBank([torch.zeros(4, 32)], ["stranger"]))
+
+
+def test_bank_round_trip(open_tiny, make_bank, tmp_path):
+    loaded = open_tiny("llama")
+    bank = make_bank(loaded, [5, 9])
+    bank.save(tmp_path, loaded.model.config, "base")
+    again = PromptBank.load(tmp_path)
+    assert again.names == bank.names and again.lengths == [5, 9] and again.parameters == 14 * 64
+    for one, other in zip(bank.prompts, again.prompts, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_peft_loads_a_single_prompt_with_equal_logits(open_tiny, make_bank, tmp_path):
+    from peft import PeftModel
+
+    loaded = open_tiny("llama")
+    bank = make_bank(loaded, [5, 9])
+    bank.save(tmp_path, loaded.model.config, "base")
+    tokens = [3, 4, 5, 6]
+    expected = plain_logits(loaded, bank.prompts[1], tokens)
+    adapted = PeftModel.from_pretrained(loaded.model, tmp_path / "prompt_1").eval()
+    with torch.no_grad():
+        found = adapted(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) :]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -1,0 +1,77 @@
+"""Every shipped YAML composes and is checked; every mistake is one line that says what, where and what to do."""
+
+import pytest
+
+from idp.config import conf_dir
+from idp.errors import UserError
+from idp.usage import options
+
+CHOICES = [
+    f"{group}={choice}"
+    for group in ("model", "compressor", "recovery", "task", "corpus", "budget", "tracker")
+    for choice in options(group)
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_composes(choice, compose):
+    overrides = [choice] + (["task.names=[boolq]"] if choice == "task=custom" else [])
+    compose(*overrides)
+
+
+@pytest.mark.parametrize("selector", options("recovery/selector"))
+def test_every_selector_composes(selector, compose):
+    assert compose("recovery=idp", f"recovery/selector={selector}").recovery.selector.kind == selector
+
+
+def test_no_yaml_is_left_out():
+    shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
+    covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
+    covered |= {f"recovery/selector/{name}" for name in options("recovery/selector")}
+    assert shipped == covered
+
+
+def test_every_yaml_begins_with_a_comment():
+    for path in conf_dir().rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_the_budget_reaches_every_stage(compose):
+    config = compose("budget=smoke", "recovery=lora", "compressor=gptq4")
+    assert config.task.documents == config.budget.documents == 8
+    assert config.compressor.calibration.samples == config.budget.calibration_samples
+    assert config.recovery.training.steps == config.budget.steps
+    paper = compose("budget=paper", "recovery=prompt", "compressor=gptq3")
+    calibration, training = paper.compressor.calibration, paper.recovery.training
+    assert (calibration.samples, calibration.length, paper.task.documents) == (128, 2048, None)
+    assert (training.steps, training.batch_size, training.sequence_length) == (30000, 2, 1024)
+    assert (training.learning_rate, training.warmup_steps, training.clip) == (1e-3, 500, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compressor=gptq4", "compressor.quantization.bits=5"], "compressor.quantization.bits=5: choose one of 2, 3"),
+        (["compressor.quantization.group_size=0"], "compressor.quantization.group_size=0: use auto, -1"),
+        (["compressor.quantization.group_size=big"], "compressor.quantization.group_size=big: use auto, -1"),
+        (["compressor.sparsity.level=1.0"], "compressor.sparsity.level=1.0: must be from 0 to 0.999"),
+        (["compressor.sparsity.level=nan"], "compressor.sparsity.level=nan: must be"),
+        (["compressor.sparsity.pattern=4:2"], "compressor.sparsity.pattern=4:2: use N:M with 0 < N < M"),
+        (["model.dtype=int8"], "model.dtype=int8: choose one of auto, float32"),
+        (["recovery=prompt", "recovery.length=0"], "recovery.length=0: must be at least 1"),
+        (["recovery=idp", "recovery.lengths=[]"], "recovery.lengths is empty"),
+        (["recovery=idp", "recovery.lengths=[25,0]"], "recovery.lengths=0: must be at least 1"),
+        (["recovery=lora", "recovery.targets=[]"], "recovery.targets is empty"),
+        (["recovery=prompt", "recovery.training.warmup_steps=99"], "must be less than recovery.training.steps=60"),
+        (["recovery=prompt", "recovery.training.learning_rate=-1"], "must be at least 0"),
+        (["recovery=hard_prompt", "recovery.text=' '"], "recovery.text is empty"),
+        (["task=custom"], "task.names is empty"),
+        (["seed=-1"], "seed=-1: must be at least 0"),
+        (["budget.documents=0"], "documents=0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(overrides, message, compose):
+    with pytest.raises(UserError) as caught:
+        compose(*overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

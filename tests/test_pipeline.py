@@ -1,0 +1,143 @@
+"""Whole runs on a tiny model: every recovery, sharing through the store, and the same record after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from idp.track.record import comparable
+
+from .conftest import record_of
+
+TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
+@pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "idp", "lora"])
+def test_every_recovery_runs_from_end_to_end(model, recovery, idp_run):
+    done = idp_run(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
+    record = record_of(done)
+    about = record["idp"]
+    assert about["row"] == ("compressed" if recovery == "none" else "repaired")
+    assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
+    assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
+    added = {
+        "none": 0,
+        "hard_prompt": 0,
+        "prompt": 25 * 64,
+        "idp": 100 * 64,
+        "lora": 2 * 8 * (128 + 96) if model == "tiny_llama" else 2 * 8 * (128 + 128),
+    }
+    assert about["parameters"]["added"] == added[recovery]
+    assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
+    counts = about["selection"].get("arc_easy", {})
+    assert sum(counts.values()) == (8 if recovery in ("hard_prompt", "prompt", "idp") else 0)
+    assert len(counts) == {"hard_prompt": 1, "prompt": 1, "idp": 3}.get(recovery, 0)
+    assert f"{about['parameters']['added']:,} added" in done.stdout
+
+
+def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
+    import pyarrow.parquet
+
+    done = idp_run(*TINY, "compressor=gptq4", "recovery=idp", "task=world_knowledge")
+    record = record_of(done)
+    for key in ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "task_hashes"):
+        assert "arc_easy" in record[key], key
+    assert {"acc,none", "acc_stderr,none", "acc_norm,none"} <= set(record["results"]["arc_easy"])
+    about = record["idp"]
+    for stage in ("load", "compress", "recover", "measure"):
+        assert set(about["stages"][stage]) == {"key", "reused", "seconds"}
+    assert set(about["parameters"]) == {"model", "added", "trainable"}
+    assert {"sparsity", "bits_per_weight", "packed_bytes", "effective_bytes"} <= set(about["weights"])
+    assert about["budget"] == "smoke" and about["perplexity"]["embedded"] > 1
+    assert about["data"]["webqs"]["stand_in"] == "nq_open" and "nq_open" in record["results"]
+    assert (
+        about["data"]["arc_easy"] | {"documents": 8, "source": "embedded", "split": "test"} == about["data"]["arc_easy"]
+    )
+    assert about["environment"]["versions"]["torch"] and about["config"]["recovery"]["lengths"] == [25, 25, 50]
+    assert "stand-in: nq_open" in done.stdout
+
+    folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("record: ")).parent
+    samples = pyarrow.parquet.read_table(folder / "samples.parquet").to_pylist()
+    assert len(samples) == 3 * 5 * 8
+    repaired = [row for row in samples if row["model"] == "repaired" and row["task"] == "arc_easy"]
+    mean = sum(row["metric:acc,none"] for row in repaired) / 8
+    assert mean == pytest.approx(record["results"]["arc_easy"]["acc,none"])
+    counts = [sum(row["prompt"] == i for row in repaired) for i in range(3)]
+    assert counts == list(about["selection"]["arc_easy"].values())
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "done" and status["record"].endswith("record.json")
+    assert (folder / "run.log").stat().st_size
+
+
+def test_runs_share_what_they_have_in_common(idp_run):
+    base = (*TINY, "compressor=gptq3", "evaluation.perplexity=[]")
+    first = record_of(idp_run(*base, "recovery=prompt", "task=arc_easy"))["idp"]["stages"]
+    again = record_of(idp_run(*base, "recovery=prompt", "task=arc_easy"))["idp"]["stages"]
+    assert not any(stage["reused"] for stage in first.values())
+    assert all(stage["reused"] for stage in again.values())
+    assert {name: stage["key"] for name, stage in first.items()} == {n: stage["key"] for n, stage in again.items()}
+
+    other = record_of(idp_run(*base, "recovery=hard_prompt", "task=arc_easy"))["idp"]
+    assert [other["stages"][stage]["reused"] for stage in ("load", "compress", "recover")] == [True, True, False]
+    assert other["baselines"]["dense"]["stage"]["reused"] and other["baselines"]["compressed"]["stage"]["reused"]
+
+    wider = record_of(idp_run(*base, "recovery=prompt", "task=custom", "task.names=[arc_easy,piqa]"))["idp"]
+    assert wider["stages"]["recover"]["reused"] and not wider["stages"]["measure"]["reused"]
+
+
+def test_the_same_seed_gives_the_same_record_and_another_another(idp_run, tmp_path):
+    base = (*TINY, "compressor=gptq3", "recovery=prompt", "task=arc_easy", "baselines=false")
+    one = record_of(idp_run(*base, f"store={tmp_path / 'one'}"))
+    two = record_of(idp_run(*base, f"store={tmp_path / 'two'}"))
+    three = record_of(idp_run(*base, f"store={tmp_path / 'two'}", "seed=1"))
+    assert comparable(one)["results"] == comparable(two)["results"]
+    assert one["idp"]["perplexity"] == two["idp"]["perplexity"] != three["idp"]["perplexity"]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_record(idp_run, tmp_path):
+    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=commonsense", "recovery.training.steps=12"]
+    undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
+
+    command = [sys.executable, "-m", "idp.run", f"output={tmp_path / 'outputs'}", f"store={tmp_path / 'killed'}"]
+    rng, kills = random.Random(0), 0
+    for seconds in (16, 20, 24):
+        process = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds + rng.random())
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    made_before = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/manifest.json")}
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    record = record_of(done)
+    made_after = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/manifest.json")}
+    assert kills and made_before.items() <= made_after.items(), "a finished stage was repeated"
+    one, other = comparable(undisturbed), comparable(record)
+    for each in (one, other):
+        del each["idp"]["config"]["store"]
+    assert one == other
+
+
+def test_task_names_that_lm_eval_knows(idp_run):
+    record = record_of(
+        idp_run(*TINY, "task=custom", "task.names=[boolq,copa]", "evaluation.perplexity=[]", "compressor=none")
+    )
+    assert set(record["results"]) == {"boolq", "copa"}
+
+
+@pytest.mark.slow
+def test_the_embedded_model_from_end_to_end(idp_run):
+    done = idp_run("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
+    record = record_of(done)
+    assert record["idp"]["parameters"]["model"] == 134_515_008
+    assert record["idp"]["parameters"]["added"] == 100 * 576
+    assert record["idp"]["weights"]["group_size"] == 64
+    assert len(record["results"]) == 9

@@ -1,0 +1,147 @@
+"""The store's contracts: whole products or none, damage found, one maker however many ask."""
+
+import json
+import multiprocessing
+import os
+import random
+import time
+
+import pytest
+
+from idp.errors import UserError
+from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest
+
+
+def ask(store, make, parent=None, config=None, version=1):
+    return store.get_or_make("stage", parent=parent, config=config or {"a": 1}, version=version, make=make)
+
+
+def writes(text="hello"):
+    def make(folder):
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file.txt").write_text(text)
+
+    return make
+
+
+def fails(folder):
+    raise AssertionError("a finished product was made again")
+
+
+def test_a_second_asking_reuses(tmp_path):
+    first = ask(Store(tmp_path), writes())
+    second = ask(Store(tmp_path), fails)
+    assert not first.reused and second.reused
+    assert first.path == second.path and (second.path / "inner" / "file.txt").read_text() == "hello"
+    assert second.manifest["config"] == {"a": 1} and second.manifest["libraries"]["torch"]
+
+
+def test_everything_that_made_it_is_in_the_key(tmp_path):
+    store = Store(tmp_path)
+    keys = {
+        ask(store, writes()).key,
+        ask(store, writes(), parent="x").key,
+        ask(store, writes(), config={"a": 2}).key,
+        ask(store, writes(), version=2).key,
+    }
+    assert len(keys) == 4
+    assert digest({"b": 1, "a": [1, 2]}) == digest({"a": [1, 2], "b": 1}) != digest({"b": 1, "a": [2, 1]})
+    assert canonical({"ü": 1.5}) == '{"\\u00fc":1.5}'
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add"])
+@pytest.mark.parametrize("target", ["inner/file.txt", MANIFEST])
+def test_damage_is_found_set_aside_and_mended(tmp_path, caplog, damage, target):
+    store = Store(tmp_path)
+    file = ask(store, writes()).path / target
+    content = file.read_bytes()
+    if damage == "flip":
+        place = random.Random(0).randrange(len(content))
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    elif damage == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        (file.parent / "intruder").write_text("")
+    mended = ask(store, writes())
+    assert not mended.reused and (mended.path / "inner" / "file.txt").read_text() == "hello"
+    assert "damaged" in caplog.text
+    assert len(list(tmp_path.glob("stage/*.damaged-*"))) == 1
+    assert ask(store, fails).reused
+
+
+def test_every_byte_of_the_manifest_counts(tmp_path):
+    store = Store(tmp_path)
+    manifest = ask(store, writes()).path / MANIFEST
+    whole = json.loads(manifest.read_text())
+    whole["config"]["a"] = 2
+    manifest.write_text(json.dumps(whole))
+    assert not ask(store, writes()).reused
+
+
+def test_a_failed_maker_leaves_nothing_but_its_checkpoint(tmp_path):
+    store = Store(tmp_path)
+
+    def dies(folder):
+        (folder / "half").write_text("half a file")
+        (folder / CHECKPOINT).mkdir()
+        (folder / CHECKPOINT / "step").write_text("7")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        ask(store, dies)
+
+    def goes_on(folder):
+        assert not (folder / "half").exists()
+        assert (folder / CHECKPOINT / "step").read_text() == "7"
+        (folder / "whole").write_text("done")
+
+    product = ask(store, goes_on)
+    assert sorted(path.name for path in product.path.iterdir()) == [MANIFEST, "whole"]
+
+
+def slow_maker(root, number, out):
+    def make(folder):
+        time.sleep(0.3)
+        (folder / "maker").write_text(str(number))
+
+    product = ask(Store(root), make)
+    (out / f"{number}").write_text(json.dumps([product.reused, (product.path / "maker").read_text()]))
+
+
+def test_many_processes_one_maker(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    context = multiprocessing.get_context("fork")
+    crowd = [context.Process(target=slow_maker, args=(tmp_path / "store", n, out)) for n in range(6)]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join(30)
+        assert process.exitcode == 0
+    seen = [json.loads(file.read_text()) for file in out.iterdir()]
+    assert len(seen) == 6 and sum(not reused for reused, _ in seen) == 1
+    assert len({maker for _, maker in seen}) == 1
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there .* Choose another folder with store="):
+        Store(tmp_path / "file" / "store")
+
+
+def test_no_space_left(tmp_path):
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder / "weights"))
+
+    with pytest.raises(UserError, match="No space left on device .*finished stages are kept"):
+        ask(Store(tmp_path), full)
+    assert ask(Store(tmp_path), writes()).path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_without_permission(tmp_path):
+    (tmp_path / "store").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot write there"):
+        Store(tmp_path / "store")
