@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from idp.evaluate.tasks import TaskSource
 
-PARTS = ("train", "calibration", "heldout", "perplexity")
-TRAIN, CALIBRATION = 0.7, 0.2  # shares of the documents; the rest is held out
+# Shares of the documents. The heldout part chooses the best checkpoint, so perplexity is reported on another.
+SHARES = {"train": 0.7, "calibration": 0.1, "heldout": 0.1, "perplexity": 0.1}
+PARTS = tuple(SHARES)
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,27 @@ def named_corpus(name: str, cfg: Corpus, data_dir: str | None) -> Text:
 
 
 def part(text: Text, name: str) -> list[str]:
-    """The documents of a part, each once and in an order that depends on their content alone.
+    """The documents of a part, each once and in an order that depends on their content alone; no two parts overlap.
 
-    train, calibration and heldout are 70, 20 and 10 % of the documents by a hash of each; a corpus with its own
-    validation split has that as heldout and divides the others 7:2. perplexity is the test split, in its own order,
-    or the heldout part where there is none.
+    By a hash of each document, train, calibration, heldout and perplexity are 70, 10, 10 and 10 % of them. A corpus
+    with its own test split has that as perplexity, in its own order; one with its own validation split has that as
+    heldout, and as perplexity too, half and half, where there is no test split.
     """
-    if name == "perplexity":
-        return text.test_documents if text.test_documents is not None else part(text, "heldout")
     if name not in PARTS:
         raise ValueError(f"no part {name}: {', '.join(PARTS)}")
-    own = _by_hash(text.heldout_documents or [])
-    if text.heldout_documents is not None and name == "heldout":
-        return list(own.values())
-    whole = TRAIN + CALIBRATION if text.heldout_documents is not None else 1.0
-    bounds = {"train": (0.0, TRAIN), "calibration": (TRAIN, TRAIN + CALIBRATION), "heldout": (TRAIN + CALIBRATION, 1.0)}
-    low, high = bounds[name]
-    hashed = {key: document for key, document in _by_hash(text.documents).items() if key not in own}
-    return [document for key, document in hashed.items() if low <= int(key[:13], 16) / 16**13 * whole < high]
+    names = [each for each in PARTS if each != "perplexity" or text.test_documents is None]
+    if name not in names:
+        return text.test_documents
+    pool = own = _by_hash(text.heldout_documents or [])
+    if text.heldout_documents is not None and name in ("heldout", "perplexity"):
+        names = [each for each in names if each in ("heldout", "perplexity")]
+    else:
+        names = [each for each in names if each not in ("heldout", "perplexity") or text.heldout_documents is None]
+        pool = {key: document for key, document in _by_hash(text.documents).items() if key not in own}
+    whole = sum(SHARES[each] for each in names)
+    low = sum(SHARES[each] for each in names[: names.index(name)]) / whole
+    high = 1.0 if name == names[-1] else low + SHARES[name] / whole
+    return [document for key, document in pool.items() if low <= int(key[:13], 16) / 16**13 < high]
 
 
 def blocks(

@@ -21,6 +21,8 @@ from idp.errors import UserError
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a tokenizer that forks after threads may hang
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; our own progress is whole lines there
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 register()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 
 import pytest
@@ -24,7 +25,8 @@ def shipped(name, /, **changes):
 
 
 def text_of(documents, **fields):
-    return Text(name="made", documents=documents, fingerprint="", made_from=(), test_documents=None, **fields)
+    fields = {"test_documents": None, **fields}
+    return Text(name="made", documents=documents, fingerprint="", made_from=(), **fields)
 
 
 class Letters:
@@ -48,22 +50,26 @@ def test_every_field_is_set(name):
 
 def test_parts_cover_the_documents_once_whatever_their_order():
     text = text_of(THOUSAND)
-    train, calibration, heldout = (part(text, name) for name in PARTS[:3])
-    assert sorted(train + calibration + heldout) == sorted(THOUSAND)
-    assert 650 < len(train) < 750 and 150 < len(calibration) < 250 and 60 < len(heldout) < 140
-    assert part(text, "perplexity") == heldout
+    parts = [part(text, name) for name in PARTS]
+    assert sorted(itertools.chain(*parts)) == sorted(THOUSAND)
+    assert 650 < len(parts[0]) < 750 and all(60 < len(found) < 140 for found in parts[1:])
     shuffled = text_of(THOUSAND[::-1] + THOUSAND[:300] + ["", "  "])
     assert [part(shuffled, name) for name in PARTS] == [part(text, name) for name in PARTS]
     fewer = set(part(text_of(THOUSAND[::2]), "train"))
-    assert fewer < set(train), "a document's part must not depend on the others"
+    assert fewer < set(parts[0]), "a document's part must not depend on the others"
 
 
-def test_a_validation_split_is_the_heldout_part():
-    text = text_of(THOUSAND, heldout_documents=["own", THOUSAND[3]])
-    assert set(part(text, "heldout")) == {"own", THOUSAND[3]}
-    train, calibration = part(text, "train"), part(text, "calibration")
+@pytest.mark.parametrize("test_documents", [None, ["a test split"]])
+def test_a_validation_split_is_heldout_and_where_there_is_no_test_split_perplexity_too(test_documents):
+    own = [f"own {number}" for number in range(50)] + [THOUSAND[3]]
+    text = text_of(THOUSAND, heldout_documents=own, test_documents=test_documents)
+    train, calibration, heldout, perplexity = (part(text, name) for name in PARTS)
     assert sorted([*train, *calibration, THOUSAND[3]]) == sorted(THOUSAND)
-    assert 730 < len(train) < 830
+    assert 840 < len(train) < 910
+    if test_documents:
+        assert perplexity == test_documents and sorted(heldout) == sorted(own)
+    else:
+        assert sorted(heldout + perplexity) == sorted(own) and len(heldout) > 10 < len(perplexity)
 
 
 def test_blocks_are_the_parts_tokens_in_order():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +11,11 @@ from idp import models
 from idp.compress import recipe
 from idp.compress.freeze import freeze
 from idp.compress.measure import measure_weights
-from idp.config import Compressor, Model
+from idp.compress.terminal import counting, quiet
+from idp.config import Compressor, Model, Quantization
 from idp.errors import out_of_memory_is_explained
 from idp.models import LoadedModel
+from idp.progress import progress
 from idp.store import Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -89,17 +88,21 @@ def compress(
 def _compress(
     compressor: Compressor, group_size: int | None, model: Model, source: Path, text: Any, folder: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     from idp.corpus import blocks
 
     loaded = models.open_model(source, model)
     calibration = compressor.calibration
     inputs = blocks(text, "calibration", loaded.tokenizer, calibration.length, calibration.samples, calibration.seed)
-    with _quiet():
-        _oneshot(loaded.model, recipe.build(compressor, group_size), inputs)
+    with progress(_decoder_layers(loaded.model), f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet():
+        _oneshot(loaded.model, [*recipe.build(compressor, group_size), counting(bar)], inputs)
+        _save(loaded, compressor.quantization, group_size, folder)
+
+
+def _save(loaded: LoadedModel, quantization: Quantization, group_size: int | None, folder: Path) -> None:
+    """Plain weights for evaluation, what they are, and the grids that they lie on."""
+    from safetensors.torch import save_file
+
     grids = freeze(loaded.model)
-    quantization = compressor.quantization
     write_json(
         folder / "weights.json",
         _measure(loaded.model, quantization.bits, group_size, quantization.symmetric),
@@ -140,11 +143,5 @@ def _measure(model: Any, bits: int | None, group_size: int | None, symmetric: bo
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps llmcompressor's log lines off standard output; its progress bars stay."""
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # read when it is imported
-    from loguru import logger
-
-    logger.remove()  # its own handler writes to standard output
-    yield
+def _decoder_layers(model: Any) -> int:
+    return model.config.get_text_config().num_hidden_layers

@@ -10,6 +10,7 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from idp.errors import UserError
 from idp.progress import progress
 from idp.prompting.prefix import attention_mask, cache_of
+from idp.prompting.repaired import head_only_at
 
 if TYPE_CHECKING:
     import torch
@@ -100,13 +101,15 @@ def decode(
             before = torch.arange(prefix.shape[1], device=device).expand(len(contexts), -1)
             positions = positions + repaired.prefixes.lengths[choice][:, None]
             seen_positions = torch.cat([before, positions], dim=1)
-        output = repaired.model(input_ids=tokens, logits_to_keep=1, **inputs)
-        cache = output.past_key_values
+        last = torch.arange(1, len(contexts) + 1, device=device) * width - 1
+        with head_only_at(repaired.model, last):
+            output = repaired.model(input_ids=tokens, **inputs)
+        logits, cache = output.logits[0], output.past_key_values
         generated: list[list[int]] = [[] for _ in contexts]
         alive = list(range(len(contexts)))
         next_position = positions[:, -1:] + 1
         while alive:
-            newest = output.logits[:, -1].argmax(dim=-1)
+            newest = logits.argmax(dim=-1)
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
@@ -128,6 +131,7 @@ def decode(
                 past_key_values=cache,
                 use_cache=True,
             )
+            logits = output.logits[:, -1]
             next_position = next_position + 1
     if scorer is not None:
         scorer.tokens_run += tokens.numel() + sum(map(len, generated))

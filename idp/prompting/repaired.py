@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
@@ -109,15 +110,28 @@ class RepairedModel:
             choice: as for `attention_inputs`.
             wanted: [wanted] indices into the flattened tokens, row * width + column.
         """
-        head = self.model.get_output_embeddings()
-        # The head sees the wanted places only; what a model does to its logits afterwards (a soft cap) still happens.
-        hook = head.register_forward_pre_hook(
-            lambda _, arguments: (arguments[0].reshape(1, -1, arguments[0].shape[-1])[:, wanted],)
-        )
-        try:
+        with head_only_at(self.model, wanted):
             return self.model(input_ids=tokens, **self.attention_inputs(visible, positions, choice)).logits[0]
-        finally:
-            hook.remove()
+
+
+@contextlib.contextmanager
+def head_only_at(model: PreTrainedModel, wanted: torch.Tensor) -> Iterator[None]:
+    """Within the block, the output head sees the wanted places only, and logits are [1, wanted, vocabulary].
+
+    What a model does to its logits after the head (a soft cap, a scale) still happens. Slicing as `logits_to_keep`
+    does hands the head a tensor that is not contiguous, for which torch copies the weight once per row.
+
+    Args:
+        model: a causal language model.
+        wanted: [wanted] indices into the flattened tokens, row * width + column.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, arguments: (arguments[0].reshape(1, -1, arguments[0].shape[-1])[:, wanted],)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def right_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

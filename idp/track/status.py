@@ -93,17 +93,18 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
 
 
 def set_up_logging() -> None:
-    """Our own messages of a run go to standard error as plain lines; libraries speak up only for warnings."""
+    """Our own messages go to standard error as plain lines; of libraries only errors are shown, the log has more."""
     root = logging.getLogger()
-    if any(getattr(handler, "idp", False) for handler in root.handlers):
-        return
+    for handler in list(root.handlers):  # Hydra's own, or an earlier run's of the same sweep
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
-    handler.idp = True  # type: ignore[attr-defined]
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda entry: entry.name.startswith("idp") or entry.levelno >= logging.ERROR)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 def _now() -> str:

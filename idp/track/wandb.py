@@ -123,7 +123,7 @@ def mode_of(mode: str) -> str | None:
         return None
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False) else "offline"
 
 
 def summary(record: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,8 @@ from torch import nn
 from idp.compress import recipe
 from idp.compress.freeze import freeze
 from idp.compress.measure import distinct_values, measure_layer, measure_weights
-from idp.compress.stage import _oneshot, _quiet
+from idp.compress.stage import _oneshot
+from idp.compress.terminal import quiet
 from idp.errors import UserError
 
 
@@ -24,7 +25,7 @@ def test_frozen_logits_equal_the_fake_quantised_ones(family, bits, group_size, o
     layers = recipe.compressed_layers(loaded.model)
     size = recipe.resolve_group_size(compressor.quantization, layers)
     dense = loaded.model(calibration).logits
-    with _quiet():
+    with quiet():
         _oneshot(loaded.model, recipe.build(compressor, size), calibration)
     expected = loaded.model(calibration).logits
     grids = freeze(loaded.model)
@@ -42,7 +43,7 @@ def test_fewer_bits_do_more_damage(open_tiny, calibration, compose):
     for bits in (8, 4, 3, 2):
         loaded = open_tiny("llama")
         dense = loaded.model(calibration).logits
-        with _quiet():
+        with quiet():
             _oneshot(loaded.model, recipe.build(compose(f"compressor=gptq{bits}").compressor, 64), calibration)
         errors.append((loaded.model(calibration).logits - dense).pow(2).mean().item())
     assert errors == sorted(errors)
