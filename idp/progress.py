@@ -16,7 +16,7 @@ class _Lines:
 
     def __init__(self, total: int, label: str, unit: str):
         self.total, self.label, self.unit = total, label, unit
-        self.count, self.note = 0, ""
+        self.n, self.note = 0, ""
         self.started = self.said = time.monotonic()
 
     def __enter__(self) -> _Lines:
@@ -27,7 +27,7 @@ class _Lines:
             self._say()
 
     def update(self, count: int = 1) -> None:
-        self.count += count
+        self.n += count
         if time.monotonic() - self.said >= EVERY_SECONDS:
             self._say()
 
@@ -36,9 +36,9 @@ class _Lines:
 
     def _say(self) -> None:
         self.said = time.monotonic()
-        rate = self.count / (self.said - self.started)
-        left = (self.total - self.count) / rate if rate else float("inf")
-        line = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left {self.note}"
+        rate = self.n / (self.said - self.started)
+        left = (self.total - self.n) / rate if rate else float("inf")
+        line = f"{self.label}: {self.n}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left {self.note}"
         print(line.rstrip(), file=sys.stderr, flush=True)
 
 

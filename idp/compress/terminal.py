@@ -43,6 +43,7 @@ def counting(bar: Any) -> Any:
             return True
 
         def on_sequential_epoch_end(self, state: Any, event: Any, **kwargs: Any) -> None:
-            bar.update(1)
+            if bar.n < bar.total:  # the output head counts as a layer there
+                bar.update(1)
 
     return Counting()

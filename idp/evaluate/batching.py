@@ -73,20 +73,18 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
     return min(len(shortest), len(longest))
 
 
-def plan(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Batches of row numbers: longest rows first, each at most `batch_tokens` with its padding, or a single row.
 
-    The plan depends on the rows and the budget alone, so a resumed task goes through the same batches.
+    The plan depends on the lengths and the budget alone, so a resumed task goes through the same batches.
     """
-    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number].tokens), number))
     batches: list[list[int]] = []
-    for number in order:
-        if batches:
-            width = len(rows[batches[-1][0]].tokens)  # sorted: the first is the longest
-            if (len(batches[-1]) + 1) * width <= batch_tokens:
-                batches[-1].append(number)
-                continue
-        batches.append([number])
+    for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        # Sorted: a batch's first row is its longest.
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
     return batches
 
 

@@ -1,61 +1,66 @@
 """lm-eval's `LM` over a model with a prefix per input: its scores are lm-eval's own, found with fewer tokens.
 
-A document's context goes through the model once for all its choices (see `batching.py`), only the scored places go
-through the output head, and prompts enter as cached keys and values.
+A document's context goes through the model once for all its choices (see `batching.py`), text that all documents begin
+with goes through once for all of them, only the scored places go through the output head, and prompts enter as cached
+keys and values.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import _add_special_kwargs, configure_pad_token, has_bos_prefix, resolve_max_length
+from lm_eval.models.utils import (
+    _add_special_kwargs,
+    configure_pad_token,
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    resolve_max_length,
+)
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from idp.errors import is_out_of_memory
-from idp.evaluate.batching import Request, Row, collate, common_length, make_row, plan
-from idp.evaluate.generation import generate
+from idp.errors import UserError
+from idp.evaluate.batching import Request, Row, common_length, make_row, plan
+from idp.evaluate.engine import Engine
+from idp.evaluate.journal import Journal
 from idp.progress import progress
-from idp.prompting.repaired import RepairedModel
 
 if TYPE_CHECKING:
-    import torch
     from lm_eval.api.instance import Instance
 
-log = logging.getLogger(__name__)
-
 Score = tuple[float, bool]  # log-likelihood in nats; whether every token was the most likely one
-NOTHING: Score = (0.0, True)  # of an empty continuation: probability one
 ROLLING_READS = 32  # tokens of a window that a selector reads where there is no question to read
+SHARED_TOKENS = 16  # text that all documents begin with is worth a prefix of its own from this length on
 
 
 class Scorer(TemplateLM):
-    """Scores and generates with a repaired model.
+    """Scores and generates with an engine.
 
     Args:
-        repaired: the model, and its prompts if it has any.
+        engine: the model, or several copies of it.
         batch_tokens: tokens per forward pass, padding included; halved when memory runs out.
         label: what is said beside the progress bar.
 
     Attributes:
-        choices: the prompt that was chosen for each (task, document), for those that a bank was asked about.
+        choices: the prompt that was chosen for each (task, document), where there is a bank.
         truncated: requests whose context was cut on the left to fit the model's window.
         tokens_run: tokens that went through the model, padding included; prompts are never run.
+        journal: where finished batches are written down; set it to go on with a task that was killed.
     """
 
-    def __init__(self, repaired: RepairedModel, batch_tokens: int, label: str = ""):
+    def __init__(self, engine: Engine, batch_tokens: int, label: str = ""):
         super().__init__()
-        self.repaired, self.batch_tokens = repaired, batch_tokens
+        self.engine, self.batch_tokens = engine, batch_tokens
         self.name = self.label = label
-        self.tokenizer = configure_pad_token(repaired.tokenizer, model_config=repaired.model.config)
+        self.tokenizer = configure_pad_token(engine.tokenizer, model_config=engine.config)
         self.choices: dict[tuple[str, int], int] = {}
         self.truncated = 0
         self.tokens_run = 0
+        self.journal = Journal(None)
         # As HFLM: Gemma must begin with its BOS token.
-        gemma = "gemma" in repaired.model.config.model_type
-        self.add_bos_token = True if gemma else None
+        self.add_bos_token = True if "gemma" in engine.config.model_type else None
 
     @property
     def eot_token_id(self) -> int:
@@ -67,14 +72,9 @@ class Scorer(TemplateLM):
         return bos if bos is not None else self.tokenizer.eos_token_id
 
     @property
-    def device(self) -> torch.device:
-        return self.repaired.device
-
-    @property
     def max_length(self) -> int:
         """Tokens that fit in the model's window behind the longest prompt."""
-        window = resolve_max_length(self.repaired.model.config, self.tokenizer, default=2048)
-        return window - self.repaired.longest_prompt
+        return resolve_max_length(self.engine.config, self.tokenizer, default=2048) - self.engine.longest_prompt
 
     @property
     def max_gen_toks(self) -> int:
@@ -127,8 +127,53 @@ class Scorer(TemplateLM):
         return self._run(rows, len(windows), disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, each up to its stop strings."""
-        return generate(self, requests, disable_tqdm)
+        """Greedy continuations, each up to its first stop string, token for token as HFLM's.
+
+        Raises:
+            UserError: a task asks for sampling, or for more new tokens than the window behind the prompt holds.
+        """
+        texts = [""] * len(requests)
+        groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(self._generation_options(request), []).append(number)
+        with progress(len(requests), f"generate {self.label}", unit="documents", disable=disable_tqdm) as bar:
+            for (stops, longest), numbers in groups.items():
+                contexts = [self._generation_context(requests[number].args[0], longest) for number in numbers]
+                batches = plan([len(context) for context in contexts], self.batch_tokens)
+                inputs = [[contexts[place] for place in batch] for batch in batches]
+                page = self.journal.open([inputs, stops, longest])
+                left = [number for number in range(len(batches)) if number not in page.finished]
+                results = self.engine.generate([inputs[number] for number in left], list(stops), longest)
+                for number, result in self._written(page, left, results):
+                    for place, text, prompt in zip(batches[number], result["texts"], result["choice"], strict=True):
+                        request = requests[numbers[place]]
+                        texts[numbers[place]] = text
+                        self._note_choice((request.task_name, request.doc_id), prompt)
+                    bar.update(len(batches[number]))
+        return texts
+
+    def _generation_options(self, request: Instance) -> tuple[tuple[str, ...], int]:
+        """Stop strings, the end of text among them, and the most new tokens."""
+        options = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        if options.get("do_sample") or set(options) - {"do_sample", "temperature", "until", "max_gen_toks"}:
+            raise UserError(f"{request.task_name}: generation options {request.args[1]} are not greedy decoding")
+        if options["max_gen_toks"] >= self.max_length:
+            raise UserError(
+                f"{request.task_name}: wants to generate {options['max_gen_toks']} tokens, and the window behind"
+                f" the prompt holds {self.max_length}; use a shorter prompt"
+            )
+        end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        return tuple(handle_stop_sequences(options["until"], eos=end)), options["max_gen_toks"]
+
+    def _generation_context(self, text: str, longest: int) -> list[int]:
+        """Token ids as HFLM makes them for generation, cut on the left to leave room for `longest` new tokens."""
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)):
+            special = {"add_special_tokens": False}
+        tokens = self.tokenizer(text, **special)["input_ids"] or [self.prefix_token_id]
+        room = self.max_length - longest
+        self.truncated += len(tokens) > room
+        return tokens[-room:]
 
     def _encode(self, context: str, continuation: str) -> Request:
         if context == "":
@@ -145,17 +190,19 @@ class Scorer(TemplateLM):
         for key, numbers in groups.items():
             fitted = [self._fit(requests[number]) for number in numbers]
             reads = fitted[0].context[: common_length([request.context for request in fitted])]
-            reads = reads or fitted[0].context[:1]
             whole = all(one is requests[number] for one, number in zip(fitted, numbers, strict=True))
             # Requests that were cut no longer begin alike: each is a row of its own, with the same prompt.
             parts = [range(len(numbers))] if whole else [[index] for index in range(len(numbers))]
             for part in parts:
-                rows.append(make_row([fitted[i] for i in part], [numbers[i] for i in part], reads))
+                rows.append(([fitted[i] for i in part], [numbers[i] for i in part], reads or fitted[0].context[:1]))
                 keys.append(key)
-        chosen: dict[int, int] = {}
-        scores = self._run(rows, len(requests), disable_tqdm, chosen)
-        self.choices |= {keys[row]: prompt for row, prompt in chosen.items() if isinstance(keys[row], tuple)}
-        return scores
+        shared = _shared_beginning([request.context for fitted, _, _ in rows for request in fitted], len(rows))
+        size = len(shared)
+        made = [
+            make_row([Request(one.context[size:], one.continuation) for one in fitted], numbers, reads[size:])
+            for fitted, numbers, reads in rows
+        ]
+        return self._run(made, len(requests), disable_tqdm, keys, shared)
 
     def _fit(self, request: Request) -> Request:
         """The request itself, or one whose context is cut on the left to the model's window, as HFLM does."""
@@ -170,48 +217,52 @@ class Scorer(TemplateLM):
         return Request(request.context[-1:], kept)
 
     def _run(
-        self, rows: Sequence[Row], count: int, disable_tqdm: bool, chosen: dict[int, int] | None = None
+        self,
+        rows: Sequence[Row],
+        count: int,
+        disable_tqdm: bool,
+        keys: Sequence[Any] = (),
+        shared: Sequence[int] = (),
     ) -> list[Score]:
-        """Scores every request of `rows`; those that no row owns are empty continuations."""
+        """Scores every request of `rows`; those that no row owns are empty continuations, of probability one."""
         sums, greedy = [0.0] * count, [True] * count
-        batches = plan(rows, self.batch_tokens)
+        batches = plan([len(row.tokens) for row in rows], self.batch_tokens)
+        page = self.journal.open([[vars(row) for row in rows], batches, list(shared)])
+        left = [number for number in range(len(batches)) if number not in page.finished]
+        results = self.engine.score([[rows[place] for place in batches[number]] for number in left], list(shared))
         with progress(len(rows), f"score {self.label}", unit="rows", disable=disable_tqdm) as bar:
-            for batch in batches:
-                for numbers, values, hits, owners, picked in self._run_batch(rows, batch):
-                    for owner, value, hit in zip(owners, values, hits, strict=True):
-                        sums[owner] += value
-                        greedy[owner] &= hit
-                    if chosen is not None and picked is not None:
-                        chosen.update(zip(numbers, picked, strict=True))
-                    bar.update(len(numbers))
+            for number, result in self._written(page, left, results):
+                owners = (owner for place in batches[number] for owner in rows[place].owners)
+                for owner, value, hit in zip(owners, result["values"], result["hits"], strict=True):
+                    sums[owner] += value
+                    greedy[owner] &= hit
+                for place, prompt in zip(batches[number], result["choice"], strict=True):
+                    if keys:
+                        self._note_choice(keys[place], prompt)
+                bar.update(len(batches[number]))
         return list(zip(sums, greedy, strict=True))
 
-    def _run_batch(self, rows: Sequence[Row], numbers: list[int]) -> Iterable[tuple]:
-        """One forward pass, or two halves of it where memory does not suffice."""
-        import torch
+    def _written(self, page: Any, left: list[int], results: Any) -> Any:
+        """All batches' numbers and results: first those found in the journal, then the new ones, written down."""
+        for number, result in page.finished.items():
+            self.tokens_run += result["tokens"]
+            yield number, result
+        for place, result in results:
+            page.add(left[place], result)
+            self.tokens_run += result["tokens"]
+            yield left[place], result
 
-        try:
-            yield (numbers, *self._forward([rows[number] for number in numbers]))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(numbers) == 1:
-                raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            half = len(numbers) // 2
-            log.warning("out of memory with %d rows: going on with %d", len(numbers), half)
-            yield from self._run_batch(rows, numbers[:half])
-            yield from self._run_batch(rows, numbers[half:])
+    def _note_choice(self, key: Any, prompt: int | None) -> None:
+        if prompt is not None and isinstance(key, tuple):
+            self.choices[key] = prompt
 
-    def _forward(self, rows: Sequence[Row]) -> tuple[list[float], list[bool], list[int], list[int] | None]:
-        import torch
 
-        batch = collate(rows, self.device)
-        self.tokens_run += batch.tokens.numel()
-        with torch.inference_mode():
-            choice = self.repaired.choose(batch.reads)
-            wanted, where = batch.places.unique(return_inverse=True)
-            logits = self.repaired.logits_at(batch.tokens, batch.visible, batch.positions, choice, wanted).float()
-            best = logits.argmax(dim=-1)
-            values = logits[where, batch.targets] - logits.logsumexp(dim=-1)[where]
-            hits = best[where] == batch.targets
-        return values.tolist(), hits.tolist(), batch.owners, choice.tolist() if choice is not None else None
+def _shared_beginning(contexts: Sequence[list[int]], rows: int) -> list[int]:
+    """The tokens that all contexts begin with, where running them once for all is worth while.
+
+    Each context keeps a token of its own at least: the first continuation token is predicted there.
+    """
+    if rows < 2:
+        return []
+    size = min(common_length(contexts), min(map(len, contexts)) - 1)
+    return list(contexts[0][:size]) if size >= SHARED_TOKENS else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
-from idp.store import Product, Store, digest, write_json
+from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
     from idp.evaluate.scorer import Scorer
@@ -120,27 +120,29 @@ class _Lazy:
 
 
 def _scorer(repaired: RepairedModel, evaluation: schema.Evaluation, name: str) -> Scorer:
+    from idp.evaluate.engine import LocalEngine
     from idp.evaluate.scorer import Scorer
 
-    return Scorer(repaired, evaluation.batch_tokens, name)
+    return Scorer(LocalEngine(repaired), evaluation.batch_tokens, name)
 
 
 def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:
     import pyarrow as arrow
     from pyarrow import parquet
 
+    from idp.evaluate.journal import Journal
     from idp.evaluate.tasks import run_task
 
     scorer.choices.clear()
     scorer.truncated = scorer.tokens_run = 0
     scorer.label = f"{scorer.name} {source.runs}"
+    scorer.journal = Journal(folder / CHECKPOINT)
     results, rows = run_task(scorer, source, documents)
-    names = scorer.repaired.bank.names if scorer.repaired.bank is not None else []
     for place, row in enumerate(rows):  # lm-eval numbers a sample's documents from 0
         row["prompt"] = scorer.choices.get((source.runs, place))
     counts = Counter(row["prompt"] for row in rows if row["prompt"] is not None)
     results["idp"] = {
-        "selection": {name: counts[number] for number, name in enumerate(names)},
+        "selection": {name: counts[number] for number, name in enumerate(scorer.engine.prompts)},
         "truncated": scorer.truncated,
         "tokens_run": scorer.tokens_run,
     }
@@ -152,10 +154,12 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
 
 def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
     from idp.corpus import blocks
+    from idp.evaluate.journal import Journal
     from idp.evaluate.perplexity import perplexity
 
     window = min(evaluation.perplexity_window, scorer.max_length)
     count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     scorer.label = f"{scorer.name} perplexity of {text.name}"
+    scorer.journal = Journal(folder / CHECKPOINT)
     windows = blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
     write_json(folder / PERPLEXITY, perplexity(scorer, windows))

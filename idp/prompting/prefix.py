@@ -29,6 +29,24 @@ class Prefixes:
     values: list[torch.Tensor]
     lengths: torch.Tensor
 
+    @classmethod
+    def stack(cls, parts: list[Prefixes]) -> Prefixes:
+        """Several sets of prefixes as one, in order."""
+        import torch
+
+        longest = max(part.keys[0].shape[2] for part in parts)
+
+        def stacked(which: str, layer: int) -> torch.Tensor:
+            tensors = [getattr(part, which)[layer] for part in parts]
+            return torch.cat([pad_tokens(tensor, longest) for tensor in tensors])
+
+        layers = range(len(parts[0].keys))
+        return cls(
+            [stacked("keys", layer) for layer in layers],
+            [stacked("values", layer) for layer in layers],
+            torch.cat([part.lengths for part in parts]),
+        )
+
     def cache(self, choice: torch.Tensor) -> DynamicCache:
         """A fresh cache that holds prompt `choice[row]` in each row; `choice` is [rows]."""
         longest = int(self.lengths[choice].max())
@@ -91,7 +109,6 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
         UserError: the prompts are of another hidden size than the model.
     """
     import torch
-    from torch.nn.functional import pad
 
     embeddings = model.get_input_embeddings().weight
     for name, prompt in zip(bank.names, bank.prompts, strict=True):
@@ -102,18 +119,50 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
             )
     with torch.no_grad():
         runs = [run_prompt(model, prompt) for prompt in bank.prompts]
-    longest = max(bank.lengths)
+    return Prefixes.stack([_prefix_of(run, embeddings.device) for run in runs])
 
-    def stacked(layer: int, which: int) -> torch.Tensor:
-        padded = [pad(run[layer][which], (0, 0, 0, longest - run[layer][which].shape[2])) for run in runs]
-        return torch.cat(padded).contiguous()
 
-    layers = range(len(runs[0]))
-    return Prefixes(
-        [stacked(layer, 0) for layer in layers],
-        [stacked(layer, 1) for layer in layers],
-        torch.tensor(bank.lengths, device=embeddings.device),
-    )
+def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, tokens: list[int]) -> Prefixes:
+    """Prompt `prompt` with text behind it, as one longer prefix: for text that many inputs begin with.
+
+    Args:
+        model: the model.
+        prefixes: the bank's prefixes; None for text without a prompt.
+        prompt: which of them.
+        tokens: the text.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    cache, before = cache_of([]), 0
+    if prefixes is not None:
+        cache = prefixes.cache(torch.tensor([prompt], device=device))
+        before = int(prefixes.lengths[prompt])
+    positions = torch.arange(before + len(tokens), device=device)[None]
+    visible = torch.ones(len(tokens), before + len(tokens), dtype=torch.bool, device=device).tril(before)
+    with torch.no_grad():
+        model.base_model(
+            input_ids=torch.tensor([tokens], device=device),
+            attention_mask=attention_mask(model, visible[None], positions[:, before:], positions),
+            position_ids=positions[:, before:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return _prefix_of([(layer.keys, layer.values) for layer in cache.layers], device)
+
+
+def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """Keys or values [rows, kv_heads, tokens, head_dim], padded with zeros to `length` tokens."""
+    from torch.nn.functional import pad
+
+    return pad(tensor, (0, 0, 0, length - tensor.shape[2]))
+
+
+def _prefix_of(layers: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> Prefixes:
+    import torch
+
+    keys, values = zip(*layers, strict=True)
+    return Prefixes(list(keys), list(values), torch.tensor([keys[0].shape[2]], device=device))
 
 
 def attention_mask(

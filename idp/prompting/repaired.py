@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ class RepairedModel:
             raise UserError("a bank of several prompts needs a selector")
         if self.selector is not None:
             self.selector.bind(self.model, self.prefixes)
-        self.selected: Counter[int] = Counter()
 
     @property
     def longest_prompt(self) -> int:
@@ -59,27 +57,32 @@ class RepairedModel:
             tokens, lengths = right_padded(contexts, self.device)
             with torch.inference_mode():
                 choice = self.selector.scores(tokens, lengths).argmax(dim=1)
-        self.selected.update(choice.tolist())
         return choice
 
     def attention_inputs(
-        self, visible: torch.Tensor, positions: torch.Tensor, choice: torch.Tensor | None
+        self,
+        visible: torch.Tensor,
+        positions: torch.Tensor,
+        choice: torch.Tensor | None,
+        prefixes: Prefixes | None = None,
     ) -> dict[str, Any]:
         """What to pass to the model, beside the tokens, so that each row follows its own prompt.
 
         Args:
             visible: [rows, tokens, tokens], True where a token may see a token of its row; every one sees itself.
             positions: [rows, tokens], from 0 at the start of the input.
-            choice: [rows], as `choose` gave it.
+            choice: [rows], the prefix that each row follows; None for none.
+            prefixes: the prefixes meant, where they are not the bank's own.
         """
         import torch
 
+        prefixes = prefixes or self.prefixes
         if choice is None:
             mask = attention_mask(self.model, visible, positions, positions)
             return {"attention_mask": mask, "position_ids": positions, "past_key_values": None, "use_cache": False}
         rows, tokens = positions.shape
-        valid = self.prefixes.valid(choice)
-        shifted = positions + self.prefixes.lengths[choice][:, None]
+        valid = prefixes.valid(choice)
+        shifted = positions + prefixes.lengths[choice][:, None]
         before = torch.arange(valid.shape[1], device=positions.device).expand(rows, -1)
         return {
             "attention_mask": attention_mask(
@@ -89,7 +92,7 @@ class RepairedModel:
                 torch.cat([before, shifted], dim=1),
             ),
             "position_ids": shifted,
-            "past_key_values": self.prefixes.cache(choice),
+            "past_key_values": prefixes.cache(choice),
             "use_cache": True,
         }
 
@@ -100,6 +103,7 @@ class RepairedModel:
         positions: torch.Tensor,
         choice: torch.Tensor | None,
         wanted: torch.Tensor,
+        prefixes: Prefixes | None = None,
     ) -> torch.Tensor:
         """Logits at the wanted places only: [wanted, vocabulary], in the model's dtype.
 
@@ -109,9 +113,11 @@ class RepairedModel:
             positions: as for `attention_inputs`.
             choice: as for `attention_inputs`.
             wanted: [wanted] indices into the flattened tokens, row * width + column.
+            prefixes: as for `attention_inputs`.
         """
+        inputs = self.attention_inputs(visible, positions, choice, prefixes)
         with head_only_at(self.model, wanted):
-            return self.model(input_ids=tokens, **self.attention_inputs(visible, positions, choice)).logits[0]
+            return self.model(input_ids=tokens, **inputs).logits[0]
 
 
 @contextlib.contextmanager

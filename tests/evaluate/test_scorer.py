@@ -7,6 +7,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from idp.evaluate.batching import Request, common_length, make_row, plan
+from idp.evaluate.engine import LocalEngine
 from idp.evaluate.perplexity import perplexity
 from idp.evaluate.scorer import Scorer
 from idp.prompting.bank import PromptBank
@@ -16,6 +17,10 @@ from ..conftest import FAMILIES
 from ..prompting.test_prefix import ByFirstToken, plain_logits
 
 WORDS = ["the", "sun", "rises", "over", "a", "quiet", "harbour", "while", "seven", "boats", "drift", "away"]
+
+
+def scorer_of(repaired, batch_tokens):
+    return Scorer(LocalEngine(repaired), batch_tokens)
 
 
 def text(rng, low, high):
@@ -62,7 +67,7 @@ def agree(found, expected):
 def test_loglikelihoods_equal_hflm(family, batch_tokens, open_tiny, hflm):
     loaded = open_tiny(family)
     requests = multiple_choice(random.Random(batch_tokens), 12)
-    found = Scorer(RepairedModel(loaded), batch_tokens).loglikelihood(requests, disable_tqdm=True)
+    found = scorer_of(RepairedModel(loaded), batch_tokens).loglikelihood(requests, disable_tqdm=True)
     agree(found, hflm(loaded).loglikelihood(requests, disable_tqdm=True))
 
 
@@ -72,7 +77,7 @@ def test_rolling_equals_hflm(family, open_tiny, hflm):
     requests = [instance("loglikelihood_rolling", (text(rng, 1, 60),), doc) for doc in range(5)]
     long = " ".join(text(rng, 30, 30) for _ in range(25))  # longer than the window of 2,048 byte tokens
     requests.append(instance("loglikelihood_rolling", (long,), 5))
-    found = Scorer(RepairedModel(loaded), 1024).loglikelihood_rolling(requests, disable_tqdm=True)
+    found = scorer_of(RepairedModel(loaded), 1024).loglikelihood_rolling(requests, disable_tqdm=True)
     expected = hflm(loaded).loglikelihood_rolling(requests, disable_tqdm=True)
     assert found == pytest.approx(expected, abs=1e-3, rel=1e-6)
 
@@ -84,7 +89,7 @@ def test_generation_equals_hflm(family, open_tiny, hflm):
     requests = [instance("generate_until", (f"Q: {text(rng, 1, 12)}\nA:", options), doc) for doc in range(7)]
     never = {"until": ["a stop string that never comes"], "do_sample": False, "max_gen_toks": 9}
     requests += [instance("generate_until", (text(rng, 1, 12), never), doc) for doc in range(7, 10)]
-    found = Scorer(RepairedModel(loaded), 256).generate_until(requests, disable_tqdm=True)
+    found = scorer_of(RepairedModel(loaded), 256).generate_until(requests, disable_tqdm=True)
     assert found == hflm(loaded).generate_until(requests, disable_tqdm=True)
 
 
@@ -93,7 +98,7 @@ def test_generation_equals_hflm(family, open_tiny, hflm):
 def test_with_prompts_equal_to_the_plain_way(family, batch_tokens, open_tiny, make_bank):
     loaded = open_tiny(family)
     bank = make_bank(loaded, [4, 11, 30])
-    scorer = Scorer(RepairedModel(loaded, bank, ByFirstToken()), batch_tokens)
+    scorer = scorer_of(RepairedModel(loaded, bank, ByFirstToken()), batch_tokens)
     rng = random.Random(11)
     requests = [
         instance("loglikelihood", (f"{'abcdef'[doc % 6]} {context}", f" {text(rng, 1, 5)}"), doc, choice)
@@ -118,7 +123,7 @@ def test_with_prompts_equal_to_the_plain_way(family, batch_tokens, open_tiny, ma
 def test_generation_with_prompts_equals_the_plain_way(family, open_tiny, make_bank):
     loaded = open_tiny(family)
     bank = make_bank(loaded, [4, 11, 30])
-    scorer = Scorer(RepairedModel(loaded, bank, ByFirstToken()), 256)
+    scorer = scorer_of(RepairedModel(loaded, bank, ByFirstToken()), 256)
     options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
     requests = [instance("generate_until", (f"{'abcdef'[doc]} question", options), doc) for doc in range(6)]
     for request, found in zip(requests, scorer.generate_until(requests, disable_tqdm=True), strict=True):
@@ -135,7 +140,7 @@ def test_scores_do_not_depend_on_the_batch(open_tiny, make_bank):
     loaded = open_tiny("llama")
     requests = multiple_choice(random.Random(17), 20)
     scores = [
-        Scorer(RepairedModel(loaded, make_bank(loaded, [4, 11]), ByFirstToken()), batch_tokens).loglikelihood(
+        scorer_of(RepairedModel(loaded, make_bank(loaded, [4, 11]), ByFirstToken()), batch_tokens).loglikelihood(
             requests, disable_tqdm=True
         )
         for batch_tokens in (32, 257, 4096)
@@ -154,7 +159,7 @@ def test_the_choice_reads_the_context_alone(open_tiny, make_bank):
             return super().scores(tokens, lengths)
 
     loaded = open_tiny("llama")
-    scorer = Scorer(RepairedModel(loaded, make_bank(loaded, [4, 11]), Spy()), 512)
+    scorer = scorer_of(RepairedModel(loaded, make_bank(loaded, [4, 11]), Spy()), 512)
     for answers in ([" yes", " no"], [" an answer", " another answer"]):
         scorer.loglikelihood(
             [instance("loglikelihood", ("a question", answer), 0, i) for i, answer in enumerate(answers)],
@@ -166,7 +171,7 @@ def test_the_choice_reads_the_context_alone(open_tiny, make_bank):
 def test_edges_of_the_input(open_tiny):
     """Empty parts have defined results, and a context that does not fit is cut on the left and counted."""
     loaded = open_tiny("llama")
-    scorer = Scorer(RepairedModel(loaded), 512)
+    scorer = scorer_of(RepairedModel(loaded), 512)
     long = "x" * 5000
     requests = [
         instance("loglikelihood", ("context", ""), 0),
@@ -188,28 +193,28 @@ def test_edges_of_the_input(open_tiny):
 def test_truncation_equals_hflm(open_tiny, hflm):
     loaded = open_tiny("gpt2")
     requests = [instance("loglikelihood", ("word " * 300, f" {answer}"), 0, i) for i, answer in enumerate(["a", "bcd"])]
-    found = Scorer(RepairedModel(loaded), 512).loglikelihood(requests, disable_tqdm=True)
+    found = scorer_of(RepairedModel(loaded), 512).loglikelihood(requests, disable_tqdm=True)
     agree(found, hflm(loaded, 1).loglikelihood(requests, disable_tqdm=True))
 
 
 def test_out_of_memory_halves_the_batch(open_tiny, monkeypatch):
     loaded = open_tiny("llama")
     requests = multiple_choice(random.Random(1), 8)
-    expected = Scorer(RepairedModel(loaded), 4096).loglikelihood(requests, disable_tqdm=True)
-    scorer, real = Scorer(RepairedModel(loaded), 4096), Scorer._forward
+    expected = scorer_of(RepairedModel(loaded), 4096).loglikelihood(requests, disable_tqdm=True)
+    scorer, real = scorer_of(RepairedModel(loaded), 4096), LocalEngine._score
 
-    def limited(self, rows):
+    def limited(self, rows, shared):
         if len(rows) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, rows)
+        return real(self, rows, shared)
 
-    monkeypatch.setattr(Scorer, "_forward", limited)
+    monkeypatch.setattr(LocalEngine, "_score", limited)
     agree(scorer.loglikelihood(requests, disable_tqdm=True), expected)
 
 
 def test_a_choice_costs_only_its_own_tokens(open_tiny):
     loaded = open_tiny("llama")
-    scorer = Scorer(RepairedModel(loaded), 10_000)
+    scorer = scorer_of(RepairedModel(loaded), 10_000)
     context = "c" * 500
     scorer.loglikelihood([instance("loglikelihood", (context, " a" * 5), 0, i) for i in range(4)], disable_tqdm=True)
     assert scorer.tokens_run < 1.2 * 500
@@ -228,18 +233,18 @@ def test_rows_share_what_is_common():
 
 def test_the_plan_keeps_to_its_budget():
     rng = random.Random(0)
-    rows = [make_row([Request([1] * rng.randint(1, 90), [2])], [n], []) for n in range(50)]
-    batches = plan(rows, 128)
+    lengths = [rng.randint(1, 190) for _ in range(50)]
+    batches = plan(lengths, 128)
     assert sorted(number for batch in batches for number in batch) == list(range(50))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(rows[number].tokens) for number in batch) <= 128
+        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= 128
 
 
 def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny):
     """A prompt that does nothing leaves the perplexity unchanged; counting its positions would lower it."""
     loaded = open_tiny("llama")
     windows = torch.randint(1, 250, (6, 40), generator=torch.Generator().manual_seed(0))
-    plain = perplexity(Scorer(RepairedModel(loaded), 256), windows)
+    plain = perplexity(scorer_of(RepairedModel(loaded), 256), windows)
     assert plain["tokens"] == 6 * 39
     with torch.no_grad():
         logits = loaded.model(windows).logits[:, :-1].log_softmax(-1)
@@ -252,6 +257,94 @@ def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny):
         values.fill_(0.0)
     # Zero keys still draw attention; a mask that hides the prompt is what "does nothing" means.
     repaired.prefixes.valid = lambda choice: torch.zeros(len(choice), 8, dtype=torch.bool)
-    found = perplexity(Scorer(repaired, 256), windows)
+    found = perplexity(scorer_of(repaired, 256), windows)
     assert found["tokens"] == plain["tokens"]
     assert found["nll"] == pytest.approx(plain["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3_text"])
+def test_text_that_all_documents_begin_with_runs_once(family, open_tiny, make_bank, hflm):
+    """Few-shot examples shared by every document: equal scores, from far fewer tokens, with prompts and without."""
+    loaded = open_tiny(family)
+    examples = "Question: what floats?\nAnswer: a boat\n\n" * 4
+    rng = random.Random(2)
+    requests = [
+        instance("loglikelihood", (f"{examples}Question: {text(rng, 1, 4)}?\nAnswer:", f" {text(rng, 1, 4)}"), doc, i)
+        for doc in range(8)
+        for i in range(2)
+    ]
+    contexts = {doc: requests[2 * doc].args[0] for doc in range(8)}
+    requests = [
+        instance("loglikelihood", (contexts[request.doc_id], request.args[1]), request.doc_id, request.idx)
+        for request in requests
+    ]
+    scorer = scorer_of(RepairedModel(loaded), 300)
+    agree(scorer.loglikelihood(requests, disable_tqdm=True), hflm(loaded).loglikelihood(requests, disable_tqdm=True))
+    assert scorer.tokens_run < 8 * len(examples) / 2
+
+    class ByLastToken(ByFirstToken):
+        def scores(self, tokens, lengths):
+            last = tokens.gather(1, lengths[:, None] - 3)[:, 0]
+            return torch.nn.functional.one_hot(last % 3, 3).float()
+
+    bank = make_bank(loaded, [4, 11, 30])
+    repaired = RepairedModel(loaded, bank, ByLastToken())
+    scorer = scorer_of(repaired, 300)
+    found = scorer.loglikelihood(requests, disable_tqdm=True)
+    for request, (value, _) in zip(requests, found, strict=True):
+        context, continuation = (scorer.tok_encode(part) for part in request.args)
+        prompt = bank.prompts[scorer.choices["made_up", request.doc_id]]
+        logits = plain_logits(loaded, prompt, (context + continuation)[:-1])[len(context) - 1 :].log_softmax(-1)
+        assert value == pytest.approx(logits.gather(1, torch.tensor(continuation)[:, None]).sum().item(), abs=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+def test_a_killed_task_goes_on_with_the_batches_that_are_left(kind, open_tiny, monkeypatch, tmp_path):
+    from idp.evaluate.journal import Journal
+
+    loaded = open_tiny("llama")
+    if kind == "loglikelihood":
+        requests, name = multiple_choice(random.Random(23), 20), "score_batch"
+    else:
+        options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 6}
+        requests = [instance(kind, (text(random.Random(doc), 1, 9), options), doc) for doc in range(20)]
+        name = "generate_batch"
+    expected = getattr(scorer_of(RepairedModel(loaded), 200), kind)(requests, disable_tqdm=True)
+
+    calls, real = [], getattr(LocalEngine, name)
+
+    def counted(self, batch, *rest):
+        if len(calls) == limit:
+            raise Killed
+        calls.append(batch)
+        return real(self, batch, *rest)
+
+    monkeypatch.setattr(LocalEngine, name, counted)
+    for limit in (2, 3, 1000):
+        scorer = scorer_of(RepairedModel(loaded), 200)
+        scorer.journal = Journal(tmp_path)
+        if limit < 1000:
+            with pytest.raises(Killed):
+                getattr(scorer, kind)(requests, disable_tqdm=True)
+        else:
+            found = getattr(scorer, kind)(requests, disable_tqdm=True)
+        (page,) = tmp_path.iterdir()
+        page.write_bytes(page.read_bytes() + b'[99, {"values": [')  # a line that a kill cut off
+    assert found == expected
+    assert len({str(batch) for batch in calls}) == len(calls), "a finished batch was scored again"
+
+
+def test_a_journal_of_other_requests_is_not_read(open_tiny, tmp_path):
+    from idp.evaluate.journal import Journal
+
+    loaded = open_tiny("llama")
+    for seed in (1, 2):
+        requests = multiple_choice(random.Random(seed), 6)
+        scorer = scorer_of(RepairedModel(loaded), 200)
+        scorer.journal = Journal(tmp_path)
+        found = scorer.loglikelihood(requests, disable_tqdm=True)
+        agree(found, scorer_of(RepairedModel(loaded), 200).loglikelihood(requests, disable_tqdm=True))

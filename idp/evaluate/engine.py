@@ -1,0 +1,155 @@
+"""What turns rows into scores and contexts into text: a model in this process, or the same interface over several.
+
+The scorer above it knows lm-eval; an engine knows tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from idp.errors import is_out_of_memory
+from idp.evaluate.batching import Row, collate
+from idp.evaluate.generation import decode
+from idp.prompting.prefix import Prefixes, extend
+from idp.prompting.repaired import RepairedModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Scores and generates in batches. Results come as plain lists, which can be written down and sent about."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[str]
+    longest_prompt: int
+
+    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each batch's number and result, in any order.
+
+        A result holds, per target of the batch's rows in order, `values` (log-probability in nats) and `hits`
+        (whether it was the most likely token), per row `choice` (the prompt; None without a bank), and `tokens`, how
+        many went through the model.
+
+        Args:
+            batches: rows that go through the model together.
+            shared: tokens that every row begins with and does not repeat; they are run once per prompt.
+        """
+        ...
+
+    def generate(
+        self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each batch's number and result: per context its `texts` and `choice`, and `tokens`."""
+        ...
+
+
+class LocalEngine:
+    """An engine over a repaired model in this process."""
+
+    def __init__(self, repaired: RepairedModel):
+        self.repaired = repaired
+        self.config, self.tokenizer = repaired.model.config, repaired.tokenizer
+        self.prompts = repaired.bank.names if repaired.bank is not None else []
+        self.longest_prompt = repaired.longest_prompt
+        self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
+
+    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, batch in enumerate(batches):
+            yield number, self.score_batch(list(batch), shared)
+
+    def generate(
+        self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, contexts in enumerate(batches):
+            yield number, self.generate_batch(contexts, stops, max_new_tokens)
+
+    def score_batch(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
+        """One batch of `score`; in halves where memory does not suffice."""
+        return _joined(in_halves(lambda part: self._score(part, shared), rows))
+
+    def generate_batch(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
+        """One batch of `generate`; in halves where memory does not suffice."""
+        return _joined(in_halves(lambda part: self._generate(part, stops, max_new_tokens), contexts))
+
+    def _score(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
+        import torch
+
+        batch = collate(rows, self.repaired.device)
+        with torch.inference_mode():
+            choice = self.repaired.choose([shared + reads for reads in batch.reads])
+            prefixes, chosen = self._prefixes(shared, choice, len(rows))
+            wanted, where = batch.places.unique(return_inverse=True)
+            logits = self.repaired.logits_at(
+                batch.tokens, batch.visible, batch.positions, chosen, wanted, prefixes
+            ).float()
+            values = logits[where, batch.targets] - logits.logsumexp(dim=-1)[where]
+            hits = logits.argmax(dim=-1)[where] == batch.targets
+        return {
+            "values": values.tolist(),
+            "hits": hits.tolist(),
+            "choice": choice.tolist() if choice is not None else [None] * len(rows),
+            "tokens": batch.tokens.numel(),
+        }
+
+    def _generate(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
+        choice = self.repaired.choose(contexts)
+        texts, tokens = decode(self.repaired, contexts, choice, stops, max_new_tokens)
+        return {
+            "texts": texts,
+            "choice": choice.tolist() if choice is not None else [None] * len(contexts),
+            "tokens": tokens,
+        }
+
+    def _prefixes(self, shared: list[int], choice: Any, rows: int) -> tuple[Prefixes | None, Any]:
+        """The prefixes that rows follow, and which one each row follows: prompts, with the shared text behind them."""
+        import torch
+
+        if not shared:
+            return self.repaired.prefixes, choice
+        if self._extended[0] != shared:
+            self._extended = (shared, {})
+        made = self._extended[1]
+        wanted = sorted(set(choice.tolist())) if choice is not None else [0]
+        for prompt in wanted:
+            if prompt not in made:
+                made[prompt] = extend(self.repaired.model, self.repaired.prefixes, prompt, shared)
+        if choice is None:
+            return made[0], torch.zeros(rows, dtype=torch.long, device=self.repaired.device)
+        together = Prefixes.stack([made[prompt] for prompt in wanted])
+        return together, torch.tensor([wanted.index(prompt) for prompt in choice.tolist()], device=choice.device)
+
+
+def in_halves(run: Callable[[list[Item]], Result], items: list[Item]) -> list[Result]:
+    """`run(items)`, or, where memory runs out, its results on two halves, and so on down to single items."""
+    import torch
+
+    try:
+        return [run(items)]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(items) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    log.warning("out of memory with %d rows in a batch: going on with %d", len(items), half)
+    return in_halves(run, items[:half]) + in_halves(run, items[half:])
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results of the parts of a batch as one: lists one after another, numbers added."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        key: sum(part[key] for part in parts)
+        if isinstance(parts[0][key], int)
+        else [item for part in parts for item in part[key]]
+        for key in parts[0]
+    }
