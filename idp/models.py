@@ -173,6 +173,33 @@ def device_of(config: Model) -> torch.device:
     return device
 
 
+def devices(config: Model, processes: int | None) -> list[str]:
+    """The device of each evaluation process: with `processes` null one per GPU, or a single one on a CPU.
+
+    Raises:
+        UserError: more processes than GPUs, or several with a model that is itself spread over devices.
+    """
+    import torch
+
+    device = device_of(config)
+    if config.device_map:
+        if (processes or 1) > 1:
+            raise UserError(
+                f"evaluation.processes={processes}: model.device_map={config.device_map} spreads one model over the"
+                " devices; use one process"
+            )
+        return [str(device)]
+    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    if device.type == "cuda" and processes is not None and processes > gpus:
+        raise UserError(f"evaluation.processes={processes}: there are {gpus} GPUs to use")
+    wanted = processes or gpus
+    return (
+        [f"cuda:{number}" for number in range(wanted)]
+        if device.type == "cuda" and wanted > 1
+        else [str(device)] * wanted
+    )
+
+
 def dtype_of(config: Model) -> torch.dtype:
     """The dtype that `model.dtype` means on this machine: `auto` is bfloat16 where the hardware multiplies in it."""
     import torch

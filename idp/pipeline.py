@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,9 +146,8 @@ def measure(
         selector = getattr(recovery, "selector", None)
         measured[name] = measure_model(
             name,
-            lambda weights=weights, fix=fix, recovery=recovery: recovering.open_repaired(
-                config.model, weights, fix, recovery
-            ),
+            functools.partial(recovering.open_repaired, config.model, weights, fix, recovery),
+            models.model_folder(weights),
             (fix or weights).key,
             selector if selector is not None and len(recovery.lengths) > 1 else None,
             config.model,

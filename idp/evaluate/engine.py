@@ -50,6 +50,10 @@ class Engine(Protocol):
         """Each batch's number and result: per context its `texts` and `choice`, and `tokens`."""
         ...
 
+    def close(self) -> None:
+        """Ends what the engine holds beside this process."""
+        ...
+
 
 class LocalEngine:
     """An engine over a repaired model in this process."""
@@ -70,6 +74,13 @@ class LocalEngine:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, contexts in enumerate(batches):
             yield number, self.generate_batch(contexts, stops, max_new_tokens)
+
+    def describe(self) -> dict[str, Any]:
+        """The bank's prompts by name, and the tokens of the longest."""
+        return {"prompts": self.prompts, "longest_prompt": self.longest_prompt}
+
+    def close(self) -> None:
+        """Nothing to end: the model is this process's own."""
 
     def score_batch(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
         """One batch of `score`; in halves where memory does not suffice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,7 +49,8 @@ class Measured:
 
 def measure(
     name: str,
-    open_model: Callable[[], RepairedModel],
+    open_model: Callable[[str | None], RepairedModel],
+    folder: Path,
     parent: str,
     selector: schema.Selector | None,
     model: schema.Model,
@@ -63,7 +65,8 @@ def measure(
 
     Args:
         name: dense, compressed or repaired: what is said beside the progress bar.
-        open_model: brings the model into memory.
+        open_model: brings the model into memory, on the device named or, for None, on the config's.
+        folder: of the model's config and tokenizer.
         parent: the key of the compressed model or of the repair.
         selector: the selector's options where a bank of several prompts is measured.
         model: the model's config: its dtype and device decide the numbers.
@@ -74,11 +77,11 @@ def measure(
         store: where products live.
         finished: called with the model's name, the task or corpus, and its product.
     """
-    scorer = _Lazy(lambda: _scorer(open_model(), evaluation, name))
+    scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
     common = {"selector": asdict(selector) if selector is not None else None, **models.numerics(model)}
     common["batch_tokens"] = evaluation.batch_tokens
     measured = Measured(name)
-    with out_of_memory_is_explained("measure"):
+    with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
             product = store.get_or_make(
                 "measure",
@@ -108,22 +111,39 @@ def measure(
 
 
 class _Lazy:
-    """Calls its function once, when first asked."""
+    """Makes a scorer when first asked, and ends its engine."""
 
-    def __init__(self, function: Callable[[], Any]):
-        self.function, self.value = function, None
+    def __init__(self, make: Callable[[], Scorer]):
+        self.make, self.made = make, None
 
-    def __call__(self) -> Any:
-        if self.value is None:
-            self.value = self.function()
-        return self.value
+    def __call__(self) -> Scorer:
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+    def close(self) -> None:
+        if self.made is not None:
+            self.made.engine.close()
 
 
-def _scorer(repaired: RepairedModel, evaluation: schema.Evaluation, name: str) -> Scorer:
+def _scorer(
+    open_model: Callable[[str | None], RepairedModel],
+    folder: Path,
+    model: schema.Model,
+    evaluation: schema.Evaluation,
+    name: str,
+) -> Scorer:
     from idp.evaluate.engine import LocalEngine
+    from idp.evaluate.pool import PooledEngine
     from idp.evaluate.scorer import Scorer
 
-    return Scorer(LocalEngine(repaired), evaluation.batch_tokens, name)
+    devices = models.devices(model, evaluation.processes)
+    if len(devices) == 1:
+        engine = LocalEngine(open_model(None))
+    else:
+        empty = models.open_empty(folder, model)
+        engine = PooledEngine(open_model, devices, empty.model.config, empty.tokenizer)
+    return Scorer(engine, evaluation.batch_tokens, name)
 
 
 def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,14 @@ def training_rows(repair: Product) -> list[dict[str, float]]:
 
 
 def open_repaired(
-    model: schema.Model, compressed: Product, repair: Product | None, recovery: schema.Recovery
+    model: schema.Model,
+    compressed: Product,
+    repair: Product | None,
+    recovery: schema.Recovery,
+    device: str | None = None,
 ) -> RepairedModel:
-    """The model in memory with its repair on it, ready to be measured."""
+    """The model in memory with its repair on it, on `device` or the config's, ready to be measured."""
+    model = replace(model, device=device or model.device)
     loaded = models.open_model(models.model_folder(compressed), model)
     if repair is None:
         return RepairedModel(loaded)

@@ -1,0 +1,114 @@
+"""Data-parallel evaluation: one process per device, each with its own copy of the model, fed batch by batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+from idp.evaluate.batching import Row
+from idp.evaluate.engine import LocalEngine
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from idp.prompting.repaired import RepairedModel
+
+OpenModel = Callable[[str], "RepairedModel"]
+
+
+class PooledEngine:
+    """An engine over several processes. Batches are those of a single process, so scores are the same.
+
+    Args:
+        open_model: opens the repaired model on a device; it is sent to each process, so it must be picklable.
+        devices: one per process, such as `["cuda:0", "cuda:1"]` or `["cpu", "cpu"]`.
+        config: the model's config.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(
+        self,
+        open_model: OpenModel,
+        devices: Sequence[str],
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
+        self.workers: list[tuple[Any, Connection]] = []
+        for device in devices:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, open_model, device, len(devices)), daemon=True)
+            process.start()
+            theirs.close()
+            self.workers.append((process, ours))
+        ((_, described),) = self._spread([("describe", ())])
+        self.prompts, self.longest_prompt = described["prompts"], described["longest_prompt"]
+
+    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._spread([("score_batch", (list(batch), shared)) for batch in batches])
+
+    def generate(
+        self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._spread([("generate_batch", (contexts, stops, max_new_tokens)) for contexts in batches])
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, connection in self.workers:
+            connection.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+        self.workers = []
+
+    def _spread(self, jobs: list[tuple[str, tuple]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Gives each free process the next job, and yields results as they come."""
+        todo = iter(enumerate(jobs))
+        busy: dict[Connection, int] = {}
+
+        def feed(connection: Connection) -> None:
+            number, job = next(todo, (None, None))
+            if job is not None:
+                connection.send(job)
+                busy[connection] = number
+
+        try:
+            for _, connection in self.workers:
+                feed(connection)
+            while busy:
+                for connection in wait(list(busy)):
+                    error, result = connection.recv()
+                    if error is not None:
+                        raise RuntimeError(f"an evaluation process failed: {error}")
+                    yield busy.pop(connection), result
+                    feed(connection)
+        except (EOFError, OSError) as error:
+            raise UserError(
+                "measure: an evaluation process died, perhaps for lack of memory; lower"
+                " evaluation.processes or evaluation.batch_tokens"
+            ) from error
+
+
+def _work(connection: Connection, open_model: OpenModel, device: str, processes: int) -> None:
+    """What each process does: opens the model, then answers jobs until the pipe is closed."""
+    import torch
+
+    if device == "cpu":  # share the cores out instead of fighting for them
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    engine = None
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            engine = engine or LocalEngine(open_model(device))
+            answer = (None, getattr(engine, name)(*arguments))
+        except Exception as error:
+            answer = (f"{type(error).__name__}: {error}\n{traceback.format_exc()}", None)
+        connection.send(answer)
