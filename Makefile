@@ -26,6 +26,9 @@ test: $(READY) ## all tests
 quick: $(READY) ## all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
 
+bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores
+	$(BIN)/python -m idp.bench
+
 lint: $(READY) ## style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -33,4 +36,4 @@ lint: $(READY) ## style and formatting
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick lint clean
+.PHONY: help setup demo test quick bench lint clean

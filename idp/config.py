@@ -198,6 +198,17 @@ class Evaluation:
 
 
 @dataclass
+class Latency:
+    enabled: bool = option("measure latency at the end of the run")
+    batch_sizes: list[int] = option("rows per call", minimum=1)
+    input_tokens: list[int] = option("tokens of each row, before which a prompt comes", minimum=1)
+    new_tokens: int = option("decoding steps per round", minimum=1)
+    warmup: int = option("rounds that are not counted", minimum=0)
+    rounds: int = option("counted rounds; every round runs every model once", minimum=2)
+    merged: bool = option("also measure LoRA merged into the weights")
+
+
+@dataclass
 class Tracker:
     mode: str = option("auto: online when logged in, else offline", choices=("auto", "offline", "online", "disabled"))
     project: str = option("W&B project")
@@ -215,6 +226,7 @@ class Config:
     corpus: Corpus = field(default_factory=Corpus)
     budget: Budget = field(default_factory=Budget)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    latency: Latency = field(default_factory=Latency)
     tracker: Tracker = field(default_factory=Tracker)
     seed: int = option("everything random draws from (seed, stage)", minimum=0)
     baselines: bool = option("also measure the dense and the compressed model")

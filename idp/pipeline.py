@@ -11,11 +11,11 @@ from typing import Any
 from idp import models
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, NoRecovery
+from idp.config import Config, Idp, NoRecovery, Recovery
 from idp.recover import stage as recovering
 from idp.store import Product, Store
 from idp.track import record as records
-from idp.track.status import run_folder
+from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,9 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             status.stage("recover")
             repair = _recover(config, compressed, found, store, tracker)
             status.stage("measure")
-            measured = measure(config, dense, compressed, repair, found, store, status)
+            rows = compared(config, dense, compressed, repair, found, store)
+            measured = measure(config, rows, found, store, status)
+            latency = time_models(config, rows, store)
 
             status.stage("track")
             record = records.build(
@@ -80,6 +82,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 config=values,
                 stages={"load": dense, "compress": compressed, "recover": repair},
                 measured=measured,
+                latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
             )
@@ -121,35 +124,48 @@ def find(config: Config) -> Found:
     return Found(source, tasks, text("corpus"), calibration, perplexity)
 
 
-def measure(
-    config: Config, dense: Product, compressed: Product, repair: Product | None, found: Found, store: Store, status: Any
-) -> dict[str, Any]:
-    """Measures the run's own model and, unless `baselines=false`, the dense and the compressed one it is compared with.
+@dataclass
+class Row:
+    """One model that a run measures: compressed weights, a repair of them or None, and how it was made."""
 
-    Returns:
-        by name and in this order, as far as they differ: dense, compressed, repaired.
-    """
-    from idp.evaluate.stage import measure as measure_model
+    weights: Product
+    repair: Product | None
+    recovery: Recovery
 
+    @property
+    def key(self) -> str:
+        return (self.repair or self.weights).key
+
+
+def compared(
+    config: Config, dense: Product, compressed: Product, repair: Product | None, found: Found, store: Store
+) -> dict[str, Row]:
+    """The run's own model, last, and before it, unless `baselines=false`, the dense and the compressed one."""
     plain = NoRecovery(kind="none")
     uncompressed = label(config.compressor) == "none"
-    rows: dict[str, tuple[Product, Product | None, Any]] = {}
+    rows = {}
     if config.baselines and not uncompressed:
-        rows["dense"] = (_uncompressed(dense, config, found, store), None, plain)
+        rows["dense"] = Row(_uncompressed(dense, config, found, store), None, plain)
     if config.baselines or repair is None:
-        rows["dense" if uncompressed else "compressed"] = (compressed, None, plain)
+        rows["dense" if uncompressed else "compressed"] = Row(compressed, None, plain)
     if repair is not None:
-        rows["repaired"] = (compressed, repair, config.recovery)
+        rows["repaired"] = Row(compressed, repair, config.recovery)
+    return rows
+
+
+def measure(config: Config, rows: dict[str, Row], found: Found, store: Store, status: Status) -> dict[str, Any]:
+    """Scores of every row on every task and corpus, by the row's name."""
+    from idp.evaluate.stage import measure as measure_model
 
     measured = {}
-    for name, (weights, fix, recovery) in rows.items():
-        selector = getattr(recovery, "selector", None)
+    for name, row in rows.items():
+        several = isinstance(row.recovery, Idp) and len(row.recovery.lengths) > 1
         measured[name] = measure_model(
             name,
-            functools.partial(recovering.open_repaired, config.model, weights, fix, recovery),
-            models.model_folder(weights),
-            (fix or weights).key,
-            selector if selector is not None and len(recovery.lengths) > 1 else None,
+            functools.partial(recovering.open_repaired, config.model, row.weights, row.repair, row.recovery),
+            models.model_folder(row.weights),
+            row.key,
+            row.recovery.selector if several else None,
             config.model,
             config.evaluation,
             found.tasks,
@@ -159,6 +175,25 @@ def measure(
             finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
         )
     return measured
+
+
+def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product | None:
+    """Latency of the rows side by side; None unless it is asked for."""
+    from idp.evaluate.stage import time_models as time_variants
+
+    if not config.latency.enabled:
+        return None
+
+    def open_variants() -> dict[str, Any]:
+        own = list(rows.values())[-1]
+        variants = recovering.open_variants(
+            config.model, own.weights, own.repair, own.recovery, merged=config.latency.merged
+        )
+        if "dense" in rows and rows["dense"].weights != own.weights:
+            variants |= {"dense": recovering.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
+        return variants
+
+    return time_variants(open_variants, [row.key for row in rows.values()], config.latency, config.model, store)
 
 
 def _recover(config: Config, compressed: Product, found: Found, store: Store, tracker: WandbTracker) -> Product | None:

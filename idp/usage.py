@@ -9,7 +9,7 @@ import re
 from idp import config
 from idp.config import conf_dir, one_line
 
-GROUPS = ("model", "compressor", "recovery", "recovery/selector", "task", "corpus", "budget", "tracker")
+GROUPS = ("model", "compressor", "recovery", "recovery/selector", "task", "corpus", "budget", "latency", "tracker")
 
 
 def text() -> str:

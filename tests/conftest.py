@@ -162,7 +162,7 @@ def idp_run(tmp_path):
 
     def run(*overrides: str, fails: bool = False, **kwargs) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            [sys.executable, "-m", "idp.run", f"output={tmp_path / 'outputs'}", *overrides],
+            [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}"],
             capture_output=True,
             text=True,
             timeout=600,
@@ -170,6 +170,21 @@ def idp_run(tmp_path):
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture
+def run_here(compose, tmp_path):
+    """`run_here(*overrides)`: a run in this process, which saves it the imports; its record as it is on disk."""
+
+    def run(*overrides: str) -> dict:
+        from idp.pipeline import run
+
+        record, place = run(compose(*overrides, f"output={tmp_path / 'outputs'}"))
+        written = json.loads(place.read_text())
+        assert written["results"].keys() == record["results"].keys()
+        return written
 
     return run
 

@@ -5,8 +5,6 @@ import os
 
 import pytest
 
-from .conftest import record_of
-
 WITHOUT_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 TINY = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none")
 
@@ -77,15 +75,12 @@ def test_a_failed_run_says_so_in_its_status(idp_run, tmp_path):
 
 def test_a_sweep_loses_nothing_to_a_failed_cell(idp_run, tmp_path):
     quick = ("baselines=false", "evaluation.perplexity=[]")
-    done = idp_run(*TINY, *quick, "-m", "model.device=cuda,cpu", fails=True, env=WITHOUT_GPU)
+    done = idp_run("-m", *TINY, *quick, "model.device=cuda,cpu", fails=True, env=WITHOUT_GPU)
     assert "model.device=cuda: no CUDA device here" in done.stderr
     assert len(list(tmp_path.glob("outputs/runs/*/record.json"))) == 1
 
 
-def test_your_own_model_folder(idp_run, model_folders, tmp_path):
-    record = record_of(
-        idp_run(
-            *TINY, "model=local", f"model.path={model_folders('qwen2')}", "model.name=mine", "evaluation.perplexity=[]"
-        )
-    )
+def test_your_own_model_folder(run_here, model_folders):
+    place = f"model.path={model_folders('qwen2')}"
+    record = run_here(*TINY, "model=local", place, "model.name=mine", "evaluation.perplexity=[]")
     assert record["config"]["model"] == "mine" and record["idp"]["parameters"]["added"] == 0

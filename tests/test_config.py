@@ -8,7 +8,7 @@ from idp.usage import options
 
 CHOICES = [
     f"{group}={choice}"
-    for group in ("model", "compressor", "recovery", "task", "corpus", "budget", "tracker")
+    for group in ("model", "compressor", "recovery", "task", "corpus", "budget", "latency", "tracker")
     for choice in options(group)
 ]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from idp.report.tables import run_summary
 from idp.track.record import comparable
 
 from .conftest import record_of
@@ -20,9 +20,8 @@ TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
 @pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "idp", "lora"])
-def test_every_recovery_runs_from_end_to_end(model, recovery, idp_run):
-    done = idp_run(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
-    record = record_of(done)
+def test_every_recovery_runs_from_end_to_end(model, recovery, run_here):
+    record = run_here(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
     about = record["idp"]
     assert about["row"] == ("compressed" if recovery == "none" else "repaired")
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
@@ -39,7 +38,7 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, idp_run):
     counts = about["selection"].get("arc_easy", {})
     assert sum(counts.values()) == (8 if recovery in ("hard_prompt", "prompt", "idp") else 0)
     assert len(counts) == {"hard_prompt": 1, "prompt": 1, "idp": 3}.get(recovery, 0)
-    assert f"{about['parameters']['added']:,} added" in done.stdout
+    assert f"{about['parameters']['added']:,} added" in run_summary(record)
 
 
 def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
@@ -76,61 +75,79 @@ def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     assert (folder / "run.log").stat().st_size
 
 
-def test_runs_share_what_they_have_in_common(idp_run):
+def test_runs_share_what_they_have_in_common(run_here):
     base = (*TINY, "compressor=gptq3", "evaluation.perplexity=[]")
-    first = record_of(idp_run(*base, "recovery=prompt", "task=arc_easy"))["idp"]["stages"]
-    again = record_of(idp_run(*base, "recovery=prompt", "task=arc_easy"))["idp"]["stages"]
+    first = run_here(*base, "recovery=prompt", "task=arc_easy")["idp"]["stages"]
+    again = run_here(*base, "recovery=prompt", "task=arc_easy")["idp"]["stages"]
     assert not any(stage["reused"] for stage in first.values())
     assert all(stage["reused"] for stage in again.values())
     assert {name: stage["key"] for name, stage in first.items()} == {n: stage["key"] for n, stage in again.items()}
 
-    other = record_of(idp_run(*base, "recovery=hard_prompt", "task=arc_easy"))["idp"]
+    other = run_here(*base, "recovery=hard_prompt", "task=arc_easy")["idp"]
     assert [other["stages"][stage]["reused"] for stage in ("load", "compress", "recover")] == [True, True, False]
     assert other["baselines"]["dense"]["stage"]["reused"] and other["baselines"]["compressed"]["stage"]["reused"]
 
-    wider = record_of(idp_run(*base, "recovery=prompt", "task=custom", "task.names=[arc_easy,piqa]"))["idp"]
+    wider = run_here(*base, "recovery=prompt", "task=custom", "task.names=[arc_easy,piqa]")["idp"]
     assert wider["stages"]["recover"]["reused"] and not wider["stages"]["measure"]["reused"]
 
 
-def test_the_same_seed_gives_the_same_record_and_another_another(idp_run, tmp_path):
+def test_the_same_seed_gives_the_same_record_and_another_another(run_here, tmp_path):
     base = (*TINY, "compressor=gptq3", "recovery=prompt", "task=arc_easy", "baselines=false")
-    one = record_of(idp_run(*base, f"store={tmp_path / 'one'}"))
-    two = record_of(idp_run(*base, f"store={tmp_path / 'two'}"))
-    three = record_of(idp_run(*base, f"store={tmp_path / 'two'}", "seed=1"))
+    one = run_here(*base, f"store={tmp_path / 'one'}")
+    two = run_here(*base, f"store={tmp_path / 'two'}")
+    three = run_here(*base, f"store={tmp_path / 'two'}", "seed=1")
     assert comparable(one)["results"] == comparable(two)["results"]
     assert one["idp"]["perplexity"] == two["idp"]["perplexity"] != three["idp"]["perplexity"]
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_record(idp_run, tmp_path):
-    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=commonsense", "recovery.training.steps=12"]
+def in_training(store):
+    return any(store.glob("recover/*.part/checkpoint/*/state.json"))
+
+
+def while_measuring(store):
+    return len(list(store.glob("measure/*/manifest.json"))) >= 2
+
+
+def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_run, tmp_path):
+    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=commonsense", "recovery.training.steps=40"]
     undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
 
-    command = [sys.executable, "-m", "idp.run", f"output={tmp_path / 'outputs'}", f"store={tmp_path / 'killed'}"]
-    rng, kills = random.Random(0), 0
-    for seconds in (16, 20, 24):
-        process = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds + rng.random())
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+    store = tmp_path / "killed"
+    command = [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", f"store={store}"]
+    made: dict[str, int] = {}
+    for moment in (in_training, while_measuring):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not moment(store):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    made_before = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/manifest.json")}
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
+        assert made.items() <= (made := finished(store)).items()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    record = record_of(done)
-    made_after = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/manifest.json")}
-    assert kills and made_before.items() <= made_after.items(), "a finished stage was repeated"
-    one, other = comparable(undisturbed), comparable(record)
+    assert len(made) >= 5
+    assert made.items() <= finished(store).items(), "a finished stage was repeated"
+    one, other = comparable(undisturbed), comparable(record_of(done))
     for each in (one, other):
         del each["idp"]["config"]["store"]
     assert one == other
 
 
-def test_task_names_that_lm_eval_knows(idp_run):
-    record = record_of(
-        idp_run(*TINY, "task=custom", "task.names=[boolq,copa]", "evaluation.perplexity=[]", "compressor=none")
-    )
+def finished(store):
+    """When each product was made, by its key."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")}
+
+
+def test_task_names_that_lm_eval_knows(run_here):
+    record = run_here(*TINY, "task=custom", "task.names=[boolq,copa]", "evaluation.perplexity=[]", "compressor=none")
     assert set(record["results"]) == {"boolq", "copa"}
+
+
+def test_two_evaluation_processes_give_the_same_record(run_here):
+    base = (*TINY, "compressor=none", "recovery=hard_prompt", "task=arc_easy", "evaluation.perplexity=[]")
+    one = run_here(*base, "evaluation.processes=1", "store=${output}/one")
+    two = run_here(*base, "evaluation.processes=2", "store=${output}/two")
+    assert one["results"] == two["results"] and one["idp"]["selection"] == two["idp"]["selection"]
 
 
 @pytest.mark.slow

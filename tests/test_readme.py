@@ -24,7 +24,7 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_it_runs(command, idp_run, model_folders, tmp_path):
+def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
     words = shlex.split(command)
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
@@ -36,7 +36,10 @@ def test_it_runs(command, idp_run, model_folders, tmp_path):
             small.append("model=tiny_llama")
         if any(word == "task=all" for word in overrides):
             small.append("task=commonsense")  # the last word wins; that all nine run is another test's business
-        idp_run(*overrides, *small)
+        if any(word.startswith("-") for word in overrides):
+            idp_run(*overrides, *small)
+        else:
+            run_here(*overrides, *small)
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
 from idp.prompting.prefix import attention_mask, cache_of
-from idp.prompting.repaired import head_only_at
+from idp.prompting.repaired import RepairedModel, head_only_at
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
 
-    from idp.prompting.repaired import RepairedModel
+
+@dataclass
+class Decoding:
+    """A batch between two steps.
+
+    `logits` [rows, vocabulary] are of each row's next token, `seen` [rows, keys] says which cached keys are real,
+    `positions` [rows, keys] where they stand, and `next_position` [rows, 1] where the next token goes.
+    """
+
+    logits: torch.Tensor
+    cache: DynamicCache
+    seen: torch.Tensor
+    positions: torch.Tensor
+    next_position: torch.Tensor
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all rows but those given."""
+        self.cache.batch_select_indices(rows)
+        self.logits, self.seen = self.logits[rows], self.seen[rows]
+        self.positions, self.next_position = self.positions[rows], self.next_position[rows]
 
 
 def decode(
@@ -37,68 +57,96 @@ def decode(
     """
     import torch
 
-    device, tokenizer = repaired.device, repaired.tokenizer
     width = max(map(len, contexts))
     tokens = torch.zeros(len(contexts), width, dtype=torch.long)
     real = torch.zeros(len(contexts), width, dtype=torch.bool)
     for row, context in enumerate(contexts):  # padded on the left, so that every row's next token is in one column
         tokens[row, width - len(context) :] = torch.tensor(context)
         real[row, width - len(context) :] = True
-    tokens, real = tokens.to(device), real.to(device)
-    positions = (real.long().cumsum(1) - 1).clamp(min=0)
-    itself = torch.eye(width, dtype=torch.bool, device=device)
-    visible = (real[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()) | itself
-
+    generated: list[list[int]] = [[] for _ in contexts]
+    alive = list(range(len(contexts)))
     with torch.inference_mode():
-        inputs = repaired.attention_inputs(visible, positions, choice)
-        if choice is None:
-            inputs |= {"past_key_values": cache_of_nothing(repaired), "use_cache": True}
-            seen, seen_positions = real, positions
-        else:
-            prefix = repaired.prefixes.valid(choice)
-            seen = torch.cat([prefix, real], dim=1)
-            before = torch.arange(prefix.shape[1], device=device).expand(len(contexts), -1)
-            positions = positions + repaired.prefixes.lengths[choice][:, None]
-            seen_positions = torch.cat([before, positions], dim=1)
-        last = torch.arange(1, len(contexts) + 1, device=device) * width - 1
-        with head_only_at(repaired.model, last):
-            output = repaired.model(input_ids=tokens, **inputs)
-        logits, cache = output.logits[0], output.past_key_values
-        generated: list[list[int]] = [[] for _ in contexts]
-        alive = list(range(len(contexts)))
-        next_position = positions[:, -1:] + 1
+        state = prefill(repaired, tokens.to(repaired.device), real.to(repaired.device), choice)
         while alive:
-            newest = logits.argmax(dim=-1)
+            newest = state.logits.argmax(dim=-1)
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
-                if len(generated[row]) < max_new_tokens and not _stopped(tokenizer, generated[row], stops):
+                if len(generated[row]) < max_new_tokens and not _stopped(repaired.tokenizer, generated[row], stops):
                     going.append(place)
             if not going:
                 break
             if len(going) < len(alive):
-                keep = torch.tensor(going, device=device)
-                cache.batch_select_indices(keep)
-                seen, seen_positions, next_position = seen[keep], seen_positions[keep], next_position[keep]
+                keep = torch.tensor(going, device=repaired.device)
+                state.keep(keep)
                 newest, alive = newest[keep], [alive[place] for place in going]
-            seen = torch.cat([seen, seen.new_ones(len(alive), 1)], dim=1)
-            seen_positions = torch.cat([seen_positions, next_position], dim=1)
-            output = repaired.model(
-                input_ids=newest[:, None],
-                attention_mask=attention_mask(repaired.model, seen[:, None, :], next_position, seen_positions),
-                position_ids=next_position,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = output.logits[:, -1]
-            next_position = next_position + 1
-    texts = (tokenizer.decode(row, skip_special_tokens=True) for row in _without_end(generated, tokenizer.eos_token_id))
+            step(repaired, state, newest)
+    end = repaired.tokenizer.eos_token_id
+    whole = (row[: row.index(end)] if end in row else row for row in generated)
+    texts = (repaired.tokenizer.decode(row, skip_special_tokens=True) for row in whole)
     cut = [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]
     return cut, tokens.numel() + sum(map(len, generated))
 
 
-def cache_of_nothing(repaired: RepairedModel) -> DynamicCache:
-    """An empty cache whose layers are all full ones."""
+def prefill(
+    repaired: RepairedModel, tokens: torch.Tensor, real: torch.Tensor | None, choice: torch.Tensor | None
+) -> Decoding:
+    """One pass over the contexts, each behind its own prompt.
+
+    Args:
+        repaired: the model.
+        tokens: [rows, width], padded on the left.
+        real: [rows, width], False where padding; None where there is none.
+        choice: [rows], each row's prompt; None without a bank.
+    """
+    import torch
+
+    rows, width = tokens.shape
+    last = torch.arange(1, rows + 1, device=tokens.device) * width - 1
+    positions = torch.arange(width, device=tokens.device).expand(rows, -1)
+    seen = torch.ones(rows, width, dtype=torch.bool, device=tokens.device)
+    if real is not None:
+        positions, seen = (real.long().cumsum(1) - 1).clamp(min=0), real
+    if choice is None and real is None:  # the plain causal pass, for which kernels have a way of their own
+        inputs: dict[str, Any] = {"past_key_values": _empty_cache(repaired), "use_cache": True}
+        before = positions[:, :0]
+    else:
+        itself = torch.eye(width, dtype=torch.bool, device=tokens.device)
+        visible = (seen[:, None, :] & seen.new_ones(width, width).tril()) | itself
+        inputs = repaired.attention_inputs(visible, positions, choice)
+        positions = inputs["position_ids"]
+        before = positions[:, :0]
+        if choice is None:
+            inputs |= {"past_key_values": _empty_cache(repaired), "use_cache": True}
+        else:
+            valid = repaired.prefixes.valid(choice)
+            seen = torch.cat([valid, seen], dim=1)
+            before = torch.arange(valid.shape[1], device=tokens.device).expand(rows, -1)
+    with head_only_at(repaired.model, last):
+        output = repaired.model(input_ids=tokens, **inputs)
+    at = torch.cat([before, positions], dim=1)
+    return Decoding(output.logits[0], output.past_key_values, seen, at, positions[:, -1:] + 1)
+
+
+def step(repaired: RepairedModel, state: Decoding, newest: torch.Tensor) -> None:
+    """Runs each row's newest token, [rows], and brings `state` up to the token after it."""
+    import torch
+
+    state.seen = torch.cat([state.seen, state.seen.new_ones(len(newest), 1)], dim=1)
+    state.positions = torch.cat([state.positions, state.next_position], dim=1)
+    mask = attention_mask(repaired.model, state.seen[:, None, :], state.next_position, state.positions)
+    output = repaired.model(
+        input_ids=newest[:, None],
+        attention_mask=mask,
+        position_ids=state.next_position,
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    state.logits, state.next_position = output.logits[:, -1], state.next_position + 1
+
+
+def _empty_cache(repaired: RepairedModel) -> DynamicCache:
+    """A cache whose layers are all full ones: what a layer may see is the mask's business."""
     from transformers.cache_utils import DynamicLayer
 
     cache = cache_of([])
@@ -112,7 +160,3 @@ def _stopped(tokenizer: Any, tokens: list[int], stops: list[str]) -> bool:
     # A stop string may end inside the newest token and begin a few tokens before it.
     tail = tokenizer.decode(tokens[-(max(map(len, stops)) + 2) :])
     return any(stop and stop in tail for stop in stops)
-
-
-def _without_end(generated: list[list[int]], end: int | None) -> list[list[int]]:
-    return [row[: row.index(end)] if end in row else row for row in generated]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 1
-RESULTS, SAMPLES, PERPLEXITY = "results.json", "samples.parquet", "perplexity.json"
+RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
 
 
 @dataclass
@@ -108,6 +109,39 @@ def measure(
             if finished is not None:
                 finished(name, corpus, product)
     return measured
+
+
+def time_models(
+    open_variants: Callable[[], dict[str, RepairedModel]],
+    parents: list[str],
+    options: schema.Latency,
+    model: schema.Model,
+    store: Store,
+) -> Product:
+    """Latency of several models side by side, as a product of this machine: another one measures anew.
+
+    Args:
+        open_variants: opens all of them, by name.
+        parents: keys of what they are made of.
+        options: batch sizes, input lengths and rounds.
+        model: the model's config.
+        store: where products live.
+    """
+    machine = f"{platform.node()} {platform.processor() or platform.machine()}"
+
+    def make(folder: Path) -> None:
+        from idp.evaluate.latency import measure_latency
+
+        write_json(folder / LATENCY, measure_latency(open_variants(), options))
+
+    with out_of_memory_is_explained("measure"):
+        return store.get_or_make(
+            "latency",
+            parent=digest(parents),
+            config={"options": asdict(options), "machine": machine, **models.numerics(model)},
+            version=VERSION,
+            make=make,
+        )
 
 
 class _Lazy:

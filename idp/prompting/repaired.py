@@ -47,17 +47,20 @@ class RepairedModel:
         Args:
             contexts: token ids of what may be read for the choice: the question, never an answer.
         """
+        if self.bank is None:
+            return None
+        return self.choose_padded(*right_padded(contexts, self.device))
+
+    def choose_padded(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
+        """`choose` for contexts that are a tensor already: [contexts, longest] padded on the right, and [contexts]."""
         import torch
 
         if self.bank is None:
             return None
         if self.selector is None:
-            choice = torch.zeros(len(contexts), dtype=torch.long, device=self.device)
-        else:
-            tokens, lengths = right_padded(contexts, self.device)
-            with torch.inference_mode():
-                choice = self.selector.scores(tokens, lengths).argmax(dim=1)
-        return choice
+            return torch.zeros(len(tokens), dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            return self.selector.scores(tokens, lengths).argmax(dim=1)
 
     def attention_inputs(
         self,

@@ -74,11 +74,17 @@ def tune(
     return sum(parameter.numel() for parameter in parameters.values()), history
 
 
-def attach(loaded: LoadedModel, folder: Path) -> LoadedModel:
-    """The model with a saved adapter in its layers, not merged, in the model's own dtype, frozen."""
+def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedModel:
+    """The model with a saved adapter in its layers, in the model's own dtype, frozen.
+
+    Not merged, the adapter costs a little at every layer, and the compressed weights stay what they are. Merged, it
+    costs nothing, and the weights lie on no grid any more.
+    """
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    if merge:
+        return LoadedModel(adapted.merge_and_unload().eval().requires_grad_(False), loaded.tokenizer)
     # The layers now hold the adapter; the model itself stays the plain one that all other code knows.
     return LoadedModel(adapted.get_base_model().eval().requires_grad_(False), loaded.tokenizer)
 

@@ -161,3 +161,28 @@ def open_repaired(
     bank = PromptBank.load(repair.path / "bank") if (repair.path / "bank").exists() else None
     options = getattr(recovery, "selector", None)
     return RepairedModel(loaded, bank, selectors.build(options) if options is not None else None)
+
+
+def open_variants(
+    model: schema.Model, compressed: Product, repair: Product | None, recovery: schema.Recovery, merged: bool
+) -> dict[str, RepairedModel]:
+    """What latency compares, by name: the compressed model and its repairs, on shared weights where that is possible.
+
+    Prompts: `prompt`, and `idp` where there are several. LoRA: `lora`, and with `merged` also `lora_merged`.
+    """
+    folder = models.model_folder(compressed)
+    plain = models.open_model(folder, model)
+    variants = {"compressed": RepairedModel(plain)}
+    if repair is None:
+        return variants
+    if (repair.path / "adapter").exists():
+        for name, merge in {"lora": False, "lora_merged": True}.items():
+            if merged or not merge:
+                attached = lora.attach(models.open_model(folder, model), repair.path / "adapter", merge)
+                variants[name] = RepairedModel(attached)
+        return variants
+    bank = PromptBank.load(repair.path / "bank")
+    variants["prompt"] = RepairedModel(plain, PromptBank(bank.prompts[:1], bank.names[:1]))
+    if len(bank) > 1:
+        variants["idp"] = RepairedModel(plain, bank, selectors.build(recovery.selector))
+    return variants

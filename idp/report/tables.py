@@ -78,7 +78,31 @@ def run_summary(record: dict[str, Any]) -> str:
         lines.append(tabulate(rows, headers=["task", *prompts], tablefmt="github"))
         if collapsed(about["selection"]):
             lines += ["", "The selector gave almost every document the same prompt: it has collapsed."]
+    if about["latency"]:
+        lines += ["", latency_table(about["latency"])]
     return "\n".join(lines)
+
+
+def latency_table(latency: dict[str, Any]) -> str:
+    """Prefill and decode latency, the ratio to the compressed model first."""
+    lines = [
+        [
+            row["variant"],
+            row["batch_size"],
+            row["input_tokens"],
+            *(
+                f"{row[part][key]:.{digits}f}"
+                for part in ("prefill", "decode")
+                for key, digits in (("ratio", 3), ("p50", 1), ("p90", 1), ("p99", 1))
+            ),
+        ]
+        for row in latency["rows"]
+    ]
+    headers = ["model", "batch", "input tokens"]
+    headers += [f"{part} {name}" for part in ("prefill", "decode") for name in ("ratio", "p50 ms", "p90", "p99")]
+    ran = latency["backend"]
+    note = f"ratio to {latency['reference']}; {ran['library']}; {ran['device']}, {ran['dtype']}, {ran['attention']}"
+    return f"{tabulate(lines, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{note}"
 
 
 def collapsed(selection: dict[str, dict[str, int]], share: float = 0.98) -> bool:

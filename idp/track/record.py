@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECORD, SAMPLES = "record.json", "samples.parquet"
 SCHEMA_VERSION = 1
 # What may differ between two runs of one config: when and how fast, not what came out.
-TIMINGS = ("seconds", "reused", "date", "environment", "wall_seconds", "peak_memory_bytes")
+TIMINGS = ("seconds", "reused", "environment", "latency")
 
 
 def build(
@@ -31,6 +31,7 @@ def build(
     config: dict[str, Any],
     stages: dict[str, Product | None],
     measured: dict[str, Measured],
+    latency: Product | None,
     sources: list[TaskSource],
     documents: int | None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def build(
         config: the resolved config.
         stages: the products of load, compress and recover.
         measured: what each model scored, by `dense`, `compressed`, `repaired`; the last is the run's own result.
+        latency: the latency product, if latency was measured.
         sources: where the tasks' documents came from.
         documents: per task, as the budget allows.
     """
@@ -67,7 +69,7 @@ def build(
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
-        "latency": None,
+        "latency": latency.read("latency.json") if latency is not None else None,
         "selection": {
             task: selection
             for task, product in own.tasks.items()

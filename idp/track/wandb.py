@@ -75,7 +75,7 @@ class WandbTracker:
             config=config,
             dir=str(folder),
             mode=mode_of(options.mode),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
         for part in ("train/*", "heldout/*"):
             self.run.define_metric(part, step_metric="training_step")
@@ -150,6 +150,9 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
         scores = main_scores(record, results)
         values[f"{prefix}mean/acc"] = sum(scores.values()) / len(scores)
         values |= {f"{prefix}ppl/{corpus}": value for corpus, value in perplexity.items()}
+    for row in (about["latency"] or {}).get("rows", []):
+        name = f"latency/{row['variant']}/{row['batch_size']}x{row['input_tokens']}"
+        values |= {f"{name}/{part}_{key}": row[part][key] for part in ("prefill", "decode") for key in ("p50", "ratio")}
     for name, training in (about["training"] or {}).items():
         values[f"heldout/{name}/best_loss"] = training["heldout_loss"]
     return values

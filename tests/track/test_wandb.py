@@ -13,8 +13,8 @@ from .read_wandb import read
 TINY = ("model=tiny_llama", "budget=smoke", "compressor=gptq3", "task=world_knowledge")
 
 
-def test_an_offline_run_holds_config_curves_summary_and_tables(idp_run, tmp_path):
-    record = record_of(idp_run(*TINY, "recovery=idp", "tracker.mode=offline"))
+def test_an_offline_run_holds_config_curves_summary_and_tables(run_here, tmp_path):
+    record = run_here(*TINY, "recovery=idp", "tracker.mode=offline")
     (file,) = tmp_path.glob("outputs/runs/*/wandb/offline-run-*/*.wandb")
     run = read(file)
     assert run["id"] == identity(record["idp"]["config"])[:12] == record["idp"]["name"].rsplit("-", 1)[1]
@@ -33,18 +33,18 @@ def test_an_offline_run_holds_config_curves_summary_and_tables(idp_run, tmp_path
     curve = [row for row in run["history"] if "train/prompt_1/loss" in row]
     assert [row["training_step"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert any("heldout/prompt_2/loss" in row for row in run["history"])
-    assert run["summary"]["results"]["_type"] == run["summary"]["selection"]["_type"] == "table-file"
+    tables = {key: row[key] for row in run["history"] for key in ("results", "selection") if key in row}
+    assert tables["results"]["_type"] == tables["selection"]["_type"] == "table-file"
+    assert (tables["results"]["nrows"], tables["selection"]["nrows"]) == (5, 15)
 
 
-def test_a_reused_repair_brings_its_curves_along(idp_run, tmp_path):
+def test_a_reused_repair_brings_its_curves_along(run_here, tmp_path):
     options = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "baselines=false", "recovery=prompt")
-    for number in (1, 2):
-        idp_run(*options, "tracker.mode=offline", f"output={tmp_path / str(number)}", f"store={tmp_path / 'store'}")
-    first, second = (read(next(tmp_path.glob(f"{n}/runs/*/wandb/offline-run-*/*.wandb"))) for n in (1, 2))
-    curves = [
-        [row["train/prompt_0/loss"] for row in run["history"] if "train/prompt_0/loss" in row]
-        for run in (first, second)
-    ]
+    for _ in range(2):
+        run_here(*options, "tracker.mode=offline")
+    first, second = (read(file) for file in tmp_path.glob("outputs/runs/*/wandb/offline-run-*/*.wandb"))
+    key = "train/prompt_0/loss"
+    curves = [[row[key] for row in run["history"] if key in row] for run in (first, second)]
     assert len(curves[0]) == 6 and curves[0] == curves[1] and first["id"] == second["id"]
 
 
@@ -87,6 +87,6 @@ def test_errors_of_wandb_at_any_moment_are_warnings(moment, monkeypatch, tmp_pat
     assert caplog.text.count("W&B: ") == 1
 
 
-def test_disabled_means_disabled(idp_run, tmp_path):
-    idp_run("model=tiny_llama", "budget=smoke", "task=arc_easy", "baselines=false", "tracker=none")
+def test_disabled_means_disabled(run_here, tmp_path):
+    run_here("model=tiny_llama", "budget=smoke", "task=arc_easy", "baselines=false", "tracker=none")
     assert not list(tmp_path.glob("outputs/runs/*/wandb"))

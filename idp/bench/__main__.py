@@ -1,0 +1,249 @@
+"""`python -m idp.bench`: prints the tables that the README quotes, and writes them as JSON.
+
+On a machine with a GPU the same command uses it, and `--shape llama_7b` takes a model of LLaMA-7B's shape with random
+weights, so that speed at the papers' scale can be measured without its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+SHAPES = {
+    "llama_7b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def main() -> None:
+    """Scoring, then latency; tables on standard output."""
+    options = _arguments()
+    from idp.bench import scoring
+    from idp.evaluate.latency import backend
+    from idp.evaluate.tasks import NINE
+    from idp.prompting.repaired import RepairedModel
+    from idp.store import write_json
+    from idp.track.status import set_up_logging
+
+    set_up_logging()
+    loaded = _open(options)
+    tasks = scoring.find(options.tasks or NINE, 0, options.documents, options.data_dir)
+    tasks += scoring.find(["arc_easy"], 5, options.documents, options.data_dir) if not options.tasks else []
+    rates = scoring.run(
+        loaded,
+        tasks,
+        lengths=options.lengths,
+        rounds=options.rounds,
+        batch_tokens=options.batch_tokens,
+        hflm_batch=options.hflm_batch,
+    )
+    found: dict[str, Any] = {
+        "options": {key: value for key, value in vars(options).items() if key != "output"},
+        "backend": backend(RepairedModel(loaded)),
+        "scoring": [_row(timed, rates["matmul_flops"]) for timed in tasks],
+        **rates,
+    }
+    found["whole"] = _whole(tasks, rates["matmul_flops"])
+    few = scoring.find(options.tasks or NINE, 0, min(options.documents, 16), options.data_dir)
+    found["agreement"] = [scoring.agreement(loaded, few, options.batch_tokens, options.hflm_batch)]
+    if found["agreement"][0]["dtype"] != "float32" and options.shape is None:
+        loaded.model.float()
+        found["agreement"].append(scoring.agreement(loaded, few, options.batch_tokens, options.hflm_batch))
+        loaded = _open(options)
+    found["latency"] = _latency(loaded, options)
+    _print(found)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output, found)
+    print(f"\nwritten: {options.output}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m idp.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--documents", type=int, default=32, help="documents per task")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of all tasks and ways")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[25, 25, 25, 25], help="tokens of each prompt")
+    parser.add_argument("--tasks", nargs="+", help="lm-eval tasks; default: the nine, and a 5-shot one")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per forward pass of ours")
+    parser.add_argument("--hflm-batch", type=int, default=16, help="rows per forward pass of lm-eval's HFLM")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape, not the embedded model")
+    parser.add_argument("--data-dir", help="folder of task data")
+    parser.add_argument("--latency-rounds", type=int, default=30, help="rounds of the latency table")
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench/bench.json"), help="where the JSON goes")
+    return parser.parse_args()
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """The embedded model, or random weights of a shape with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from idp import models
+    from idp.config import Model
+    from idp.store import Store
+
+    config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, {})
+    product = models.load(config, models.find(config), Store("outputs/store"))
+    if options.shape is None:
+        return models.open_model(models.model_folder(product), config)
+    empty = models.open_empty(models.model_folder(product), config)
+    shape = dict(SHAPES[options.shape])
+    described = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(empty.tokenizer), **shape)
+    with torch.device(models.device_of(config)):
+        model = AutoModelForCausalLM.from_config(described, dtype=models.dtype_of(config))
+    return models.LoadedModel(model.eval().requires_grad_(False), empty.tokenizer)
+
+
+def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The model alone, one prompt, IDP, and LoRA in its layers, all untrained: training does not change speed."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    from idp.bench.scoring import make_scorers
+    from idp.config import Latency
+    from idp.evaluate.latency import measure_latency
+    from idp.models import LoadedModel
+    from idp.prompting.repaired import RepairedModel
+
+    scorers = make_scorers(loaded, options.lengths, options.batch_tokens)
+    variants = {
+        name: scorers[way].engine.repaired
+        for name, way in {"compressed": "none", "prompt": "prompt", "idp": "idp"}.items()
+    }
+    adapted = get_peft_model(
+        copy.deepcopy(loaded.model),
+        LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        autocast_adapter_dtype=False,
+    )
+    base = adapted.get_base_model().eval().requires_grad_(False)
+    variants["lora"] = RepairedModel(LoadedModel(base, loaded.tokenizer))
+    return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False))
+
+
+def _row(timed: Any, peak: float) -> dict[str, Any]:
+    """One task: ratios of seconds taken in the same round, and tokens run."""
+    pairs = {way: timed.seconds[way] for way in timed.seconds}
+    seconds = {way: statistics.median(values) for way, values in pairs.items()}
+    row = {
+        "task": timed.name,
+        "runs": timed.source.runs,
+        "documents": timed.documents,
+        "documents_in_split": timed.source.documents,
+        "seconds": seconds,
+        "speed": _ratio(pairs["hflm"], pairs["none"]),
+        "prompt_cost": _ratio(pairs["prompt"], pairs["none"]) - 1,
+        "idp_cost": _ratio(pairs["idp"], pairs["none"]) - 1,
+        "idp_over_prompt": _ratio(pairs["idp"], pairs["prompt"]) - 1,
+        "tokens": timed.tokens,
+    }
+    if timed.flops:
+        row["share_of_matmul_rate"] = timed.flops / min(pairs["none"]) / peak
+    return row
+
+
+def _ratio(over: list[float], under: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def _whole(tasks: list[Any], peak: float) -> dict[str, float]:
+    """The zero-shot tasks together, each weighted by the size of its full split."""
+    tasks = [timed for timed in tasks if not timed.fewshot]
+    weights = [timed.source.documents / timed.documents for timed in tasks]
+
+    def total(way: str, place: int) -> float:
+        return sum(weight * timed.seconds[way][place] for weight, timed in zip(weights, tasks, strict=True))
+
+    rounds = range(len(tasks[0].seconds["none"]))
+    none, prompt, idp, hflm = ([total(way, place) for place in rounds] for way in ("none", "prompt", "idp", "hflm"))
+    scored = [timed for timed in tasks if timed.flops]
+    return {
+        "speed": _ratio(hflm, none),
+        "prompt_cost": _ratio(prompt, none) - 1,
+        "idp_cost": _ratio(idp, none) - 1,
+        "idp_over_prompt": _ratio(idp, prompt) - 1,
+        "hours": statistics.median(none) / 3600,
+        "share_of_matmul_rate": sum(t.flops for t in scored) / sum(min(t.seconds["none"]) for t in scored) / peak
+        if scored
+        else 0.0,
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    from idp.report.tables import latency_table
+
+    lines = [
+        [
+            row["task"],
+            f"{row['speed']:.2f}x",
+            f"{row['tokens']['hflm'] / row['tokens']['none']:.2f}x",
+            f"{row['prompt_cost']:+.1%}",
+            f"{row['idp_cost']:+.1%}",
+            f"{row['idp_over_prompt']:+.1%}",
+            f"{row['share_of_matmul_rate']:.0%}" if "share_of_matmul_rate" in row else "",
+        ]
+        for row in found["scoring"]
+    ]
+    whole = found["whole"]
+    lines.append(
+        [
+            "zero-shot tasks, full splits",
+            f"{whole['speed']:.2f}x",
+            "",
+            f"{whole['prompt_cost']:+.1%}",
+            f"{whole['idp_cost']:+.1%}",
+            f"{whole['idp_over_prompt']:+.1%}",
+            f"{whole['share_of_matmul_rate']:.0%}",
+        ]
+    )
+    headers = [
+        "task",
+        "speed against HFLM",
+        "tokens saved",
+        "cost of a prompt",
+        "of IDP",
+        "IDP over a prompt",
+        "of matmul rate",
+    ]
+    print(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
+    ran = found["backend"]
+    rate = found["matmul_flops"] / 1e9
+    print(f"\n{ran['dtype']} on {ran['device']}, {ran['threads']} threads; matmul {rate:.0f} GFLOP/s")
+    for row in found["agreement"]:
+        print(
+            f"{row['dtype']}: same choice as HFLM for {row['same_choice']} of {row['documents']} documents, largest"
+            f" difference {row['largest_difference']:.1e} nats; same text for {row['same_text']} of {row['generated']}"
+        )
+    print(f"\n{latency_table(found['latency'])}")
+
+
+if __name__ == "__main__":
+    main()
