@@ -12,6 +12,7 @@ from idp import models
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
 from idp.config import Config, Idp, NoRecovery, Recovery
+from idp.errors import UserError
 from idp.recover import stage as recovering
 from idp.store import Product, Store
 from idp.track import record as records
@@ -55,6 +56,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         empty = models.open_empty(models.model_folder(dense), config.model)
         group_size = compressing.check(config.compressor, empty, found.calibration)
         recovering.check(config.recovery, empty, found.corpus)
+        _check_perplexity(config, empty, found)
         tracker = WandbTracker(
             config.tracker,
             folder,
@@ -194,6 +196,21 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
         return variants
 
     return time_variants(open_variants, [row.key for row in rows.values()], config.latency, config.model, store)
+
+
+def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -> None:
+    """Perplexity counts the same tokens for every method, so a window must leave room for the prompt before it."""
+    from idp.corpus import blocks
+
+    window, prompt = config.evaluation.perplexity_window, recovering.longest_prompt(config.recovery, empty)
+    room = empty.model.config.get_text_config().max_position_embeddings
+    if found.perplexity and window + prompt > room:
+        raise UserError(
+            f"evaluation.perplexity_window={window}: with a prompt of {prompt} tokens it does not fit in the model's"
+            f" window of {room}; use {room - prompt} or less for every run that you compare"
+        )
+    for text in found.perplexity.values():
+        blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
 
 
 def _recover(config: Config, compressed: Product, found: Found, store: Store, tracker: WandbTracker) -> Product | None:

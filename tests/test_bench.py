@@ -7,7 +7,17 @@ import sys
 
 def test_bench_on_a_tiny_shape(tmp_path):
     command = [sys.executable, "-m", "idp.bench", "--shape", "tiny", "--documents", "3", "--rounds", "1"]
-    command += ["--tasks", "arc_easy", "lambada_openai", "--dtype", "float32", "--latency-rounds", "2"]
+    command += [
+        "--tasks",
+        "arc_easy",
+        "lambada_openai",
+        "--dtype",
+        "float32",
+        "--latency-rounds",
+        "2",
+        "--agreement-documents",
+        "3",
+    ]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "bench.json")], capture_output=True, text=True, cwd=tmp_path, timeout=300
     )

@@ -43,6 +43,8 @@ def test_cfg_job_prints_the_config(idp_run):
         (["compressor=gptq4", "compressor.quantization.group_size=48"], "does not divide model.layers.0.self_attn"),
         (["recovery=lora", "recovery.targets=[nothing]"], "no layer is called nothing; there are"),
         (["store=/dev/null/store"], "store=/dev/null/store: cannot write there"),
+        (["recovery=prompt", "evaluation.perplexity_window=2040"], "with a prompt of 25 tokens it does not fit"),
+        (["recovery=prompt", "recovery.length=2000"], "do not fit in the model's window of 2048"),
         (["task=custom", "task.names=[boolq]", "recovery=prompt"], "made from boolq, which this run evaluates"),
     ],
 )

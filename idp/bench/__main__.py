@@ -72,7 +72,7 @@ def main() -> None:
         **rates,
     }
     found["whole"] = _whole(tasks, rates["matmul_flops"])
-    few = scoring.find(options.tasks or NINE, 0, min(options.documents, 16), options.data_dir)
+    few = scoring.find(options.tasks or NINE, 0, options.agreement_documents, options.data_dir)
     found["agreement"] = [scoring.agreement(loaded, few, options.batch_tokens, options.hflm_batch)]
     if found["agreement"][0]["dtype"] != "float32" and options.shape is None:
         loaded.model.float()
@@ -96,6 +96,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hflm-batch", type=int, default=16, help="rows per forward pass of lm-eval's HFLM")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape, not the embedded model")
     parser.add_argument("--data-dir", help="folder of task data")
+    parser.add_argument(
+        "--agreement-documents", type=int, default=16, help="documents per task compared answer by answer"
+    )
     parser.add_argument("--latency-rounds", type=int, default=30, help="rounds of the latency table")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/bench.json"), help="where the JSON goes")
     return parser.parse_args()

@@ -211,7 +211,7 @@ def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, fo
     from idp.evaluate.journal import Journal
     from idp.evaluate.perplexity import perplexity
 
-    window = min(evaluation.perplexity_window, scorer.max_length)
+    window = evaluation.perplexity_window
     count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)

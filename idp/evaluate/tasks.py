@@ -198,10 +198,25 @@ def _find(name: str, runs: str, cfg: Task) -> TaskSource:
         _splits=used,
     )
     try:
-        return dataclasses.replace(source, documents=len(source.build().eval_docs))
+        task = source.build()
+        source = dataclasses.replace(source, documents=len(task.eval_docs))
+        without = _without_choices(task, document_indices(source.documents, cfg.documents))
     except Exception as error:  # lm-eval formats the first document: a field is missing or of the wrong type
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{found.where(split)} line 1: lm-eval's task {runs} cannot read it ({reason})") from error
+    if without is not None:
+        raise UserError(
+            f"{found.where(split)}: document {without} of task {runs} has no choices to score; mend or remove it"
+        )
+    return source
+
+
+def _without_choices(task: Any, indices: list[int]) -> int | None:
+    """The first of the documents that offers no choices, in a task that needs some."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    documents = task.eval_docs
+    return next((index for index in indices if not len(task.doc_to_choice(documents[index]))), None)
 
 
 def _shots(runs: str, config: dict[str, Any], asked: int | None) -> int:

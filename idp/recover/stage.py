@@ -42,8 +42,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
         lora.check_targets(empty, recovery.targets)
     if isinstance(recovery, schema.Idp):
         selectors.check(recovery.selector, config)
-    lengths = {schema.PromptTuning: lambda: [recovery.length], schema.Idp: lambda: recovery.lengths}
-    longest = max(lengths.get(type(recovery), lambda: [0])())
+    longest = longest_prompt(recovery, empty)
     training = getattr(recovery, "training", None)
     needed = longest + (training.sequence_length if training is not None else 0)
     window = config.max_position_embeddings
@@ -55,6 +54,15 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
+
+
+def longest_prompt(recovery: schema.Recovery, empty: models.LoadedModel) -> int:
+    """Tokens of the longest prompt that a recovery puts before the input."""
+    if isinstance(recovery, schema.HardPrompt):
+        return len(empty.tokenizer(recovery.text, add_special_tokens=False)["input_ids"])
+    if isinstance(recovery, schema.Idp):
+        return max(recovery.lengths)
+    return recovery.length if isinstance(recovery, schema.PromptTuning) else 0
 
 
 def recover(

@@ -75,6 +75,11 @@ def build(
             for task, product in own.tasks.items()
             if (selection := product.read("results.json")["idp"]["selection"])
         },
+        "truncated": {
+            task: cut
+            for task, product in own.tasks.items()
+            if (cut := product.read("results.json")["idp"]["truncated"])
+        },
         "training": _training(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
         "baselines": {

@@ -373,3 +373,12 @@ def test_the_hub_is_asked_last_and_spares_the_stand_in(monkeypatch):
     assert main_metric("webqs", results["results"]["webqs"]) == "exact_match,none"
     assert [row["metrics"]["exact_match,none"] for row in rows] == [0.0, 0.0, 1.0, 0.0]
     assert json.loads(rows[0]["target"]) == [" Paris", " town 0"]
+
+
+def test_a_document_without_choices_is_refused_before_anything_is_computed(tmp_path):
+    row = {"id": "1", "question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}
+    empty = row | {"choices": {"text": [], "label": []}}
+    (tmp_path / "arc_easy").mkdir()
+    (tmp_path / "arc_easy" / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, row, empty)))
+    with pytest.raises(UserError, match="document 2 of task arc_easy has no choices"):
+        find_tasks(Task(["arc_easy"], str(tmp_path), None, None))

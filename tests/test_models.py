@@ -1,0 +1,95 @@
+"""Finding and loading models: what is refused, and how the embedded one's tokenizer is mended."""
+
+import pytest
+
+from idp import models
+from idp.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("gated", "gated; accept its licence on the hub"),
+        ("missing", "not on the hub, or private"),
+        ("offline", "the hub cannot be reached and there is no downloaded copy"),
+    ],
+)
+def test_hub_ids_that_cannot_be_had(error, message, compose, monkeypatch):
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    response = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+    raised = {
+        "gated": GatedRepoError("gated", response=response),
+        "missing": RepositoryNotFoundError("missing", response=response),
+        "offline": OSError("no network"),
+    }[error]
+
+    def model_info(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    with pytest.raises(UserError, match=f"model.path=meta-llama/Llama-2-7b-hf: .*{message}"):
+        models.find(compose("model=llama2_7b").model)
+
+
+def test_a_hub_model_is_known_by_its_commit(compose, monkeypatch):
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="abc123"))
+    source = models.find(compose("model=opt_125m").model)
+    assert source.identity == {"repository": "facebook/opt-125m", "commit": "abc123"}
+
+
+def test_a_changed_file_makes_another_model(model_folders, compose, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders("llama"), folder)
+    config = compose("model=local", f"model.path={folder}").model
+    before = models.find(config).identity
+    (folder / "generation_config.json").write_text("{}")
+    assert models.find(config).identity != before
+
+
+def test_a_file_that_is_no_gguf(compose, tmp_path):
+    from idp.store import Store
+
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"not a model")
+    config = compose("model=local", f"model.path={file}").model
+    with pytest.raises(UserError, match="model.gguf: cannot be read as a GGUF model"):
+        models.load(config, models.find(config), Store(tmp_path / "store"))
+
+
+def test_a_folder_whose_config_is_of_no_language_model(compose, tmp_path, model_folders):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders("llama"), folder)
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UserError, match="not a causal language model"):
+        models.open_empty(folder, compose("model=local", f"model.path={folder}").model)
+
+
+def test_dtype_and_device(compose):
+    import torch
+
+    assert models.dtype_of(compose("model.dtype=float16").model) is torch.float16
+    assert models.dtype_of(compose("model.device=cpu").model) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="model.device=toaster: use auto, cpu"):
+        models.device_of(compose("model.device=toaster").model)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_s_tokenizer_is_mended(compose, tmp_path):
+    from idp.store import Store
+
+    config = compose("model=smollm2_135m").model
+    product = models.load(config, models.find(config), Store(tmp_path))
+    tokenizer = models.open_empty(models.model_folder(product), config).tokenizer
+    assert tokenizer.tokenize("12345 hi") == ["1", "2", "3", "4", "5", "Ġhi"]
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.bos_token == "<|im_start|>"
