@@ -63,16 +63,16 @@ def run_summary(record: dict[str, Any]) -> str:
     about = record["idp"]
     parameters, weights = about["parameters"], about["weights"]
     lines = [
-        f"budget: {about['budget']}; {record['config']['model']} in {record['config']['model_dtype']}",
-        f"parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair",
-        f"weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
+        f"- budget: {about['budget']}; {record['config']['model']} in {record['config']['model_dtype']}",
+        f"- parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair",
+        f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed",
     ]
     for task, data in about["data"].items():
         if data["stand_in"]:
-            lines.append(f"{task}: its documents were not to be had; {data['stand_in']} stands in for it")
+            lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
     for task, count in about["truncated"].items():
-        lines.append(f"{task}: {count} contexts were longer than the model's window and were cut on the left")
+        lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
