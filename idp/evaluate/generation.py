@@ -31,7 +31,7 @@ class Decoding:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drops all rows but those given."""
-        self.cache.batch_select_indices(rows)
+        self.cache.batch_select_indices(rows.cpu())
         self.logits, self.seen = self.logits[rows], self.seen[rows]
         self.positions, self.next_position = self.positions[rows], self.next_position[rows]
 
@@ -125,7 +125,8 @@ def prefill(
     with head_only_at(repaired.model, last):
         output = repaired.model(input_ids=tokens, **inputs)
     at = torch.cat([before, positions], dim=1)
-    return Decoding(output.logits[0], output.past_key_values, seen, at, positions[:, -1:] + 1)
+    logits = output.logits[0].to(tokens.device)
+    return Decoding(logits, output.past_key_values, seen, at, positions[:, -1:] + 1)
 
 
 def step(repaired: RepairedModel, state: Decoding, newest: torch.Tensor) -> None:
@@ -142,7 +143,7 @@ def step(repaired: RepairedModel, state: Decoding, newest: torch.Tensor) -> None
         past_key_values=state.cache,
         use_cache=True,
     )
-    state.logits, state.next_position = output.logits[:, -1], state.next_position + 1
+    state.logits, state.next_position = output.logits[:, -1].to(newest.device), state.next_position + 1
 
 
 def _empty_cache(repaired: RepairedModel) -> DynamicCache:

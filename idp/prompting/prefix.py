@@ -50,9 +50,11 @@ class Prefixes:
     def cache(self, choice: torch.Tensor) -> DynamicCache:
         """A fresh cache that holds prompt `choice[row]` in each row; `choice` is [rows]."""
         longest = int(self.lengths[choice].max())
-        return cache_of(
-            [(k[choice, :, :longest], v[choice, :, :longest]) for k, v in zip(self.keys, self.values, strict=True)]
-        )
+        layers = []
+        for keys, values in zip(self.keys, self.values, strict=True):
+            rows = choice.to(keys.device)  # a model spread over devices has its layers' prefixes beside them
+            layers.append((keys[rows, :, :longest], values[rows, :, :longest]))
+        return cache_of(layers)
 
     def valid(self, choice: torch.Tensor) -> torch.Tensor:
         """Which prefix positions are a prompt's own: [rows, longest of the chosen], True where not padding."""

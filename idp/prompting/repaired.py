@@ -120,7 +120,7 @@ class RepairedModel:
         """
         inputs = self.attention_inputs(visible, positions, choice, prefixes)
         with head_only_at(self.model, wanted):
-            return self.model(input_ids=tokens, **inputs).logits[0]
+            return self.model(input_ids=tokens, **inputs).logits[0].to(self.device)
 
 
 @contextlib.contextmanager
@@ -134,9 +134,12 @@ def head_only_at(model: PreTrainedModel, wanted: torch.Tensor) -> Iterator[None]
         model: a causal language model.
         wanted: [wanted] indices into the flattened tokens, row * width + column.
     """
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, arguments: (arguments[0].reshape(1, -1, arguments[0].shape[-1])[:, wanted],)
-    )
+
+    def gather(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        hidden = arguments[0].reshape(1, -1, arguments[0].shape[-1])
+        return (hidden[:, wanted.to(hidden.device)],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(gather)
     try:
         yield
     finally:

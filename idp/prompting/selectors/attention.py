@@ -104,7 +104,8 @@ class Attention(Selector):
                 use_cache=cache is not None,
             )
         query, key, scale = caught[0]
-        return query.float(), key[:, :, -width:].float(), scale
+        here = tokens.device  # a deeper layer may be on another device
+        return query.float().to(here), key[:, :, -width:].float().to(here), scale
 
 
 class _Caught(Exception):
@@ -144,7 +145,7 @@ def _product(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Products of queries [rows, heads, tokens, dim] with keys [rows or 1, kv_heads, keys, dim] of grouped heads."""
     rows, heads, tokens, dim = query.shape
     grouped = query.reshape(rows, key.shape[1], -1, tokens, dim)
-    return (grouped @ key.float()[:, :, None].transpose(-1, -2)).reshape(rows, heads, tokens, -1)
+    return (grouped @ key.float().to(query.device)[:, :, None].transpose(-1, -2)).reshape(rows, heads, tokens, -1)
 
 
 def _causal(real: torch.Tensor) -> torch.Tensor:
