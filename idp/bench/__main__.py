@@ -182,51 +182,47 @@ def _whole(tasks: list[Any], peak: float) -> dict[str, float]:
     tasks = [timed for timed in tasks if not timed.fewshot]
     weights = [timed.source.documents / timed.documents for timed in tasks]
 
-    def total(way: str, place: int) -> float:
-        return sum(weight * timed.seconds[way][place] for weight, timed in zip(weights, tasks, strict=True))
+    def total(way: str, place: int, kind: str | None = None) -> float:
+        return sum(
+            weight * timed.seconds[way][place]
+            for weight, timed in zip(weights, tasks, strict=True)
+            if kind in (None, timed.kind)
+        )
 
     rounds = range(len(tasks[0].seconds["none"]))
-    none, prompt, idp, hflm = ([total(way, place) for place in rounds] for way in ("none", "prompt", "idp", "hflm"))
-    scored = [timed for timed in tasks if timed.flops]
-    return {
-        "speed": _ratio(hflm, none),
-        "prompt_cost": _ratio(prompt, none) - 1,
-        "idp_cost": _ratio(idp, none) - 1,
-        "idp_over_prompt": _ratio(idp, prompt) - 1,
-        "hours": statistics.median(none) / 3600,
-        "share_of_matmul_rate": sum(t.flops for t in scored) / sum(min(t.seconds["none"]) for t in scored) / peak
-        if scored
-        else 0.0,
-    }
+    none, hflm = ([total(way, place) for place in rounds] for way in ("none", "hflm"))
+    found = {"speed": _ratio(hflm, none), "hours": statistics.median(none) / 3600}
+    scored = [timed for timed in tasks if timed.kind == "loglikelihood"]
+    if scored:
+        # What prompts cost is read off the scored tasks: with another prompt a model generates another text.
+        plain, prompt, idp = (
+            [total(way, place, "loglikelihood") for place in rounds] for way in ("none", "prompt", "idp")
+        )
+        found |= {
+            "prompt_cost": _ratio(prompt, plain) - 1,
+            "idp_cost": _ratio(idp, plain) - 1,
+            "idp_over_prompt": _ratio(idp, prompt) - 1,
+            "share_of_matmul_rate": sum(t.flops for t in scored) / sum(min(t.seconds["none"]) for t in scored) / peak,
+        }
+    return found
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    """Cells of what prompts cost and of the share of the matmul rate; empty for generation."""
+    if "share_of_matmul_rate" not in row:
+        return ["", "", "", ""]
+    costs = [f"{row[key]:+.1%}" for key in ("prompt_cost", "idp_cost", "idp_over_prompt")]
+    return [*costs, f"{row['share_of_matmul_rate']:.0%}"]
 
 
 def _print(found: dict[str, Any]) -> None:
     from idp.report.tables import latency_table
 
-    lines = [
-        [
-            row["task"],
-            f"{row['speed']:.2f}x",
-            f"{row['tokens']['hflm'] / row['tokens']['none']:.2f}x",
-            f"{row['prompt_cost']:+.1%}",
-            f"{row['idp_cost']:+.1%}",
-            f"{row['idp_over_prompt']:+.1%}",
-            f"{row['share_of_matmul_rate']:.0%}" if "share_of_matmul_rate" in row else "",
-        ]
-        for row in found["scoring"]
-    ]
-    whole = found["whole"]
-    lines.append(
-        [
-            "zero-shot tasks, full splits",
-            f"{whole['speed']:.2f}x",
-            "",
-            f"{whole['prompt_cost']:+.1%}",
-            f"{whole['idp_cost']:+.1%}",
-            f"{whole['idp_over_prompt']:+.1%}",
-            f"{whole['share_of_matmul_rate']:.0%}",
-        ]
-    )
+    lines = []
+    for row in found["scoring"]:
+        saved = f"{row['tokens']['hflm'] / row['tokens']['none']:.2f}x" if "share_of_matmul_rate" in row else ""
+        lines.append([row["task"], f"{row['speed']:.2f}x", saved, *_costs(row)])
+    lines.append(["zero-shot tasks, full splits", f"{found['whole']['speed']:.2f}x", "", *_costs(found["whole"])])
     headers = [
         "task",
         "speed against HFLM",

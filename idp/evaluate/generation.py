@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from idp.prompting.prefix import attention_mask, cache_of
+from idp.prompting.prefix import attention_mask, empty_cache, has_sliding_window
 from idp.prompting.repaired import RepairedModel, head_only_at
 
 if TYPE_CHECKING:
@@ -107,8 +107,10 @@ def prefill(
     seen = torch.ones(rows, width, dtype=torch.bool, device=tokens.device)
     if real is not None:
         positions, seen = (real.long().cumsum(1) - 1).clamp(min=0), real
-    if choice is None and real is None:  # the plain causal pass, for which kernels have a way of their own
-        inputs: dict[str, Any] = {"past_key_values": _empty_cache(repaired), "use_cache": True}
+    if (
+        choice is None and real is None and not has_sliding_window(repaired.model)
+    ):  # the plain causal pass, for which kernels have a way of their own
+        inputs: dict[str, Any] = {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         before = positions[:, :0]
     else:
         itself = torch.eye(width, dtype=torch.bool, device=tokens.device)
@@ -117,7 +119,7 @@ def prefill(
         positions = inputs["position_ids"]
         before = positions[:, :0]
         if choice is None:
-            inputs |= {"past_key_values": _empty_cache(repaired), "use_cache": True}
+            inputs |= {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         else:
             valid = repaired.prefixes.valid(choice)
             seen = torch.cat([valid, seen], dim=1)
@@ -144,15 +146,6 @@ def step(repaired: RepairedModel, state: Decoding, newest: torch.Tensor) -> None
         use_cache=True,
     )
     state.logits, state.next_position = output.logits[:, -1].to(newest.device), state.next_position + 1
-
-
-def _empty_cache(repaired: RepairedModel) -> DynamicCache:
-    """A cache whose layers are all full ones: what a layer may see is the mask's business."""
-    from transformers.cache_utils import DynamicLayer
-
-    cache = cache_of([])
-    cache.layers.extend(DynamicLayer() for _ in range(repaired.model.config.get_text_config().num_hidden_layers))
-    return cache
 
 
 def _stopped(tokenizer: Any, tokens: list[int], stops: list[str]) -> bool:

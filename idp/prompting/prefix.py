@@ -81,6 +81,15 @@ def cache_of(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
     return cache
 
 
+def empty_cache(model: PreTrainedModel) -> DynamicCache:
+    """A cache of nothing whose layers are all full ones."""
+    from transformers.cache_utils import DynamicLayer
+
+    cache = cache_of([])
+    cache.layers.extend(DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers))
+    return cache
+
+
 def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
 
@@ -181,15 +190,22 @@ def attention_mask(
     Returns:
         [rows, 1, queries, keys], or a dict of such by kind of layer for models that mix kinds.
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if window is None or getattr(config, "use_sliding_window", True) is False or kinds == {"full_attention"}:
+    if not has_sliding_window(model):
         return _additive(model, visible)
+    config = model.config.get_text_config()
+    window, kinds = config.sliding_window, set(getattr(config, "layer_types", None) or ())
     near = key_positions[:, None, :] > query_positions[:, :, None] - window
     if "full_attention" in kinds:
         return {"full_attention": _additive(model, visible), "sliding_attention": _additive(model, visible & near)}
     return _additive(model, visible & near)
+
+
+def has_sliding_window(model: PreTrainedModel) -> bool:
+    """Whether any layer sees only the nearest tokens."""
+    config = model.config.get_text_config()
+    if getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False:
+        return False
+    return set(getattr(config, "layer_types", None) or ()) != {"full_attention"}
 
 
 def _additive(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
