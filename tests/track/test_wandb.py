@@ -33,9 +33,9 @@ def test_an_offline_run_holds_config_curves_summary_and_tables(run_here, tmp_pat
     curve = [row for row in run["history"] if "train/prompt_1/loss" in row]
     assert [row["training_step"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert any("heldout/prompt_2/loss" in row for row in run["history"])
-    tables = {key: row[key] for row in run["history"] for key in ("results", "selection") if key in row}
-    assert tables["results"]["_type"] == tables["selection"]["_type"] == "table-file"
-    assert (tables["results"]["nrows"], tables["selection"]["nrows"]) == (5, 15)
+    logged = {key: value for row in run["history"] for key, value in row.items()}
+    assert logged["results._type"] == logged["selection._type"] == "table-file"
+    assert (logged["results.nrows"], logged["selection.nrows"]) == (5, 15)
 
 
 def test_a_reused_repair_brings_its_curves_along(run_here, tmp_path):
