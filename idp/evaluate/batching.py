@@ -41,32 +41,6 @@ class Row:
     targets: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # for each target: the request it belongs to
 
-    @property
-    def trunk(self) -> int:
-        """Tokens before the first branch."""
-        return self.branches.count(TRUNK)
-
-    def split(self) -> tuple[Row, Row]:
-        """The trunk and the branches as rows of their own, each with the targets that are predicted there.
-
-        Every target is in exactly one of the two, in the order that they had; `owners` is left out.
-        """
-        cut = self.trunk
-        parts = []
-        for low, high in ((0, cut), (cut, len(self.tokens))):
-            mine = [place for place, at in enumerate(self.places) if low <= at < high]
-            parts.append(
-                Row(
-                    self.tokens[low:high],
-                    self.positions[low:high],
-                    self.branches[low:high],
-                    self.reads,
-                    [self.places[place] - low for place in mine],
-                    [self.targets[place] for place in mine],
-                )
-            )
-        return parts[0], parts[1]
-
 
 def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[int]) -> Row:
     """One row for requests that share the beginning of their text.
@@ -123,16 +97,17 @@ def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 class Batch:
     """Rows as tensors.
 
-    `tokens`, `positions` and `real` (False where padding) are [rows, width], `visible` [rows, width, width]; `places`
-    and `targets` are [targets], places being indices into the flattened tokens.
+    `tokens` and `positions` are [rows, width], `visible` [rows, width, width]; `places`, `targets` and `owners` are
+    [targets], places being indices into the flattened tokens.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    real: torch.Tensor
     visible: torch.Tensor
     places: torch.Tensor
     targets: torch.Tensor
+    owners: list[int]
+    reads: list[list[int]]
 
 
 def collate(rows: Sequence[Row], device: torch.device) -> Batch:
@@ -144,8 +119,7 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     branches, _ = right_padded([row.branches for row in rows], device)
     width = tokens.shape[1]
     index = torch.arange(width, device=device)
-    real = index < lengths[:, None]
-    branches = branches.masked_fill(~real, PADDING)
+    branches = branches.masked_fill(index >= lengths[:, None], PADDING)
     same = branches[:, :, None] == branches[:, None, :]
     trunk = (branches == TRUNK)[:, None, :]
     visible = (same | trunk) & (index[:, None] >= index)  # padding sees itself, so that no softmax is empty
@@ -154,8 +128,9 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     return Batch(
         tokens,
         positions,
-        real,
         visible,
-        torch.tensor(places, device=device, dtype=torch.long) + torch.tensor(offsets, device=device, dtype=torch.long),
-        torch.tensor([target for row in rows for target in row.targets], device=device, dtype=torch.long),
+        torch.tensor(places, device=device) + torch.tensor(offsets, device=device),
+        torch.tensor([target for row in rows for target in row.targets], device=device),
+        [owner for row in rows for owner in row.owners],
+        [row.reads for row in rows],
     )

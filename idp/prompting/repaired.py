@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting.prefix import Prefixes, attention_mask, bind, empty_cache, has_sliding_window
+from idp.prompting.prefix import Prefixes, attention_mask, bind
 
 if TYPE_CHECKING:
     import torch
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from idp.prompting.bank import PromptBank
     from idp.prompting.selectors.base import Selector
@@ -99,88 +99,28 @@ class RepairedModel:
             "use_cache": True,
         }
 
-    def run_trunks(
-        self, batch: Rows, choice: torch.Tensor | None, prefixes: Prefixes | None, keep: bool
-    ) -> tuple[torch.Tensor, DynamicCache | None]:
-        """One causal pass over rows that are padded on the right, each behind its own prefix.
-
-        Args:
-            batch: the rows.
-            choice: [rows], the prefix that each row follows; None for none.
-            prefixes: the prefixes meant, where they are not the bank's own.
-            keep: whether keys and values are wanted, for branches behind these rows.
-
-        Returns:
-            logits at the batch's places, [places, vocabulary], and keys and values of prefix and rows.
-        """
-        if not batch.tokens.numel():
-            vocabulary = self.model.get_output_embeddings().weight.shape[0]
-            cache = (prefixes or self.prefixes).cache(choice) if choice is not None else None
-            return self.model.get_output_embeddings().weight.new_zeros(0, vocabulary), cache
-        if choice is None and not has_sliding_window(self.model):  # plainly causal: kernels have a way of their own
-            inputs = {"position_ids": batch.positions, "use_cache": keep}
-            inputs["past_key_values"] = empty_cache(self.model) if keep else None
-        else:
-            inputs = self.attention_inputs(batch.visible, batch.positions, choice, prefixes)
-            if choice is None:
-                inputs |= {"past_key_values": empty_cache(self.model), "use_cache": True}
-        with head_only_at(self.model, batch.places):
-            output = self.model(input_ids=batch.tokens, **inputs)
-        return output.logits[0].to(self.device), output.past_key_values
-
-    def run_branches(
+    def logits_at(
         self,
-        batch: Rows,
-        trunks: Rows,
+        tokens: torch.Tensor,
+        visible: torch.Tensor,
+        positions: torch.Tensor,
         choice: torch.Tensor | None,
-        prefixes: Prefixes | None,
-        cache: DynamicCache | None,
+        wanted: torch.Tensor,
+        prefixes: Prefixes | None = None,
     ) -> torch.Tensor:
-        """The branches of rows whose trunks are in `cache`: logits at the batch's places, [places, vocabulary].
+        """Logits at the wanted places only: [wanted, vocabulary], in the model's dtype.
 
         Args:
-            batch: the branches; each sees its row's prefix and trunk, and itself.
-            trunks: the trunks, as `run_trunks` had them.
-            choice: as for `run_trunks`.
-            prefixes: as for `run_trunks`.
-            cache: what `run_trunks` kept.
+            tokens: [rows, tokens].
+            visible: as for `attention_inputs`.
+            positions: as for `attention_inputs`.
+            choice: as for `attention_inputs`.
+            wanted: [wanted] indices into the flattened tokens, row * width + column.
+            prefixes: as for `attention_inputs`.
         """
-        import torch
-
-        if not batch.tokens.numel():
-            return self.model.get_output_embeddings().weight.new_zeros(
-                0, self.model.get_output_embeddings().weight.shape[0]
-            )
-        rows, width = batch.tokens.shape
-        seen = trunks.real
-        at, here = trunks.positions, batch.positions
-        if choice is not None:
-            prefixes = prefixes or self.prefixes
-            valid, before = prefixes.valid(choice), prefixes.lengths[choice][:, None]
-            seen = torch.cat([valid, seen], dim=1)
-            places = torch.arange(valid.shape[1], device=at.device).expand(rows, -1)
-            at, here = torch.cat([places, at + before], dim=1), here + before
-        visible = torch.cat([seen[:, None, :].expand(rows, width, -1), batch.visible], dim=2)
-        mask = attention_mask(self.model, visible, here, torch.cat([at, here], dim=1))
-        with head_only_at(self.model, batch.places):
-            output = self.model(
-                input_ids=batch.tokens,
-                attention_mask=mask,
-                position_ids=here,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        return output.logits[0].to(self.device)
-
-
-class Rows(Protocol):
-    """Rows as tensors: `tokens`, `positions` and `real` [rows, width], `visible` [rows, width, width], `places`."""
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    real: torch.Tensor
-    visible: torch.Tensor
-    places: torch.Tensor
+        inputs = self.attention_inputs(visible, positions, choice, prefixes)
+        with head_only_at(self.model, wanted):
+            return self.model(input_ids=tokens, **inputs).logits[0].to(self.device)
 
 
 @contextlib.contextmanager

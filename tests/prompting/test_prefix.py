@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from idp.evaluate.batching import TRUNK, Row, collate
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import bind
-from idp.prompting.repaired import RepairedModel
+from idp.prompting.repaired import RepairedModel, right_padded
 from idp.prompting.selectors.base import Selector
 
 from ..conftest import FAMILIES
@@ -36,12 +35,13 @@ def test_cached_prefix_equals_concatenated_embeddings(family, open_tiny, make_ba
     choice = repaired.choose(contexts)
     assert choice.tolist() == [0, 1, 2, 0]
 
-    rows = [
-        Row(context, list(range(len(context))), [TRUNK] * len(context), context, list(range(len(context))))
-        for context in contexts
-    ]
+    tokens, lengths = right_padded(contexts, "cpu")
+    rows, width = tokens.shape
+    positions = torch.arange(width).expand(rows, -1)
+    visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
+    wanted = [row * width + column for row, length in enumerate(lengths.tolist()) for column in range(length)]
     with torch.no_grad():
-        found, _ = repaired.run_trunks(collate(rows, "cpu"), choice, None, keep=False)
+        found = repaired.logits_at(tokens, visible, positions, choice, torch.tensor(wanted))
 
     expected = torch.cat(
         [plain_logits(loaded, bank.prompts[prompt], context) for prompt, context in zip(choice, contexts, strict=True)]
