@@ -1,4 +1,5 @@
-"""The Hugging Face hub, asked once whether it answers, so that a machine without network fails in seconds."""
+"""The Hugging Face hub: whether it answers, asked once, so that a machine without network fails in seconds; what is on
+it; and downloads."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ import functools
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
+
+from idp.errors import UserError
 
 SECONDS_TO_ANSWER = 4
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -43,6 +47,71 @@ def load_dataset(path: str, **options: Any) -> Any:
 def reason(error: Exception) -> str:
     """Why `load_dataset` failed, in a few words."""
     return " ".join(str(error).split())[:160] if reachable() else "no network, and not in the local cache"
+
+
+def commit(path: str, revision: str | None, option: str) -> str:
+    """The commit that `revision` of a hub repository is now, or that of a copy downloaded earlier.
+
+    Args:
+        path: the hub id.
+        revision: branch, tag or commit; None for the default branch.
+        option: the config group that names it: errors say `<option>.path=...`.
+
+    Raises:
+        UserError: it is not there, gated, or the hub cannot be reached and no copy was downloaded earlier.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    where, folder = f"{option}.path={path}", "use model=local" if option == "model" else "give a folder"
+    try:
+        return HfApi().model_info(path, revision=revision, timeout=10).sha
+    except GatedRepoError as error:
+        raise UserError(f"{where}: gated; accept its licence on the hub, then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{where}: not on the hub, or private; check the id, or {folder}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
+        # Not reachable: a copy that was downloaded earlier serves as well.
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        other = "use model=local model.path=<folder>, or the embedded default" if option == "model" else folder
+        raise UserError(
+            f"{where}: the hub cannot be reached and there is no downloaded copy ({first_line(error)}); {other}"
+        ) from error
+
+
+def download(path: str, revision: str | None, option: str, pickles: bool = True) -> Path:
+    """The folder of a hub repository's config, tokenizer and weights, downloaded unless it is there.
+
+    Args:
+        path: the hub id.
+        revision: branch, tag or commit; None for the default branch.
+        option: the config group that names it.
+        pickles: whether `.bin` weights serve where there are no safetensors.
+
+    Raises:
+        UserError: it is gated, or the download failed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    # The licence and the card go with an export.
+    wanted = ["*.json", "*.model", "*.txt", "*.safetensors", "LICENSE*", "NOTICE*", "README.md"]
+    try:
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        if pickles and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=[*wanted, "*.bin"]))
+    except GatedRepoError as error:
+        raise UserError(f"{option}.path={path}: gated; accept its licence, then run `hf auth login`") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{option}.path={path}: the download failed: {first_line(error)}") from error
+    return folder
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

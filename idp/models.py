@@ -6,20 +6,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp import hub
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.store import Product, Store, hash_file, write_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +68,20 @@ def find(config: Model) -> Source:
     if config.source == "random":
         return Source("random", None, {"architecture": dict(config.architecture)})
     if config.source == "embedded":
-        return _gguf(_embedded_file())
+        return gguf_source(_embedded_file())
     if not config.path:
         raise UserError(
             "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
         )
     if config.source == "hub":
-        return _find_on_hub(config)
+        commit = hub.commit(config.path, config.revision, "model")
+        return Source("hub", None, {"repository": config.path, "commit": commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
-        return _gguf(place)
+        return gguf_source(place)
     if not place.is_dir():
         raise UserError(f"model.path={config.path}: no such folder or GGUF file")
-    _check_folder(place)
-    files = sorted(file for file in place.iterdir() if file.is_file())
-    return Source("folder", place, {"files": {file.name: hash_file(file) for file in files}})
+    return folder_source(_checked(place))
 
 
 def load(config: Model, source: Source, store: Store) -> Product:
@@ -93,7 +95,7 @@ def load(config: Model, source: Source, store: Store) -> Product:
             _convert_gguf(source.place, folder / "model")
         elif source.kind == "random":
             _make_random(source.identity["architecture"], folder / "model")
-        place = _download(config) if source.kind == "hub" else source.place
+        place = _checked(hub.download(config.path, config.revision, "model")) if source.kind == "hub" else source.place
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
 
     with out_of_memory_is_explained("load"):
@@ -133,7 +135,7 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{folder}: cannot be loaded as a causal language model: {hub.first_line(error)}") from error
     if not config.device_map:
         model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer)
@@ -154,7 +156,7 @@ def open_empty(folder: Path, config: Model) -> LoadedModel:
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: not a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{folder}: not a causal language model: {hub.first_line(error)}") from error
     return LoadedModel(model, tokenizer)
 
 
@@ -229,70 +231,73 @@ def _embedded_file() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / EMBEDDED_FILE
 
 
-def _gguf(file: Path) -> Source:
+def gguf_source(file: Path) -> Source:
+    """A GGUF file, known by its hash."""
     return Source("gguf", file, {"file": hash_file(file)})
 
 
-def _check_folder(place: Path) -> None:
+def folder_source(place: Path) -> Source:
+    """A folder, known by the hashes of its files."""
+    files = sorted(file for file in place.iterdir() if file.is_file())
+    return Source("folder", place, {"files": {file.name: hash_file(file) for file in files}})
+
+
+def _checked(place: Path) -> Path:
     if not (place / "config.json").is_file():
         raise UserError(f"model.path={place}: not a model: it has no config.json")
     if not any(any(place.glob(pattern)) for pattern in WEIGHTS):
         raise UserError(f"model.path={place}: not a model: it has no weights ({', '.join(WEIGHTS)})")
+    return place
 
 
-def _find_on_hub(config: Model) -> Source:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+def open_gguf(file: Path) -> PreTrainedModel:
+    """A GGUF file's model with its weights dequantised to float32.
 
-    where = f"model.path={config.path}"
+    Raises:
+        UserError: it cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _reading_gguf(file):
+        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+
+
+def gguf_config(file: Path) -> PretrainedConfig:
+    """A GGUF file's architecture, without its weights.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with _reading_gguf(file):
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+
+@contextlib.contextmanager
+def _reading_gguf(file: Path) -> Iterator[None]:
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
     try:
-        commit = HfApi().model_info(config.path, revision=config.revision, timeout=10).sha
-        return Source("hub", None, {"repository": config.path, "commit": commit})
-    except GatedRepoError as error:
-        raise UserError(f"{where}: gated; accept its licence on the hub, then run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{where}: not on the hub, or private; check the id, or use model=local") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
-        # Not reachable: a copy that was downloaded earlier serves as well.
-        cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
-        if isinstance(cached, str):
-            return Source("hub", None, {"repository": config.path, "commit": Path(cached).parent.name})
-        raise UserError(
-            f"{where}: the hub cannot be reached and there is no downloaded copy ({_first_line(error)});"
-            " use model=local model.path=<folder>, or the embedded default"
-        ) from error
-
-
-def _download(config: Model) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.model", "*.txt", "*.safetensors"]
-    try:
-        folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=[*wanted, "*.bin"]))
-    except GatedRepoError as error:
-        raise UserError(f"model.path={config.path}: gated; accept its licence, then run `hf auth login`") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model.path={config.path}: the download failed: {_first_line(error)}") from error
-    _check_folder(folder)
-    return folder
+        yield
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as a GGUF model: {hub.first_line(error)}") from error
+    finally:
+        if before is None:
+            os.environ.pop("HF_HUB_OFFLINE")
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
     """Writes a GGUF file's dequantised weights, config and tokenizer as a plain float32 folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    loaded = open_gguf(file)
+    with _reading_gguf(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:
-        raise UserError(f"{file}: cannot be read as a GGUF model: {_first_line(error)}") from error
-    finally:
-        os.environ.pop("HF_HUB_OFFLINE")
     config = type(loaded.config)(
         **{name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
     )
@@ -340,7 +345,7 @@ def _make_random(architecture: dict[str, Any], folder: Path) -> None:
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"model.architecture: not a causal language model: {_first_line(error)}") from error
+        raise UserError(f"model.architecture: not a causal language model: {hub.first_line(error)}") from error
     # The usual 0.02 leaves the logits almost flat; wider weights make outputs that depend on their input.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -364,7 +369,3 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=special, eos_token=special, pad_token=special, model_max_length=2048
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -152,6 +152,18 @@ class Store:
             manifest = self._make(place, identity, key, make)
         return Product(place, key, False, manifest)
 
+    def get(self, stage: str, key: str) -> Product:
+        """The finished product that a record names, verified; nothing is made or moved.
+
+        Raises:
+            UserError: it is not here, or damaged.
+        """
+        place = self.root / stage / key
+        damage = self._damage(place, key) if place.exists() else "it is not there"
+        if damage is not None:
+            raise UserError(f"{place}: {damage}; run the record's own command again with this store")
+        return Product(place, key, True, json.loads((place / MANIFEST).read_text(encoding="utf-8")))
+
     def _make(self, place: Path, identity: dict, key: str, make: Callable[[Path], None]) -> dict[str, Any]:
         part = place.with_name(f"{place.name}.part")
         _clear(part)

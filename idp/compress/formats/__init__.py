@@ -1,0 +1,1 @@
+"""Checkpoints that others compressed: what each format claims, and its weights as plain numbers."""

@@ -1,0 +1,147 @@
+"""Formats that transformers reads itself: compressed-tensors, GGUF files, and plain weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import models
+from idp.compress.formats.checkpoint import Checkpoint
+from idp.compress.formats.claims import Claim, Decompressed
+from idp.compress.terminal import quiet
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# GGUF types of one width with the columns that share a scale (ggml-quants.h): 2^bits values at most in such a block.
+GGUF_BLOCKS = {
+    "Q4_0": (4, 32),
+    "Q4_1": (4, 32),
+    "Q5_0": (5, 32),
+    "Q5_1": (5, 32),
+    "Q8_0": (8, 32),
+    "Q2_K": (2, 16),
+    "Q3_K": (3, 16),
+    "Q4_K": (4, 32),
+    "Q5_K": (5, 32),
+    "Q6_K": (6, 16),
+    "IQ4_NL": (4, 32),
+    "IQ4_XS": (4, 32),
+}
+GGUF_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_plain(checkpoint: Checkpoint, layers: list[str], dtype: Any) -> Decompressed:
+    """Weights that are plain numbers already, pruned perhaps.
+
+    Args:
+        checkpoint: the files.
+        layers: the linear layers, whose sizes are asked for.
+        dtype: of the weights that are made.
+    """
+    state = {name: checkpoint.tensor(name) for name in checkpoint.names}
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    sizes = {name: checkpoint.bytes_under(name) for name in layers}
+    return Decompressed("plain", state, {}, sizes, checkpoint.disk_bytes)
+
+
+def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_remote_code: bool) -> Decompressed:
+    """A compressed-tensors checkpoint, decompressed by transformers in the dtype that it was written in.
+
+    Raises:
+        UserError: it cannot be read, or lacks a tensor.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    try:
+        with quiet():
+            model, about = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype="auto",
+                trust_remote_code=trust_remote_code,
+                quantization_config=CompressedTensorsConfig(dequantize=True),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"compressor.path={checkpoint.folder}: cannot be decompressed: {_line(error)}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        for name in sorted(map(str, about[what])):
+            raise UserError(f"compressor.path={checkpoint.folder}: {what.replace('_keys', '')} tensor: {name}")
+    claims, notes = {}, []
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.weights is not None:
+            claims[name] = Claim(scheme.weights.num_bits, _shares(scheme.weights), checkpoint.bytes_under(name))
+        if scheme is not None and scheme.input_activations is not None and not notes:
+            notes.append("its activations are quantised as well by its makers; here its weights alone are")
+    sizes = {name: checkpoint.bytes_under(name) for name in layers}
+    kind = f"compressed-tensors {checkpoint.config.get('quantization_config', {}).get('format', '')}".strip()
+    return Decompressed(kind, _plain_state(model), claims, sizes, checkpoint.disk_bytes, notes)
+
+
+def read_gguf(file: Path, layers: list[str]) -> Decompressed:
+    """A GGUF file; its widths are those of its tensors' types, which may differ from layer to layer.
+
+    Raises:
+        UserError: it cannot be read, or a layer is not in it under a name that is known.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    named = _gguf_names(reader, layers)
+    claims, sizes, types = {}, {}, {}
+    for layer in layers:
+        tensor = tensors.get(named.get(layer, ""))
+        if tensor is None:
+            raise UserError(f"compressor.path={file}: {layer} is not in it")
+        kind = tensor.tensor_type.name
+        types[kind] = types.get(kind, 0) + 1
+        sizes[layer] = int(tensor.n_bytes)
+        if kind not in GGUF_FLOATS:
+            bits, block = GGUF_BLOCKS.get(kind, (None, -1))
+            claims[layer] = Claim(bits, block, int(tensor.n_bytes))
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(types.items()))
+    model = models.open_gguf(file)
+    return Decompressed(f"GGUF ({kinds})", _plain_state(model), claims, sizes, file.stat().st_size)
+
+
+def _gguf_names(reader: Any, layers: list[str]) -> dict[str, str]:
+    """The GGUF name of each layer's weight."""
+    import gguf
+
+    architecture = str(reader.get_field("general.architecture").contents())
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    blocks = int(reader.get_field(f"{architecture}.block_count").contents())
+    names = gguf.get_tensor_name_map(known[architecture], blocks)
+    return {layer: f"{found}.weight" for layer in layers if (found := names.get_name(layer)) is not None}
+
+
+def _shares(weights: Any) -> int | str:
+    """What shares a scale in a layer of a compressed-tensors checkpoint."""
+    if weights.strategy == "tensor":
+        return "tensor"
+    if weights.strategy == "block":
+        return int(weights.block_structure[1])
+    return int(weights.group_size) if weights.group_size else -1
+
+
+def _plain_state(model: PreTrainedModel) -> dict[str, Any]:
+    """Parameters as any model of this class has them, without what a quantiser left beside them."""
+    plain = _bare(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name in plain}
+
+
+def _bare(model: PreTrainedModel) -> set[str]:
+    import torch
+
+    with torch.device("meta"):
+        empty: nn.Module = type(model)(model.config)
+    return set(empty.state_dict())
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300] or type(error).__name__

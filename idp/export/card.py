@@ -1,0 +1,151 @@
+"""The model card of an exported checkpoint: what it is, how it was made, and what was measured on it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from tabulate import tabulate
+
+import idp
+from idp.compress.recipe import label
+from idp.export.licence import UNKNOWN, Licence
+from idp.export.repair import LORA, PROMPTS
+from idp.export.run import Run
+from idp.report.tables import run_table
+
+SOURCES = {
+    "embedded": "from its 4-bit Q4_1 GGUF file, whose weights are the dense reference here",
+    "hub": "from the hub",
+    "local": "from a local folder or file",
+    "random": "random weights, for tests",
+}
+
+
+def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list[str], disk_bytes: int) -> str:
+    """The card as Markdown with the hub's front matter.
+
+    Args:
+        run: the run that is exported.
+        base: the base model's licence.
+        name: what the checkpoint is called by those who load it: a path or a hub id.
+        packed: whether the weights are stored as packed codes.
+        beside: the repairs beside it, of `lora` and `prompts`.
+        disk_bytes: what the weight files take.
+    """
+    record, made = run.record, label(run.compressor)
+    sections = [
+        _front_matter(base, made, packed),
+        f"# {run.model.name}, {made}",
+        _opening(run, base, made, packed),
+        "## How it was compressed",
+        _table(_settings(run, made), "setting"),
+        "## What was measured",
+        run_table(record),
+        _meaning(record),
+        _table(_weights(record, disk_bytes), "weights"),
+        "## How to load it",
+        _loading(name, packed, beside),
+        "## Licence",
+        _licence(base),
+        f"Made with idp {idp.__version__}, run `{record['idp']['name']}`; {_versions(record)}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(base: Licence, made: str, packed: bool) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", f"base_model: {base.base}"]
+    if re.fullmatch(r"[a-z0-9.\-]+", base.name):
+        lines.append(f"license: {base.name}")
+    return "\n".join(["---", *lines, f"tags: [{'compressed-tensors, ' if packed else ''}{made}]", "---"])
+
+
+def _opening(run: Run, base: Licence, made: str, packed: bool) -> str:
+    source = SOURCES[run.model.source]
+    if run.model.source == "hub":
+        source += f", revision {run.model.revision or 'main'}"
+    opening = f"A language model made from **{base.base}** ({source}) with `{made}`."
+    if packed:
+        return f"{opening} Its layers are stored as packed codes: compressed-tensors, `pack-quantized`."
+    if run.compressor.sparsity.method:
+        return (
+            f"{opening} Its weights are stored dense: there is no sparse format on disk that is still read, so a zero"
+            " takes as much room as any other number."
+        )
+    return f"{opening} Its weights are stored dense."
+
+
+def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
+    compressor, config = asdict(run.compressor), run.record["idp"]["config"]
+    rows: list[tuple[str, Any]] = [("compressor", made)]
+    for part in ("sparsity", "quantization"):
+        if compressor[part]["method"]:
+            rows += [(f"{part}: {key}", value) for key, value in compressor[part].items() if value is not None]
+    if compressor["quantization"]["method"]:
+        size = run.compressed.manifest["config"]["quantization"]["group_size"]
+        rows.append(("weights that share a scale", "a row" if size == -1 else size))
+    rows.append(("calibration", "none"))
+    if run.compressed.manifest["config"].get("calibration"):
+        data = compressor["calibration"]
+        corpus = data["corpus"] or config["corpus"]["name"]
+        rows[-1] = ("calibration", f"{data['samples']} x {data['length']} tokens of {corpus}, seed {data['seed']}")
+    return [*rows, ("dtype", run.model.dtype)]
+
+
+def _meaning(record: dict[str, Any]) -> str:
+    about = record["idp"]
+    budget = f"Budget `{about['budget']}`; the standard error is beside each score."
+    return budget if about["baselines"] else f"{budget} The dense model was not measured (`baselines=false`)."
+
+
+def _weights(record: dict[str, Any], disk_bytes: int) -> list[tuple[str, str]]:
+    weights = record["idp"]["weights"]
+    return [
+        ("zeros", f"{weights['sparsity']:.2%} of the compressed layers' weights"),
+        ("bits per weight", f"{weights['bits_per_weight']:.3f}, scales and zero points included"),
+        ("on disk", f"{disk_bytes / 1e6:.2f} MB"),
+        ("packed", f"{weights['packed_bytes'] / 1e6:.2f} MB, computed: what is not packed at 16 bits"),
+        ("effective", f"{weights['effective_bytes'] / 1e6:.2f} MB, computed: zeros left out behind a mask"),
+    ]
+
+
+def _table(rows: list[tuple[str, Any]], subject: str) -> str:
+    value = "measured" if subject == "weights" else "value"
+    return tabulate(rows, headers=[subject, value], tablefmt="github", disable_numparse=True)
+
+
+def _loading(name: str, packed: bool, beside: list[str]) -> str:
+    dense = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if packed and LORA in beside else ""
+    imports = "AutoModelForCausalLM, AutoTokenizer" + (", CompressedTensorsConfig" if dense else "")
+    lines = [
+        "```python",
+        f"from transformers import {imports}",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{name}"{dense})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        "```",
+    ]
+    if PROMPTS in beside:
+        lines += [
+            "",
+            "Under `prompts/` are the soft prompts that repair it, each an adapter for"
+            " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
+            " for an input; PEFT itself holds one prompt for a whole batch.",
+        ]
+    if LORA in beside:
+        lines += ["", "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."]
+        if packed:
+            lines[-1] += " PEFT wants plain layers, hence the decompression at load."
+    return "\n".join(lines)
+
+
+def _licence(base: Licence) -> str:
+    if base.name == UNKNOWN:
+        return f"The base model's licence is {UNKNOWN}."
+    beside = f" Its text: {', '.join(base.texts)}." if base.texts else ""
+    return f"That of the base model: {base.name}.{beside}"
+
+
+def _versions(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["idp"]["environment"]["versions"].items())

@@ -1,0 +1,26 @@
+"""What can be said on the command line of an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _option(help: str, **default: Any) -> Any:
+    return field(metadata={"help": help}, **default)
+
+
+@dataclass
+class Options:
+    """`key=value` words; `record` and `out` must be there."""
+
+    record: str = _option("a run's record.json, or the folder that it is in")
+    out: str = _option("the folder to write; it must not exist or be empty")
+    name: str | None = _option("what adapters and card call the checkpoint, such as a hub id; else out", default=None)
+    store: str | None = _option("the store of the run's artifacts, if it was moved", default=None)
+    overwrite: bool = _option("true: replace an earlier export", default=False)
+
+    @property
+    def called(self) -> str:
+        """What adapters and card call the checkpoint."""
+        return self.name or self.out

@@ -1,0 +1,135 @@
+"""Frozen weights and the grids they lie on as compressed-tensors' `pack-quantized` tensors: exact, or refused.
+
+The codes are found from the weights that were evaluated, and the weights that a reader will make from the codes are
+compared with them bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMAT = "pack-quantized"
+
+
+def packed_state(
+    model: nn.Module, grids: dict[str, torch.Tensor], *, bits: int, symmetric: bool
+) -> dict[str, torch.Tensor]:
+    """The model's state dict with every layer that has a grid replaced by its packed tensors.
+
+    Args:
+        model: the frozen model.
+        grids: `<layer>.scale` and `<layer>.zero_point`, each [rows, groups]; groups are equal runs of columns.
+        bits: bits per weight, 1 to 8.
+        symmetric: whether the grid has no zero points; none are written then.
+
+    Raises:
+        UserError: a layer's weights do not lie on its grid; the layer is named.
+    """
+    state = dict(model.state_dict())
+    for layer in packed_layers(grids):
+        weight = state.pop(f"{layer}.weight", None)
+        if weight is None:
+            raise UserError(f"{layer}: has a grid but no weight in this model; the run's artifacts do not fit together")
+        scale, zero_point = grids[f"{layer}.scale"], grids[f"{layer}.zero_point"]
+        try:
+            tensors = pack(weight, scale.to(weight.device), zero_point.to(weight.device), bits, symmetric)
+        except ValueError as error:
+            raise UserError(f"{layer}: {error}; it cannot be packed without changing the model") from error
+        state |= {f"{layer}.{name}": tensor for name, tensor in tensors.items()}
+    return state
+
+
+def packed_layers(grids: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the layers that have a grid."""
+    return [name.removesuffix(".scale") for name in grids if name.endswith(".scale")]
+
+
+def pack(
+    weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int, symmetric: bool
+) -> dict[str, torch.Tensor]:
+    """One layer's packed tensors, by compressed-tensors' names.
+
+    Args:
+        weight: [rows, columns], every value `scale * (code - zero_point)` in the weight's own dtype.
+        scale: [rows, groups].
+        zero_point: [rows, groups].
+        bits: bits per code; codes are from -2^(bits-1) to 2^(bits-1) - 1.
+        symmetric: whether all zero points are zero and none are written.
+
+    Raises:
+        ValueError: a weight that does not lie on the grid, or a zero point where there should be none.
+    """
+    import torch
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32
+
+    if symmetric and bool(zero_point.any()):
+        raise ValueError("a symmetric grid with zero points")
+    scale = scale.to(weight.dtype)
+    codes = _codes(weight, scale, zero_point)
+    lowest = -(1 << (bits - 1))
+    if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
+        raise ValueError(f"a weight outside the grid of {bits} bits")
+    # As compressed-tensors will: in the weight's dtype, not in one that hides rounding.
+    grouped = codes.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
+    again = ((grouped - zero_point.to(scale.dtype)[..., None]) * scale[..., None]).flatten(1)
+    if not torch.equal(again, weight):
+        raise ValueError("a weight off its grid")
+    tensors = {
+        "weight_packed": pack_to_int32(codes, bits),
+        "weight_scale": scale.contiguous(),
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    if not symmetric:
+        tensors["weight_zero_point"] = pack_to_int32(zero_point.to(torch.int8), bits, packed_dim=0).contiguous()
+    return tensors
+
+
+def quantization_config(
+    model: nn.Module, grids: dict[str, torch.Tensor], *, bits: int, group_size: int, symmetric: bool, actorder: Any
+) -> Any:
+    """The `QuantizationConfig` that tells a reader how the packed layers are packed and which layers are not.
+
+    Args:
+        model: the model, for the linear layers that have no grid.
+        grids: as for `packed_state`.
+        bits: bits per weight.
+        group_size: weights that share a scale; -1: a whole row.
+        symmetric: whether the grid has no zero points.
+        actorder: the order of columns that GPTQ took; it does not change the format.
+    """
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+    from torch import nn
+
+    weights = QuantizationArgs(
+        num_bits=bits,
+        type="int",
+        symmetric=symmetric,
+        strategy="channel" if group_size == -1 else "group",
+        group_size=None if group_size == -1 else group_size,
+        actorder=actorder,
+    )
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights, format=FORMAT)
+    packed = set(packed_layers(grids))
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return QuantizationConfig(
+        config_groups={"group_0": scheme},
+        format=FORMAT,
+        quantization_status="compressed",
+        ignore=[name for name in linear if name not in packed],
+    )
+
+
+def _codes(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] int8. In float64: divided in bfloat16, an 8-bit code may round to its neighbour."""
+    import torch
+
+    grouped = weight.double().unflatten(1, (scale.shape[1], -1))
+    steps = (grouped / scale.double()[..., None]).round().nan_to_num(nan=0.0)  # 0 / 0: a group of zeros
+    codes = steps + zero_point.double()[..., None]
+    return codes.clamp(-128, 127).to(torch.int8).flatten(1)
