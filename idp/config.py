@@ -56,10 +56,13 @@ class Sparsity:
 @dataclass
 class Quantization:
     method: Optional[str] = option("how weights are rounded; null: not at all", choices=(None, "gptq", "rtn", "awq"))
-    bits: int = option("bits per weight", choices=(2, 3, 4, 8))
+    bits: Optional[int] = option("bits per weight; null: not quantised", choices=(2, 3, 4, 8, None))
     group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
     symmetric: bool = option("symmetric grid (no zero points)")
-    actorder: Optional[str] = option("GPTQ's order of columns", choices=(None, "static", "weight", "group"))
+    actorder: Optional[str] = option(
+        "GPTQ's order of columns; static: those with the largest inputs first; null: as they stand",
+        choices=(None, "static"),
+    )
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Compressor:
     sparsity: Sparsity = field(default_factory=Sparsity)
     quantization: Quantization = field(default_factory=Quantization)
     calibration: Calibration = field(default_factory=Calibration)
+    path: Optional[str] = option("compressor=external: a folder, hub id or GGUF file that someone else compressed")
+    revision: Optional[str] = option("compressor=external: hub revision: a branch, tag or commit")
 
 
 @dataclass
@@ -296,16 +301,76 @@ def _check_range(name: str, number: Any, metadata: Any) -> None:
         raise UserError(f"{name}={number}: must be {wanted} ({metadata['help']})")
 
 
-def _check_together(config: Config) -> None:
-    compressor, recovery = config.compressor, config.recovery
-    size = compressor.quantization.group_size
+def n_of_m(pattern: str) -> tuple[int, int]:
+    """N and M of a sparsity pattern `N:M`: in every M consecutive weights of a row at most N are not zero.
+
+    Raises:
+        UserError: it is not written so.
+    """
+    keep, _, of = str(pattern).partition(":")
+    if not (keep.isdigit() and of.isdigit() and 0 < int(keep) < int(of)):
+        raise UserError(f"compressor.sparsity.pattern={pattern}: use N:M with 0 < N < M, such as 2:4, or null")
+    return int(keep), int(of)
+
+
+def _check_sparsity(sparsity: Sparsity) -> None:
+    level, method, pattern = sparsity.level, sparsity.method, sparsity.pattern
+    if pattern is not None:
+        keep, of = n_of_m(pattern)
+        if method is not None and abs(level - (1 - keep / of)) > 1e-6:
+            raise UserError(
+                f"compressor.sparsity.level={level}: the pattern {pattern} sets {1 - keep / of:g} of the weights to"
+                f" zero; say compressor.sparsity.level={1 - keep / of:g}, or compressor.sparsity.pattern=null"
+            )
+    if method is None and (level > 0 or pattern is not None):
+        given = f"pattern={pattern}" if pattern is not None else f"level={level}"
+        raise UserError(
+            f"compressor.sparsity.{given}: nothing would prune; add compressor.sparsity.method=magnitude, wanda or"
+            " sparsegpt"
+        )
+    if method is not None and level == 0:
+        raise UserError(
+            f"compressor.sparsity.level=0: {method} would prune nothing; give a level between 0 and 1, or"
+            " compressor.sparsity.method=null"
+        )
+
+
+def _check_quantization(quantization: Quantization) -> None:
+    size = quantization.group_size
     if size != "auto" and not (isinstance(size, int) and not isinstance(size, bool) and (size == -1 or size > 0)):
         raise UserError(f"compressor.quantization.group_size={size}: use auto, -1 (a whole row) or a positive number")
-    pattern = compressor.sparsity.pattern
-    if pattern is not None:
-        keep, _, of = str(pattern).partition(":")
-        if not (keep.isdigit() and of.isdigit() and 0 < int(keep) < int(of)):
-            raise UserError(f"compressor.sparsity.pattern={pattern}: use N:M with 0 < N < M, such as 2:4, or null")
+    if quantization.method is None and quantization.bits is not None:
+        raise UserError(
+            f"compressor.quantization.bits={quantization.bits}: nothing would quantise; add"
+            " compressor.quantization.method=gptq, rtn or awq"
+        )
+    if quantization.method is not None and quantization.bits is None:
+        raise UserError(
+            f"compressor.quantization.bits is null: {quantization.method} needs compressor.quantization.bits=2, 3, 4"
+            " or 8"
+        )
+    if quantization.actorder is not None and quantization.method != "gptq":
+        raise UserError(
+            f"compressor.quantization.actorder={quantization.actorder}: only gptq goes through columns in an order;"
+            " use null"
+        )
+
+
+def _check_external(compressor: Compressor) -> None:
+    for part in ("sparsity", "quantization"):
+        if compressor.path is not None and getattr(compressor, part).method is not None:
+            raise UserError(
+                f"compressor.path={compressor.path}: it is compressed already; drop compressor.{part}, or drop the path"
+            )
+    if compressor.path is None and compressor.revision is not None:
+        raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
+
+
+def _check_together(config: Config) -> None:
+    recovery = config.recovery
+    _check_sparsity(config.compressor.sparsity)
+    _check_quantization(config.compressor.quantization)
+    _check_external(config.compressor)
     if not config.task.names:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
     if isinstance(recovery, Idp) and not recovery.lengths:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from idp import models
+from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
 from idp.config import Config, Idp, NoRecovery, Recovery
@@ -30,6 +31,7 @@ class Found:
     tasks: list[Any]
     corpus: Any
     calibration: Any
+    external: models.Source | None
     perplexity: dict[str, Any]
 
 
@@ -55,6 +57,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         dense = models.load(config.model, found.source, store)
         empty = models.open_empty(models.model_folder(dense), config.model)
         group_size = compressing.check(config.compressor, empty, found.calibration)
+        if found.external is not None:
+            external.check(config.compressor, found.external, config.model, empty)
         recovering.check(config.recovery, empty, found.corpus)
         _check_perplexity(config, empty, found)
         tracker = WandbTracker(
@@ -68,9 +72,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         )
         try:
             status.stage("compress")
-            compressed = compressing.compress(
-                config.compressor, group_size, config.model, dense, found.calibration, store
-            )
+            compressed = _compress(config, group_size, dense, found, store)
             status.stage("recover")
             repair = _recover(config, compressed, found, store, tracker)
             status.stage("measure")
@@ -106,8 +108,8 @@ def find(config: Config) -> Found:
     from idp.corpus import named_corpus, refuse_evaluated
     from idp.evaluate.tasks import find_tasks
 
-    compressing.recipe.check_supported(config.compressor)
     source = models.find(config.model)
+    compressed_by_others = external.find(config.compressor)
     models.dtype_of(config.model)
     tasks = find_tasks(config.task)
     texts: dict[str, Any] = {}
@@ -118,12 +120,12 @@ def find(config: Config) -> Found:
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")
-    if label(config.compressor) != "none":
+    if compressing.works(config.compressor):
         refuse_evaluated(calibration, tasks)
     if hasattr(config.recovery, "training"):
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
-    return Found(source, tasks, text("corpus"), calibration, perplexity)
+    return Found(source, tasks, text("corpus"), calibration, compressed_by_others, perplexity)
 
 
 @dataclass
@@ -213,6 +215,12 @@ def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -
         blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
 
 
+def _compress(config: Config, group_size: int | None, dense: Product, found: Found, store: Store) -> Product:
+    if found.external is not None:
+        return external.compress(config.compressor, found.external, config.model, dense, store)
+    return compressing.compress(config.compressor, group_size, config.model, dense, found.calibration, store)
+
+
 def _recover(config: Config, compressed: Product, found: Found, store: Store, tracker: WandbTracker) -> Product | None:
     repair = recovering.recover(
         config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log_training
@@ -230,7 +238,6 @@ def _uncompressed(dense: Product, config: Config, found: Found, store: Store) ->
     from idp.config import Calibration, Compressor, Quantization, Sparsity, conf_dir
 
     nothing = OmegaConf.load(conf_dir() / "compressor" / "none.yaml")
-    compressor = Compressor(
-        Sparsity(**nothing.sparsity), Quantization(**nothing.quantization), Calibration(None, 1, 8, 0)
-    )
+    parts = Sparsity(**nothing.sparsity), Quantization(**nothing.quantization), Calibration(None, 1, 8, 0)
+    compressor = Compressor(*parts, path=None, revision=None)
     return compressing.compress(compressor, None, config.model, dense, found.calibration, store)

@@ -139,7 +139,7 @@ def make_bank():
     return bank
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose():
     """`compose(*overrides)`: the checked config."""
     import hydra

@@ -1,22 +1,26 @@
-"""A compressor's config as an llmcompressor recipe, checked against the layers that it will meet."""
+"""A compressor's config as llmcompressor modifiers, checked against the layers that it will meet."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import Compressor, Quantization
+from idp.config import Compressor, Quantization, Sparsity, n_of_m
 from idp.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The output head stays as it is, as in the papers; it is often tied to the embeddings.
-IGNORED = ("lm_head",)
 GROUP_SIZES = (128, 64, 32)
+BLOCK_COLUMNS = 128  # GPTQ and SparseGPT update the columns behind a block of this many at once, as in the papers
+CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")
 
 
 def label(compressor: Compressor) -> str:
-    """A short name made from what the compressor does, such as `gptq3`, `gptq4-g128` or `none`."""
+    """A short name made from what the compressor does, such as `gptq3`, `sparsegpt_2of4_gptq4-g128` or `none`."""
+    if compressor.path is not None:
+        return f"external-{Path(compressor.path.rstrip('/')).name.removesuffix('.gguf')}"
     sparsity, quantization = compressor.sparsity, compressor.quantization
     parts = []
     if sparsity.method:
@@ -28,21 +32,56 @@ def label(compressor: Compressor) -> str:
     return "_".join(parts) or "none"
 
 
-def check_supported(compressor: Compressor) -> None:
-    """Refuses, before any work, what this version cannot do."""
-    if compressor.sparsity.method or compressor.quantization.method not in (None, "gptq"):
-        raise UserError(f"compressor: {label(compressor)} is not available yet; use none, gptq2, gptq3, gptq4 or gptq8")
+def needs_data(compressor: Compressor) -> bool:
+    """Whether the method itself looks at calibration text: round-to-nearest and magnitude pruning do not."""
+    return compressor.sparsity.method in CALIBRATED or compressor.quantization.method in CALIBRATED
+
+
+def output_head(model: nn.Module) -> list[str]:
+    """The name of the output head, which stays as it is, as in the papers; it is often tied to the embeddings."""
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is head and head is not None]
 
 
 def compressed_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers that a compressor touches, by name: all but the output head."""
     from torch import nn
 
+    head = output_head(model)
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] not in IGNORED
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in head
     }
+
+
+def check(compressor: Compressor, model: nn.Module) -> int | None:
+    """Checks the compressor against the layers of `model`, whose weights need not be there.
+
+    Returns:
+        the group size in use; None where nothing is quantised.
+
+    Raises:
+        UserError: an N:M pattern or a group size does not divide a layer's width, which is named; or AWQ does not
+            know the architecture; or there are no linear layers.
+    """
+    if not (compressor.sparsity.method or compressor.quantization.method):
+        return None
+    layers = compressed_layers(model)
+    if not layers:
+        raise UserError(
+            f"compressor: {type(model).__name__} has no torch.nn.Linear layers to compress; use compressor=none"
+        )
+    if compressor.sparsity.method:
+        _check_pattern(compressor.sparsity, layers)
+    if compressor.quantization.method is None:
+        return None
+    if compressor.quantization.method == "awq":
+        from idp.compress.terminal import quiet
+
+        with quiet():
+            from idp.compress.awq import check_architecture
+
+            check_architecture(model)
+    return resolve_group_size(compressor.quantization, layers)
 
 
 def resolve_group_size(quantization: Quantization, layers: dict[str, nn.Linear]) -> int:
@@ -66,12 +105,55 @@ def resolve_group_size(quantization: Quantization, layers: dict[str, nn.Linear])
     return size
 
 
-def build(compressor: Compressor, group_size: int) -> list[Any]:
-    """The llmcompressor modifiers, in order."""
+def build(compressor: Compressor, group_size: int | None, model: nn.Module) -> list[Any]:
+    """The llmcompressor modifiers, in order: pruning before quantisation, which then keeps the zeros.
+
+    Args:
+        compressor: what to do.
+        group_size: as `check` resolved it.
+        model: the model that they will run on.
+    """
+    sparsity, quantization = compressor.sparsity, compressor.quantization
+    modifiers = [_pruning(sparsity, compressed_layers(model))] if sparsity.method else []
+    if quantization.method:
+        modifiers += _quantizing(quantization, group_size, model, keep_zeros=bool(sparsity.method))
+    return modifiers
+
+
+def _pruning(sparsity: Sparsity, layers: dict[str, nn.Linear]) -> Any:
+    names, pattern = list(layers), sparsity.pattern
+    if sparsity.method == "magnitude":
+        from idp.compress.magnitude import MagnitudeModifier
+
+        return MagnitudeModifier(names=names, level=sparsity.level, pattern=pattern)
+    pruned_of = "0:0"
+    if pattern:  # llmcompressor counts what is set to zero, the field what is kept
+        keep, of = n_of_m(pattern)
+        pruned_of = f"{of - keep}:{of}"
+    if sparsity.method == "wanda":
+        from llmcompressor.modifiers.pruning import WandaPruningModifier
+
+        # It rounds the count per row down; the half keeps a float's last bit from taking one more off.
+        levels = [
+            (math.ceil(sparsity.level * layer.in_features - 1e-9) + 0.5) / layer.in_features
+            for layer in layers.values()
+        ]
+        return WandaPruningModifier(sparsity=levels, mask_structure=pruned_of, targets=names)
+    from llmcompressor.modifiers.pruning import SparseGPTModifier
+
+    block = BLOCK_COLUMNS
+    if pattern:  # a group of M must not lie across two blocks
+        block = of * max(1, BLOCK_COLUMNS // of)
+    return SparseGPTModifier(sparsity=sparsity.level, mask_structure=pruned_of, targets=names, block_size=block)
+
+
+def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, keep_zeros: bool) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    quantization = compressor.quantization
+    from idp.compress.joint import MaskedGPTQModifier
+
     weights = QuantizationArgs(
         num_bits=quantization.bits,
         type="int",
@@ -80,4 +162,31 @@ def build(compressor: Compressor, group_size: int) -> list[Any]:
         group_size=None if group_size == -1 else group_size,
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    return [GPTQModifier(config_groups={"group_0": scheme}, ignore=list(IGNORED), actorder=quantization.actorder)]
+    options = {"config_groups": {"group_0": scheme}, "ignore": output_head(model)}
+    if quantization.method == "gptq":
+        modifier = MaskedGPTQModifier if keep_zeros else GPTQModifier
+        return [modifier(**options, actorder=quantization.actorder, block_size=BLOCK_COLUMNS)]
+    if quantization.method == "awq":
+        from idp.compress.awq import RecordingAWQModifier, mappings
+
+        return [RecordingAWQModifier(mappings=mappings(model)), QuantizationModifier(**options)]
+    return [QuantizationModifier(**options)]
+
+
+def _check_pattern(sparsity: Sparsity, layers: dict[str, nn.Linear]) -> None:
+    if sparsity.pattern is None:
+        return
+    _, of = n_of_m(sparsity.pattern)
+    for name, layer in layers.items():
+        if layer.in_features % of:
+            raise UserError(
+                f"compressor.sparsity.pattern={sparsity.pattern}: {name} is {layer.in_features} wide, which {of} does"
+                " not divide; use another pattern, or compressor.sparsity.pattern=null"
+            )
+
+
+def as_yaml(modifiers: list[Any]) -> str:
+    """The modifiers as llmcompressor writes a recipe."""
+    from llmcompressor.recipe import Recipe
+
+    return Recipe.from_modifiers(modifiers).yaml()

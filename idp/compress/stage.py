@@ -1,7 +1,8 @@
-"""Compresses a dense model with llmcompressor, freezes it to plain weights and measures what they are."""
+"""Compresses a dense model, freezes it to plain weights and measures what they are."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -10,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 from idp import models
 from idp.compress import recipe
 from idp.compress.freeze import freeze
-from idp.compress.measure import measure_weights
+from idp.compress.measure import check_claims, measure_weights
+from idp.compress.saved import measure_saved
 from idp.compress.terminal import counting, quiet
-from idp.config import Compressor, Model, Quantization
-from idp.errors import out_of_memory_is_explained
+from idp.config import Compressor, Model
+from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
 from idp.store import Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
@@ -35,18 +38,34 @@ def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
         text: the calibration corpus.
 
     Raises:
-        UserError: a method that is not available, a group size that does not divide a layer's width, or too little
-            text.
+        UserError: a pattern or group size that does not divide a layer's width, blocks longer than the model's window,
+            or too little text.
+    """
+    if not works(compressor):
+        return None
+    length, room = compressor.calibration.length, empty.model.config.get_text_config().max_position_embeddings
+    if length > room:
+        raise UserError(f"compressor.calibration.length={length}: the model's window is {room}; use {room} or less")
+    group_size = recipe.check(compressor, empty.model)
+    calibration_blocks(compressor, text, empty.tokenizer)
+    return group_size
+
+
+def works(compressor: Compressor) -> bool:
+    """Whether there is anything to do."""
+    return bool(compressor.sparsity.method or compressor.quantization.method)
+
+
+def calibration_blocks(compressor: Compressor, text: Any, tokenizer: Any) -> torch.Tensor:
+    """Token ids [samples, length]: the same for every compressor with the same `calibration` options.
+
+    Raises:
+        UserError: the text is too short.
     """
     from idp.corpus import blocks
 
-    recipe.check_supported(compressor)
-    if compressor.sparsity.method or compressor.quantization.method:
-        calibration = compressor.calibration
-        blocks(text, "calibration", empty.tokenizer, calibration.length, calibration.samples, calibration.seed)
-    if compressor.quantization.method is None:
-        return None
-    return recipe.resolve_group_size(compressor.quantization, recipe.compressed_layers(empty.model))
+    calibration = compressor.calibration
+    return blocks(text, "calibration", tokenizer, calibration.length, calibration.samples, calibration.seed)
 
 
 def compress(
@@ -61,87 +80,132 @@ def compress(
         dense: the load stage's product.
         text: the calibration corpus, an `idp.corpus.Text`.
         store: where products live.
+
+    Raises:
+        UserError: a dense weight is not finite, or the compressed weights do not show what the config claims.
     """
     sparsity, quantization = compressor.sparsity, compressor.quantization
-    works = bool(sparsity.method or quantization.method)
     config: dict[str, Any] = {"sparsity": asdict(sparsity) if sparsity.method else None}
     config["quantization"] = {**asdict(quantization), "group_size": group_size} if quantization.method else None
-    if works:
+    if works(compressor):
         config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
         config |= models.numerics(model)
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
-        if works:
+        if works(compressor):
             _compress(compressor, group_size, model, source, text, folder)
         else:
-            loaded = models.open_model(source, model)
-            write_json(folder / "weights.json", _measure(loaded.model, None, None, False))
-            write_json(folder / "source.json", {"folder": str(source)})
+            _measure_dense(model, source, folder)
 
     with out_of_memory_is_explained("compress"):
-        return store.get_or_make(
+        product = store.get_or_make(
             "compress", parent=dense.key, config=config, version=VERSION, make=make, label=recipe.label(compressor)
         )
+    _say_what_was_singular(product)
+    return product
+
+
+def refuse_not_finite(model: nn.Module) -> None:
+    """Refuses a model with a NaN or an infinity in its weights.
+
+    Raises:
+        UserError: names the first tensor that has one.
+    """
+    import torch
+
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            raise UserError(
+                f"compress: {name} of the input model has {bad:,} weights that are NaN or infinite; load another copy"
+                " of the model, or one saved in another dtype"
+            )
 
 
 def _compress(
     compressor: Compressor, group_size: int | None, model: Model, source: Path, text: Any, folder: Path
 ) -> None:
-    from idp.corpus import blocks
-
+    """Compresses, saves, and measures what was saved; never more than one model in memory."""
     loaded = models.open_model(source, model)
-    calibration = compressor.calibration
-    inputs = blocks(text, "calibration", loaded.tokenizer, calibration.length, calibration.samples, calibration.seed)
-    with progress(_decoder_layers(loaded.model), f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet():
-        _oneshot(loaded.model, [*recipe.build(compressor, group_size), counting(bar)], inputs)
-        _save(loaded, compressor.quantization, group_size, folder)
+    refuse_not_finite(loaded.model)
+    inputs = calibration_blocks(compressor, text, loaded.tokenizer)
+    scales, troubles = _apply(compressor, group_size, loaded, inputs, folder)
+    del loaded
+    gc.collect()  # llmcompressor leaves circles of references behind
+    dense = models.open_model(source, model).model
+    weights = measure_saved(
+        folder / "model",
+        dense,
+        recipe.compressed_layers(dense),
+        inputs,
+        scales,
+        bits=compressor.quantization.bits,
+        group_size=group_size,
+        symmetric=compressor.quantization.symmetric,
+        pattern=compressor.sparsity.pattern,
+    )
+    check_claims(compressor, weights)
+    write_json(folder / "weights.json", weights | troubles)
 
 
-def _save(loaded: LoadedModel, quantization: Quantization, group_size: int | None, folder: Path) -> None:
-    """Plain weights for evaluation, what they are, and the grids that they lie on."""
+def _apply(
+    compressor: Compressor, group_size: int | None, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Compresses `loaded` in place and saves it under `folder`: plain weights, and the grids that they lie on.
+
+    Returns:
+        the scales that AWQ folded into the layers, and what was singular.
+    """
     from safetensors.torch import save_file
 
-    grids = freeze(loaded.model)
-    write_json(
-        folder / "weights.json",
-        _measure(loaded.model, quantization.bits, group_size, quantization.symmetric),
-    )
-    loaded.model.save_pretrained(folder / "model")
+    model, layers = loaded.model, recipe.compressed_layers(loaded.model)
+    total = model.config.get_text_config().num_hidden_layers
+    with progress(total, f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet() as said:
+        from idp.compress import oneshot
+        from idp.compress.dead import DeadInputsModifier
+
+        modifiers = recipe.build(compressor, group_size, model)
+        (folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
+        dead = DeadInputsModifier(names=list(layers))
+        if recipe.needs_data(compressor):
+            oneshot.run(model, [dead, *modifiers, counting(bar)], inputs)
+        else:
+            oneshot.run(model, [*modifiers, counting(bar)], None)
+        grids = freeze(model)
+        model.save_pretrained(folder / "model")
     loaded.tokenizer.save_pretrained(folder / "model")
     if grids:
         save_file({name: tensor.contiguous() for name, tensor in grids.items()}, folder / "grids.safetensors")
+    scales = {name: scale for modifier in modifiers for name, scale in getattr(modifier, "scales", {}).items()}
+    if scales:
+        save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
+    return scales, {"dead_inputs": dead.counts, "not_inverted": [line for line in said if "inver" in line.lower()]}
 
 
-def _oneshot(model: Any, modifiers: list[Any], inputs: torch.Tensor) -> None:
-    """Runs llmcompressor layer by layer; `inputs` is [samples, tokens]."""
-    from llmcompressor import oneshot
-    from llmcompressor.core import reset_session
-    from torch.utils.data import DataLoader
-
-    reset_session()  # a session outlives its call: without this a second compression repeats the first's recipe
-    samples = [{"input_ids": row, "attention_mask": row.new_ones(row.shape)} for row in inputs]
-    oneshot(
-        model=model,
-        dataset=DataLoader(samples, batch_size=1, shuffle=False),
-        recipe=modifiers,
-        num_calibration_samples=len(samples),
-        shuffle_calibration_samples=False,
-        max_seq_length=inputs.shape[1],
-        pipeline="sequential",
-    )
-    reset_session()
+def _measure_dense(model: Model, source: Path, folder: Path) -> None:
+    loaded = models.open_model(source, model)
+    refuse_not_finite(loaded.model)
+    layers = {name: layer.weight.data for name, layer in recipe.compressed_layers(loaded.model).items()}
+    inside = sum(weight.numel() for weight in layers.values())
+    measured = measure_weights(layers.items(), loaded.parameters - inside, bits=None, group_size=None, symmetric=False)
+    write_json(folder / "weights.json", {"parameters": loaded.parameters, **measured})
+    write_json(folder / "source.json", {"folder": str(source)})
 
 
-def _measure(model: Any, bits: int | None, group_size: int | None, symmetric: bool) -> dict[str, Any]:
-    layers = recipe.compressed_layers(model)
-    inside = sum(layer.weight.numel() for layer in layers.values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "parameters": total,
-        **measure_weights(layers, total - inside, bits=bits, group_size=group_size, symmetric=symmetric),
-    }
-
-
-def _decoder_layers(model: Any) -> int:
-    return model.config.get_text_config().num_hidden_layers
+def _say_what_was_singular(product: Product) -> None:
+    """One line for inputs that calibration never moved, and one for Hessians that could not be inverted."""
+    weights = product.read("weights.json")
+    if dead := weights.get("dead_inputs"):
+        name = max(dead, key=dead.__getitem__)
+        log.warning(
+            "compress: dead inputs, zero for every calibration token: %d in %d of %d layers, most in %s (%d). Their"
+            " columns count for nothing, as in the papers; more or other calibration text may reach them",
+            sum(dead.values()),
+            len(dead),
+            len(weights["layers"]),
+            name,
+            dead[name],
+        )
+    for line in weights.get("not_inverted", []):
+        log.warning("compress: %s", line)

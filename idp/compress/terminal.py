@@ -9,16 +9,30 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the bars and log lines of llmcompressor and what it calls off the terminal."""
+def quiet() -> Iterator[list[str]]:
+    """Keeps the bars and log lines of llmcompressor and what it calls off the terminal.
+
+    Yields:
+        its warnings so far, one line each; they also go to our log.
+    """
     # Read when it is imported. (LLM_COMPRESSOR_LOG_DISABLED would make GPTQ fail.)
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
+    import llmcompressor.logger  # before the line below: importing it adds its handler, which writes to stdout
     import tqdm
     from loguru import logger
 
-    logger.remove()  # its handler writes to standard output
+    said: list[str] = []
+
+    def note(message: Any) -> None:
+        said.append(" ".join(message.record["message"].split()))
+        log.debug("llmcompressor: %s", said[-1])
+
+    logger.remove()
+    sink = logger.add(note, level="WARNING")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     bar = tqdm.std.tqdm.__init__
 
@@ -29,8 +43,9 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            yield
+            yield said
     finally:
+        logger.remove(sink)
         tqdm.std.tqdm.__init__ = bar
 
 

@@ -1,0 +1,83 @@
+"""AWQ on every machine and for OPT, and the scales that it folded into the layers, without which nothing compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from compressed_tensors.utils import patch_attr
+from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
+from llmcompressor.modifiers.transform.awq.dynamic_mappings import get_layer_mappings_from_model
+from llmcompressor.pipelines.cache import IntermediatesCache
+from pydantic import PrivateAttr
+from torch import nn
+
+from idp.errors import UserError
+
+# OPT with its norms before attention and before the feed-forward layers (all sizes but 350M), as in the AWQ paper.
+# Its ReLU passes a positive scale through, so that fc1 can carry fc2's.
+OPT = [
+    AWQMapping("re:.*self_attn_layer_norm$", ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]),
+    AWQMapping("re:.*v_proj$", ["re:.*out_proj$"]),
+    AWQMapping("re:.*layers\\.\\d+\\.final_layer_norm$", ["re:.*fc1$"]),
+    AWQMapping("re:.*fc1$", ["re:.*fc2$"]),
+]
+
+
+def mappings(model: nn.Module) -> list[AWQMapping]:
+    """Which layer of this architecture carries the inverse of the scale that others are given."""
+    config = model.config
+    if config.model_type == "opt" and config.do_layer_norm_before and config.activation_function == "relu":
+        return OPT
+    return get_layer_mappings_from_model(model)
+
+
+def check_architecture(model: nn.Module) -> None:
+    """Refuses an architecture in which AWQ would find nothing to scale.
+
+    Raises:
+        UserError: so it is.
+    """
+    from compressed_tensors.utils import match_named_modules
+
+    for mapping in mappings(model):
+        if any(True for _ in match_named_modules(model, [mapping.smooth_layer])):
+            return
+    raise UserError(
+        f"compressor.quantization.method=awq: it knows no layers to scale in {type(model).__name__}; use gptq or rtn"
+    )
+
+
+class RecordingAWQModifier(AWQModifier):
+    """llmcompressor's AWQ, which also runs without an accelerator and keeps the scales that it chose.
+
+    `input_scales[layer]` is what the layer's columns were multiplied by, `output_scales[layer]` what its rows were
+    divided by: the scaled weight is `W * input_scale / output_scale[:, None]`.
+    """
+
+    _input_scales: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _output_scales: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+
+    @property
+    def scales(self) -> dict[str, torch.Tensor]:
+        """`<layer>.input_scale` [columns] and `<layer>.output_scale` [rows] of every layer that was scaled."""
+        found = {f"{name}.input_scale": scale for name, scale in self._input_scales.items()}
+        return found | {f"{name}.output_scale": scale for name, scale in self._output_scales.items()}
+
+    def _apply_smoothing(self, model: nn.Module) -> None:
+        if torch.accelerator.is_available():
+            super()._apply_smoothing(model)
+            return
+        with patch_attr(IntermediatesCache, "pin_memory", lambda *_: None):  # there is nothing to pin it for
+            super()._apply_smoothing(model)
+
+    def _compute_best_scale(self, mapping: Any, *arguments: Any) -> torch.Tensor:
+        scales = super()._compute_best_scale(mapping, *arguments)
+        for name in mapping.balance_names:
+            self._input_scales[name] = scales
+        if isinstance(mapping.smooth_layer, nn.Linear):
+            rows = mapping.smooth_layer.out_features
+            whole = scales.new_ones(rows)
+            whole[rows - len(scales) :] = scales  # a fused projection's last rows are the values
+            self._output_scales[mapping.smooth_name] = whole
+        return scales

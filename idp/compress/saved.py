@@ -1,0 +1,65 @@
+"""The measure of a model folder: its weights as they lie on disk, which is what later stages evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.compress.measure import measure_weights, worst
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class SavedWeights:
+    """The tensors of a model folder, read one at a time, so that no second model is held in memory."""
+
+    def __init__(self, folder: Path):
+        from safetensors import safe_open
+
+        index = folder / "model.safetensors.index.json"
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        if missing := [file for file in sorted(files) if not (folder / file).is_file()]:
+            raise UserError(f"{folder}: {missing[0]} is missing")
+        self._files = [safe_open(folder / file, framework="pt") for file in sorted(files)]
+        self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._places:
+            raise UserError(f"the saved model has no tensor {name} among its {len(self._places)}")
+        return self._places[name].get_tensor(name)
+
+
+def measure_saved(
+    folder: Path,
+    dense: nn.Module,
+    layers: dict[str, nn.Linear],
+    inputs: torch.Tensor,
+    scales: dict[str, torch.Tensor] | None = None,
+    **grid: Any,
+) -> dict[str, Any]:
+    """`idp.compress.measure.measure_weights` of a saved model, with each layer's reconstruction error.
+
+    Args:
+        folder: the compressed model: plain weights, config and tokenizer.
+        dense: the dense model.
+        layers: its layers that were compressed.
+        inputs: calibration blocks [samples, tokens].
+        scales: as `idp.compress.reconstruction.reconstruction_errors` takes them.
+        grid: `bits`, `group_size`, `symmetric` and `pattern`.
+    """
+    from idp.compress.reconstruction import reconstruction_errors
+
+    saved = SavedWeights(folder)
+    parameters = sum(parameter.numel() for parameter in dense.parameters())
+    inside = sum(layer.weight.numel() for layer in layers.values())
+    weights = measure_weights(((name, saved[f"{name}.weight"]) for name in layers), parameters - inside, **grid)
+    errors = reconstruction_errors(dense, layers, saved, inputs, scales)
+    for name, error in errors.items():
+        weights["layers"][name]["reconstruction_error"] = error
+    weights["reconstruction_error"] = sum(errors.values()) / max(len(errors), 1)
+    weights["worst"] = worst(weights["layers"])
+    return {"parameters": parameters, **weights}
