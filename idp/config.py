@@ -357,6 +357,10 @@ def _check_quantization(quantization: Quantization) -> None:
 
 
 def _check_external(compressor: Compressor) -> None:
+    if compressor.path == "":
+        raise UserError(
+            "compressor.path is not set: give a folder, hub id or GGUF file, such as compressor.path=/models/mine-4bit"
+        )
     for part in ("sparsity", "quantization"):
         if compressor.path is not None and getattr(compressor, part).method is not None:
             raise UserError(

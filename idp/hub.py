@@ -60,6 +60,7 @@ def commit(path: str, revision: str | None, option: str) -> str:
     Raises:
         UserError: it is not there, gated, or the hub cannot be reached and no copy was downloaded earlier.
     """
+    from httpx import HTTPError
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -70,7 +71,7 @@ def commit(path: str, revision: str | None, option: str) -> str:
         raise UserError(f"{where}: gated; accept its licence on the hub, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise UserError(f"{where}: not on the hub, or private; check the id, or {folder}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
         # Not reachable: a copy that was downloaded earlier serves as well.
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
         if isinstance(cached, str):
@@ -93,6 +94,7 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True)
     Raises:
         UserError: it is gated, or the download failed.
     """
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
@@ -104,7 +106,7 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True)
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=[*wanted, "*.bin"]))
     except GatedRepoError as error:
         raise UserError(f"{option}.path={path}: gated; accept its licence, then run `hf auth login`") from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise UserError(f"{option}.path={path}: the download failed: {first_line(error)}") from error
     return folder
 

@@ -74,12 +74,7 @@ def pack(
     codes = _codes(weight, scale, zero_point)
     lowest = -(1 << (bits - 1))
     if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
-        raise ValueError(f"a weight outside the grid of {bits} bits")
-    # As compressed-tensors will: in the weight's dtype, not in one that hides rounding.
-    grouped = codes.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
-    again = ((grouped - zero_point.to(scale.dtype)[..., None]) * scale[..., None]).flatten(1)
-    if not torch.equal(again, weight):
-        raise ValueError("a weight off its grid")
+        raise ValueError(f"a weight off its grid of {bits} bits")
     tensors = {
         "weight_packed": pack_to_int32(codes, bits),
         "weight_scale": scale.contiguous(),
@@ -126,10 +121,27 @@ def quantization_config(
 
 
 def _codes(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
-    """[rows, columns] int8. In float64: divided in bfloat16, an 8-bit code may round to its neighbour."""
+    """The codes that make `weight` exactly, [rows, columns] int8.
+
+    Raises:
+        ValueError: there are none.
+    """
     import torch
 
-    grouped = weight.double().unflatten(1, (scale.shape[1], -1))
-    steps = (grouped / scale.double()[..., None]).round().nan_to_num(nan=0.0)  # 0 / 0: a group of zeros
-    codes = steps + zero_point.double()[..., None]
-    return codes.clamp(-128, 127).to(torch.int8).flatten(1)
+    grouped = weight.unflatten(1, (scale.shape[1], -1))
+    scale, zero_point = scale[..., None], zero_point[..., None]
+    steps = (grouped.double() / scale.double()).round().nan_to_num(nan=0.0)  # 0 / 0: a group of zeros
+    nearest = (steps + zero_point.double()).clamp(-128, 127)
+    codes = nearest.to(torch.int8)
+    unexplained = torch.ones_like(grouped, dtype=torch.bool)
+    # An 8-bit code times a scale, rounded to bfloat16, may lie nearer to the next code.
+    for aside in (0, 1, -1):
+        tried = (nearest + aside).clamp(-128, 127)
+        # As compressed-tensors will compute it: in the weight's dtype, not in one that hides rounding.
+        made = (tried.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
+        right = unexplained & (made == grouped)
+        codes = torch.where(right, tried.to(torch.int8), codes)
+        unexplained &= ~right
+    if bool(unexplained.any()):
+        raise ValueError("a weight off its grid")
+    return codes.flatten(1)

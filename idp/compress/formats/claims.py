@@ -78,9 +78,8 @@ def measure(found: Decompressed, layers: Iterable[tuple[str, torch.Tensor]]) -> 
         zeros += row["zeros"]
         total += weight.numel()
         inside += stored
-        bits = effective_bits(row["sparsity"], row["bits_per_weight"], claim.bits if claim else None, None)
-        # A format whose scales take less than is assumed there is never made larger by leaving out its zeros.
-        effective += min(bits, row["bits_per_weight"]) * weight.numel() / 8
+        value = claim.bits if claim and claim.bits is not None else row["bits_per_weight"]
+        effective += effective_bits(row["sparsity"], row["bits_per_weight"], value, None) * weight.numel() / 8
     sizes = {claim.group for claim in found.claims.values() if isinstance(claim.group, int)}
     return {
         "sparsity": zeros / max(total, 1),

@@ -1,0 +1,318 @@
+"""Checkpoints that others compressed: each format's weights are found exactly, measured, and refused if they misfit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from idp.compress import external
+from idp.compress.formats import claims
+from idp.compress.recipe import label
+from idp.errors import UserError
+from tests.compress import packers
+
+QUICK = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory, compose):
+    """The folder of the tiny model that all of these are compressions of."""
+    from idp import models
+    from idp.store import Store
+
+    config = compose("model=tiny_llama").model
+    return models.model_folder(models.load(config, models.find(config), Store(tmp_path_factory.mktemp("store"))))
+
+
+@pytest.fixture
+def run_external(run_here, tmp_path):
+    """`run_external(path, *overrides)`: a whole run on a checkpoint; its record, its weights and `weights.json`."""
+
+    def run(path: Path, *overrides: str):
+        record = run_here(*QUICK, "compressor=external", f"compressor.path={path}", "baselines=false", *overrides)
+        place = tmp_path / "outputs" / "store" / "compress" / record["idp"]["stages"]["compress"]["key"]
+        weights = load_file(place / "model" / "model.safetensors")
+        return record, weights, json.loads((place / "weights.json").read_text())
+
+    return run
+
+
+def same(found, meant):
+    assert found.keys() == meant.keys()
+    for name, tensor in meant.items():
+        assert torch.equal(found[name], tensor.to(found[name].dtype)), name
+
+
+def disk(folder):
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "act_order", "version"),
+    [(2, 32, False, 2), (3, 32, True, 1), (4, 32, True, 2), (4, -1, False, 1), (8, 64, False, 1)],
+)
+def test_gptq(bits, group, act_order, version, dense, run_external, tmp_path):
+    folder = tmp_path / "theirs"
+    meant = packers.gptq(dense, folder, bits=bits, group=group, act_order=act_order, version=version)
+    record, weights, measured = run_external(folder)
+    same(weights, meant)
+    row = measured["layers"][LAYER]
+    assert row["bits"] == bits and row["distinct_values"] <= 2**bits
+    # codes, a 16-bit scale and a zero point for each group, g_idx, and AutoGPTQ's bias of zeros
+    columns = 128 if group == -1 else group
+    assert row["bits_per_weight"] == bits + (16 + bits) / columns + 32 / 64 + 16 / 128
+    assert record["idp"]["weights"]["packed_bytes"] == disk(folder)
+    assert record["idp"]["name"].startswith("tiny_llama-external-theirs-none")
+    assert measured["external"]["format"] == f"gptq v{version}"
+
+
+def test_awq(dense, run_external, tmp_path):
+    meant = packers.awq(dense, tmp_path / "theirs", group=32)
+    _, weights, measured = run_external(tmp_path / "theirs")
+    same(weights, meant)
+    assert measured["layers"][LAYER]["bits_per_weight"] == 4 + (16 + 4) / 32
+    assert measured["layers"][LAYER]["distinct_values"] <= 16
+
+
+def test_gguf_with_mixed_types(dense, run_external, tmp_path):
+    kinds = dict.fromkeys(packers.LAYERS, "Q4_0") | {"down_proj": "Q8_0", "v_proj": "F16"}
+    meant = packers.gguf_file(dense, tmp_path / "mixed.gguf", kinds)
+    record, weights, measured = run_external(tmp_path / "mixed.gguf")
+    same(weights, meant)
+    layers = measured["layers"]
+    assert layers[LAYER]["bits_per_weight"] == 8.5 and layers[LAYER]["bits"] == 8
+    assert layers["model.layers.0.self_attn.q_proj"]["bits_per_weight"] == 4.5
+    assert layers["model.layers.0.self_attn.v_proj"]["bits_per_weight"] == 16
+    assert layers["model.layers.0.self_attn.q_proj"]["distinct_values"] <= 16
+    assert record["idp"]["weights"]["packed_bytes"] == (tmp_path / "mixed.gguf").stat().st_size
+    assert measured["external"]["format"] == "GGUF (2 x F16, 10 x Q4_0, 2 x Q8_0)"
+    assert "-external-mixed-" in record["idp"]["name"]
+
+
+def test_pruned_weights_and_a_repair_on_them(dense, run_external, tmp_path):
+    tensors = load_file(dense / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.split(".")[-2] in packers.LAYERS:
+            tensor[:, ::2] = 0
+    folder = packers.copy_model(dense, tmp_path / "pruned", tensors, None)
+    record, weights, measured = run_external(
+        folder, "recovery=prompt", "recovery.length=3", "recovery.training.steps=2"
+    )
+    same(weights, tensors)
+    assert record["idp"]["weights"]["sparsity"] == 0.5 and measured["patterns"]["2:4"] == 1
+    assert record["idp"]["parameters"]["added"] == 3 * 64 and measured["external"]["format"] == "plain"
+    assert record["idp"]["weights"]["effective_bytes"] < 0.7 * record["idp"]["weights"]["packed_bytes"]
+
+
+def test_our_own_export(run_here, run_external, tmp_path):
+    from idp.export.checkpoint import export
+    from idp.export.options import Options
+
+    own = run_here(*QUICK, "compressor=gptq3", "compressor.quantization.symmetric=true")
+    runs = tmp_path / "outputs" / "runs" / own["idp"]["name"]
+    export(Options(str(runs), str(tmp_path / "export")))
+    stored = tmp_path / "outputs" / "store" / "compress" / own["idp"]["stages"]["compress"]["key"] / "model"
+    record, weights, measured = run_external(tmp_path / "export")
+    same(weights, load_file(stored / "model.safetensors"))
+    assert record["results"] == own["results"]
+    assert measured["layers"][LAYER]["bits"] == 3 and measured["layers"][LAYER]["distinct_values"] <= 8
+    assert measured["sparsity"] == own["idp"]["weights"]["sparsity"]
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
+def test_llmcompressor_s_own_checkpoints(scheme, dense, run_external, tmp_path, caplog):
+    from compressed_tensors.compressors.pack_quantized import unpack_from_int32
+    from llmcompressor import oneshot
+    from llmcompressor.core import reset_session
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM
+
+    reset_session()
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head", "re:.*[qkvo]_proj"])
+    if scheme == "W4A16":  # groups of 128, which the inner layers alone are wide enough for
+        recipe = QuantizationModifier(targets=["re:.*down_proj"], scheme=scheme, ignore=["lm_head"])
+    oneshot(model=model, recipe=recipe, output_dir=str(tmp_path / "theirs"), log_dir=None)
+    reset_session()
+    stored = load_file(tmp_path / "theirs" / "model.safetensors")
+    scale = stored[f"{LAYER}.weight_scale"].float()
+    if scheme == "W8A8":
+        meant = stored[f"{LAYER}.weight"].float() * scale
+        assert stored[f"{LAYER}.weight"].dtype is torch.int8
+    else:
+        meant = unpack_from_int32(stored[f"{LAYER}.weight_packed"], 4, torch.Size([64, 128])).float() * scale
+    _, weights, measured = run_external(tmp_path / "theirs")
+    torch.testing.assert_close(weights[f"{LAYER}.weight"], meant, atol=0, rtol=1e-6)
+    assert measured["layers"][LAYER]["bits"] == (8 if scheme == "W8A8" else 4)
+    assert measured["layers"]["model.layers.0.self_attn.q_proj"]["bits"] is None
+    assert ("activations are quantised as well" in caplog.text) == (scheme == "W8A8")
+
+
+def test_the_key_is_the_content_s(dense, compose, tmp_path):
+    packers.awq(dense, tmp_path / "theirs", group=32)
+    shutil.copytree(tmp_path / "theirs", tmp_path / "copy")
+
+    def identity(name):
+        return external.find(compose("compressor=external", f"compressor.path={tmp_path / name}").compressor).identity
+
+    assert identity("theirs") == identity("copy")
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    tensors[f"{LAYER}.scales"][0, 0] *= 2
+    save_file(tensors, tmp_path / "copy" / "model.safetensors")
+    assert identity("theirs") != identity("copy")
+
+
+def test_labels(compose):
+    for path, name in (("/models/mine-4bit/", "mine-4bit"), ("you/theirs", "theirs"), ("a/b.Q4_0.gguf", "b.Q4_0")):
+        assert label(compose("compressor=external", f"compressor.path={path}").compressor) == f"external-{name}"
+
+
+def test_a_claim_that_the_weights_do_not_bear_out():
+    weight = torch.arange(64.0).reshape(2, 32)
+    found = claims.Decompressed("gptq", {}, {"layer": claims.Claim(4, 16, 32)}, {"layer": 32}, 100)
+    assert claims.measure(found, [("layer", weight)])["layers"]["layer"]["distinct_values"] == 16
+    for group in (32, -1, "tensor", torch.zeros(32, dtype=torch.long)):
+        found.claims["layer"] = claims.Claim(4, group, 32)
+        with pytest.raises(UserError, match="layer claims 4 bits and holds (32|64) distinct values"):
+            claims.measure(found, [("layer", weight)])
+
+
+def edited(folder, **changes):
+    """The folder with changes to its config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def quantised(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    return edited(folder, quantization_config=config.get("quantization_config", {}) | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: edited(f, model_type="opt"), "it is a opt, tiny_llama is a llama"),
+        (lambda f: edited(f, hidden_size=96), "hidden_size is 96 there and 64 in tiny_llama"),
+        (lambda f: edited(f, vocab_size=300), "vocab_size is 300 there and 257 in tiny_llama"),
+        (lambda f: edited(f, num_attention_heads=8, head_dim=8), "num_attention_heads is 8 there and 4"),
+        (lambda f: edited(f, attention_bias=True), "only one of them has model.layers.0.self_attn.q_proj.bias"),
+        (lambda f: quantised(f, quant_method="bitsandbytes"), "quant_method=bitsandbytes is not read; these are: comp"),
+        (lambda f: quantised(f, checkpoint_format="marlin"), "GPTQ in Marlin's layout"),
+        (lambda f: quantised(f, is_marlin_format=True), "GPTQ in Marlin's layout"),
+        (
+            lambda f: quantised(f, checkpoint_format="bitblas"),
+            "checkpoint_format=bitblas is not read; gptq and gptq_v2",
+        ),
+        (lambda f: quantised(f, quant_method="awq", version="gemv"), "AWQ in the gemv layout is not read; gemm is"),
+        (
+            lambda f: quantised(f, quant_method="compressed-tensors", sparsity_config={"format": "sparse-24-bitmask"}),
+            r"stored sparse \(sparse-24-bitmask\), which compressed-tensors no longer reads",
+        ),
+        (
+            lambda f: quantised(
+                f, quant_method="compressed-tensors", config_groups={"group_0": {"weights": {"actorder": "group"}}}
+            ),
+            "actorder=group, which compressed-tensors no longer reads",
+        ),
+        (lambda f: edited(f, quantization_config=None), "qweight is packed, but neither config.json nor"),
+        (lambda f: (f / "config.json").unlink(), "it has no config.json"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.pt"), r"its weights are pickled \(model\.pt\)"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.gguf"), "a folder with a GGUF file; name the file"),
+        (lambda f: (f / "model.safetensors").unlink(), "it has no safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "cannot be read as safetensors"),
+        (lambda f: quantised(f, bits=8), "_proj: qweight has 4 bits, the config says 8"),
+        (lambda f: without(f, f"{LAYER}.scales"), f"has no tensor {LAYER}.scales"),
+        (lambda f: without(f, "model.norm.weight"), "does not fit tiny_llama: it has no model.norm.weight"),
+        (lambda f: reshaped(f, f"{LAYER}.qweight", 3), r"down_proj: qweight is \[13, 64\], which is \[64, 128\] at no"),
+        (lambda f: reshaped(f, f"{LAYER}.scales", 1), r"down_proj: 3 groups of scales do not cover its 128 columns"),
+        (lambda f: reshaped(f, "model.norm.weight", 1), r"model.norm.weight is \[63\] there and \[64\] in tiny_llama"),
+        (lambda f: broken(f, "model.norm.weight"), "model.norm.weight .* NaN or infinite"),
+        (lambda f: broken(f, f"{LAYER}.bias"), f"tiny_llama has no {LAYER}.bias"),
+        (lambda f: broken(f, "lm_head.weight"), "its lm_head.weight is not its model.embed_tokens.weight"),
+    ],
+)
+def test_one_line_for_each_mistake(change, message, dense, compose, tmp_path):
+    folder = tmp_path / "theirs"
+    packers.gptq(dense, folder, bits=4, group=32, act_order=True, version=1)
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        product_of(folder, compose, tmp_path)
+
+
+def without(folder, name):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def reshaped(folder, name, less):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:-less].clone()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def broken(folder, name):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = torch.full_like(tensors.get(name, tensors["model.embed_tokens.weight"]), 1.0)
+    if name == "model.norm.weight":
+        tensors[name][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+def product_of(path, compose, tmp_path):
+    """All that a run does with a checkpoint up to its product."""
+    from idp import models
+    from idp.store import Store
+
+    config = compose("model=tiny_llama", "compressor=external", f"compressor.path={path}")
+    source = external.find(config.compressor)
+    store = Store(tmp_path / "store")
+    loaded = models.load(config.model, models.find(config.model), store)
+    external.check(
+        config.compressor, source, config.model, models.open_empty(models.model_folder(loaded), config.model)
+    )
+    return external.compress(config.compressor, source, config.model, loaded, store)
+
+
+def test_a_head_that_is_tied_here_and_stored_there(dense, compose, tmp_path):
+    tensors = load_file(dense / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    folder = packers.copy_model(dense, tmp_path / "theirs", tensors, None)
+    edited(folder, tie_word_embeddings=False)
+    product = product_of(folder, compose, tmp_path)
+    same(load_file(product.path / "model" / "model.safetensors"), load_file(dense / "model.safetensors"))
+
+
+def test_options_that_do_not_go_together(compose):
+    with pytest.raises(UserError, match=r"compressor\.path is not set"):
+        compose("compressor=external")
+    with pytest.raises(UserError, match="compressed already; drop compressor.quantization"):
+        compose("compressor=gptq4", "compressor.path=/models/mine")
+    with pytest.raises(UserError, match=r"of what\? Add compressor\.path"):
+        compose("compressor=gptq4", "compressor.revision=main")
+
+
+def test_paths_that_are_not_there(compose, monkeypatch, tmp_path):
+    from httpx import ConnectError
+    from huggingface_hub import HfApi
+
+    def unreachable(*_, **__):
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.chdir(tmp_path)
+    for path, message in (
+        ("/nowhere", "compressor.path=/nowhere: no such folder or GGUF file"),
+        ("mine.gguf", "compressor.path=mine.gguf: no such folder or GGUF file"),
+        ("exports/mine", r"compressor.path=exports/mine: .*hub.*\(there is no folder .*/exports/mine either\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            external.find(compose("compressor=external", f"compressor.path={path}").compressor)
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"bad\.gguf: cannot be read as a GGUF model"):
+        product_of(tmp_path / "bad.gguf", compose, tmp_path)
