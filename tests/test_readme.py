@@ -30,7 +30,9 @@ def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert targets.returncode == 0, targets.stderr
     elif words[:3] == ["python", "-m", "idp.run"]:
-        overrides = [word.replace("/path/to/your/model", str(model_folders("llama"))) for word in words[3:]]
+        overrides = [
+            re.sub("/path/to/(your/model|their/checkpoint)", str(model_folders("llama")), w) for w in words[3:]
+        ]
         small = ["budget=smoke", "tracker=none"]
         if not any(word.startswith("model=") for word in overrides):
             small.append("model=tiny_llama")
@@ -40,6 +42,12 @@ def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
             idp_run(*overrides, *small)
         else:
             run_here(*overrides, *small)
+    elif words[:3] == ["python", "-m", "idp.export"]:
+        from idp.export.__main__ import main
+
+        record = run_here("model=tiny_llama", "compressor=gptq4", "task=arc_easy", "budget=smoke", "tracker=none")
+        run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
+        main([w.replace("/path/to/your/run", str(run)).replace("exports/", f"{tmp_path}/") for w in words[3:]])
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":
