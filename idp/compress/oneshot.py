@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from compressed_tensors.offload import remove_dispatch
 from llmcompressor import oneshot
 from llmcompressor.core import LifecycleCallbacks, reset_session
 from llmcompressor.pipelines.registry import CalibrationPipeline
@@ -54,6 +55,12 @@ class LayerByLayer(CalibrationPipeline):
             LifecycleCallbacks.sequential_epoch_end(list(layer.modules()))
         LifecycleCallbacks.sequential_epoch_end([module for module in model.modules() if module not in inside])
         LifecycleCallbacks.calibration_end()
+
+
+def release(model: nn.Module) -> None:
+    """Frees the weights of a model that has served: the tracer of llmcompressor's pipeline holds the model for ever."""
+    remove_dispatch(model)
+    model.to("meta")
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -130,9 +130,7 @@ def _compress(
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
     inputs = calibration_blocks(compressor, text, loaded.tokenizer)
-    scales, troubles = _apply(compressor, group_size, loaded, inputs, folder)
-    del loaded
-    gc.collect()  # llmcompressor leaves circles of references behind
+    scales, dead, not_inverted = _apply(compressor, group_size, loaded, inputs, folder)
     dense = models.open_model(source, model).model
     weights = measure_saved(
         folder / "model",
@@ -146,16 +144,20 @@ def _compress(
         pattern=compressor.sparsity.pattern,
     )
     check_claims(compressor, weights)
-    write_json(folder / "weights.json", weights | troubles)
+    for name, count in dead.items():
+        weights["layers"][name]["dead_inputs"] = count
+    singular = {"dead_inputs": sum(dead.values()), "not_inverted": not_inverted}
+    write_json(folder / "weights.json", weights | singular)
 
 
 def _apply(
     compressor: Compressor, group_size: int | None, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, int], list[str]]:
     """Compresses `loaded` in place and saves it under `folder`: plain weights, and the grids that they lie on.
 
     Returns:
-        the scales that AWQ folded into the layers, and what was singular.
+        the scales that AWQ folded into the layers, the layers' counts of dead inputs, and a line for Hessians that
+        could not be inverted.
     """
     from safetensors.torch import save_file
 
@@ -174,13 +176,15 @@ def _apply(
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
         model.save_pretrained(folder / "model")
+        oneshot.release(model)
+        gc.collect()  # calibration activations hang on circles of references
     loaded.tokenizer.save_pretrained(folder / "model")
     if grids:
         save_file({name: tensor.contiguous() for name, tensor in grids.items()}, folder / "grids.safetensors")
     scales = {name: scale for modifier in modifiers for name, scale in getattr(modifier, "scales", {}).items()}
     if scales:
         save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
-    return scales, {"dead_inputs": dead.counts, "not_inverted": [line for line in said if "inver" in line.lower()]}
+    return scales, dead.counts, [line for line in said if "inver" in line.lower()]
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:
@@ -196,7 +200,8 @@ def _measure_dense(model: Model, source: Path, folder: Path) -> None:
 def _say_what_was_singular(product: Product) -> None:
     """One line for inputs that calibration never moved, and one for Hessians that could not be inverted."""
     weights = product.read("weights.json")
-    if dead := weights.get("dead_inputs"):
+    dead = {name: row["dead_inputs"] for name, row in weights["layers"].items() if "dead_inputs" in row}
+    if dead:
         name = max(dead, key=dead.__getitem__)
         log.warning(
             "compress: dead inputs, zero for every calibration token: %d in %d of %d layers, most in %s (%d). Their"

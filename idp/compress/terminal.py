@@ -21,9 +21,8 @@ def quiet() -> Iterator[list[str]]:
     """
     # Read when it is imported. (LLM_COMPRESSOR_LOG_DISABLED would make GPTQ fail.)
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
-    import llmcompressor.logger  # before the line below: importing it adds its handler, which writes to stdout
     import tqdm
-    from loguru import logger
+    from llmcompressor.logger import logger
 
     said: list[str] = []
 
@@ -31,7 +30,7 @@ def quiet() -> Iterator[list[str]]:
         said.append(" ".join(message.record["message"].split()))
         log.debug("llmcompressor: %s", said[-1])
 
-    logger.remove()
+    logger.remove()  # the handler that the import added: it writes to standard output
     sink = logger.add(note, level="WARNING")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     bar = tqdm.std.tqdm.__init__

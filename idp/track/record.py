@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECORD, SAMPLES = "record.json", "samples.parquet"
 SCHEMA_VERSION = 1
 # What may differ between two runs of one config: when and how fast, not what came out.
-TIMINGS = ("seconds", "reused", "environment", "latency")
+TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes")
 
 
 def build(
@@ -60,6 +60,10 @@ def build(
         "stages": {
             **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
             "measure": own.summary(),
+        },
+        # Of the process that made a stage, up to the stage's end.
+        "peak_memory_bytes": {
+            stage: product.manifest["peak_memory_bytes"] for stage, product in stages.items() if product is not None
         },
         "parameters": {
             "model": weights.pop("parameters"),

@@ -23,8 +23,18 @@ def run(model, compressor, inputs):
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize(
     ("name", "group_size"),
-    [("gptq2", 32), ("gptq3", 64), ("gptq4", -1), ("gptq8", 64), ("rtn3", 32), ("rtn4", -1), ("awq3", 64)]
-    + [("awq4", -1), ("sparsegpt50_gptq4", 64), ("wanda50_gptq4", -1)],
+    [
+        ("gptq2", 32),
+        ("gptq3", 64),
+        ("gptq4", -1),
+        ("gptq8", 64),
+        ("rtn3", 32),
+        ("rtn4", -1),
+        ("awq3", 64),
+        ("awq4", -1),
+        ("sparsegpt50_gptq4", 64),
+        ("wanda50_gptq4", -1),
+    ],
 )
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_frozen_logits_equal_the_fake_quantised_ones(
