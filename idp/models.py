@@ -250,17 +250,16 @@ def _checked(place: Path) -> Path:
     return place
 
 
-def open_gguf(file: Path) -> PreTrainedModel:
-    """A GGUF file's model with its weights dequantised to float32.
+def open_gguf(file: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A GGUF file's model with its weights dequantised to `dtype`.
 
     Raises:
         UserError: it cannot be read.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     with _reading_gguf(file):
-        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
 
 
 def gguf_config(file: Path) -> PretrainedConfig:
@@ -295,7 +294,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    loaded = open_gguf(file)
+    loaded = open_gguf(file, torch.float32)
     with _reading_gguf(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = type(loaded.config)(

@@ -130,7 +130,7 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)
         weights = measure(found, ((name, layer.weight.data) for name, layer in layers.items()))
-        about = {"format": found.kind, "path": compressor.path, "notes": found.notes}
+        about = {"format": found.kind, "notes": found.notes}
         parameters = sum(parameter.numel() for parameter in loaded.parameters())
         write_json(folder / "weights.json", {"parameters": parameters, **weights, "external": about})
         loaded.save_pretrained(folder / "model")
@@ -156,7 +156,7 @@ def _place(compressor: Compressor, source: Source) -> Path:
 def _read(place: Path, source: Source, model: Model, empty: LoadedModel, shapes: dict[str, list[int]]) -> Decompressed:
     dtype = models.dtype_of(model)
     if source.kind == "gguf":
-        return library.read_gguf(place, list(shapes))
+        return library.read_gguf(place, list(shapes), dtype)
     checkpoint = Checkpoint(place)
     described = checkpoint.quantization()
     method = described.get("quant_method")

@@ -79,6 +79,9 @@ def _opening(run: Run, base: Licence, made: str, packed: bool) -> str:
 def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
     compressor, config = asdict(run.compressor), run.record["idp"]["config"]
     rows: list[tuple[str, Any]] = [("compressor", made)]
+    if run.compressor.path is not None:
+        stored = run.record["idp"]["weights"]["external"]["format"]
+        rows.append(("compressed by", f"others ({stored}); decompressed here"))
     for part in ("sparsity", "quantization"):
         if compressor[part]["method"]:
             rows += [(f"{part}: {key}", value) for key, value in compressor[part].items() if value is not None]

@@ -174,6 +174,10 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 def _publish(part: Path, out: Path) -> None:
     """Puts a finished folder in its place; an earlier export is there until then."""
+    mode = (part / "config.json").stat().st_mode
+    for file in part.rglob("*"):  # safetensors lets nobody else read what it writes
+        if file.is_file():
+            file.chmod(mode)
     if not out.exists():
         os.rename(part, out)
         return

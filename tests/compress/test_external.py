@@ -66,6 +66,7 @@ def test_gptq(bits, group, act_order, version, dense, run_external, tmp_path):
     columns = 128 if group == -1 else group
     assert row["bits_per_weight"] == bits + (16 + bits) / columns + 32 / 64 + 16 / 128
     assert record["idp"]["weights"]["packed_bytes"] == disk(folder)
+    assert measured["group_size"] == (None if act_order or group == -1 else group)  # rows are of two widths
     assert record["idp"]["name"].startswith("tiny_llama-external-theirs-none")
     assert measured["external"]["format"] == f"gptq v{version}"
 
@@ -164,6 +165,28 @@ def test_the_key_is_the_content_s(dense, compose, tmp_path):
     tensors[f"{LAYER}.scales"][0, 0] *= 2
     save_file(tensors, tmp_path / "copy" / "model.safetensors")
     assert identity("theirs") != identity("copy")
+
+
+def test_one_from_the_hub(dense, compose, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    meant = packers.awq(dense, tmp_path / "theirs", group=32)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="abc123"))
+    asked = {}
+
+    def snapshot_download(path, revision, allow_patterns):
+        asked.update(path=path, revision=revision, allow_patterns=allow_patterns)
+        return str(tmp_path / "theirs")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    product = product_of("you/theirs-awq", compose, tmp_path)
+    same(load_file(product.path / "model" / "model.safetensors"), meant)
+    assert asked["path"] == "you/theirs-awq" and asked["revision"] == "abc123"
+    assert "*.bin" not in asked["allow_patterns"]
+    source = {"kind": "hub", "repository": "you/theirs-awq", "commit": "abc123"}
+    assert product.manifest["config"]["external"] == source
 
 
 def test_labels(compose):

@@ -22,7 +22,7 @@ GRIDS = [
     ("gptq3", "32", "true", "null"),
     ("gptq3", "-1", "false", "static"),
 ]
-OTHERS = ["rtn8", "sparsegpt_2of4", "sparsegpt50_gptq4", "awq3"]
+OTHERS = ["sparsegpt_2of4", "sparsegpt50_gptq4", "awq3"]
 
 # Loads every folder as anybody would, and writes down logits and weights.
 READER = """
@@ -87,6 +87,22 @@ def test_a_fresh_process_finds_the_same_model(finished_run, tmp_path):
         assert stored[f"{layer}.weight_packed"].numel() * 32 == 64 * 128 * bits
         if run[1]["idp"]["config"]["compressor"]["sparsity"]["method"]:
             assert (found[f"{layer}.weight"] == 0).float().mean() >= 0.5
+
+
+@pytest.mark.parametrize("source", ["none", "external"])
+def test_plain_weights_are_written_plain(source, finished_run, tmp_path):
+    folder, record = finished_run("compressor=none")
+    if source == "external":
+        checkpoint.export(Options(str(finished_run("compressor=gptq4", "baselines=true")[0]), str(tmp_path / "theirs")))
+        folder, record = finished_run("compressor=external", f"compressor.path={tmp_path / 'theirs'}")
+    checkpoint.export(Options(str(folder), str(tmp_path / "export")))
+    stages, root = record["idp"]["stages"], folder.parents[1] / "store"
+    places = {"none": root / "load" / stages["load"]["key"], "external": root / "compress" / stages["compress"]["key"]}
+    stored = load_file(places[source] / "model" / "model.safetensors")
+    written = load_file(tmp_path / "export" / "model.safetensors")
+    assert written.keys() == stored.keys() and all(torch.equal(written[name], stored[name]) for name in stored)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "stored dense" in card and ("others (compressed-tensors pack-quantized)" in card) == (source == "external")
 
 
 def test_what_goes_with_it(finished_run, tmp_path):

@@ -59,7 +59,7 @@ def read_gptq(
         if version == 1:  # a zero point of 0 was stored as -1, whose lowest bits are all ones
             zeros = (zeros + 1) & ((1 << bits) - 1)
         weight = scales[groups] * (codes - zeros[groups])
-        return weight.T.contiguous().to(dtype), Claim(bits, groups, checkpoint.bytes_under(name))
+        return weight.T.contiguous().to(dtype), Claim(bits, _shares(groups), checkpoint.bytes_under(name))
 
     return _read(checkpoint, f"gptq v{version}", layer, shapes, dtype)
 
@@ -81,7 +81,7 @@ def read_awq(
         size = described.get("group_size", described.get("q_group_size", -1))
         groups = _groups(checkpoint, name, columns, scales.shape[0], size)
         weight = scales[groups] * (unpack_awq(words) - unpack_awq(zeros)[groups])
-        return weight.T.contiguous().to(dtype), Claim(AWQ_BITS, groups, checkpoint.bytes_under(name))
+        return weight.T.contiguous().to(dtype), Claim(AWQ_BITS, _shares(groups), checkpoint.bytes_under(name))
 
     return _read(checkpoint, "awq", layer, shapes, dtype)
 
@@ -124,6 +124,14 @@ def _groups(checkpoint: Checkpoint, name: str, columns: int, count: int, size: i
     if len(groups) != columns or int(groups.min()) < 0 or int(groups.max()) >= count:
         raise ValueError(f"{count} groups of scales do not cover its {columns} columns")
     return groups
+
+
+def _shares(groups: torch.Tensor) -> int | torch.Tensor:
+    """How many consecutive columns share a scale, or each column's group where they do not lie together."""
+    import torch
+
+    size = int((groups == groups[0]).sum())
+    return size if torch.equal(groups, torch.arange(len(groups)) // size) else groups
 
 
 def _read(checkpoint: Checkpoint, kind: str, layer: Any, shapes: dict[str, list[int]], dtype: Any) -> Decompressed:

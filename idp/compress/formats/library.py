@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             model, about = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 dtype="auto",
@@ -81,8 +83,13 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
     return Decompressed(kind, _plain_state(model), claims, sizes, checkpoint.disk_bytes, notes)
 
 
-def read_gguf(file: Path, layers: list[str]) -> Decompressed:
+def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
     """A GGUF file; its widths are those of its tensors' types, which may differ from layer to layer.
+
+    Args:
+        file: the file.
+        layers: the linear layers, which must all be in it.
+        dtype: of the weights that are made.
 
     Raises:
         UserError: it cannot be read, or a layer is not in it under a name that is known.
@@ -104,7 +111,7 @@ def read_gguf(file: Path, layers: list[str]) -> Decompressed:
             bits, block = GGUF_BLOCKS.get(kind, (None, -1))
             claims[layer] = Claim(bits, block, int(tensor.n_bytes))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(types.items()))
-    model = models.open_gguf(file)
+    model = models.open_gguf(file, dtype)
     return Decompressed(f"GGUF ({kinds})", _plain_state(model), claims, sizes, file.stat().st_size)
 
 
