@@ -31,13 +31,15 @@ def test_cfg_job_prints_the_config(idp_run):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compressor=gptq5"], "compressor=gptq5: no such option; choose one of gptq2, gptq3, gptq4, gptq8, none"),
+        (["compressor=gptq5"], "compressor=gptq5: no such option; choose one of awq3, awq4, external, gptq2, gptq3"),
         (["compressor.quantization.bit=4"], "compressor.quantization.bit: there is no such option here; did you mean"),
         (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
         (["task=arc_esay"], "task=arc_esay: no such option"),
         (["task=custom", "task.names=[arc_esay]"], "arc_easy"),
         (["model=local", "model.path=/nowhere"], "model.path=/nowhere: no such folder or GGUF file"),
         (["model=local"], "model.path is not set"),
+        (["compressor=external"], "compressor.path is not set"),
+        (["compressor=external", "compressor.path=/nowhere"], "compressor.path=/nowhere: no such folder or GGUF file"),
         (["model=opt_125m"], "model.path=facebook/opt-125m: "),
         (["corpus=local", "corpus.path=/nowhere.txt"], "/nowhere.txt"),
         (["compressor=gptq4", "compressor.quantization.group_size=48"], "does not divide model.layers.0.self_attn"),

@@ -41,6 +41,11 @@ def main(words: list[str] | None = None) -> None:
         sys.exit("interrupted; nothing was written")
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if os.environ.get("IDP_DEBUG"):
+            raise
+        said = " ".join(str(error).split())[:300]
+        sys.exit(f"error: {type(error).__name__}: {said} (IDP_DEBUG=1 shows where); nothing was written")
     print(f"loaded again and compared: the largest difference of a logit is {done.difference:.3g}")
     print(f"exported: {done.folder}", flush=True)
 

@@ -263,6 +263,17 @@ def test_one_line_for_each_mistake(words, message, tmp_path, capsys):
     assert "\n" not in str(stopped.value)
 
 
+def test_the_unforeseen_is_one_line_as_well(monkeypatch):
+    def fail(_):
+        raise MemoryError("no room\nfor it")
+
+    monkeypatch.delenv("IDP_DEBUG", raising=False)
+    monkeypatch.setattr(checkpoint, "export", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["record=x", "out=y"])
+    assert str(stopped.value).startswith("error: MemoryError: no room for it") and "\n" not in str(stopped.value)
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
