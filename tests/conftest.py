@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TQDM_DISABLE", "1")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores out: threads that fight for them crawl
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 # Small models of the families that differ in ways that matter here.
 FAMILIES = {

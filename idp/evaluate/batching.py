@@ -10,15 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from idp.prompting.repaired import right_padded
-
-if TYPE_CHECKING:
-    import torch
-
-TRUNK, PADDING = 0, -1
-EFFICIENT = 8  # a batch of an eighth of the budget runs about as fast per token as a full one
+from idp.prompting.packed import TRUNK
 
 
 @dataclass
@@ -75,62 +68,16 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Batches of row numbers: longest rows first, each at most `batch_tokens` with its padding, or a single row.
+    """Batches of row numbers, longest rows first, each of at most `batch_tokens` tokens, or a single row.
 
     The plan depends on the lengths and the budget alone, so a resumed task goes through the same batches.
     """
     batches: list[list[int]] = []
+    room = 0
     for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-        if batches:
-            count, width = len(batches[-1]), lengths[batches[-1][0]]  # sorted: a batch's first row is its longest
-            fits = (count + 1) * width <= batch_tokens
-            # A batch that is large enough to be efficient takes no row that would be a fifth padding or more.
-            padded = count * width >= batch_tokens // EFFICIENT and lengths[number] < 0.8 * width
-            if fits and not padded:
-                batches[-1].append(number)
-                continue
-        batches.append([number])
+        if not batches or lengths[number] > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(number)
+        room -= lengths[number]
     return batches
-
-
-@dataclass
-class Batch:
-    """Rows as tensors.
-
-    `tokens` and `positions` are [rows, width], `visible` [rows, width, width]; `places`, `targets` and `owners` are
-    [targets], places being indices into the flattened tokens.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    visible: torch.Tensor
-    places: torch.Tensor
-    targets: torch.Tensor
-    owners: list[int]
-    reads: list[list[int]]
-
-
-def collate(rows: Sequence[Row], device: torch.device) -> Batch:
-    """Pads rows on the right and builds the mask by which branches do not see one another."""
-    import torch
-
-    tokens, lengths = right_padded([row.tokens for row in rows], device)
-    positions, _ = right_padded([row.positions for row in rows], device)
-    branches, _ = right_padded([row.branches for row in rows], device)
-    width = tokens.shape[1]
-    index = torch.arange(width, device=device)
-    branches = branches.masked_fill(index >= lengths[:, None], PADDING)
-    same = branches[:, :, None] == branches[:, None, :]
-    trunk = (branches == TRUNK)[:, None, :]
-    visible = (same | trunk) & (index[:, None] >= index)  # padding sees itself, so that no softmax is empty
-    offsets = [number * width for number, row in enumerate(rows) for _ in row.places]
-    places = [place for row in rows for place in row.places]
-    return Batch(
-        tokens,
-        positions,
-        visible,
-        torch.tensor(places, device=device) + torch.tensor(offsets, device=device),
-        torch.tensor([target for row in rows for target in row.targets], device=device),
-        [owner for row in rows for owner in row.owners],
-        [row.reads for row in rows],
-    )

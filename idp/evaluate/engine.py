@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from idp.errors import is_out_of_memory
-from idp.evaluate.batching import Row, collate
+from idp.evaluate.batching import Row
 from idp.evaluate.generation import decode
+from idp.prompting.packed import Packed, pack
 from idp.prompting.prefix import Prefixes, extend
 from idp.prompting.repaired import RepairedModel
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -93,21 +95,45 @@ class LocalEngine:
     def _score(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
         import torch
 
-        batch = collate(rows, self.repaired.device)
+        read = [shared + row.reads for row in rows]
         with torch.inference_mode():
-            choice = self.repaired.choose([shared + reads for reads in batch.reads])
-            prefixes, chosen = self._prefixes(shared, choice, len(rows))
-            wanted, where = batch.places.unique(return_inverse=True)
-            logits = self.repaired.logits_at(batch.tokens, batch.visible, batch.positions, chosen, wanted, prefixes)
-            # `logsumexp` is closer to float64 (2e-5 against 4e-4 nats in 170); lm-eval's scores are of `log_softmax`.
-            values = logits.log_softmax(dim=-1, dtype=torch.float32)[where, batch.targets]
-            hits = logits.argmax(dim=-1)[where] == batch.targets
+            choice = self.repaired.choose(read)
+            prefixes, followed = self._prefixes(shared, choice, len(rows))
+            packed = pack(
+                [row.tokens for row in rows],
+                [row.positions for row in rows],
+                [row.branches for row in rows],
+                None if followed is None else followed.tolist(),
+                prefixes,
+                self.repaired.model,
+                self.repaired.device,
+            )
+            places = [start + place for start, row in zip(packed.starts, rows, strict=True) for place in row.places]
+            targets = [target for row in rows for target in row.targets]
+            values, hits = self._values(packed, torch.tensor(places), torch.tensor(targets), prefixes)
         return {
-            "values": values.tolist(),
-            "hits": hits.tolist(),
+            "values": values,
+            "hits": hits,
             "choice": choice.tolist() if choice is not None else [None] * len(rows),
-            "tokens": batch.tokens.numel(),
+            "tokens": packed.tokens.numel(),
         }
+
+    def _values(
+        self, packed: Packed, places: torch.Tensor, targets: torch.Tensor, prefixes: Prefixes | None
+    ) -> tuple[list[float], list[bool]]:
+        """Each target's log-probability in nats, and whether it is the most likely token; both [targets]."""
+        import torch
+
+        values, hits = torch.empty(len(places)), torch.empty(len(places), dtype=torch.bool)
+        wanted, where = places.unique(return_inverse=True)
+        for start, logits in self.repaired.logits_at(packed, wanted, prefixes):
+            mine = ((where >= start) & (where < start + len(logits))).nonzero()[:, 0]
+            at, target = (tensor[mine].to(logits.device) for tensor in (where - start, targets))
+            scores = logits.float()  # both are many times slower on a CPU's bfloat16
+            # `logsumexp` is closer to float64 (2e-5 against 4e-4 nats in 170); lm-eval's scores are of `log_softmax`.
+            values[mine] = scores.log_softmax(dim=-1)[at, target].cpu()
+            hits[mine] = (scores.argmax(dim=-1)[at] == target).cpu()
+        return values.tolist(), hits.tolist()
 
     def _generate(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
         choice = self.repaired.choose(contexts)

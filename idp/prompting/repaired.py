@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.prompting.packed import Packed, in_groups, packed_attention
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from idp.prompting.bank import PromptBank
     from idp.prompting.selectors.base import Selector
+
+CPU_LOGITS, GPU_LOGITS = 2**22, 2**28  # logits at a time: what a CPU's cache holds, what a GPU's memory does
 
 
 class RepairedModel:
@@ -47,9 +51,18 @@ class RepairedModel:
         Args:
             contexts: token ids of what may be read for the choice: the question, never an answer.
         """
+        import torch
+
         if self.bank is None:
             return None
-        return self.choose_padded(*right_padded(contexts, self.device))
+        choice = torch.zeros(len(contexts), dtype=torch.long, device=self.device)
+        if self.selector is None:
+            return choice
+        lengths = [len(context) for context in contexts]
+        for group in in_groups(lengths, [0] * len(lengths), [sum(self.bank.lengths)], self.model, self.device):
+            chosen = self.choose_padded(*right_padded([contexts[row] for row in group], self.device))
+            choice[torch.tensor(group, device=self.device)] = chosen
+        return choice
 
     def choose_padded(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
         """`choose` for contexts that are a tensor already: [contexts, longest] padded on the right, and [contexts]."""
@@ -100,27 +113,66 @@ class RepairedModel:
         }
 
     def logits_at(
-        self,
-        tokens: torch.Tensor,
-        visible: torch.Tensor,
-        positions: torch.Tensor,
-        choice: torch.Tensor | None,
-        wanted: torch.Tensor,
-        prefixes: Prefixes | None = None,
-    ) -> torch.Tensor:
-        """Logits at the wanted places only: [wanted, vocabulary], in the model's dtype.
+        self, packed: Packed, wanted: torch.Tensor, prefixes: Prefixes | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits at the wanted places only, a few at a time: each first place's number and [places, vocabulary].
+
+        All of them at once would be hundreds of megabytes, written and read again from memory at every step that
+        follows; a few stay in the cache.
 
         Args:
-            tokens: [rows, tokens].
-            visible: as for `attention_inputs`.
-            positions: as for `attention_inputs`.
-            choice: as for `attention_inputs`.
-            wanted: [wanted] indices into the flattened tokens, row * width + column.
-            prefixes: as for `attention_inputs`.
+            packed: the rows.
+            wanted: [wanted] indices into the packed sequence.
+            prefixes: the prefixes that the rows follow, where they are not the bank's own.
         """
-        inputs = self.attention_inputs(visible, positions, choice, prefixes)
-        with head_only_at(self.model, wanted):
-            return self.model(input_ids=tokens, **inputs).logits[0].to(self.device)
+        few = max(1, (CPU_LOGITS if self.device.type == "cpu" else GPU_LOGITS) // self.vocabulary)
+        bare = self._bare_head  # found out before attention is replaced
+        with packed_attention(self.model, packed, prefixes or self.prefixes) as inputs:
+            if bare:
+                hidden = _hidden_at_head(self.model, inputs)
+                head = self.model.get_output_embeddings()
+                for start in range(0, len(wanted), few):
+                    yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(self.device)
+                return
+            with head_only_at(self.model, wanted):
+                logits = self.model(**inputs).logits[0].to(self.device)
+        for start in range(0, len(wanted), few):
+            yield start, logits[start : start + few]
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the vocabulary."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @functools.cached_property
+    def _bare_head(self) -> bool:
+        """Whether the logits are what the output head gives, with no soft cap or scale behind it; tried out once."""
+        import torch
+
+        inputs = {"input_ids": torch.tensor([[0, 1]], device=self.device), "use_cache": False}
+        with torch.inference_mode():
+            found = self.model.get_output_embeddings()(_hidden_at_head(self.model, inputs))
+            return torch.equal(found, self.model(**inputs).logits[0])
+
+
+def _hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """What a forward pass hands its output head, [rows * tokens, hidden_size], without running the head."""
+
+    def stop(_: Any, arguments: tuple[torch.Tensor]) -> None:
+        raise _AtHead(arguments[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        model(**inputs)
+    except _AtHead as reached:
+        return reached.args[0].flatten(0, -2)
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(model).__name__} does not call its output head")
+
+
+class _AtHead(Exception):
+    """Ends a forward pass at the output head, and carries what reached it."""
 
 
 @contextlib.contextmanager

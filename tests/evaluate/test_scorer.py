@@ -11,6 +11,7 @@ from idp.evaluate.engine import LocalEngine
 from idp.evaluate.perplexity import perplexity
 from idp.evaluate.scorer import Scorer
 from idp.prompting.bank import PromptBank
+from idp.prompting.packed import Group
 from idp.prompting.repaired import RepairedModel
 
 from ..conftest import FAMILIES
@@ -236,10 +237,10 @@ def test_the_plan_keeps_to_its_budget():
     batches = plan(lengths, 128)
     assert sorted(number for batch in batches for number in batch) == list(range(50))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= 128
+        assert len(batch) == 1 or sum(lengths[number] for number in batch) <= 128
 
 
-def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny):
+def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny, monkeypatch):
     """A prompt that does nothing leaves the perplexity unchanged; counting its positions would lower it."""
     loaded = open_tiny("llama")
     windows = torch.randint(1, 250, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -251,11 +252,16 @@ def test_perplexity_counts_the_same_tokens_with_and_without_a_prompt(open_tiny):
     assert plain["nll"] == pytest.approx(expected.item(), abs=1e-5)
 
     repaired = RepairedModel(loaded, PromptBank([torch.zeros(8, 64)], ["nothing"]))
-    for keys, values in zip(repaired.prefixes.keys, repaired.prefixes.values, strict=True):
-        keys.fill_(0.0)
-        values.fill_(0.0)
-    # Zero keys still draw attention; a mask that hides the prompt is what "does nothing" means.
-    repaired.prefixes.valid = lambda choice: torch.zeros(len(choice), 8, dtype=torch.bool)
+    mask = Group.mask
+
+    def hides_the_prompt(self, *arguments):
+        hidden = mask(self, *arguments).clone()
+        hidden[..., : self.prefix_length] = torch.finfo(hidden.dtype).min
+        assert self.prefix_length == 8
+        return hidden
+
+    # Even keys of zero draw attention; a mask that hides the prompt is what "does nothing" means.
+    monkeypatch.setattr(Group, "mask", hides_the_prompt)
     found = perplexity(scorer_of(repaired, 256), windows)
     assert found["tokens"] == plain["tokens"]
     assert found["nll"] == pytest.approx(plain["nll"], abs=1e-5)
@@ -312,7 +318,7 @@ def test_a_killed_task_goes_on_with_the_batches_that_are_left(kind, open_tiny, m
         options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 6}
         requests = [instance(kind, (text(random.Random(doc), 1, 9), options), doc) for doc in range(20)]
         name = "generate_batch"
-    expected = getattr(scorer_of(RepairedModel(loaded), 200), kind)(requests, disable_tqdm=True)
+    expected = getattr(scorer_of(RepairedModel(loaded), 100), kind)(requests, disable_tqdm=True)
 
     calls, real = [], getattr(LocalEngine, name)
 
@@ -324,7 +330,7 @@ def test_a_killed_task_goes_on_with_the_batches_that_are_left(kind, open_tiny, m
 
     monkeypatch.setattr(LocalEngine, name, counted)
     for limit in (2, 3, 1000):
-        scorer = scorer_of(RepairedModel(loaded), 200)
+        scorer = scorer_of(RepairedModel(loaded), 100)
         scorer.journal = Journal(tmp_path)
         if limit < 1000:
             with pytest.raises(Killed):

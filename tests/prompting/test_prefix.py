@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from idp.prompting.bank import PromptBank
+from idp.prompting.packed import TRUNK, pack
 from idp.prompting.prefix import bind
-from idp.prompting.repaired import RepairedModel, right_padded
+from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector
 
 from ..conftest import FAMILIES
@@ -35,13 +36,13 @@ def test_cached_prefix_equals_concatenated_embeddings(family, open_tiny, make_ba
     choice = repaired.choose(contexts)
     assert choice.tolist() == [0, 1, 2, 0]
 
-    tokens, lengths = right_padded(contexts, "cpu")
-    rows, width = tokens.shape
-    positions = torch.arange(width).expand(rows, -1)
-    visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
-    wanted = [row * width + column for row, length in enumerate(lengths.tolist()) for column in range(length)]
+    positions = [list(range(len(context))) for context in contexts]
+    trunks = [[TRUNK] * len(context) for context in contexts]
+    packed = pack(contexts, positions, trunks, choice.tolist(), repaired.prefixes, loaded.model, repaired.device)
+    wanted = [packed.starts[row] + place for row, context in enumerate(contexts) for place in range(len(context))]
     with torch.no_grad():
-        found = repaired.logits_at(tokens, visible, positions, choice, torch.tensor(wanted))
+        parts = [logits for _, logits in repaired.logits_at(packed, torch.tensor(wanted))]
+    found = torch.cat(parts)
 
     expected = torch.cat(
         [plain_logits(loaded, bank.prompts[prompt], context) for prompt, context in zip(choice, contexts, strict=True)]

@@ -76,9 +76,9 @@ class Attention(Selector):
         for group in groups:
             query, key, scale = self._probe(tokens, real, group[0])
             for i in group:
-                prompts[i] = scale * _product(query, self.prefixes.keys[self.layer][i : i + 1, :, : lengths[i]])
+                prompts[i] = _product(query, self.prefixes.keys[self.layer][i : i + 1, :, : lengths[i]], scale)
             if group is groups[-1]:  # the input's own attention, with the input behind the longest prompt
-                own = (scale * _product(query, key)).masked_fill(~_causal(real)[:, None], float("-inf")).logsumexp(-1)
+                own = _product(query, key, scale).masked_fill_(~_causal(real)[:, None], float("-inf")).logsumexp(-1)
         return prompts, own
 
     def _probe(self, tokens: torch.Tensor, real: torch.Tensor, prompt: int) -> tuple[Any, Any, float]:
@@ -105,7 +105,7 @@ class Attention(Selector):
             )
         query, key, scale = caught[0]
         here = tokens.device  # a deeper layer may be on another device
-        return query.float().to(here), key[:, :, -width:].float().to(here), scale
+        return query.to(here), key[:, :, -width:].to(here), scale
 
 
 class _Caught(Exception):
@@ -141,11 +141,20 @@ def _probing(model: PreTrainedModel, layer: int) -> Iterator[list[tuple[Any, Any
         config._attn_implementation = before
 
 
-def _product(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Products of queries [rows, heads, tokens, dim] with keys [rows or 1, kv_heads, keys, dim] of grouped heads."""
+def _product(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """Scaled products of queries [rows, heads, tokens, dim] with keys [rows or 1, kv_heads, keys, dim], in float32.
+
+    They are taken in the model's own precision, as its attention takes them. Query heads share the key heads in order.
+    """
     rows, heads, tokens, dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], -1, tokens, dim)
-    return (grouped @ key.float().to(query.device)[:, :, None].transpose(-1, -2)).reshape(rows, heads, tokens, -1)
+    kv_heads, key = key.shape[1], key.to(query.device)
+    if key.shape[0] == 1:  # one product for all rows
+        grouped = query.transpose(0, 1).reshape(kv_heads, -1, dim)
+        found = (grouped @ key[0].transpose(1, 2)).view(heads, rows, tokens, -1).transpose(0, 1)
+    else:
+        grouped = query.reshape(rows, kv_heads, -1, dim)
+        found = (grouped @ key.transpose(-1, -2)).view(rows, heads, tokens, -1)
+    return found.float().mul_(scale)
 
 
 def _causal(real: torch.Tensor) -> torch.Tensor:
