@@ -127,17 +127,9 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
         return time.perf_counter() - started
 
     import llmcompressor
-    from llmcompressor.modifiers.gptq import GPTQModifier
     from torch.utils.data import DataLoader
 
-    from idp.compress.joint import MaskedGPTQModifier
-
-    plain = [
-        GPTQModifier(config_groups=each.config_groups, ignore=each.ignore, actorder=each.actorder)
-        if isinstance(each, MaskedGPTQModifier)
-        else each
-        for each in modifiers
-    ]
+    plain = [_plain(modifier) for modifier in modifiers]
     data = {}
     if recipe.needs_data(compressor):
         samples = [{"input_ids": row, "attention_mask": row.new_ones(row.shape)} for row in inputs]
@@ -149,6 +141,19 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
     started = time.perf_counter()
     llmcompressor.oneshot(model=model, recipe=plain, pipeline="sequential" if data else "datafree", **data)
     return time.perf_counter() - started
+
+
+def _plain(modifier: Any) -> Any:
+    """llmcompressor's own modifier in place of one that this project derives from it."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.pruning import SparseGPTModifier
+
+    from idp.compress.joint import MaskedGPTQModifier, SharingSparseGPTModifier
+
+    for ours, theirs in ((MaskedGPTQModifier, GPTQModifier), (SharingSparseGPTModifier, SparseGPTModifier)):
+        if isinstance(modifier, ours):
+            return theirs(**modifier.model_dump(exclude_unset=True))
+    return modifier
 
 
 def _sparsity_in_use(layer: Any) -> float:

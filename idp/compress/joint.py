@@ -11,6 +11,8 @@ holds zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from compressed_tensors.offload import disable_offloading
 from compressed_tensors.quantization import QuantizationArgs
@@ -23,11 +25,18 @@ from llmcompressor.modifiers.gptq.helpers import (
     prepare_batch,
     update_batch_qparams,
 )
+from llmcompressor.modifiers.pruning import SparseGPTModifier
+from pydantic import PrivateAttr
 from torch import nn
 
 
 class MaskedGPTQModifier(GPTQModifier):
     """llmcompressor's GPTQ for layers whose zeros stay zero."""
+
+    def hessians(self) -> Iterator[tuple[nn.Module, torch.Tensor, int]]:
+        """Each layer that calibration has reached and that is not yet quantised: its Hessian and its count of rows."""
+        for module, total in self._hessians.items():
+            yield module, total / self._num_samples[module], int(self._num_samples[module])
 
     def compress_module_list(self, module_list: list[nn.Module]) -> None:
         for module in module_list:
@@ -52,6 +61,25 @@ class MaskedGPTQModifier(GPTQModifier):
                     self._rtn_fallback_module_names.append(self._module_names[module])
                 update_batch_qparams([module], quantized[None], scales, zero_points, None, arguments)
                 self._num_compressed_modules += 1
+
+
+class SharingSparseGPTModifier(SparseGPTModifier):
+    """llmcompressor's SparseGPT on the Hessians that a GPTQ behind it gathers anyway: both want X^T X of one X."""
+
+    _behind: MaskedGPTQModifier = PrivateAttr()
+
+    def share(self, behind: MaskedGPTQModifier) -> SharingSparseGPTModifier:
+        """Takes the Hessians of `behind`, which must be on the same layers and behind this in the recipe."""
+        self._behind = behind
+        return self
+
+    def calibrate_module(self, module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        """Nothing: `behind` is called with the same inputs."""
+
+    def compress_modules(self) -> None:
+        for module, hessian, count in self._behind.hessians():
+            self._hessians[module], self._num_samples[module] = hessian, count
+            super().compress_modules()  # one layer at a time: a Hessian is as large as a layer
 
 
 def quantize_kept(

@@ -60,7 +60,7 @@ class LayerByLayer(CalibrationPipeline):
 def release(model: nn.Module) -> None:
     """Frees the weights of a model that has served: the tracer of llmcompressor's pipeline holds the model for ever."""
     remove_dispatch(model)
-    model.to("meta")
+    nn.Module.to(model, "meta")  # a model spread over devices refuses its own `to`
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

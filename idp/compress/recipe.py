@@ -114,13 +114,17 @@ def build(compressor: Compressor, group_size: int | None, model: nn.Module) -> l
         model: the model that they will run on.
     """
     sparsity, quantization = compressor.sparsity, compressor.quantization
-    modifiers = [_pruning(sparsity, compressed_layers(model))] if sparsity.method else []
-    if quantization.method:
-        modifiers += _quantizing(quantization, group_size, model, keep_zeros=bool(sparsity.method))
-    return modifiers
+    if not quantization.method:
+        return [_pruning(sparsity, compressed_layers(model))]
+    rounding = _quantizing(quantization, group_size, model, keep_zeros=bool(sparsity.method))
+    if not sparsity.method:
+        return rounding
+    shared = rounding[0] if (sparsity.method, quantization.method) == ("sparsegpt", "gptq") else None
+    return [_pruning(sparsity, compressed_layers(model), shared), *rounding]
 
 
-def _pruning(sparsity: Sparsity, layers: dict[str, nn.Linear]) -> Any:
+def _pruning(sparsity: Sparsity, layers: dict[str, nn.Linear], gptq: Any = None) -> Any:
+    """The pruner; `gptq` is the modifier behind it whose Hessians it may share."""
     names, pattern = list(layers), sparsity.pattern
     if sparsity.method == "magnitude":
         from idp.compress.magnitude import MagnitudeModifier
@@ -144,7 +148,12 @@ def _pruning(sparsity: Sparsity, layers: dict[str, nn.Linear]) -> Any:
     block = BLOCK_COLUMNS
     if pattern:  # a group of M must not lie across two blocks
         block = of * max(1, BLOCK_COLUMNS // of)
-    return SparseGPTModifier(sparsity=sparsity.level, mask_structure=pruned_of, targets=names, block_size=block)
+    options = {"sparsity": sparsity.level, "mask_structure": pruned_of, "targets": names, "block_size": block}
+    if gptq is None:
+        return SparseGPTModifier(**options)
+    from idp.compress.joint import SharingSparseGPTModifier
+
+    return SharingSparseGPTModifier(**options).share(gptq)
 
 
 def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, keep_zeros: bool) -> list[Any]:

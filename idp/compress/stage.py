@@ -176,6 +176,7 @@ def _apply(
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
         model.save_pretrained(folder / "model")
+        (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references
     loaded.tokenizer.save_pretrained(folder / "model")

@@ -4,12 +4,15 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+from llmcompressor.modifiers.pruning import SparseGPTModifier
 from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_weight
 from llmcompressor.observers.base import Observer
 from torch import nn
 
-from idp.compress.joint import quantize_kept
+from idp.compress import recipe
+from idp.compress.joint import SharingSparseGPTModifier, quantize_kept
 from idp.compress.magnitude import smallest
+from idp.compress.terminal import quiet
 
 
 def problem(rows, columns, seed=0, tokens=2048):
@@ -108,6 +111,33 @@ def test_mask_in_the_loop_mask_after_and_llmcompressors_order(bits, pattern):
         assert (plain == 0).float().mean() < 0.49, "llmcompressor keeps the zeros now: this file has had its day"
         assert (in_loop == 0).float().mean() >= 0.5 and (in_loop[~kept] == 0).all()
         assert error(pruned) < error(in_loop) < error(plain * kept)
+
+
+def test_sparsegpt_is_given_the_hessians_that_it_would_have_gathered(open_tiny, calibration, compose, monkeypatch):
+    import llmcompressor.modifiers.pruning.sparsegpt.base as sparsegpt
+
+    given, sparsify = [], sparsegpt.sparsify_weight
+
+    def recording(**options):
+        given.append(options["hessians_dict"][options["module"]].clone())
+        return sparsify(**options)
+
+    monkeypatch.setattr(sparsegpt, "sparsify_weight", recording)
+    for shared in (True, False):
+        model = open_tiny("llama").model
+        compressor = compose("compressor=sparsegpt50_gptq4").compressor
+        group_size = recipe.check(compressor, model)
+        with quiet():
+            from idp.compress import oneshot
+
+            pruning, rounding = recipe.build(compressor, group_size, model)
+            assert isinstance(pruning, SharingSparseGPTModifier)
+            if not shared:
+                pruning = SparseGPTModifier(**pruning.model_dump(exclude_unset=True))
+            oneshot.run(model, [pruning, rounding], calibration)
+    assert len(given) == 2 * 14
+    for ours, theirs in zip(given[:7], given[14:21], strict=True):  # behind the first layer, rounding has its say
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_smallest():
