@@ -135,6 +135,36 @@ def test_bad_input_is_refused_before_any_work(overrides, message, compress_with,
         compress_with(*(word.replace("SHORT", str(short)) for word in overrides))
 
 
+def test_a_run_whose_weights_do_not_show_the_claim_fails(compress_with, monkeypatch, tmp_path):
+    freeze = stage.freeze
+
+    def and_spoil(model):
+        grids = freeze(model)
+        model.model.layers[1].mlp.up_proj.weight.data[0, ::2] += 1e-3
+        return grids
+
+    monkeypatch.setattr(stage, "freeze", and_spoil)
+    for name, message in (
+        ("wanda50", "49...% zeros, less than"),
+        ("sparsegpt_2of4", "zeros, less"),
+        ("rtn2", "2 bits"),
+    ):
+        with pytest.raises(UserError, match=rf"compress: model\.layers\.1\.mlp\.up_proj .*{message}"):
+            compress_with(f"compressor={name}", folder=tmp_path)
+    assert not list((tmp_path / "compress").glob("*/manifest.json"))
+
+
+def test_the_record_says_what_the_weights_are(run_here):
+    task = ["task=arc_easy", "evaluation.perplexity=[]", "baselines=false", "tracker=none"]
+    record = run_here("model=tiny_llama", "budget=smoke", "compressor=wanda_2of4", *task)["idp"]
+    weights = record["weights"]
+    assert weights["sparsity"] == 0.5 and weights["patterns"]["2:4"] == 1 and weights["bits_per_weight"] == 16
+    assert weights["effective_bytes"] < weights["packed_bytes"] and "layers" not in weights
+    assert set(weights["worst"]) == {"sparsity", "reconstruction_error"}
+    assert weights["worst"]["reconstruction_error"]["value"] > weights["reconstruction_error"] > 0
+    assert weights["dead_inputs"] == 0 and record["peak_memory_bytes"]["compress"] > 1e8
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["rtn4", "gptq4", "none"])
 def test_weights_that_are_not_finite_are_refused_by_name(value, name, open_tiny, compress_with, tmp_path):
