@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row
 from idp.evaluate.generation import decode
+from idp.models import keep_freed_memory
 from idp.prompting.packed import Packed, pack
 from idp.prompting.prefix import Prefixes, extend
 from idp.prompting.repaired import RepairedModel
@@ -65,6 +66,8 @@ class LocalEngine:
         self.config, self.tokenizer = repaired.model.config, repaired.tokenizer
         self.prompts = repaired.bank.names if repaired.bank is not None else []
         self.longest_prompt = repaired.longest_prompt
+        if repaired.device.type == "cpu":
+            keep_freed_memory()
         self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
 
     def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

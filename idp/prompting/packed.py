@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PACKED = "idp_packed"
 TRUNK, PADDING = 0, -1  # a token of branch 1, 2, ... sees the trunk and its own branch
 SNUG = 0.75  # a row joins a group if it fills this share of the group's width
+BLOCK = 96  # queries at a time: the keys behind them are left out
 FEW = 8  # or if the group is this small
 CPU_SCORES, GPU_SCORES = 2**21, 2**27  # attention scores of a group: what a CPU's cache holds, what a GPU's memory does
 
@@ -51,26 +52,23 @@ class Group:
     branches: torch.Tensor
     _kept: dict[Any, Any] = field(default_factory=dict)
 
-    def indices(self, heads: int, kv_heads: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Where to read what, in tensors [tokens * heads, head_dim] of the whole packed sequence.
+    def indices(self, kv_heads: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where to read what.
 
         Returns:
-            for queries [kv_heads * rows * repeats * width], for keys and values [kv_heads * rows * width], both padded;
-            and, in the padded output of the first, where each of the group's tokens and heads is, [tokens * heads].
+            in tensors [tokens * kv_heads, ...] of the whole packed sequence, each place of the padded block
+            [kv_heads, rows, width], flattened; and in that block the group's tokens and heads, [tokens * kv_heads].
         """
         import torch
 
-        key = ("indices", heads, kv_heads)
+        key = ("indices", kv_heads)
         if key not in self._kept:
             rows, width = self.positions.shape
-            repeats = heads // kv_heads
             real = (self.branches != PADDING).flatten()
-            source = (self.start + (real.cumsum(0) - 1).clamp(min=0)).view(rows, 1, width)
-            head = torch.arange(heads).view(kv_heads, 1, repeats, 1)
-            queries = source * heads + head  # [kv_heads, rows, repeats, width]
-            keys = source[:, 0] * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
-            back = torch.arange(queries.numel()).view(queries.shape).permute(1, 3, 0, 2).reshape(rows * width, heads)
-            self._kept[key] = (queries.flatten(), keys.flatten(), back[real].flatten())
+            source = (self.start + (real.cumsum(0) - 1).clamp(min=0)).view(1, rows, width)
+            places = source * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
+            back = torch.arange(places.numel()).view(kv_heads, rows * width)[:, real].t()
+            self._kept[key] = (places.flatten(), back.flatten())
         return self._on(device, key, self._kept[key])
 
     def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -250,23 +248,33 @@ def _attend(
     import torch
 
     (rows, width), (heads, kv_heads), n = group.positions.shape, (query.shape[1], key.shape[1]), group.prefix_length
-    queries, places, back = group.indices(heads, kv_heads, query.device)
-    query = query.reshape(-1, query.shape[-1]).index_select(0, queries).view(kv_heads * rows, -1, query.shape[-1])
+    places, back = group.indices(kv_heads, query.device)
+    repeats, block = heads // kv_heads, kv_heads * rows
+    query = _taken(query, places, kv_heads).view(block, width * repeats, -1)
     keys, values = (
-        _behind(prefix[which] if prefix is not None else None, group, own.reshape(-1, own.shape[-1]), places, kv_heads)
+        _behind(prefix[which] if prefix is not None else None, group, _taken(own, places, kv_heads), kv_heads)
         for which, own in enumerate((key, value))
     )
-    scores = (query @ keys.transpose(1, 2)).view(kv_heads, rows, -1, width, n + width)
-    mask = group.mask(window, scores.dtype, scores.device)[None, :, None]
-    scores = torch.add(mask, scores, alpha=scaling)
-    output = scores.softmax(dim=-1).view(kv_heads * rows, -1, n + width) @ values
-    return output.view(-1, output.shape[-1]).index_select(0, back).view(-1, heads, output.shape[-1])
+    mask = group.mask(window, query.dtype, query.device)[None, :, :, None]
+    output = query.new_empty(block, width * repeats, values.shape[-1])
+    for start in range(0, width, BLOCK):  # no token sees what comes after it
+        stop = min(start + BLOCK, width)
+        part, seen = slice(start * repeats, stop * repeats), n + stop
+        scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(kv_heads, rows, -1, repeats, seen)
+        scores = torch.add(mask[:, :, start:stop, :, :seen], scores, alpha=scaling).softmax(dim=-1)
+        output[:, part] = scores.view(block, -1, seen) @ values[:, :seen]
+    return output.view(len(places), -1).index_select(0, back).view(-1, heads, values.shape[-1])
 
 
-def _behind(prefix: Any, group: Group, own: Any, places: Any, kv_heads: int) -> torch.Tensor:
+def _taken(tensor: Any, places: Any, kv_heads: int) -> torch.Tensor:
+    """A group's part of [tokens, heads, head_dim], padded: [kv_heads * rows * width, heads / kv_heads * head_dim]."""
+    return tensor.reshape(len(tensor) * kv_heads, -1).index_select(0, places)
+
+
+def _behind(prefix: Any, group: Group, own: Any, kv_heads: int) -> torch.Tensor:
     """Keys or values of each row behind those of its prefix, [kv_heads * rows, prefix_length + width, head_dim]."""
     (rows, width), n = group.positions.shape, group.prefix_length
-    own = own.index_select(0, places).view(kv_heads, rows, width, -1)
+    own = own.view(kv_heads, rows, width, -1)
     if prefix is not None:
         whole = own.new_empty(kv_heads, rows, n + width, own.shape[-1])
         whole[:, :, :n] = prefix[group.prefix, :, None, :n]
