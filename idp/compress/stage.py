@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,7 +186,8 @@ def _apply(
     scales = {name: scale for modifier in modifiers for name, scale in getattr(modifier, "scales", {}).items()}
     if scales:
         save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
-    return scales, dead.counts, [line for line in said if "inver" in line.lower()]
+    failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
+    return scales, dead.counts, [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:

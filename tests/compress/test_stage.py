@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,18 +199,29 @@ def test_dead_inputs_are_counted_and_said_once(open_tiny, compress_with, tmp_pat
         assert "dead inputs, zero for every calibration token" in line and "layers" in line
 
 
-def test_a_hessian_that_cannot_be_inverted_is_said(compress_with, monkeypatch, tmp_path, caplog):
-    import llmcompressor.modifiers.gptq.helpers as helpers
+@pytest.mark.parametrize(
+    ("name", "where", "message"),
+    [
+        ("gptq4", "gptq.base.accumulate_hessian", "Hessian inversion failed for 14/14 modules"),
+        ("sparsegpt50", "pruning.sparsegpt.base.accumulate_hessian", r"Failed to invert hessian .* \(14 layers\)"),
+    ],
+)
+def test_hessians_that_cannot_be_inverted_are_said_once(name, where, message, compress_with, monkeypatch, tmp_path):
+    import importlib
 
-    def spoilt(inp, module, hessian, num_samples, accumulate=helpers.accumulate_hessian):
-        hessian, count = accumulate(inp, module, hessian, num_samples)
+    module = importlib.import_module(f"llmcompressor.modifiers.{where.rsplit('.', 1)[0]}")
+    accumulate = module.accumulate_hessian
+
+    def spoilt(*arguments):
+        hessian, count = accumulate(*arguments)
         return hessian.fill_(-1.0), count
 
-    monkeypatch.setattr("llmcompressor.modifiers.gptq.base.accumulate_hessian", spoilt)
-    with caplog.at_level(logging.WARNING, "idp"):
-        product = compress_with("compressor=gptq4", folder=tmp_path)
+    monkeypatch.setattr(module, "accumulate_hessian", spoilt)
+    said = []
+    monkeypatch.setattr(stage.log, "warning", lambda form, *values: said.append(form % values))
+    product = compress_with(f"compressor={name}", folder=tmp_path)
     (line,) = product.read("weights.json")["not_inverted"]
-    assert "Hessian inversion failed for 14/14 modules" in line and line in caplog.text
+    assert re.search(message, line) and said == [f"compress: {line}"]
 
 
 def test_progress_counts_decoder_layers(open_tiny, calibration, compose):
