@@ -66,7 +66,7 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- budget: {about['budget']}; {record['config']['model']} in {record['config']['model_dtype']}",
         f"- parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair",
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
-        f" {weights['packed_bytes'] / 1e6:.1f} MB packed",
+        f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
     for task, data in about["data"].items():
         if data["stand_in"]:
@@ -83,6 +83,13 @@ def run_summary(record: dict[str, Any]) -> str:
     if about["latency"]:
         lines += ["", latency_table(about["latency"])]
     return "\n".join(lines)
+
+
+def _in_effect(weights: dict[str, Any]) -> str:
+    """Bytes with the zeros left out, where that is less than packed."""
+    if weights["effective_bytes"] >= weights["packed_bytes"]:
+        return ""
+    return f", {weights['effective_bytes'] / 1e6:.1f} MB with the zeros left out (computed)"
 
 
 def latency_table(latency: dict[str, Any]) -> str:

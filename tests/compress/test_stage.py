@@ -15,6 +15,7 @@ from idp import models
 from idp.compress import recipe, stage
 from idp.compress.saved import SavedWeights
 from idp.errors import UserError
+from idp.report.tables import run_summary
 from idp.usage import options
 
 SHIPPED = sorted(set(options("compressor")) - {"none", "external"})
@@ -157,12 +158,13 @@ def test_a_run_whose_weights_do_not_show_the_claim_fails(compress_with, monkeypa
 
 def test_the_record_says_what_the_weights_are(run_here):
     task = ["task=arc_easy", "evaluation.perplexity=[]", "baselines=false", "tracker=none"]
-    record = run_here("model=tiny_llama", "budget=smoke", "compressor=wanda_2of4", *task)["idp"]
-    weights = record["weights"]
+    run = run_here("model=tiny_llama", "budget=smoke", "compressor=wanda_2of4", *task)
+    record, weights = run["idp"], run["idp"]["weights"]
     assert weights["sparsity"] == 0.5 and weights["patterns"]["2:4"] == 1 and weights["bits_per_weight"] == 16
     assert weights["effective_bytes"] < weights["packed_bytes"] and "layers" not in weights
     assert set(weights["worst"]) == {"sparsity", "reconstruction_error"}
     assert weights["worst"]["reconstruction_error"]["value"] > weights["reconstruction_error"] > 0
+    assert "16.00 bits each, 50.0% zeros, 0.2 MB packed, 0.1 MB with the zeros left out" in run_summary(run)
     assert weights["dead_inputs"] == 0 and record["peak_memory_bytes"]["compress"] > 1e8
 
 
