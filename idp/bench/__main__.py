@@ -87,7 +87,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m idp.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--documents", type=int, default=32, help="documents per task")
+    parser.add_argument("--documents", type=int, default=48, help="documents per task")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of all tasks and ways")
     parser.add_argument("--lengths", type=int, nargs="+", default=[25, 25, 25, 25], help="tokens of each prompt")
     parser.add_argument("--tasks", nargs="+", help="lm-eval tasks; default: the nine, and a 5-shot one")

@@ -1,0 +1,84 @@
+"""Rows end to end attend as they would alone: against a plain softmax over what each token may see."""
+
+import pytest
+import torch
+
+from idp.errors import UserError
+from idp.prompting.packed import CPU_SCORES, TRUNK, _attend, in_groups, pack, packed_attention
+from idp.prompting.prefix import Prefixes
+
+
+def random_prefixes(lengths, kv_heads, dim):
+    longest = max(lengths)
+    keys, values = (torch.randn(len(lengths), kv_heads, longest, dim) for _ in range(2))
+    return Prefixes([keys], [values], torch.tensor(lengths))
+
+
+def plainly(query, key, value, visible, scaling):
+    """One token's attention over the keys it sees; query [heads, dim], key and value [keys, kv_heads, dim]."""
+    heads = query.shape[0]
+    key, value = (t[visible].repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
+    weights = (torch.einsum("hd,khd->hk", query, key) * scaling).softmax(-1)
+    return torch.einsum("hk,khd->hd", weights, value)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("prompted", [True, False])
+def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
+    torch.manual_seed(0)
+    model = open_tiny("llama").model  # 4 heads, 2 of them for keys
+    heads, kv_heads, dim = 4, 2, 8
+    # Trunk lengths, and the lengths of the branches behind each.
+    shapes = [(130, [3, 5]), (120, []), (128, [1]), (12, [2, 2, 2]), (9, []), (7, [4, 1])]
+    branches = [
+        [TRUNK] * trunk + [i for i, size in enumerate(sizes, 1) for _ in range(size)] for trunk, sizes in shapes
+    ]
+    positions = [[*range(trunk), *(trunk + step for size in sizes for step in range(size))] for trunk, sizes in shapes]
+    tokens = [[1] * len(row) for row in branches]
+    choice = [0, 1, 0, 1, 1, 0] if prompted else None
+    prefixes = random_prefixes([6, 50], kv_heads, dim) if prompted else None
+    packed = pack(tokens, positions, branches, choice, prefixes, model, torch.device("cpu"))
+    total = sum(map(len, tokens))
+    assert packed.tokens.shape == (1, total), "nothing is padded"
+    query, key, value = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
+    prefix = (prefixes.keys[0], prefixes.values[0]) if prompted else None
+    found = torch.cat([_attend(group, query, key, value, prefix, 0.3, window) for group in packed.groups])
+
+    for row, kinds in enumerate(branches):
+        start, n = packed.starts[row], 0
+        keys, values = key[start : start + len(kinds)], value[start : start + len(kinds)]
+        if prompted:
+            n = int(prefixes.lengths[choice[row]])
+            keys, values = (
+                torch.cat([own[choice[row], :, :n].transpose(0, 1), rest])
+                for own, rest in zip(prefix, (keys, values), strict=True)
+            )
+        at = torch.tensor([*range(n), *(place + n for place in positions[row])])
+        assert packed.positions[0, start : start + len(kinds)].tolist() == at[n:].tolist()
+        for place, kind in enumerate(kinds):
+            own = torch.tensor([other in (TRUNK, kind) and earlier <= place for earlier, other in enumerate(kinds)])
+            visible = torch.cat([torch.ones(n, dtype=torch.bool), own])
+            if window is not None:
+                visible &= at > at[n + place] - window
+            expected = plainly(query[start + place], keys, values, visible, 0.3)
+            torch.testing.assert_close(found[start + place], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_groups_hold_rows_of_one_prefix_and_about_one_length(open_tiny):
+    model = open_tiny("llama").model
+    lengths, followed = [100] * 40 + [50] * 40, [0, 1] * 40
+    groups = in_groups(lengths, followed, [25, 5], model, torch.device("cpu"))
+    assert sorted(row for group in groups for row in group) == list(range(80))
+    for group in groups:
+        assert len({followed[row] for row in group}) == 1
+        width = lengths[group[0]]
+        assert 4 * len(group) * width * (width + [25, 5][followed[group[0]]]) <= CPU_SCORES
+    assert len(groups) == 4
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused(open_tiny, monkeypatch):
+    model = open_tiny("llama").model
+    packed = pack([[1, 2]], [[0, 1]], [[TRUNK] * 2], None, None, model, torch.device("cpu"))
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    with pytest.raises(UserError, match="its attention cannot be replaced"), packed_attention(model, packed, None):
+        pass
