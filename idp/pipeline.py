@@ -83,6 +83,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             status.stage("track")
             record = records.build(
                 name=name,
+                compressor=label(config.compressor),
                 config=values,
                 stages={"load": dense, "compress": compressed, "recover": repair},
                 measured=measured,

@@ -17,8 +17,6 @@ import json
 import logging
 import math
 import os
-import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from idp.errors import UserError
+from idp.memory import peak_bytes, start_peak
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +168,7 @@ class Store:
         _clear(part)
         try:
             part.mkdir(parents=True, exist_ok=True)
+            start_peak()
             started = time.perf_counter()
             make(part)
             seconds = time.perf_counter() - started
@@ -178,9 +178,7 @@ class Store:
                 "key": key,
                 "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
                 "seconds": seconds,
-                # The process's peak so far, in bytes (Linux counts it in KiB, macOS in bytes).
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                * (1 if platform.system() == "Darwin" else 1024),
+                "peak_memory_bytes": peak_bytes(),
                 "libraries": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }

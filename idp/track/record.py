@@ -28,6 +28,7 @@ TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes")
 def build(
     *,
     name: str,
+    compressor: str,
     config: dict[str, Any],
     stages: dict[str, Product | None],
     measured: dict[str, Measured],
@@ -39,6 +40,7 @@ def build(
 
     Args:
         name: the run's name, which ends in the hash of its config.
+        compressor: what the compressor does, in a word.
         config: the resolved config.
         stages: the products of load, compress and recover.
         measured: what each model scored, by `dense`, `compressed`, `repaired`; the last is the run's own result.
@@ -54,6 +56,7 @@ def build(
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
+        "compressor": compressor,
         "row": own.name,
         "budget": config["budget"]["name"],
         "config": config,
@@ -61,7 +64,7 @@ def build(
             **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
             "measure": own.summary(),
         },
-        # Of the process that made a stage, up to the stage's end.
+        # Of the process that made a stage, while it did.
         "peak_memory_bytes": {
             stage: product.manifest["peak_memory_bytes"] for stage, product in stages.items() if product is not None
         },

@@ -1,0 +1,26 @@
+"""`python -m idp.report [FOLDER or RECORD ...]`: one table over many runs, whenever in a sweep it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from idp.errors import UserError
+
+
+def main() -> None:
+    """The table on standard output; bad input in one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m idp.report", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("places", nargs="*", default=["outputs/runs"], help="records, or folders of them")
+    options = parser.parse_args()
+    from idp.report.collect import collect
+    from idp.report.tables import sweep_table
+
+    try:
+        print(sweep_table(collect(options.places)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""One table over many records, and one line where there is nothing to draw."""
+
+import json
+
+import pytest
+
+from idp.errors import UserError
+from idp.report.collect import collect
+from idp.report.tables import sweep_table
+
+TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "baselines=false")
+
+
+def test_a_line_for_every_run(run_here, tmp_path):
+    for compressor in ("rtn4", "magnitude50"):
+        run_here(*TINY, f"compressor={compressor}")
+    records = collect([str(tmp_path / "outputs" / "runs")])
+    assert [record["idp"]["compressor"] for record in records] == ["magnitude50", "rtn4"]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_table(records).splitlines()]
+    pruned, rounded = (dict(zip(table[0], row, strict=True)) for row in table[2:])
+    assert (pruned["compressor"], pruned["sparsity"], pruned["bits"]) == ("magnitude50", "0.500", "16.00")
+    assert float(pruned["effective MB"]) < float(pruned["packed MB"])
+    assert rounded["bits"].startswith("4.")
+    expected = records[1]["results"]["arc_easy"]["acc,none"]
+    assert rounded["mean (tasks)"] == f"{expected:.3f} (1)"
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda place: None, "there is nothing here"),
+        (lambda place: place.mkdir(), "no record here; `python -m idp.run` makes one"),
+        (lambda place: (place.mkdir(), (place / "record.json").write_text('{"idp": {')), "not a record"),
+        (
+            lambda place: (
+                place.mkdir(),
+                (place / "record.json").write_text(json.dumps({"idp": {"schema_version": 999}})),
+            ),
+            "a record of schema 999",
+        ),
+    ],
+)
+def test_nothing_to_draw_is_one_line(made, message, tmp_path):
+    place = tmp_path / "runs"
+    made(place)
+    with pytest.raises(UserError, match=message) as caught:
+        collect([str(place)])
+    assert "\n" not in str(caught.value)
