@@ -26,8 +26,8 @@ test: $(READY) ## all tests
 quick: $(READY) ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m 'not slow'
 
-bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores
-	$(BIN)/python -m idp.bench
+bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores; BENCH=options
+	$(BIN)/python -m idp.bench $(BENCH)
 
 lint: $(READY) ## style and formatting
 	$(BIN)/python -m ruff check .

@@ -71,6 +71,13 @@ def main() -> None:
         "scoring": [_row(timed, rates["matmul_flops"]) for timed in tasks],
         **rates,
     }
+    found["profile"] = {
+        timed.name: scoring.where_time_goes(
+            timed, scoring.make_scorers(loaded, options.lengths, options.batch_tokens)["none"]
+        )
+        for timed in tasks
+        if timed.kind == "loglikelihood"
+    }
     found["whole"] = _whole(tasks, rates["matmul_flops"])
     few = scoring.find(options.tasks or NINE, 0, options.agreement_documents, options.data_dir)
     found["agreement"] = [scoring.agreement(loaded, few, options.batch_tokens, options.hflm_batch)]
@@ -233,6 +240,9 @@ def _print(found: dict[str, Any]) -> None:
         "of matmul rate",
     ]
     print(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
+    for task, shares in found["profile"].items():
+        print(f"\nwhere our time goes on {task}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares), end="")
+    print()
     ran = found["backend"]
     rate = found["matmul_flops"] / 1e9
     print(f"\n{ran['dtype']} on {ran['device']}, {ran['threads']} threads; matmul {rate:.0f} GFLOP/s")

@@ -99,6 +99,24 @@ def run(
     return {"matmul_flops": statistics.median(rates)}
 
 
+def where_time_goes(timed: Timed, scorer: Scorer, shown: int = 10) -> list[tuple[str, float]]:
+    """The operators that ours spends its time in on one task, and each one's share, largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU]
+    if scorer.engine.repaired.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as taken:
+        getattr(scorer, timed.kind)(list(timed.requests), disable_tqdm=True)
+    on_gpu = len(activities) > 1
+    seconds = {
+        row.key.removeprefix("aten::"): row.self_device_time_total if on_gpu else row.self_cpu_time_total
+        for row in taken.key_averages()
+    }
+    whole = sum(seconds.values())
+    return [(name, value / whole) for name, value in sorted(seconds.items(), key=lambda item: -item[1])[:shown]]
+
+
 def make_scorers(loaded: LoadedModel, lengths: Sequence[int], batch_tokens: int) -> dict[str, Scorer]:
     """Ours without a prompt, with one, and with IDP over a bank of untrained ones: training does not change speed."""
     prompts = [initial(loaded, length, "vocabulary", "", seed) for seed, length in enumerate(lengths)]
