@@ -179,7 +179,7 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what large tensors leave behind, for the next ones.
 
     By default it hands every large block back to the system and asks for a fresh one at the next layer, whose pages
-    must then be mapped and zeroed again: 10 to 20 % of a forward pass on a CPU.
+    must then be mapped and zeroed again.
     """
     import ctypes
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PACKED = "idp_packed"
 TRUNK, PADDING = 0, -1  # a token of branch 1, 2, ... sees the trunk and its own branch
 SNUG = 0.75  # a row joins a group if it fills this share of the group's width
-BLOCK = 96  # queries at a time: the keys behind them are left out
 FEW = 8  # or if the group is this small
+BLOCK = 96  # queries at a time: the keys behind them are left out
 CPU_SCORES, GPU_SCORES = 2**21, 2**27  # attention scores of a group: what a CPU's cache holds, what a GPU's memory does
 
 
@@ -233,7 +233,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of a group's tokens, [tokens of the group, heads, head_dim].
 
-    Plain products: on short rows they are about twice as fast as the fused kernels that CPUs have, which take blocks of
+    Plain products: on short rows they are faster than the fused kernels that CPUs have, which take blocks of
     hundreds of tokens, and the query heads that share a key head need no copies of it.
 
     Args:

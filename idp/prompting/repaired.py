@@ -80,7 +80,6 @@ class RepairedModel:
         visible: torch.Tensor,
         positions: torch.Tensor,
         choice: torch.Tensor | None,
-        prefixes: Prefixes | None = None,
     ) -> dict[str, Any]:
         """What to pass to the model, beside the tokens, so that each row follows its own prompt.
 
@@ -88,11 +87,10 @@ class RepairedModel:
             visible: [rows, tokens, tokens], True where a token may see a token of its row; every one sees itself.
             positions: [rows, tokens], from 0 at the start of the input.
             choice: [rows], the prefix that each row follows; None for none.
-            prefixes: the prefixes meant, where they are not the bank's own.
         """
         import torch
 
-        prefixes = prefixes or self.prefixes
+        prefixes = self.prefixes
         if choice is None:
             mask = attention_mask(self.model, visible, positions, positions)
             return {"attention_mask": mask, "position_ids": positions, "past_key_values": None, "use_cache": False}
