@@ -108,7 +108,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--latency-rounds", type=int, default=15, help="rounds of the latency table")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/bench.json"), help="where the JSON goes")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.latency_rounds < 2:
+        parser.error(f"--latency-rounds {options.latency_rounds}: spread needs 2 or more")
+    return options
 
 
 def _open(options: argparse.Namespace) -> Any:

@@ -98,10 +98,10 @@ def _time(repaired: RepairedModel, tokens: torch.Tensor, new_tokens: int) -> tup
     clock = _Events(device) if device.type == "cuda" else _Wall()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    lengths = torch.full((len(tokens),), tokens.shape[1], device=device)
+    contexts = tokens.tolist()
     with torch.inference_mode():
         clock.mark()
-        choice = repaired.choose_padded(tokens, lengths)
+        choice = repaired.choose(contexts)
         state = prefill(repaired, tokens, None, choice)
         clock.mark()
         for _ in range(new_tokens):

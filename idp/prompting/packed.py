@@ -2,10 +2,10 @@
 
 Every part of a decoder but attention treats tokens one by one, so the rows of a batch stand end to end in one
 sequence, and each layer's products run over all of them at once. Attention goes through transformers' own registry of
-attention functions: ours takes the sequence apart into groups of rows of about one length behind one prefix, and lets
-each row see its prefix, its trunk and its own branch.
+attention functions: ours takes the sequence apart into groups of rows of about one length behind prefixes of one
+length, and lets each row see its prefix, its trunk and its own branch.
 
-    tokens  | a a a a a | b b b b b | c c c | d d |       groups  {a, b} behind prompt 0, {c, d} behind prompt 1
+    tokens  | a a a a a | b b b b b | c c c | d d |       groups  {a, b} behind prompts 0 and 2, {c, d} behind prompt 1
 """
 
 from __future__ import annotations
@@ -27,55 +27,78 @@ PACKED = "idp_packed"
 TRUNK, PADDING = 0, -1  # a token of branch 1, 2, ... sees the trunk and its own branch
 SNUG = 0.75  # a row joins a group if it fills this share of the group's width
 FEW = 8  # or if the group is this small
-BLOCK = 96  # queries at a time: the keys behind them are left out
+VECTOR = 64  # bytes: a softmax over rows that are no whole number of a CPU's vectors takes twice as long
+BLOCK = 64  # queries at a time: the keys behind them are left out
 CPU_SCORES, GPU_SCORES = 2**21, 2**27  # attention scores of a group: what a CPU's cache holds, what a GPU's memory does
 
 
 @dataclass
 class Group:
-    """Rows of about one length behind one prefix.
+    """Rows of about one length behind prefixes of one length.
 
     Args:
         start: of its tokens in the packed sequence, which are those up to `stop`.
         stop: see `start`.
-        prefix: the prefix that its rows follow; None for none.
-        prefix_length: its tokens; 0 for none.
+        prefix: [rows], the prefix that each row follows; None for none.
+        prefix_length: tokens of each of those; 0 for none.
         positions: [rows, width], padded; those of the model, behind the prefix.
         branches: [rows, width], padded with `PADDING`.
     """
 
     start: int
     stop: int
-    prefix: int | None
+    prefix: torch.Tensor | None
     prefix_length: int
     positions: torch.Tensor
     branches: torch.Tensor
     _kept: dict[Any, Any] = field(default_factory=dict)
 
-    def indices(self, kv_heads: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where to read what.
+    def indices(
+        self, kv_heads: int, keys: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where to read what, in tensors [tokens * kv_heads, ...] of the whole packed sequence, and where it goes.
+
+        Args:
+            kv_heads: heads that have keys of their own.
+            keys: of each row, its prefix and padding included.
+            device: where the indices are needed.
 
         Returns:
-            in tensors [tokens * kv_heads, ...] of the whole packed sequence, each place of the padded block
-            [kv_heads, rows, width], flattened; and in that block the group's tokens and heads, [tokens * kv_heads].
+            the place that each entry of the queries, [kv_heads, rows, width] flattened, is read from; that of each
+            of the rows' own keys, [kv_heads, rows, keys - prefix_length] flattened; and among the queries the
+            group's tokens and heads, [tokens * kv_heads].
         """
         import torch
 
-        key = ("indices", kv_heads)
+        key = ("indices", kv_heads, keys)
         if key not in self._kept:
             rows, width = self.positions.shape
             real = (self.branches != PADDING).flatten()
             source = (self.start + (real.cumsum(0) - 1).clamp(min=0)).view(1, rows, width)
             places = source * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
+            # What pads a row is any token: nothing sees it.
+            own = places[:, :, torch.arange(keys - self.prefix_length).clamp(max=width - 1)]
             back = torch.arange(places.numel()).view(kv_heads, rows * width)[:, real].t()
-            self._kept[key] = (places.flatten(), back.flatten())
+            self._kept[key] = (places.flatten(), own.flatten(), back.flatten())
         return self._on(device, key, self._kept[key])
 
-    def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """What is added to the scores, [rows or 1, width, prefix_length + width]; the rows are one where all agree."""
-        import torch
+    def keys(self, dtype: torch.dtype) -> int:
+        """Keys of each row: those of its prefix, its own, and padding up to whole vectors."""
+        vector = VECTOR // dtype.itemsize
+        return -(-(self.prefix_length + self.positions.shape[1]) // vector) * vector
 
-        if ("mask", window) not in self._kept:
+    def followed(self, device: torch.device) -> torch.Tensor:
+        """`prefix`, on a device."""
+        assert self.prefix is not None
+        return self._on(device, "prefix", (self.prefix,))[0]
+
+    def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What is added to the scores, [rows or 1, width, keys]; the rows are one where all agree."""
+        import torch
+        from torch.nn.functional import pad
+
+        key = ("mask", window, dtype)
+        if key not in self._kept:
             width = self.positions.shape[1]
             index = torch.arange(width)
             visible = index[:, None] >= index
@@ -89,9 +112,9 @@ class Group:
                 prefix = torch.arange(self.prefix_length) > self.positions[:, :, None] - window
                 visible, before = visible & near, before & prefix
             visible = torch.cat([before, visible], dim=2)
-            mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-            self._kept["mask", window] = (mask,)
-        return self._on(device, ("mask", window), self._kept["mask", window])[0]
+            visible = pad(visible, (0, self.keys(dtype) - visible.shape[2]))
+            self._kept[key] = (torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min),)
+        return self._on(device, key, self._kept[key])[0]
 
     def _on(self, device: torch.device, name: Any, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """The tensors on a device; copied there once, however many layers ask."""
@@ -134,14 +157,12 @@ def pack(
     import torch
 
     lengths = [len(row) for row in tokens]
-    followed = list(choice) if choice is not None else [0] * len(tokens)
-    before = prefixes.lengths.tolist() if choice is not None else [0]
+    before = [0] * len(tokens) if choice is None else prefixes.lengths[torch.tensor(choice)].tolist()
     flat: list[int] = []
     shifted: list[int] = []
     starts, groups = [0] * len(tokens), []
-    for members in in_groups(lengths, followed, before, model, device):
-        start, prefix = len(flat), followed[members[0]]
-        width, offset = lengths[members[0]], before[prefix]
+    for members in in_groups(lengths, before, model, device):
+        start, width, offset = len(flat), lengths[members[0]], before[members[0]]
         places = torch.zeros(len(members), width, dtype=torch.long)
         kinds = torch.full((len(members), width), PADDING)
         for number, row in enumerate(members):
@@ -150,34 +171,37 @@ def pack(
             shifted += (moved := [position + offset for position in positions[row]])
             places[number, : lengths[row]] = torch.tensor(moved)
             kinds[number, : lengths[row]] = torch.tensor(branches[row])
-        groups.append(Group(start, len(flat), prefix if choice is not None else None, offset, places, kinds))
+        prefix = None if choice is None else torch.tensor([choice[row] for row in members])
+        groups.append(Group(start, len(flat), prefix, offset, places, kinds))
     return Packed(torch.tensor([flat], device=device), torch.tensor([shifted], device=device), starts, groups)
 
 
 def in_groups(
-    lengths: Sequence[int], followed: Sequence[int], before: Sequence[int], model: PreTrainedModel, device: torch.device
+    lengths: Sequence[int], before: Sequence[int], model: PreTrainedModel, device: torch.device
 ) -> list[list[int]]:
-    """Rows that attend together: behind one prefix, of about one length, longest first, and not too many.
+    """Rows that attend together: of about one length, behind prefixes of one length, and not too many.
 
     Args:
         lengths: of the rows, in tokens.
-        followed: the prefix of each.
-        before: the length of each prefix.
+        before: of the prefix of each row, in tokens.
         model: its number of heads decides how many rows are too many.
         device: of the model.
+
+    Returns:
+        the rows' numbers; in each group the longest row comes first.
     """
     import torch
 
     heads = model.config.get_text_config().num_attention_heads
     scores = (GPU_SCORES if torch.device(device).type == "cuda" else CPU_SCORES) // heads
     groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (followed[row], -lengths[row], row)):
+    for row in sorted(range(len(lengths)), key=lambda row: (before[row], -lengths[row], row)):
         if groups:
             group = groups[-1]
             width = lengths[group[0]]
-            fits = (len(group) + 1) * width * (width + before[followed[row]]) <= scores
+            fits = (len(group) + 1) * width * (width + before[row]) <= scores
             near = len(group) < FEW or lengths[row] >= SNUG * width
-            if fits and near and followed[row] == followed[group[0]]:
+            if fits and near and before[row] == before[group[0]]:
                 group.append(row)
                 continue
         groups.append([row])
@@ -185,8 +209,16 @@ def in_groups(
 
 
 @contextlib.contextmanager
-def packed_attention(model: PreTrainedModel, packed: Packed, prefixes: Prefixes | None) -> Iterator[dict[str, Any]]:
+def packed_attention(
+    model: PreTrainedModel, packed: Packed, prefixes: Prefixes | None, stop_at: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Within the block, the model takes packed rows; yields what to pass to it.
+
+    Args:
+        model: a causal language model.
+        packed: the rows.
+        prefixes: what they follow; None for nothing.
+        stop_at: the layer at whose attention the forward pass ends, by `Reached`; None for none.
 
     Raises:
         UserError: the model's attention does not go through transformers' registry.
@@ -202,6 +234,8 @@ def packed_attention(model: PreTrainedModel, packed: Packed, prefixes: Prefixes 
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **rest: Any) -> Any:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if module.layer_idx == stop_at:
+            raise Reached(query[0].transpose(0, 1), key[0].transpose(0, 1), scaling)
         prefix = None
         if prefixes is not None:
             prefix = (prefixes.keys[module.layer_idx], prefixes.values[module.layer_idx])
@@ -228,6 +262,56 @@ def packed_attention(model: PreTrainedModel, packed: Packed, prefixes: Prefixes 
         config._attn_implementation = before
 
 
+class Reached(Exception):
+    """Ends a forward pass at a layer's attention, and carries its queries, keys and scale."""
+
+
+def queries_and_keys(
+    model: PreTrainedModel, packed: Packed, prefixes: Prefixes | None, layer: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """What the attention of a layer is given: projected, normalised, rotated, whatever the architecture does.
+
+    Returns:
+        queries [tokens, heads, head_dim], the rows' own keys [tokens, kv_heads, head_dim], and the scale of their
+        products. The layers above do not run.
+    """
+    with packed_attention(model, packed, prefixes, stop_at=layer) as inputs:
+        try:
+            model.base_model(**inputs)
+        except Reached as reached:
+            return reached.args
+    raise RuntimeError(f"{type(model).__name__} has no layer {layer}")
+
+
+def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """How much a group's tokens attend to their own row: the log-sum-exp of their scaled products with its keys.
+
+    Args:
+        group: the rows.
+        query: [tokens, heads, head_dim] of the whole packed sequence.
+        key: [tokens, kv_heads, head_dim] of the same.
+        scaling: of the products.
+
+    Returns:
+        [tokens of the group, heads], float32.
+    """
+    import torch
+
+    if group.prefix is not None:
+        group = Group(group.start, group.stop, None, 0, group.positions, group.branches)
+    rows, width = group.positions.shape
+    kv_heads, count = key.shape[1], group.keys(torch.float32)
+    places, own, back = group.indices(kv_heads, count, query.device)
+    query = _taken(query, places, kv_heads).view(kv_heads * rows, -1, key.shape[2])
+    keys = _taken(key, own, kv_heads).view(kv_heads * rows, count, -1)
+    mask, mass = group.mask(None, torch.float32, query.device), []
+    for scores, _ in _in_blocks(group, query, keys, mask, scaling):
+        mass.append(scores.logsumexp(dim=-1).view(kv_heads * rows, -1))
+    return (
+        torch.cat(mass, dim=1).view(len(places), -1).index_select(0, back).view(-1, query.shape[1] // width * kv_heads)
+    )
+
+
 def _attend(
     group: Group, query: Any, key: Any, value: Any, prefix: tuple[Any, Any] | None, scaling: float, window: int | None
 ) -> torch.Tensor:
@@ -245,39 +329,64 @@ def _attend(
         scaling: of the products.
         window: the layer's sliding window.
     """
-    import torch
-
-    (rows, width), (heads, kv_heads), n = group.positions.shape, (query.shape[1], key.shape[1]), group.prefix_length
-    places, back = group.indices(kv_heads, query.device)
-    repeats, block = heads // kv_heads, kv_heads * rows
-    query = _taken(query, places, kv_heads).view(block, width * repeats, -1)
-    keys, values = (
-        _behind(prefix[which] if prefix is not None else None, group, _taken(own, places, kv_heads), kv_heads)
-        for which, own in enumerate((key, value))
+    (rows, width), (heads, kv_heads), count = (
+        group.positions.shape,
+        (query.shape[1], key.shape[1]),
+        group.keys(key.dtype),
     )
-    mask = group.mask(window, query.dtype, query.device)[None, :, :, None]
-    output = query.new_empty(block, width * repeats, values.shape[-1])
-    for start in range(0, width, BLOCK):  # no token sees what comes after it
-        stop = min(start + BLOCK, width)
-        part, seen = slice(start * repeats, stop * repeats), n + stop
-        scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(kv_heads, rows, -1, repeats, seen)
-        scores = torch.add(mask[:, :, start:stop, :, :seen], scores, alpha=scaling).softmax(dim=-1)
-        output[:, part] = scores.view(block, -1, seen) @ values[:, :seen]
+    places, own, back = group.indices(kv_heads, count, query.device)
+    query = _taken(query, places, kv_heads).view(kv_heads * rows, width * heads // kv_heads, -1)
+    keys, values = (
+        _behind(prefix[which] if prefix is not None else None, group, _taken(mine, own, kv_heads), kv_heads)
+        for which, mine in enumerate((key, value))
+    )
+    mask = group.mask(window, query.dtype, query.device)
+    output = query.new_empty(*query.shape[:2], values.shape[-1])
+    for scores, part in _in_blocks(group, query, keys, mask, scaling):
+        seen = scores.shape[-1]
+        output[:, part] = scores.softmax(dim=-1).view(len(query), -1, seen) @ values[:, :seen]
     return output.view(len(places), -1).index_select(0, back).view(-1, heads, values.shape[-1])
 
 
+def _in_blocks(
+    group: Group, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Masked scaled products, a block of queries at a time, with the keys up to the block's end.
+
+    Args:
+        group: the rows.
+        query: [kv_heads * rows, width * heads that share a key head, head_dim].
+        keys: [kv_heads * rows, keys, head_dim].
+        mask: [rows or 1, width, keys], added to the products.
+        scaling: of the products.
+
+    Yields:
+        [kv_heads, rows, queries, heads that share a key head, keys seen], and where the queries stand in `query`.
+    """
+    import torch
+
+    rows, width = group.positions.shape
+    repeats, vector = query.shape[1] // width, VECTOR // mask.itemsize
+    for start in range(0, width, BLOCK):  # no token sees what comes after it
+        stop = min(start + BLOCK, width)
+        part, seen = slice(start * repeats, stop * repeats), -(-(group.prefix_length + stop) // vector) * vector
+        scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(-1, rows, stop - start, repeats, seen)
+        yield torch.add(mask[None, :, start:stop, None, :seen], scores, alpha=scaling), part
+
+
 def _taken(tensor: Any, places: Any, kv_heads: int) -> torch.Tensor:
-    """A group's part of [tokens, heads, head_dim], padded: [kv_heads * rows * width, heads / kv_heads * head_dim]."""
+    """What stands at places of [tokens, heads, head_dim]: [places, heads / kv_heads * head_dim]."""
     return tensor.reshape(len(tensor) * kv_heads, -1).index_select(0, places)
 
 
 def _behind(prefix: Any, group: Group, own: Any, kv_heads: int) -> torch.Tensor:
-    """Keys or values of each row behind those of its prefix, [kv_heads * rows, prefix_length + width, head_dim]."""
-    (rows, width), n = group.positions.shape, group.prefix_length
-    own = own.view(kv_heads, rows, width, -1)
+    """Keys or values of each row behind those of its prefix, [kv_heads * rows, keys, head_dim]."""
+    rows, n = len(group.positions), group.prefix_length
+    own = own.view(kv_heads, rows, -1, own.shape[-1])
     if prefix is not None:
-        whole = own.new_empty(kv_heads, rows, n + width, own.shape[-1])
-        whole[:, :, :n] = prefix[group.prefix, :, None, :n]
+        whole = own.new_empty(kv_heads, rows, n + own.shape[2], own.shape[-1])
+        before = prefix[:, :, :n].transpose(0, 1)
+        whole[:, :, :n] = before if len(prefix) == 1 else before.index_select(1, group.followed(prefix.device))
         whole[:, :, n:] = own
         own = whole
-    return own.view(kv_heads * rows, n + width, -1)
+    return own.flatten(0, 1)

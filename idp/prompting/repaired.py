@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting.packed import Packed, in_groups, packed_attention
+from idp.prompting.packed import Packed, packed_attention
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
 if TYPE_CHECKING:
@@ -55,25 +55,10 @@ class RepairedModel:
 
         if self.bank is None:
             return None
-        choice = torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         if self.selector is None:
-            return choice
-        lengths = [len(context) for context in contexts]
-        for group in in_groups(lengths, [0] * len(lengths), [sum(self.bank.lengths)], self.model, self.device):
-            chosen = self.choose_padded(*right_padded([contexts[row] for row in group], self.device))
-            choice[torch.tensor(group, device=self.device)] = chosen
-        return choice
-
-    def choose_padded(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
-        """`choose` for contexts that are a tensor already: [contexts, longest] padded on the right, and [contexts]."""
-        import torch
-
-        if self.bank is None:
-            return None
-        if self.selector is None:
-            return torch.zeros(len(tokens), dtype=torch.long, device=self.device)
+            return torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            return self.selector.scores(tokens, lengths).argmax(dim=1)
+            return self.selector.scores(contexts).argmax(dim=1)
 
     def attention_inputs(
         self,
@@ -194,14 +179,3 @@ def head_only_at(model: PreTrainedModel, wanted: torch.Tensor) -> Iterator[None]
         yield
     finally:
         hook.remove()
-
-
-def right_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids as [rows, longest], padded on the right with zeros, and their lengths [rows]."""
-    import torch
-
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return tokens.to(device), lengths

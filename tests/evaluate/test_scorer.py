@@ -154,9 +154,9 @@ def test_the_choice_reads_the_context_alone(open_tiny, make_bank):
     shown = []
 
     class Spy(ByFirstToken):
-        def scores(self, tokens, lengths):
-            shown.extend(row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
-            return super().scores(tokens, lengths)
+        def scores(self, contexts):
+            shown.extend(contexts)
+            return super().scores(contexts)
 
     loaded = open_tiny("llama")
     scorer = scorer_of(RepairedModel(loaded, make_bank(loaded, [4, 11]), Spy()), 512)
@@ -288,9 +288,8 @@ def test_text_that_all_documents_begin_with_runs_once(family, open_tiny, make_ba
     assert scorer.tokens_run < 8 * len(examples) / 2
 
     class ByLastToken(ByFirstToken):
-        def scores(self, tokens, lengths):
-            last = tokens.gather(1, lengths[:, None] - 3)[:, 0]
-            return torch.nn.functional.one_hot(last % 3, 3).float()
+        def scores(self, contexts):
+            return torch.nn.functional.one_hot(torch.tensor([context[-3] % 3 for context in contexts]), 3).float()
 
     bank = make_bank(loaded, [4, 11, 30])
     repaired = RepairedModel(loaded, bank, ByLastToken())

@@ -8,7 +8,6 @@ from idp.config import AttentionSelector
 from idp.errors import UserError
 from idp.prompting import selectors
 from idp.prompting.prefix import bind
-from idp.prompting.repaired import right_padded
 from idp.prompting.selectors.attention import Attention
 
 CONTEXTS = [[3, 40, 41, 42, 43], [4, 50], [5, *range(60, 90)]]
@@ -50,7 +49,7 @@ def test_layer_0_equals_one_pass_over_all_prompts(family, reduce, heads, open_ti
     selector = Attention(0, "post", reduce, heads)
     selector.bind(loaded.model, bind(loaded.model, bank))
     with torch.no_grad():
-        found = selector.scores(*right_padded(CONTEXTS, "cpu"))
+        found = selector.scores(CONTEXTS)
     expected = torch.stack(
         [reference_scores(model_folders(family), bank, c, 0, "post", reduce, heads) for c in CONTEXTS]
     )
@@ -65,7 +64,7 @@ def test_before_the_softmax_with_unequal_lengths(layer, open_tiny, make_bank):
     selector = Attention(layer, "pre", "mean", None)
     selector.bind(loaded.model, bind(loaded.model, bank))
     with torch.no_grad():
-        found = selector.scores(*right_padded(CONTEXTS, "cpu"))
+        found = selector.scores(CONTEXTS)
     for row, context in enumerate(CONTEXTS):
         for number, prompt in enumerate(bank.prompts):
             query, key = _queries_and_keys(loaded, prompt, context, layer)
@@ -97,7 +96,7 @@ def test_the_model_is_left_as_it_was(open_tiny, make_bank):
     before = loaded.model.config._attn_implementation
     selector = Attention()
     selector.bind(loaded.model, bind(loaded.model, make_bank(loaded, [4, 9])))
-    selector.scores(*right_padded(CONTEXTS, "cpu"))
+    selector.scores(CONTEXTS)
     assert loaded.model.config._attn_implementation == before
 
 
@@ -106,8 +105,8 @@ def test_a_context_s_scores_do_not_depend_on_the_others(open_tiny, make_bank):
     selector = Attention()
     selector.bind(loaded.model, bind(loaded.model, make_bank(loaded, [4, 9])))
     with torch.no_grad():
-        together = selector.scores(*right_padded(CONTEXTS, "cpu"))
-        alone = torch.cat([selector.scores(*right_padded([context], "cpu")) for context in CONTEXTS])
+        together = selector.scores(CONTEXTS)
+        alone = torch.cat([selector.scores([context]) for context in CONTEXTS])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 

@@ -35,8 +35,8 @@ def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
     ]
     positions = [[*range(trunk), *(trunk + step for size in sizes for step in range(size))] for trunk, sizes in shapes]
     tokens = [[1] * len(row) for row in branches]
-    choice = [0, 1, 0, 1, 1, 0] if prompted else None
-    prefixes = random_prefixes([6, 50], kv_heads, dim) if prompted else None
+    choice = [0, 1, 2, 1, 1, 2] if prompted else None  # rows behind two prompts of one length share a group
+    prefixes = random_prefixes([6, 50, 6], kv_heads, dim) if prompted else None
     packed = pack(tokens, positions, branches, choice, prefixes, model, torch.device("cpu"))
     total = sum(map(len, tokens))
     assert packed.tokens.shape == (1, total), "nothing is padded"
@@ -64,15 +64,15 @@ def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
             torch.testing.assert_close(found[start + place], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_groups_hold_rows_of_one_prefix_and_about_one_length(open_tiny):
+def test_groups_hold_rows_of_about_one_length_behind_prefixes_of_one_length(open_tiny):
     model = open_tiny("llama").model
-    lengths, followed = [100] * 40 + [50] * 40, [0, 1] * 40
-    groups = in_groups(lengths, followed, [25, 5], model, torch.device("cpu"))
+    lengths, before = [100] * 40 + [50] * 40, [25, 5] * 40
+    groups = in_groups(lengths, before, model, torch.device("cpu"))
     assert sorted(row for group in groups for row in group) == list(range(80))
     for group in groups:
-        assert len({followed[row] for row in group}) == 1
+        assert len({before[row] for row in group}) == 1
         width = lengths[group[0]]
-        assert 4 * len(group) * width * (width + [25, 5][followed[group[0]]]) <= CPU_SCORES
+        assert 4 * len(group) * width * (width + before[group[0]]) <= CPU_SCORES
     assert len(groups) == 4
 
 

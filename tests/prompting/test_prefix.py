@@ -15,9 +15,9 @@ from ..conftest import FAMILIES
 class ByFirstToken(Selector):
     """Picks prompt `first token mod m`: any selector will do here."""
 
-    def scores(self, tokens, lengths):
+    def scores(self, contexts):
         m = len(self.prefixes.lengths)
-        return torch.nn.functional.one_hot(tokens[:, 0] % m, m).float()
+        return torch.nn.functional.one_hot(torch.tensor([context[0] % m for context in contexts]), m).float()
 
 
 def plain_logits(loaded, prompt, tokens):

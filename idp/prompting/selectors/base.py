@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ class Selector(ABC):
         self.model, self.prefixes = model, prefixes
 
     @abstractmethod
-    def scores(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Each prompt's score for each context: [contexts, prompts].
+    def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Each prompt's score for each context, [contexts, prompts], whatever the other contexts are.
 
         Args:
-            tokens: [contexts, longest], padded on the right.
-            lengths: [contexts], tokens of each.
+            contexts: token ids of each.
         """
