@@ -23,6 +23,12 @@ def test_both_tables(tmp_path, monkeypatch, capsys):
         assert abs(rows[name]["perplexity_ratio"] - 1) < 0.005
     (joint,) = rows["sparsegpt50_gptq4"]["rounds"]
     assert joint["ours"]["sparsity"] >= 0.5 > joint["plain"]["sparsity"]
+    after = rows["sparsegpt50_gptq4"]["mask_after"]
+    assert after["sparsity"] >= 0.5 and after["perplexity"] not in (
+        joint["ours"]["perplexity"],
+        joint["plain"]["perplexity"],
+    )
+    assert rows["gptq4"]["mask_after"] is None
     assert [(row["layers"], row["width"]) for row in found["grown"]] == [(2, 64), (3, 64), (2, 256)]
     assert found["grown"][2]["model_bytes"] > 10 * found["grown"][0]["model_bytes"]
     printed = capsys.readouterr().out

@@ -1,7 +1,8 @@
 """`python -m idp.bench.compress`: our compression against llmcompressor called plainly, and how it grows.
 
 Two tables. The first runs each compressor twice on the same calibration blocks, by this project and by llmcompressor's
-own recipe, and compares perplexity and seconds. The second compresses Llama models of random weights, and shows how
+own recipe, and compares perplexity and seconds; where it prunes and quantises also a third time, with llmcompressor's
+GPTQ and the mask applied again after each layer. The second compresses Llama models of random weights, and shows how
 seconds and peak memory grow with layers and width. Each figure comes from a process of its own.
 """
 
@@ -21,7 +22,8 @@ from idp.bench.compress_jobs import in_its_own_process
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-COMPRESSORS = ["rtn4", "gptq4", "gptq3", "awq4", "wanda50", "sparsegpt50", "sparsegpt50_gptq4", "sparsegpt_2of4_gptq4"]
+JOINT = ["sparsegpt50_gptq4", "sparsegpt_2of4_gptq4", "wanda50_gptq4"]
+COMPRESSORS = ["rtn4", "gptq4", "gptq3", "awq4", "wanda50", "sparsegpt50", *JOINT]
 
 
 def main() -> None:
@@ -68,8 +70,10 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         {way: in_its_own_process({**job, "way": way}) for way in ("ours", "plain")} for _ in range(options.rounds)
     ]
     ours, plain = rounds[0]["ours"], rounds[0]["plain"]
+    after = in_its_own_process({**job, "way": "mask_after"}) if name in JOINT else None
     return {
         "compressor": name,
+        "mask_after": after,
         "perplexity_ratio": ours["perplexity"] / plain["perplexity"],
         "seconds_ratio": statistics.median(pair["ours"]["seconds"] / pair["plain"]["seconds"] for pair in rounds),
         "rounds": rounds,
@@ -92,6 +96,7 @@ def _print_compared(compared: list[dict[str, Any]]) -> None:
                 f"{ours['perplexity']:.3f}",
                 f"{plain['perplexity']:.3f}",
                 f"{row['perplexity_ratio']:.4f}",
+                f"{row['mask_after']['perplexity']:.3f}" if row["mask_after"] else "",
                 f"{ours['sparsity']:.3f}",
                 f"{plain['sparsity']:.3f}",
                 f"{ours['seconds']:.1f}",
@@ -100,7 +105,17 @@ def _print_compared(compared: list[dict[str, Any]]) -> None:
                 f"{plain['peak_bytes'] / 1e9:.2f}",
             ]
         )
-    headers = ["compressor", "perplexity", "plain", "ratio", "least sparse layer", "plain", "seconds", "of plain"]
+    headers = [
+        "compressor",
+        "perplexity",
+        "plain",
+        "ratio",
+        "mask after",
+        "least sparse layer",
+        "plain",
+        "seconds",
+        "of plain",
+    ]
     print(tabulate(lines, [*headers, "peak GB", "plain"], tablefmt="github", disable_numparse=True), flush=True)
 
 

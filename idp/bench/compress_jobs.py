@@ -29,6 +29,8 @@ def in_its_own_process(job: dict[str, Any]) -> dict[str, Any]:
 def compare(job: dict[str, Any]) -> dict[str, Any]:
     """One compressor on one model, by this project (`way=ours`) or by llmcompressor called plainly (`way=plain`).
 
+    Where it prunes and quantises there is a third way, `mask_after`: plainly, with the mask once more in each layer.
+
     Returns:
         `perplexity`, `seconds` to compress, and the smallest layer's `sparsity`.
     """
@@ -53,7 +55,7 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
         seconds = _timed(job["way"], config.compressor, group_size, loaded.model, inputs)
     with torch.inference_mode():
         found = {"perplexity": _perplexity(loaded.model, windows), "seconds": seconds}
-        if job["way"] == "ours":
+        if job["way"] != "plain":
             found["sparsity"] = min(float((layer.weight == 0).double().mean()) for layer in layers.values())
         else:
             found["sparsity"] = min(_sparsity_in_use(layer) for layer in layers.values())
@@ -116,11 +118,15 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
     from idp.compress.freeze import freeze
 
     modifiers = recipe.build(compressor, group_size, model)
-    if way == "ours":
+    if way != "plain":
+        names = list(recipe.compressed_layers(model))
+        if way == "mask_after":
+            from idp.bench.mask_after import mask_after
+
+            modifiers = mask_after([_plain(modifier) for modifier in modifiers], names)
         started = time.perf_counter()
         if recipe.needs_data(compressor):
-            dead = DeadInputsModifier(names=list(recipe.compressed_layers(model)))
-            oneshot.run(model, [dead, *modifiers], inputs)
+            oneshot.run(model, [DeadInputsModifier(names=names), *modifiers], inputs)
         else:
             oneshot.run(model, modifiers, None)
         freeze(model)
