@@ -98,7 +98,10 @@ class Training:
 
 @dataclass
 class Selector:
-    kind: str = option("how one prompt of the bank is chosen for an input", choices=("attention",))
+    kind: str = option(
+        "how one prompt of the bank is chosen for an input",
+        choices=("attention", "random", "fixed", "likelihood", "nearest", "learned", "oracle"),
+    )
 
 
 @dataclass
@@ -107,6 +110,48 @@ class AttentionSelector(Selector):
     softmax: str = option("attention before (pre) or after (post) the softmax", choices=("pre", "post"))
     reduce: str = option("over a prompt's tokens: mean or sum", choices=("mean", "sum"))
     heads: Optional[list[int]] = option("attention heads to read; null: all")
+    calibrated: bool = option("standardise each prompt's score by its mean and deviation over held-out text")
+
+
+@dataclass
+class RandomSelector(Selector):
+    seed: int = option("the choice for an input depends on this and on the input alone", minimum=0)
+
+
+@dataclass
+class FixedSelector(Selector):
+    prompt: Any = option("best or worst by held-out loss, or a prompt's number, from 0")
+
+
+@dataclass
+class LikelihoodSelector(Selector):
+    pass
+
+
+@dataclass
+class NearestSelector(Selector):
+    pass
+
+
+@dataclass
+class LearnedSelector(Selector):
+    objective: str = option(
+        "expected: the least expected loss; best: cross-entropy to each block's best prompt",
+        choices=("expected", "best"),
+    )
+    penalty: float = option("weight of half the squared norm of the router's weights", minimum=0.0)
+
+
+@dataclass
+class OracleSelector(Selector):
+    pass
+
+
+@dataclass
+class Fitting:
+    blocks: int = option("held-out blocks on which prompts are compared and selectors are fitted", minimum=2)
+    tokens: int = option("tokens of each of those blocks", minimum=8)
+    reads: int = option("tokens at the start of a block that a selector is shown", minimum=1)
 
 
 @dataclass
@@ -142,6 +187,8 @@ class Idp(Recovery):
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     selector: Selector = field(default_factory=Selector)
+    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
+    fit: Fitting = field(default_factory=Fitting)
     training: Training = field(default_factory=Training)
 
 
@@ -241,7 +288,15 @@ class Config:
 
 
 RECOVERIES = {"none": NoRecovery, "hard_prompt": HardPrompt, "prompt": PromptTuning, "idp": Idp, "lora": Lora}
-SELECTORS = {"attention": AttentionSelector}
+SELECTORS = {
+    "attention": AttentionSelector,
+    "random": RandomSelector,
+    "fixed": FixedSelector,
+    "likelihood": LikelihoodSelector,
+    "nearest": NearestSelector,
+    "learned": LearnedSelector,
+    "oracle": OracleSelector,
+}
 
 
 def register() -> None:
@@ -370,6 +425,22 @@ def _check_external(compressor: Compressor) -> None:
         raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
 
 
+def _check_selection(recovery: Idp, latency: Latency) -> None:
+    prompt = getattr(recovery.selector, "prompt", 0)
+    if prompt not in ("best", "worst") and (isinstance(prompt, bool) or not isinstance(prompt, int) or prompt < 0):
+        raise UserError(f"recovery.selector.prompt={prompt}: use best, worst or a prompt's number, from 0")
+    if recovery.fit.reads > recovery.fit.tokens:
+        raise UserError(
+            f"recovery.fit.reads={recovery.fit.reads}: a block has recovery.fit.tokens={recovery.fit.tokens} tokens;"
+            " read that many or fewer"
+        )
+    if isinstance(recovery.selector, OracleSelector) and latency.enabled:
+        raise UserError(
+            "recovery.selector=oracle chooses with the answers in hand and runs no model: it has no latency; use"
+            " latency=none or another selector"
+        )
+
+
 def _check_together(config: Config) -> None:
     recovery = config.recovery
     _check_sparsity(config.compressor.sparsity)
@@ -379,6 +450,8 @@ def _check_together(config: Config) -> None:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
     if isinstance(recovery, Idp) and not recovery.lengths:
         raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
+    if isinstance(recovery, Idp):
+        _check_selection(recovery, config.latency)
     if isinstance(recovery, Lora) and not recovery.targets:
         raise UserError("recovery.targets is empty: name the layers to adapt, such as recovery.targets=[q_proj,v_proj]")
     training = getattr(recovery, "training", None)

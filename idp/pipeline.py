@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, Idp, NoRecovery, Recovery
+from idp.config import Config, NoRecovery, OracleSelector, Recovery
 from idp.errors import UserError
+from idp.recover import selection as selecting
 from idp.recover import stage as recovering
-from idp.store import Product, Store
+from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
@@ -75,9 +76,12 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             compressed = _compress(config, group_size, dense, found, store)
             status.stage("recover")
             repair = _recover(config, compressed, found, store, tracker)
+            status.stage("select")
+            selection = _select(config, compressed, repair, found, store)
             status.stage("measure")
-            rows = compared(config, dense, compressed, repair, found, store)
-            measured = measure(config, rows, found, store, status)
+            rows = compared(config, dense, compressed, repair, selection, found, store)
+            alone = each_prompt(config, rows, found, store, status)
+            measured = measure(config, rows, alone, found, store, status)
             latency = time_models(config, rows, store)
 
             status.stage("track")
@@ -86,12 +90,14 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 compressor=label(config.compressor),
                 config=values,
                 stages={"load": dense, "compress": compressed, "recover": repair},
+                selection=selection,
+                alone=alone,
                 measured=measured,
                 latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
             )
-            place = records.write(folder, record, measured)
+            place = records.write(folder, record, measured, alone, found.tasks)
             tracker.finish(record)
         except BaseException:
             tracker.fail()
@@ -136,14 +142,26 @@ class Row:
     weights: Product
     repair: Product | None
     recovery: Recovery
+    selection: selecting.Selection | None = None  # how one of several prompts is chosen
 
     @property
     def key(self) -> str:
         return (self.repair or self.weights).key
 
+    @property
+    def fitted(self) -> Product | None:
+        """The selector's own product, where it learned from held-out text."""
+        return self.selection.fitted if self.selection is not None else None
+
 
 def compared(
-    config: Config, dense: Product, compressed: Product, repair: Product | None, found: Found, store: Store
+    config: Config,
+    dense: Product,
+    compressed: Product,
+    repair: Product | None,
+    selection: selecting.Selection | None,
+    found: Found,
+    store: Store,
 ) -> dict[str, Row]:
     """The run's own model, last, and before it, unless `baselines=false`, the dense and the compressed one."""
     plain = NoRecovery(kind="none")
@@ -154,32 +172,78 @@ def compared(
     if config.baselines or repair is None:
         rows["dense" if uncompressed else "compressed"] = Row(compressed, None, plain)
     if repair is not None:
-        rows["repaired"] = Row(compressed, repair, config.recovery)
+        rows["repaired"] = Row(compressed, repair, config.recovery, selection)
     return rows
 
 
-def measure(config: Config, rows: dict[str, Row], found: Found, store: Store, status: Status) -> dict[str, Any]:
-    """Scores of every row on every task and corpus, by the row's name."""
-    from idp.evaluate.stage import measure as measure_model
+def measure(
+    config: Config, rows: dict[str, Row], alone: list[Any], found: Found, store: Store, status: Status
+) -> dict[str, Any]:
+    """Scores of every row on every task and corpus, by the row's name; those of the oracle are taken from `alone`."""
+    from idp.evaluate import oracle
 
     measured = {}
     for name, row in rows.items():
-        several = isinstance(row.recovery, Idp) and len(row.recovery.lengths) > 1
-        measured[name] = measure_model(
-            name,
-            functools.partial(recovering.open_repaired, config.model, row.weights, row.repair, row.recovery),
-            models.model_folder(row.weights),
-            row.key,
-            row.recovery.selector if several else None,
-            config.model,
-            config.evaluation,
-            found.tasks,
-            config.task.documents,
-            found.perplexity,
-            store,
-            finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
-        )
+        if row.selection is not None and isinstance(row.selection.options, OracleSelector):
+            measured[name] = oracle.measure(
+                name,
+                alone,
+                row.key,
+                row.selection.identity,
+                config.model,
+                config.evaluation,
+                found.tasks,
+                config.task.documents,
+                found.perplexity,
+                store,
+            )
+        else:
+            measured[name] = _measure_row(name, row, config, found, store, status)
     return measured
+
+
+def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store, status: Status) -> list[Any]:
+    """Scores of each prompt of the bank alone, in order: controls for a choice among several, and the oracle's source.
+
+    They are the products of `recovery.selector=fixed recovery.selector.prompt=<number>`. Empty where there is no choice
+    or no control is asked for.
+    """
+    row = list(rows.values())[-1]
+    if row.selection is None:
+        return []
+    if not (config.recovery.controls or isinstance(row.selection.options, OracleSelector)):
+        return []
+    measured = []
+    for number, prompt in enumerate(row.selection.prompts):
+        options = selecting.fixed(number)
+        only = replace(
+            row,
+            recovery=replace(row.recovery, selector=options),
+            selection=replace(row.selection, options=options, fitted=None),
+        )
+        measured.append(_measure_row(prompt, only, config, found, store, status))
+    return measured
+
+
+def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store, status: Status) -> Any:
+    from idp.evaluate.stage import measure as measure_model
+
+    return measure_model(
+        name,
+        functools.partial(
+            recovering.open_repaired, config.model, row.weights, row.repair, row.recovery, fitted=row.fitted
+        ),
+        models.model_folder(row.weights),
+        row.key,
+        row.selection.identity if row.selection is not None else None,
+        config.model,
+        config.evaluation,
+        found.tasks,
+        config.task.documents,
+        found.perplexity,
+        store,
+        finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
+    )
 
 
 def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product | None:
@@ -192,13 +256,20 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
     def open_variants() -> dict[str, Any]:
         own = list(rows.values())[-1]
         variants = recovering.open_variants(
-            config.model, own.weights, own.repair, own.recovery, merged=config.latency.merged
+            config.model,
+            own.weights,
+            own.repair,
+            own.recovery,
+            config.latency.merged,
+            own.fitted,
         )
         if "dense" in rows and rows["dense"].weights != own.weights:
             variants |= {"dense": recovering.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
         return variants
 
-    return time_variants(open_variants, [row.key for row in rows.values()], config.latency, config.model, store)
+    parents = [row.key for row in rows.values()]
+    parents += [digest(row.selection.identity) for row in rows.values() if row.selection is not None]
+    return time_variants(open_variants, parents, config.latency, config.model, store)
 
 
 def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -> None:
@@ -230,6 +301,13 @@ def _recover(config: Config, compressed: Product, found: Found, store: Store, tr
         for row in recovering.training_rows(repair):
             tracker.log_training(row)
     return repair
+
+
+def _select(
+    config: Config, compressed: Product, repair: Product | None, found: Found, store: Store
+) -> selecting.Selection | None:
+    open_bank = functools.partial(recovering.open_bank, config.model, compressed, repair)
+    return selecting.select(config.recovery, config.model, repair, found.corpus, open_bank, store)
 
 
 def _uncompressed(dense: Product, config: Config, found: Found, store: Store) -> Product:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from idp.evaluate.batching import Request
@@ -30,16 +31,23 @@ def perplexity(scorer: Scorer, windows: torch.Tensor) -> dict[str, float | int]:
     Returns:
         `perplexity`, `nll` (mean in nats per token), `stderr` of that mean over windows, `tokens` counted, `window`.
     """
-    length = windows.shape[1]
-    rows = windows.tolist()
-    scores = scorer.score_windows([Request(row[:1], row[1:]) for row in rows])
-    means = [-value / (length - 1) for value, _ in scores]
-    nll = math.fsum(means) / len(means)
-    spread = math.fsum((mean - nll) ** 2 for mean in means) / max(len(means) - 1, 1)
+    return summary(window_losses(scorer, windows), windows.shape[1])
+
+
+def window_losses(scorer: Scorer, windows: torch.Tensor) -> list[float]:
+    """The mean loss of each of `windows` [windows, tokens], nats per token, over its tokens but the first."""
+    scores = scorer.score_windows([Request(row[:1], row[1:]) for row in windows.tolist()])
+    return [-value / (windows.shape[1] - 1) for value, _ in scores]
+
+
+def summary(losses: Sequence[float], length: int) -> dict[str, float | int]:
+    """What `perplexity` returns, from each window's mean loss and the tokens of a window."""
+    nll = math.fsum(losses) / len(losses)
+    spread = math.fsum((loss - nll) ** 2 for loss in losses) / max(len(losses) - 1, 1)
     return {
         "perplexity": math.exp(nll),
         "nll": nll,
-        "stderr": math.sqrt(spread / len(means)),
-        "tokens": len(means) * (length - 1),
+        "stderr": math.sqrt(spread / len(losses)),
+        "tokens": len(losses) * (length - 1),
         "window": length,
     }

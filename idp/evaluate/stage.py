@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 1
+PERPLEXITY_VERSION = 2  # 2: the windows' own losses
 RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
+WINDOWS = "windows.json"
 
 
 @dataclass
@@ -53,7 +55,7 @@ def measure(
     open_model: Callable[[str | None], RepairedModel],
     folder: Path,
     parent: str,
-    selector: schema.Selector | None,
+    selector: dict[str, Any] | None,
     model: schema.Model,
     evaluation: schema.Evaluation,
     tasks: Sequence[TaskSource],
@@ -69,7 +71,7 @@ def measure(
         open_model: brings the model into memory, on the device named or, for None, on the config's.
         folder: of the model's config and tokenizer.
         parent: the key of the compressed model or of the repair.
-        selector: the selector's options where a bank of several prompts is measured.
+        selector: what decides the choice where a bank of several prompts is measured: part of each product's key.
         model: the model's config: its dtype and device decide the numbers.
         evaluation: tokens per batch, and how perplexity is measured.
         tasks: what `find_tasks` found.
@@ -79,15 +81,14 @@ def measure(
         finished: called with the model's name, the task or corpus, and its product.
     """
     scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
-    common = {"selector": asdict(selector) if selector is not None else None, **models.numerics(model)}
-    common["batch_tokens"] = evaluation.batch_tokens
     measured = Measured(name)
+    common = conditions(selector, model, evaluation)
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
             product = store.get_or_make(
                 "measure",
                 parent=parent,
-                config={"task": source.runs, "data": source.fingerprint, "documents": documents, **common},
+                config=task_config(source, documents) | common,
                 version=VERSION,
                 make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
                 label=f"{name} {source.runs}",
@@ -96,12 +97,11 @@ def measure(
             if finished is not None:
                 finished(name, source.name, product)
         for corpus, text in corpora.items():
-            options = {"tokens": evaluation.perplexity_tokens, "window": evaluation.perplexity_window}
             product = store.get_or_make(
                 "measure",
                 parent=parent,
-                config={"corpus": text.fingerprint, **options, **common},
-                version=VERSION,
+                config=corpus_config(text, evaluation) | common,
+                version=PERPLEXITY_VERSION,
                 make=lambda folder, text=text: _measure_corpus(scorer(), text, evaluation, folder),
                 label=f"{name} perplexity of {corpus}",
             )
@@ -109,6 +109,25 @@ def measure(
             if finished is not None:
                 finished(name, corpus, product)
     return measured
+
+
+def conditions(selector: dict[str, Any] | None, model: schema.Model, evaluation: schema.Evaluation) -> dict[str, Any]:
+    """What decides the numbers of every product of a model, as part of its key."""
+    return {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
+
+
+def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
+    """What decides a task's scores beside the model, as part of their key."""
+    return {"task": source.runs, "data": source.fingerprint, "documents": documents}
+
+
+def corpus_config(text: Any, evaluation: schema.Evaluation) -> dict[str, Any]:
+    """What decides a corpus's perplexity beside the model, as part of its key."""
+    return {
+        "corpus": text.fingerprint,
+        "tokens": evaluation.perplexity_tokens,
+        "window": evaluation.perplexity_window,
+    }
 
 
 def time_models(
@@ -181,9 +200,6 @@ def _scorer(
 
 
 def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
     from idp.evaluate.journal import Journal
     from idp.evaluate.tasks import run_task
 
@@ -200,20 +216,36 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
         "truncated": scorer.truncated,
         "tokens_run": scorer.tokens_run,
     }
-    write_json(folder / RESULTS, results)
     for row in rows:
         row |= {f"metric:{key}": value for key, value in row.pop("metrics").items()}
+    write_task(folder, results, rows)
+
+
+def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes a task's product: lm-eval's results, and one row per document."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    write_json(folder / RESULTS, results)
     parquet.write_table(arrow.Table.from_pylist(rows), folder / SAMPLES)
 
 
 def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
     from idp.corpus import blocks
     from idp.evaluate.journal import Journal
-    from idp.evaluate.perplexity import perplexity
+    from idp.evaluate.perplexity import window_losses
 
     window = evaluation.perplexity_window
     count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)
     windows = blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
-    write_json(folder / PERPLEXITY, perplexity(scorer, windows))
+    write_corpus(folder, window_losses(scorer, windows), window)
+
+
+def write_corpus(folder: Path, losses: list[float], window: int) -> None:
+    """Writes a corpus's product: its perplexity, and the loss of each window of `window` tokens."""
+    from idp.evaluate.perplexity import summary
+
+    write_json(folder / WINDOWS, losses)
+    write_json(folder / PERPLEXITY, summary(losses, window))

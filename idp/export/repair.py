@@ -9,6 +9,7 @@ from pathlib import Path
 from idp.export.run import Run
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
+from idp.recover.selection import DESCRIPTION, STATE
 from idp.store import Product, write_json
 
 PROMPTS, LORA = "prompts", "lora"
@@ -53,4 +54,7 @@ def _save_prompts(run: Run, repair: Product, loaded: LoadedModel, folder: Path, 
     described |= {"recovery": recovery["kind"], "base_model_name_or_path": base}
     if len(bank) > 1:
         described["selector"] = recovery.get("selector")
+        if run.selector is not None:  # what it learned, in tensors
+            shutil.copy(run.selector.path / STATE, folder)
+            described["fitted"] = {"file": STATE, **run.selector.read(DESCRIPTION)}
     write_json(folder / "bank.json", described)

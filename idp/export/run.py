@@ -25,6 +25,7 @@ class Run:
     compressed: Product
     repair: Product | None
     dense_folder: Path | None
+    selector: Product | None = None  # where one was fitted to choose among the repair's prompts
 
 
 def find(options: Options) -> Run:
@@ -54,6 +55,7 @@ def find(options: Options) -> Run:
         store.get("compress", stages["compress"]["key"]),
         store.get("recover", repair["key"]) if repair else None,
         _dense_folder(model, store, stages["load"]["key"]),
+        store.get("select", stages["select"]["key"]) if stages.get("select") else None,
     )
 
 

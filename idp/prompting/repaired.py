@@ -108,34 +108,45 @@ class RepairedModel:
             wanted: [wanted] indices into the packed sequence.
             prefixes: the prefixes that the rows follow, where they are not the bank's own.
         """
-        few = max(1, (CPU_LOGITS if self.device.type == "cpu" else GPU_LOGITS) // self.vocabulary)
-        bare = self._bare_head  # found out before attention is replaced
-        with packed_attention(self.model, packed, prefixes or self.prefixes) as inputs:
-            if bare:
-                hidden = _hidden_at_head(self.model, inputs)
-                head = self.model.get_output_embeddings()
-                for start in range(0, len(wanted), few):
-                    yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(self.device)
-                return
-            with head_only_at(self.model, wanted):
-                logits = self.model(**inputs).logits[0].to(self.device)
-        for start in range(0, len(wanted), few):
-            yield start, logits[start : start + few]
-
-    @property
-    def vocabulary(self) -> int:
-        """Entries of the vocabulary."""
-        return self.model.get_output_embeddings().weight.shape[0]
+        yield from logits_at(self.model, packed, wanted, prefixes or self.prefixes, self._bare_head)
 
     @functools.cached_property
     def _bare_head(self) -> bool:
-        """Whether the logits are what the output head gives, with no soft cap or scale behind it; tried out once."""
-        import torch
+        return has_bare_head(self.model)
 
-        inputs = {"input_ids": torch.tensor([[0, 1]], device=self.device), "use_cache": False}
-        with torch.inference_mode():
-            found = self.model.get_output_embeddings()(_hidden_at_head(self.model, inputs))
-            return torch.equal(found, self.model(**inputs).logits[0])
+
+def logits_at(
+    model: PreTrainedModel, packed: Packed, wanted: torch.Tensor, prefixes: Prefixes | None, bare: bool
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """As `RepairedModel.logits_at`, of a model behind any prefixes; `bare` is what `has_bare_head` says."""
+    device, head = packed.tokens.device, model.get_output_embeddings()
+    few = max(1, (CPU_LOGITS if device.type == "cpu" else GPU_LOGITS) // head.weight.shape[0])
+    with packed_attention(model, packed, prefixes) as inputs:
+        if bare:
+            hidden = _hidden_at_head(model, inputs)
+            for start in range(0, len(wanted), few):
+                yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(device)
+            return
+        with head_only_at(model, wanted):
+            logits = model(**inputs).logits[0].to(device)
+    for start in range(0, len(wanted), few):
+        yield start, logits[start : start + few]
+
+
+def has_bare_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are what the output head gives, with no soft cap or scale behind it; tried out.
+
+    Not to be asked while attention is replaced.
+    """
+    import torch
+
+    inputs = {
+        "input_ids": torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device),
+        "use_cache": False,
+    }
+    with torch.inference_mode():
+        found = model.get_output_embeddings()(_hidden_at_head(model, inputs))
+        return torch.equal(found, model(**inputs).logits[0])
 
 
 def _hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:

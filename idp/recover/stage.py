@@ -13,7 +13,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import selectors
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
-from idp.recover import hard_prompt, lora
+from idp.recover import hard_prompt, lora, selection
 from idp.recover import idp as dynamic
 from idp.recover.training import History, Report
 from idp.store import CHECKPOINT, Product, Store, write_json
@@ -41,7 +41,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if isinstance(recovery, schema.Lora):
         lora.check_targets(empty, recovery.targets)
     if isinstance(recovery, schema.Idp):
-        selectors.check(recovery.selector, config)
+        selectors.check(recovery.selector, config, len(recovery.lengths))
     longest = longest_prompt(recovery, empty)
     training = getattr(recovery, "training", None)
     needed = longest + (training.sequence_length if training is not None else 0)
@@ -54,6 +54,17 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
+    if isinstance(recovery, schema.Idp) and (recovery.controls or selectors.needs_fit(recovery.selector)):
+        _check_fit(recovery.fit, longest, window)
+        blocks(text, "heldout", empty.tokenizer, recovery.fit.tokens, 2, 0)
+
+
+def _check_fit(fit: schema.Fitting, longest: int, window: int) -> None:
+    if longest + fit.tokens > window:
+        raise UserError(
+            f"recovery.fit.tokens={fit.tokens}: with a prompt of {longest} tokens it does not fit in the model's window"
+            f" of {window}; use {window - longest} or less"
+        )
 
 
 def longest_prompt(recovery: schema.Recovery, empty: models.LoadedModel) -> int:
@@ -89,7 +100,7 @@ def recover(
     """
     if isinstance(recovery, schema.NoRecovery):
         return None
-    options = {name: value for name, value in asdict(recovery).items() if name != "selector"}
+    options = {name: value for name, value in asdict(recovery).items() if name not in ("selector", "fit", "controls")}
     trains = hasattr(recovery, "training")
     if trains:  # how often a checkpoint is written does not change what comes out
         options["training"] = {k: v for k, v in options["training"].items() if k != "checkpoint_every"}
@@ -158,21 +169,45 @@ def open_repaired(
     repair: Product | None,
     recovery: schema.Recovery,
     device: str | None = None,
+    fitted: Product | None = None,
 ) -> RepairedModel:
-    """The model in memory with its repair on it, on `device` or the config's, ready to be measured."""
+    """The model in memory with its repair on it, on `device` or the config's, ready to be measured.
+
+    Args:
+        model: the model's config.
+        compressed: the product of stage 2.
+        repair: that of stage 3; None for the compressed model itself.
+        recovery: how the repair was made; its selector chooses among several prompts.
+        device: where to open it; None: where the config says.
+        fitted: the selector's own product, where it was fitted on held-out text (`idp.stages.select` of a record).
+    """
+    loaded, bank = open_bank(model, compressed, repair, device)
+    if bank is None or len(bank) == 1:
+        return RepairedModel(loaded, bank)
+    options = getattr(recovery, "selector", None)
+    return RepairedModel(loaded, bank, selection.restored(options, fitted) if options is not None else None)
+
+
+def open_bank(
+    model: schema.Model, compressed: Product, repair: Product | None, device: str | None = None
+) -> tuple[models.LoadedModel, PromptBank | None]:
+    """The model in memory, with the repair's adapter on it where there is one, and the repair's bank beside it."""
     model = replace(model, device=device or model.device)
     loaded = models.open_model(models.model_folder(compressed), model)
     if repair is None:
-        return RepairedModel(loaded)
+        return loaded, None
     if (repair.path / "adapter").exists():
         loaded = lora.attach(loaded, repair.path / "adapter")
-    bank = PromptBank.load(repair.path / "bank") if (repair.path / "bank").exists() else None
-    options = getattr(recovery, "selector", None)
-    return RepairedModel(loaded, bank, selectors.build(options) if options is not None else None)
+    return loaded, PromptBank.load(repair.path / "bank") if (repair.path / "bank").exists() else None
 
 
 def open_variants(
-    model: schema.Model, compressed: Product, repair: Product | None, recovery: schema.Recovery, merged: bool
+    model: schema.Model,
+    compressed: Product,
+    repair: Product | None,
+    recovery: schema.Recovery,
+    merged: bool,
+    fitted: Product | None = None,
 ) -> dict[str, RepairedModel]:
     """What latency compares, by name: the compressed model and its repairs, on shared weights where that is possible.
 
@@ -192,5 +227,5 @@ def open_variants(
     bank = PromptBank.load(repair.path / "bank")
     variants["prompt"] = RepairedModel(plain, PromptBank(bank.prompts[:1], bank.names[:1]))
     if len(bank) > 1:
-        variants["idp"] = RepairedModel(plain, bank, selectors.build(recovery.selector))
+        variants["idp"] = RepairedModel(plain, bank, selection.restored(recovery.selector, fitted))
     return variants

@@ -68,6 +68,10 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
+    if about.get("selector") and about["selector"]["peeks"]:
+        lines.append(
+            "- selector: oracle, an upper bound that peeks: each document's best prompt after the fact; no method"
+        )
     for task, data in about["data"].items():
         if data["stand_in"]:
             lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
@@ -78,8 +82,9 @@ def run_summary(record: dict[str, Any]) -> str:
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
         lines += ["", "Documents that were given each prompt:", ""]
         lines.append(tabulate(rows, headers=["task", *prompts], tablefmt="github"))
-        if collapsed(about["selection"]):
-            lines += ["", "The selector gave almost every document the same prompt: it has collapsed."]
+        lines += selection_notes(about)
+    if about.get("controls") and about["controls"]["mean"]:
+        lines += ["", controls_table(about)]
     if about["latency"]:
         lines += ["", latency_table(about["latency"])]
     return "\n".join(lines)
@@ -101,7 +106,7 @@ def sweep_table(records: list[dict[str, Any]]) -> str:
             [
                 record["config"]["model"],
                 about["compressor"],
-                about["config"]["recovery"]["kind"],
+                _recovery(about),
                 about["budget"],
                 f"{sum(scores.values()) / len(scores):.3f} ({len(scores)})",
                 *(f"{value:.2f}" if (value := about["perplexity"].get(corpus)) else "" for corpus in corpora),
@@ -117,6 +122,14 @@ def sweep_table(records: list[dict[str, Any]]) -> str:
     headers += [f"{corpus} perplexity" for corpus in corpora]
     headers += ["sparsity", "bits", "packed MB", "effective MB", "compress s", "peak GB"]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _recovery(about: dict[str, Any]) -> str:
+    """How it was repaired, and how a prompt was chosen where there were several."""
+    kind, selector = about["config"]["recovery"]["kind"], about.get("selector")
+    if not selector:
+        return kind
+    return f"{kind} ({selector['kind']}{', peeks' if selector['peeks'] else ''})"
 
 
 def _in_effect(weights: dict[str, Any]) -> str:
@@ -148,13 +161,38 @@ def latency_table(latency: dict[str, Any]) -> str:
     return f"{tabulate(lines, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{note}"
 
 
-def collapsed(selection: dict[str, dict[str, int]], share: float = 0.98) -> bool:
-    """Whether one prompt of several was chosen for at least `share` of all documents."""
-    totals: dict[str, int] = {}
-    for counts in selection.values():
-        for prompt, count in counts.items():
-            totals[prompt] = totals.get(prompt, 0) + count
-    return len(totals) > 1 and max(totals.values()) >= share * sum(totals.values())
+def selection_notes(about: dict[str, Any]) -> list[str]:
+    """Lines on how evenly prompts were chosen: one that names the tasks on which the selector collapsed."""
+    selector = about.get("selector")
+    if not selector or not selector["collapsed"]:
+        return []
+    tasks = ", ".join(selector["collapsed"])
+    shares = [selector["entropy"][task]["share"] for task in selector["collapsed"]]
+    return [
+        "",
+        f"WARNING: the selector ({selector['kind']}) has collapsed: one prompt has 95 % or more of the documents of"
+        f" {tasks} (entropy at most {max(shares):.0%} of an even choice).",
+    ]
+
+
+def controls_table(about: dict[str, Any]) -> str:
+    """What each way to choose a prompt scores on the same documents, per task and as the mean over tasks."""
+    controls, kind = about["controls"], about["selector"]["kind"]
+    rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
+    ways = [way for way in ("worst", "random", "best", "chosen", "oracle") if way in controls["mean"]]
+    if about["selector"]["peeks"]:
+        ways.remove("chosen")
+    lines = []
+    for task, found in rows.items():
+        low, high = found["gap_interval"]
+        cells = [f"{found[way]:.3f}" for way in ways]
+        lines.append([task, *cells, f"{found['agreement']:.3f}", f"{found['gap']:+.3f} ({low:+.3f} to {high:+.3f})"])
+    for corpus, found in controls["perplexity"].items():
+        lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", ""])
+    headers = {"worst": "worst held-out", "best": "best held-out", "chosen": kind, "oracle": "oracle (peeks)"}
+    headers = ["task", *(headers.get(way, way) for way in ways), "as good as oracle", "gap to random (95 %)"]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    return f"Each way to choose among the prompts, on the same documents:\n\n{table}"
 
 
 def _line(values: dict[str, float], form: str, compared: bool) -> list[str]:

@@ -17,6 +17,7 @@ from idp.store import digest, versions, write_json
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
     from idp.evaluate.tasks import TaskSource
+    from idp.recover.selection import Selection
     from idp.store import Product
 
 RECORD, SAMPLES = "record.json", "samples.parquet"
@@ -31,6 +32,8 @@ def build(
     compressor: str,
     config: dict[str, Any],
     stages: dict[str, Product | None],
+    selection: Selection | None,
+    alone: list[Measured],
     measured: dict[str, Measured],
     latency: Product | None,
     sources: list[TaskSource],
@@ -43,6 +46,8 @@ def build(
         compressor: what the compressor does, in a word.
         config: the resolved config.
         stages: the products of load, compress and recover.
+        selection: how one of several prompts was chosen, if there were several.
+        alone: what each of those prompts scored by itself, if that was measured.
         measured: what each model scored, by `dense`, `compressed`, `repaired`; the last is the run's own result.
         latency: the latency product, if latency was measured.
         sources: where the tasks' documents came from.
@@ -52,6 +57,9 @@ def build(
     record = _merged(own)
     weights = {key: value for key, value in stages["compress"].read("weights.json").items() if key != "layers"}
     repair = stages["recover"].read("repair.json") if stages["recover"] is not None else {"added": 0, "trainable": 0}
+    chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
+    if selection is not None and selection.fitted is not None:
+        stages = {**stages, "select": selection.fitted}
     record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": documents}
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
@@ -70,18 +78,16 @@ def build(
         },
         "parameters": {
             "model": weights.pop("parameters"),
-            "added": repair["added"],
-            "trainable": repair["trainable"],
+            "added": repair["added"] + chooser["added"],
+            "trainable": repair["trainable"] + chooser["trainable"],
         },
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
         "latency": latency.read("latency.json") if latency is not None else None,
-        "selection": {
-            task: selection
-            for task, product in own.tasks.items()
-            if (selection := product.read("results.json")["idp"]["selection"])
-        },
+        "selection": (chosen := _chosen(own)),
+        "selector": _selector(selection, chosen),
+        "controls": _controls(own, alone, sources, selection, config["seed"]),
         "truncated": {
             task: cut
             for task, product in own.tasks.items()
@@ -103,8 +109,14 @@ def build(
     return record
 
 
-def write(folder: Path, record: dict[str, Any], measured: dict[str, Measured]) -> Path:
-    """Writes the record and, beside it, every model's per-document outcomes; the record comes last."""
+def write(
+    folder: Path,
+    record: dict[str, Any],
+    measured: dict[str, Measured],
+    alone: list[Measured],
+    sources: list[TaskSource],
+) -> Path:
+    """Writes the record and, beside it, the per-document outcomes of every model and every prompt; the record last."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -118,6 +130,10 @@ def write(folder: Path, record: dict[str, Any], measured: dict[str, Measured]) -
     temporary = folder / f".{SAMPLES}.tmp"
     parquet.write_table(arrow.concat_tables(tables, promote_options="permissive"), temporary)
     os.replace(temporary, folder / SAMPLES)
+    if alone:
+        from idp.evaluate.selection import OUTCOMES, write_outcomes
+
+        write_outcomes(folder / OUTCOMES, list(measured.values())[-1], alone, sources)
     write_json(folder / RECORD, record)
     return folder / RECORD
 
@@ -189,6 +205,36 @@ def _merged(measured: Measured) -> dict[str, Any]:
             if key != "idp":
                 merged.setdefault(key, {}).update(value)
     return merged
+
+
+def _chosen(own: Measured) -> dict[str, dict[str, int]]:
+    """How many documents of each task were given each prompt, by the prompt's name."""
+    counts = {task: product.read("results.json")["idp"]["selection"] for task, product in own.tasks.items()}
+    return {task: selection for task, selection in counts.items() if selection}
+
+
+def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) -> dict[str, Any] | None:
+    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is how the oracle breaks ties."""
+    from idp.evaluate.selection import collapsed, entropy
+
+    if selection is None:
+        return None
+    return {
+        **selection.description,
+        "peeks": selection.options.kind == "oracle",
+        "entropy": {task: entropy(list(counts.values())) for task, counts in chosen.items()},
+        "collapsed": collapsed(chosen) if selection.options.kind not in ("fixed", "oracle") else [],
+    }
+
+
+def _controls(
+    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None, seed: int
+) -> dict[str, Any] | None:
+    from idp.evaluate.selection import controls
+
+    if not alone or selection is None:
+        return None
+    return controls(own, alone, sources, selection.heldout_loss, seed)
 
 
 def _perplexity(measured: Measured, key: str) -> dict[str, float]:

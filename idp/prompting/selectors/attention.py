@@ -17,6 +17,8 @@ from idp.prompting.selectors.base import Selector
 if TYPE_CHECKING:
     import torch
 
+FITTED_AT_ONCE = 32  # contexts
+
 
 class Attention(Selector):
     """Attention to each prompt, as one pass over all prompts side by side would show it.
@@ -31,12 +33,50 @@ class Attention(Selector):
         softmax: `post` reads attention weights, `pre` the scaled products before the softmax.
         reduce: over a prompt's tokens, `mean` or `sum`; a post-softmax sum favours long prompts.
         heads: the heads that are read; None reads all.
+        calibrated: each prompt's score less its mean over held-out contexts, in units of its deviation there: a prompt
+            that every input attends to more, because it is short or loud, gains nothing by it. Needs `fit`.
     """
 
-    def __init__(self, layer: int = 0, softmax: str = "post", reduce: str = "mean", heads: list[int] | None = None):
+    def __init__(
+        self,
+        layer: int = 0,
+        softmax: str = "post",
+        reduce: str = "mean",
+        heads: list[int] | None = None,
+        calibrated: bool = False,
+    ):
         self.layer, self.softmax, self.reduce, self.heads = layer, softmax, reduce, heads
+        self.calibrated = calibrated
 
     def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        raw = self.raw_scores(contexts)
+        if not self.calibrated:
+            return raw
+        return (raw - self.mean.to(raw.device)) / self.deviation.to(raw.device)
+
+    def fit(self, contexts: Sequence[Sequence[int]], losses: torch.Tensor) -> None:
+        import torch
+
+        if not self.calibrated:
+            return
+        parts = range(0, len(contexts), FITTED_AT_ONCE)
+        raw = torch.cat([self.raw_scores(contexts[i : i + FITTED_AT_ONCE]).double().cpu() for i in parts])
+        deviation = raw.std(0)
+        # A prompt whose score never moves is never standardised away from 0.
+        self.restore({"mean": raw.mean(0), "deviation": torch.where(deviation > 0, deviation, 1.0)})
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"mean": self.mean, "deviation": self.deviation} if self.calibrated else {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
+
+    @property
+    def added(self) -> int:
+        return 2 * len(self.mean) if self.calibrated else 0
+
+    def raw_scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The scores before any calibration, [contexts, prompts]."""
         import torch
 
         post, lengths = self.softmax == "post", self.prefixes.lengths.tolist()

@@ -27,3 +27,32 @@ class Selector(ABC):
         Args:
             contexts: token ids of each.
         """
+
+    def fit(self, contexts: Sequence[Sequence[int]], losses: torch.Tensor) -> None:  # noqa: B027
+        """Learns from held-out text, once bound; a selector that has nothing to learn leaves it alone.
+
+        Args:
+            contexts: token ids of the beginnings of held-out blocks, at least two.
+            losses: [contexts, prompts], each block's loss behind each prompt, in nats per token.
+        """
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `fit` found, on the CPU, for `restore`; empty where there is nothing."""
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027
+        """Takes what another's `state` gave; called before or after `bind`.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+
+    @property
+    def added(self) -> int:
+        """Numbers that the selector needs beside the prompts."""
+        return 0
+
+    @property
+    def trainable(self) -> int:
+        """Those of them that were trained by gradients."""
+        return 0

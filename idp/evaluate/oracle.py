@@ -1,0 +1,143 @@
+"""The oracle: each document's best prompt, taken after the fact. An upper bound that peeks, and no method.
+
+Its rows are those of the prompts measured alone; no model runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+from idp.evaluate.selection import outcomes
+from idp.evaluate.stage import (
+    PERPLEXITY_VERSION,
+    VERSION,
+    Measured,
+    conditions,
+    corpus_config,
+    task_config,
+    write_corpus,
+    write_task,
+)
+
+if TYPE_CHECKING:
+    from idp import config as schema
+    from idp.evaluate.tasks import TaskSource
+    from idp.store import Product, Store
+
+RESAMPLES = 1000  # of standard errors without a closed form, as `run_task` has them
+
+
+def measure(
+    name: str,
+    alone: Sequence[Measured],
+    parent: str,
+    selector: dict[str, Any],
+    model: schema.Model,
+    evaluation: schema.Evaluation,
+    tasks: Sequence[TaskSource],
+    documents: int | None,
+    corpora: dict[str, Any],
+    store: Store,
+) -> Measured:
+    """The oracle's products, under the keys that a selector's own would have.
+
+    Args:
+        name: what is said beside a task.
+        alone: what each prompt scored by itself, in order.
+        parent: the repair's key; the others as in `stage.measure`.
+        selector: see `parent`.
+        model: see `parent`.
+        evaluation: see `parent`.
+        tasks: see `parent`.
+        documents: see `parent`.
+        corpora: see `parent`.
+        store: see `parent`.
+
+    Raises:
+        UserError: a task whose main metric is not one of single documents.
+    """
+    common, measured = conditions(selector, model, evaluation), Measured(name)
+    for source in tasks:
+        products = [each.tasks[source.name] for each in alone]
+        measured.tasks[source.name] = store.get_or_make(
+            "measure",
+            parent=parent,
+            config=task_config(source, documents) | common,
+            version=VERSION,
+            make=lambda folder, source=source, products=products: _task(
+                source, products, [each.name for each in alone], folder
+            ),
+            label=f"{name} {source.runs} (oracle)",
+        )
+    for corpus, text in corpora.items():
+        products = [each.corpora[corpus] for each in alone]
+        measured.corpora[corpus] = store.get_or_make(
+            "measure",
+            parent=parent,
+            config=corpus_config(text, evaluation) | common,
+            version=PERPLEXITY_VERSION,
+            make=lambda folder, products=products: _corpus(products, folder),
+            label=f"{name} perplexity of {corpus} (oracle)",
+        )
+    return measured
+
+
+def _task(source: TaskSource, products: Sequence[Product], prompts: list[str], folder: Path) -> None:
+    """Each document's row behind a prompt that scores best on it, the first of several; and their aggregates."""
+    from pyarrow import parquet
+
+    found = outcomes(products[0], products, source.runs)
+    if found is None:
+        raise UserError(
+            f"recovery.selector=oracle: the main metric of task {source.runs} is not one of single documents; leave the"
+            " task out of task.names"
+        )
+    _, higher, _, scores, _ = found
+    chosen = (scores if higher else -scores).argmax(1).tolist()
+    tables = [parquet.read_table(product.path / "samples.parquet").to_pylist() for product in products]
+    rows = [tables[prompt][place] | {"prompt": prompt} for place, prompt in enumerate(chosen)]
+    results = products[0].read("results.json")
+    results["results"][source.runs] = _aggregated(source, results["results"][source.runs], rows)
+    counts = Counter(chosen)
+    results["idp"] = {
+        "selection": {name: counts[number] for number, name in enumerate(prompts)},
+        "truncated": results["idp"]["truncated"],
+        "tokens_run": 0,
+    }
+    write_task(folder, results, rows)
+
+
+def _aggregated(source: TaskSource, results: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One task's results over other rows, by lm-eval's own aggregation; metrics that no row has drop out."""
+    import logging
+
+    from lm_eval.api.metrics import stderr_for_metric
+
+    from idp.evaluate.rows import quiet
+
+    aggregation, kept = source.build([0]).aggregation(), {}
+    for key, value in results.items():
+        if "," not in key:
+            kept[key] = value
+    for key in (key for key in results if "," in key and "_stderr," not in key):
+        metric, _, rest = key.partition(",")
+        values = [row[f"metric:{key}"] for row in rows if row.get(f"metric:{key}") is not None]
+        if len(values) < len(rows) or metric not in aggregation:
+            continue
+        kept[key] = float(aggregation[metric](values))
+        with quiet(logging.WARNING):
+            error = stderr_for_metric(aggregation[metric], RESAMPLES)
+            found = float(error(values)) if error is not None and len(values) > 1 else math.nan
+        kept[f"{metric}_stderr,{rest}"] = "N/A" if math.isnan(found) else found
+    return kept
+
+
+def _corpus(products: Sequence[Product], folder: Path) -> None:
+    """Each window's least loss over the prompts."""
+    losses = [min(values) for values in zip(*(product.read("windows.json") for product in products), strict=True)]
+    write_corpus(folder, losses, products[0].read("perplexity.json")["window"])

@@ -1,0 +1,55 @@
+"""A control: one prompt for every input, by its number or by its loss on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from idp.errors import UserError
+from idp.prompting.selectors.base import Selector
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from idp.prompting.prefix import Prefixes
+
+
+class Fixed(Selector):
+    """The same prompt always.
+
+    Args:
+        prompt: its number, from 0; or `best` or `worst`, that with the least or greatest mean loss, which needs `fit`.
+    """
+
+    def __init__(self, prompt: int | str):
+        self.prompt = prompt
+
+    def bind(self, model: PreTrainedModel, prefixes: Prefixes) -> None:
+        super().bind(model, prefixes)
+        m = len(prefixes.lengths)
+        if isinstance(self.prompt, int) and self.prompt >= m:
+            raise UserError(f"recovery.selector.prompt={self.prompt}: the bank has prompts 0 to {m - 1}")
+
+    def fit(self, contexts: Sequence[Sequence[int]], losses: torch.Tensor) -> None:
+        mean = losses.double().mean(0)
+        if self.prompt == "best":
+            self.prompt = int(mean.argmin())
+        elif self.prompt == "worst":
+            self.prompt = int(mean.argmax())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {"prompt": torch.tensor([self.prompt])}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.prompt = int(state["prompt"])
+
+    def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        import torch
+
+        lengths = self.prefixes.lengths
+        scores = torch.zeros(len(contexts), len(lengths), device=lengths.device)
+        scores[:, self.prompt] = 1.0
+        return scores

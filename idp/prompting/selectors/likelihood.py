@@ -1,0 +1,88 @@
+"""The prompt under which the input itself is likeliest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from idp.prompting.packed import TRUNK, pack
+from idp.prompting.repaired import has_bare_head, logits_at
+from idp.prompting.selectors.base import Selector
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from idp.prompting.prefix import Prefixes
+
+TOGETHER = 2**14  # tokens of a forward pass, those of all prompts counted
+
+
+class Likelihood(Selector):
+    """`s_i = mean over tokens t of log p(x_t | prompt i, x_<t)`, over the input's tokens but the first.
+
+    All prompts are tried in one forward pass over m copies of the input, packed without padding.
+    """
+
+    def bind(self, model: PreTrainedModel, prefixes: Prefixes) -> None:
+        super().bind(model, prefixes)
+        self.bare = has_bare_head(model)
+
+    def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        return log_probabilities(self.model, self.prefixes, contexts, self.bare)
+
+
+def log_probabilities(
+    model: PreTrainedModel, prefixes: Prefixes, contexts: Sequence[Sequence[int]], bare: bool
+) -> torch.Tensor:
+    """Mean log-probability of each text behind each prompt, nats per token, [contexts, prompts] float32.
+
+    The first token of a text is not predicted: what a prompt makes of no text at all is no matter of the text's. A
+    text of one token scores 0 under every prompt.
+
+    Args:
+        model: the model.
+        prefixes: the prompts.
+        contexts: token ids of each text.
+        bare: what `has_bare_head` says of the model.
+    """
+    import torch
+
+    m, parts, part, size = len(prefixes.lengths), [], [], 0
+    for context in contexts:
+        if part and size + m * len(context) > TOGETHER:
+            parts.append(part)
+            part, size = [], 0
+        part.append(list(context))
+        size += m * len(context)
+    found = [_of_part(model, prefixes, part, bare) for part in [*parts, part] if part]
+    return torch.cat(found) if found else torch.empty(0, m)
+
+
+def _of_part(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int]], bare: bool) -> torch.Tensor:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    m, device = len(prefixes.lengths), prefixes.lengths.device
+    rows = contexts * m
+    packed = pack(
+        rows,
+        [range(len(row)) for row in rows],
+        [[TRUNK] * len(row) for row in rows],
+        [prompt for prompt in range(m) for _ in contexts],
+        prefixes,
+        model,
+        device,
+    )
+    predicted = [max(len(row) - 1, 0) for row in rows]
+    places = [start + place for start, count in zip(packed.starts, predicted, strict=True) for place in range(count)]
+    targets = torch.tensor([token for row in rows for token in row[1:]], dtype=torch.long, device=device)
+    values = torch.empty(len(places), device=device)
+    if places:
+        with torch.inference_mode():
+            for start, logits in logits_at(model, packed, torch.tensor(places), prefixes, bare):
+                part = slice(start, start + len(logits))
+                values[part] = -cross_entropy(logits.float(), targets[part], reduction="none")
+    counts = torch.tensor(predicted, device=device)
+    sums = torch.segment_reduce(values.double(), "sum", lengths=counts, axis=0)
+    return (sums / counts.clamp(min=1)).float().view(m, len(contexts)).t()

@@ -1,0 +1,36 @@
+"""A control: a prompt at random, the same one whenever the same input comes with the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from idp.prompting.selectors.base import Selector
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Random(Selector):
+    """Each prompt with probability 1/m, drawn from a hash of the seed and the input's tokens.
+
+    Args:
+        seed: another seed, another draw.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        import torch
+        from torch.nn.functional import one_hot
+
+        m = len(self.prefixes.lengths)
+        drawn = [self._number(context) % m for context in contexts]
+        return one_hot(torch.tensor(drawn, device=self.prefixes.lengths.device), m).float()
+
+    def _number(self, context: Sequence[int]) -> int:
+        text = json.dumps([self.seed, *map(int, context)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

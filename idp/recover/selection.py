@@ -1,0 +1,270 @@
+"""Which prompt for which input: fits a selector on held-out text, and keeps it as a product of its own.
+
+Two products hang on a repair's key: `heldout`, each prompt's loss on each held-out block, which all selectors of a bank
+share, and `select`, one fitted selector. A selector that has nothing to learn makes none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import config as schema
+from idp import models
+from idp.errors import UserError, out_of_memory_is_explained
+from idp.progress import progress
+from idp.prompting import selectors
+from idp.store import Product, Store, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from idp.prompting.bank import PromptBank
+    from idp.prompting.selectors.base import Selector
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+STATE, DESCRIPTION, LOSSES = "selector.safetensors", "selector.json", "losses.safetensors"
+CENTRES = "centres.safetensors"  # in a bank's folder, where the bank was made by cluster: [prompts, hidden_size]
+
+OpenBank = Callable[[], "tuple[models.LoadedModel, PromptBank]"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a run chooses among the prompts of a bank."""
+
+    options: schema.Selector
+    prompts: list[str]  # their names, in order
+    fitted: Product | None  # the selector's product; None where it learns nothing
+    heldout: Product | None  # each prompt's loss on held-out text; None where nothing needs it
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
+        if isinstance(self.options, schema.FixedSelector) and self.fitted is not None:
+            return asdict(fixed(self.fitted.read(DESCRIPTION)["prompt"]))
+        options = asdict(self.options)
+        return options if self.fitted is None else options | {"fitted": self.fitted.key}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Kind, parameters and what held-out text said of it."""
+        if self.fitted is not None:
+            return self.fitted.read(DESCRIPTION)
+        return {"kind": self.options.kind, "added": 0, "trainable": 0}
+
+    @property
+    def heldout_loss(self) -> list[float] | None:
+        """Mean loss of each prompt on held-out text, nats per token."""
+        return _losses(self.heldout).double().mean(0).tolist() if self.heldout is not None else None
+
+
+def prompts_of(repair: Product | None) -> list[str]:
+    """The names of a repair's prompts; none where it has no bank."""
+    if repair is None or not (repair.path / "bank" / "bank.json").exists():
+        return []
+    return repair.read("bank/bank.json")["names"]
+
+
+def fixed(prompt: int) -> schema.FixedSelector:
+    """The selector that always takes one prompt."""
+    return schema.FixedSelector(kind="fixed", prompt=prompt)
+
+
+def select(
+    recovery: schema.Recovery, model: schema.Model, repair: Product | None, text: Any, open_bank: OpenBank, store: Store
+) -> Selection | None:
+    """The selection of a repair's bank, its selector fitted on held-out text where it learns; None for one prompt.
+
+    Args:
+        recovery: its `selector`, `fit` and `controls` are read.
+        model: the model's config: its dtype and device decide the numbers.
+        repair: the product of stage 3.
+        text: the training corpus, whose held-out part is read; no task's documents.
+        open_bank: brings model and bank into memory; called only if there is something to compute.
+        store: where products live.
+
+    Raises:
+        UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
+    """
+    prompts = prompts_of(repair)
+    options = getattr(recovery, "selector", None)
+    if len(prompts) < 2 or options is None:
+        return None
+    if isinstance(options, schema.FixedSelector) and isinstance(options.prompt, int) and options.prompt >= len(prompts):
+        raise UserError(f"recovery.selector.prompt={options.prompt}: the bank has prompts 0 to {len(prompts) - 1}")
+    fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
+    opened = _Once(open_bank)
+    centres = repair.path / "bank" / CENTRES
+    given = isinstance(options, schema.NearestSelector) and centres.exists()
+    fits = selectors.needs_fit(options)
+    heldout = None
+    with out_of_memory_is_explained("select"):
+        if recovery.controls or (fits and not given):
+            heldout = store.get_or_make(
+                "heldout",
+                parent=repair.key,
+                config={"blocks": fit.blocks, "tokens": fit.tokens, **about},
+                version=VERSION,
+                make=lambda folder: _measure_losses(opened, fit, text, prompts, folder),
+                label=f"{len(prompts)} prompts",
+            )
+        if not fits:
+            return Selection(options, prompts, None, heldout)
+        source = {} if given else {"fit": asdict(fit), **about}
+        fitted = store.get_or_make(
+            "select",
+            parent=repair.key,
+            config={"selector": asdict(options), **source},
+            version=VERSION,
+            make=lambda folder: (
+                _take_centres(options, centres, len(prompts), folder)
+                if given
+                else _fit(options, opened, fit, text, _losses(heldout), folder)
+            ),
+            label=options.kind,
+        )
+    return Selection(options, prompts, fitted, heldout)
+
+
+def restored(options: schema.Selector, fitted: Product | None) -> Selector:
+    """The selector that a config describes, as it was fitted.
+
+    Raises:
+        UserError: it needs a fit and there is none, or the product is another selector's.
+    """
+    from safetensors.torch import load_file
+
+    selector = selectors.build(options)
+    if not selectors.needs_fit(options):
+        return selector
+    if fitted is None:
+        raise UserError(f"recovery.selector={options.kind}: it has not been fitted on held-out text; run idp.run first")
+    try:
+        selector.restore(load_file(fitted.path / STATE))
+    except KeyError as error:
+        raise UserError(f"{fitted.path}: not a fitted {options.kind} selector: {error} is missing") from error
+    return selector
+
+
+class _Once:
+    """Opens model and bank when first asked, and binds them."""
+
+    def __init__(self, open_bank: OpenBank):
+        self.open_bank, self.made = open_bank, None
+
+    def __call__(self) -> tuple[models.LoadedModel, Any]:
+        from idp.prompting.prefix import bind
+
+        if self.made is None:
+            loaded, bank = self.open_bank()
+            self.made = loaded, bind(loaded.model, bank)
+        return self.made
+
+
+def _measure_losses(opened: _Once, fit: schema.Fitting, text: Any, prompts: list[str], folder: Path) -> None:
+    """Each prompt's mean loss on each held-out block, [blocks, prompts], nats per token."""
+    import torch
+    from safetensors.torch import save_file
+
+    from idp.prompting.repaired import has_bare_head
+    from idp.prompting.selectors.likelihood import log_probabilities
+
+    loaded, prefixes = opened()
+    bare, found = has_bare_head(loaded.model), []
+    blocks = _blocks(fit, text, loaded).tolist()
+    with progress(len(blocks), f"held-out loss of {len(prompts)} prompts", unit="blocks") as bar:
+        for block in blocks:
+            found.append(-log_probabilities(loaded.model, prefixes, [block], bare).cpu())
+            bar.update(1)
+    losses = torch.cat(found).contiguous()
+    save_file({"losses": losses}, folder / LOSSES)
+    write_json(
+        folder / "heldout.json",
+        {"prompts": prompts, "loss": losses.double().mean(0).tolist(), "blocks": len(blocks), "tokens": fit.tokens},
+    )
+
+
+def _losses(heldout: Product) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(heldout.path / LOSSES)["losses"]
+
+
+def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch.Tensor:
+    """Held-out blocks, the same for every seed and bank, so that losses compare."""
+    from idp.corpus import blocks
+
+    return blocks(text, "heldout", loaded.tokenizer, fit.tokens, fit.blocks, 0, at_most=True)
+
+
+def _fit(
+    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, losses: torch.Tensor, folder: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    loaded, prefixes = opened()
+    contexts = _blocks(fit, text, loaded)[:, : fit.reads].tolist()
+    if len(contexts) < 2:
+        raise UserError(
+            f"corpus {text.name}: its held-out part has one block of recovery.fit.tokens={fit.tokens}; a selector needs"
+            " two at least: use shorter blocks or a larger corpus"
+        )
+
+    def fitted(rows: slice) -> Selector:
+        selector = selectors.build(options)
+        selector.bind(loaded.model, prefixes)
+        selector.fit(contexts[rows], losses[rows])
+        return selector
+
+    selector = fitted(slice(None))
+    state = {name: tensor.contiguous() for name, tensor in selector.state().items()}
+    save_file(state, folder / STATE)
+    mean = losses.double().mean(0)
+    described = {
+        "kind": options.kind,
+        "added": selector.added,
+        "trainable": selector.trainable,
+        "blocks": len(contexts),
+        "heldout_loss": mean.tolist(),
+        # Nats per token over the blocks: of what was chosen, of the best prompt of each block, of a random one.
+        "chosen_loss": float(_chosen(selector, contexts, losses).mean()),
+        "oracle_loss": float(losses.double().min(1).values.mean()),
+        "random_loss": float(mean.mean()),
+    }
+    if len(contexts) >= 4:  # fitted on one half and tried on the other: what the fit is worth on text it has not seen
+        halves = [slice(0, None, 2), slice(1, None, 2)]
+        unseen = [_chosen(fitted(mine), contexts[other], losses[other]) for mine, other in (halves, reversed(halves))]
+        described["chosen_loss_unseen"] = float(sum(part.sum() for part in unseen) / len(contexts))
+    if isinstance(options, schema.FixedSelector):
+        described["prompt"] = int(state["prompt"])
+    write_json(folder / DESCRIPTION, described)
+
+
+def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor) -> torch.Tensor:
+    """The losses of the prompts that a selector chooses, [contexts]."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(contexts), 32):
+            found.append(selector.scores(contexts[start : start + 32]).argmax(1).cpu())
+    return losses.double().gather(1, torch.cat(found)[:, None])[:, 0]
+
+
+def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Path) -> None:
+    """A fitted selector from the centres that a bank brings."""
+    from safetensors.torch import load_file, save_file
+
+    (centres,) = load_file(file).values()
+    if centres.dim() != 2 or len(centres) != prompts:
+        raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
+    selector = selectors.build(options)
+    selector.restore({"centres": centres})
+    save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
+    write_json(folder / DESCRIPTION, {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"})
