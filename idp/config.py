@@ -276,18 +276,17 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     """A part of the config as a record holds it: plain JSON values, as the dataclasses that they were.
 
     Args:
-        node: the part's dataclass; of a recovery or selector, the general one: its kind says which.
+        node: the part's dataclass; for a selector the general one: its kind says which.
         values: the record's values.
         name: what the part is called in messages.
 
     Raises:
-        UserError: an option that this version does not have, or lacks one that it has.
+        UserError: the values have an option that this version does not have, or lack one that it has.
     """
-    for general, kinds in ((Recovery, RECOVERIES), (Selector, SELECTORS)):
-        if node is general:
-            if values.get("kind") not in kinds:
-                raise UserError(f"{name}.kind={values.get('kind')}: this version has {', '.join(kinds)}")
-            node = kinds[values["kind"]]
+    if node is Selector:
+        if values.get("kind") not in SELECTORS:
+            raise UserError(f"{name}.kind={values.get('kind')}: this version has {', '.join(SELECTORS)}")
+        node = SELECTORS[values["kind"]]
     known = {item.name: item for item in dataclasses.fields(node)}
     hints = typing.get_type_hints(node)
     if unknown := [key for key in values if key not in known]:
@@ -295,11 +294,9 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     lacking = [key for key, item in known.items() if item.default is MISSING and key not in values]
     if lacking:
         raise UserError(f"{name}.{lacking[0]} is not in the record: the run was made by another version")
-    parts = {}
-    for key, value in values.items():
-        nested = [kind for kind in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(kind)]
-        parts[key] = restore(nested[0], value, f"{name}.{key}") if nested and isinstance(value, dict) else value
-    return node(**parts)
+    nested = {key for key in values if dataclasses.is_dataclass(hints[key])}
+    made = {key: restore(hints[key], values[key], f"{name}.{key}") for key in nested}
+    return node(**{**values, **made})
 
 
 def one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import Compressor, Model, Recovery, conf_dir, restore
+from idp.config import Compressor, Model, Recovery, Selector, conf_dir, restore
 from idp.errors import UserError
 from idp.store import Product, Store
 from idp.track.record import RECORD
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel
 
 MADE_BY = {"load": "dense model", "compress": "compressed model", "recover": "repair"}
+
+
+@dataclass
+class Made(Recovery):
+    """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
+
+    selector: Selector | None = None
 
 
 @dataclass
@@ -31,7 +38,7 @@ class Finished:
     record: dict[str, Any]
     model: Model
     compressor: Compressor
-    recovery: Recovery
+    recovery: Made
     batch_tokens: int
     places: list[Path]
 
@@ -155,14 +162,14 @@ def of_record(
         config = record["idp"]["config"]
         stated = Path(config["store"]).expanduser()
         places = [Path(store).expanduser()] if store else [stated, *([beside] if beside else [])]
-        # How it was trained is the repair's own business by now.
-        recovery = {key: value for key, value in config["recovery"].items() if key != "training"}
+        recovery = config["recovery"]
+        chosen = recovery.get("selector")
         return Finished(
             said,
             record,
             replace(restore(Model, config["model"], "model"), dtype=record["config"]["model_dtype"]),
             restore(Compressor, config["compressor"], "compressor"),
-            restore(Recovery, recovery, "recovery"),
+            Made(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
             int(config["evaluation"]["batch_tokens"]),
             places,
         )
