@@ -1,3 +1,25 @@
-"""idp: how much of a compressed language model's damage does each cheap repair bring back, and at what cost?"""
+"""idp: how much of a compressed language model's damage does each cheap repair bring back, and at what cost?
+
+`idp.load(record_or_folder)` gives a run's model in memory: see `idp.api`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from idp.api import load as load
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # imported when it is used: `import idp` takes no time
+        from idp.api import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "load"]

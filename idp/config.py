@@ -7,14 +7,17 @@ Values live in the YAML files alone: a field without a default here must be set 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from idp.errors import UserError
+
+Node = TypeVar("Node")
 
 
 def conf_dir() -> Path:
@@ -322,6 +325,33 @@ def check(config: DictConfig) -> Config:
     _check_fields(typed, "")
     _check_together(typed)
     return typed
+
+
+def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
+    """A part of the config as a record holds it: plain JSON values, as the dataclasses that they were.
+
+    Args:
+        node: the part's dataclass; for a selector the general one: its kind says which.
+        values: the record's values.
+        name: what the part is called in messages.
+
+    Raises:
+        UserError: the values have an option that this version does not have, or lack one that it has.
+    """
+    if node is Selector:
+        if values.get("kind") not in SELECTORS:
+            raise UserError(f"{name}.kind={values.get('kind')}: this version has {', '.join(SELECTORS)}")
+        node = SELECTORS[values["kind"]]
+    known = {item.name: item for item in dataclasses.fields(node)}
+    hints = typing.get_type_hints(node)
+    if unknown := [key for key in values if key not in known]:
+        raise UserError(f"{name}.{unknown[0]}: this version has no such option; the run was made by another one")
+    lacking = [key for key, item in known.items() if item.default is MISSING and key not in values]
+    if lacking:
+        raise UserError(f"{name}.{lacking[0]} is not in the record: the run was made by another version")
+    nested = {key for key in values if dataclasses.is_dataclass(hints[key])}
+    made = {key: restore(hints[key], values[key], f"{name}.{key}") for key in nested}
+    return node(**{**values, **made})
 
 
 def one_line(error: Exception) -> str:

@@ -6,25 +6,22 @@ config -> [load] -> dense -> [compress] -> compressed -> [recover] -> repaired -
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-import warnings
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import check, conf_dir, register
 from idp.errors import UserError
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a tokenizer that forks after threads may hang
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; our own progress is whole lines there
-warnings.filterwarnings("ignore", category=FutureWarning)
-
+quiet_libraries()
 register()
 
 FAILED: list[UserError] = []
@@ -57,27 +54,27 @@ def job(composed: DictConfig) -> float | None:
             raise
         FAILED.append(error)  # raised by `main`: Hydra would add lines of its own
         return None
-    print(f"\n{run_table(record)}\n\n{run_summary(record)}\n\nrecord: {place}", flush=True)
+    print(f"\n{run_table(record)}\n\n{run_summary(record)}\n\n{_next(place)}record: {place}", flush=True)
     losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
     return sum(losses) / len(losses) if losses else None
+
+
+def _next(place: Path) -> str:
+    """The command that lets the model of a single run speak; nothing between the runs of a sweep."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return ""
+    run = shlex.quote(str(place.parent))
+    return f"to see it answer: python -m idp.generate record={run} prompt='The capital of France is'\n"
 
 
 def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     from idp.usage import explain
 
-    try:
+    with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
         job()
         if FAILED:
             raise FAILED.pop()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues where it stopped")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        if os.environ.get("IDP_DEBUG"):
-            raise
-        sys.exit(f"error: {explain(error)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,28 @@ def run_here(compose, tmp_path):
         return written
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(compose, tmp_path_factory):
+    """`finished_run(*overrides)`: a small run of the tiny model, made once per session; its folder and its record."""
+    from idp.pipeline import run
+
+    root, made = tmp_path_factory.mktemp("outputs"), {}
+    words = ["the", "bridge", "river", "repairs", "old", "new", "stone", "over", "builds", "two", "seven", "and"]
+    draw = random.Random(0)
+    text = root / "text.txt"  # read much sooner than the embedded corpus
+    text.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
+    small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
+    corpus = ("corpus=local", f"corpus.path={text}", "corpus.name=bridges")
+
+    def finished(*overrides: str) -> tuple[Path, dict]:
+        if overrides not in made:
+            _, place = run(compose(*small, *corpus, "baselines=false", *overrides, f"output={root}"))
+            made[overrides] = place.parent, json.loads(place.read_text())
+        return made[overrides]
+
+    return finished
 
 
 def record_of(done: subprocess.CompletedProcess) -> dict:

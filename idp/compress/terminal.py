@@ -21,7 +21,6 @@ def quiet() -> Iterator[list[str]]:
     """
     # Read when it is imported. (LLM_COMPRESSOR_LOG_DISABLED would make GPTQ fail.)
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
-    import tqdm
     from llmcompressor.logger import logger
 
     said: list[str] = []
@@ -33,6 +32,19 @@ def quiet() -> Iterator[list[str]]:
     logger.remove()  # the handler that the import added: it writes to standard output
     sink = logger.add(note, level="WARNING")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    try:
+        with no_bars(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+            yield said
+    finally:
+        logger.remove(sink)
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keeps the progress bars of libraries off the terminal, also those that heed no setting."""
+    import tqdm
+
     bar = tqdm.std.tqdm.__init__
 
     def silent(self: Any, *arguments: Any, **options: Any) -> None:
@@ -40,11 +52,8 @@ def quiet() -> Iterator[list[str]]:
 
     tqdm.std.tqdm.__init__ = silent
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            yield said
+        yield
     finally:
-        logger.remove(sink)
         tqdm.std.tqdm.__init__ = bar
 
 

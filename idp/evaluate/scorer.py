@@ -89,7 +89,7 @@ class Scorer(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihoods of continuations; requests of one document are scored together."""
-        encoded = [self._encode(*request.args) for request in requests]
+        encoded = [self.encode(*request.args) for request in requests]
         groups: dict[Any, list[int]] = {}
         for number, (request, pair) in enumerate(zip(requests, encoded, strict=True)):
             if pair.continuation:
@@ -138,7 +138,7 @@ class Scorer(TemplateLM):
             groups.setdefault(self._generation_options(request), []).append(number)
         with progress(len(requests), f"generate {self.label}", unit="documents", disable=disable_tqdm) as bar:
             for (stops, longest), numbers in groups.items():
-                contexts = [self._generation_context(requests[number].args[0], longest) for number in numbers]
+                contexts = [self.generation_context(requests[number].args[0], longest) for number in numbers]
                 batches = plan([len(context) for context in contexts], self.batch_tokens)
                 inputs = [[contexts[place] for place in batch] for batch in batches]
                 page = self.journal.open([inputs, stops, longest])
@@ -165,7 +165,7 @@ class Scorer(TemplateLM):
         end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         return tuple(handle_stop_sequences(options["until"], eos=end)), options["max_gen_toks"]
 
-    def _generation_context(self, text: str, longest: int) -> list[int]:
+    def generation_context(self, text: str, longest: int) -> list[int]:
         """Token ids as HFLM makes them for generation, cut on the left to leave room for `longest` new tokens."""
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)):
@@ -175,7 +175,8 @@ class Scorer(TemplateLM):
         self.truncated += len(tokens) > room
         return tokens[-room:]
 
-    def _encode(self, context: str, continuation: str) -> Request:
+    def encode(self, context: str, continuation: str) -> Request:
+        """Token ids of a context and of the continuation to be scored behind it, split where HFLM splits them."""
         if context == "":
             tokens = self.tok_encode(continuation, add_special_tokens=False)
             if tokens and tokens[0] == self.prefix_token_id:

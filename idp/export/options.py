@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-
-def _option(help: str, **default: Any) -> Any:
-    return field(metadata={"help": help}, **default)
+from idp.command import word
 
 
 @dataclass
 class Options:
     """`key=value` words; `record` and `out` must be there."""
 
-    record: str = _option("a run's record.json, or the folder that it is in")
-    out: str = _option("the folder to write; it must not exist or be empty")
-    name: str | None = _option("what adapters and card call the checkpoint, such as a hub id; else out", default=None)
-    store: str | None = _option("the store of the run's artifacts, if it was moved", default=None)
-    overwrite: bool = _option("true: replace an earlier export", default=False)
+    record: str = word("a run's record.json, or the folder that it is in")
+    out: str = word("the folder to write; it must not exist or be empty")
+    name: str | None = word("what adapters and card call the checkpoint, such as a hub id; else out", default=None)
+    store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
+    overwrite: bool = word("true: replace an earlier export", default=False)
 
     @property
     def called(self) -> str:

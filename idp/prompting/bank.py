@@ -67,8 +67,10 @@ class PromptBank:
         try:
             described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
             prompts = [
-                load_file(folder / f"prompt_{number}" / "adapter_model.safetensors")[TENSOR]
-                for number in range(len(described["names"]))
+                # In an export a prompt's folder has its name.
+                load_file((place if place.exists() else folder / name) / "adapter_model.safetensors")[TENSOR]
+                for number, name in enumerate(described["names"])
+                for place in [folder / f"prompt_{number}"]
             ]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error

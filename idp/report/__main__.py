@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from idp.errors import UserError
+from idp.command import failures_in_one_line
 
 
 def main() -> None:
@@ -13,13 +12,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m idp.report", description=__doc__.split(": ", 1)[1])
     parser.add_argument("places", nargs="*", default=["outputs/runs"], help="records, or folders of them")
     options = parser.parse_args()
-    from idp.report.collect import collect
-    from idp.report.tables import sweep_table
+    with failures_in_one_line():
+        from idp.report.collect import collect
+        from idp.report.tables import sweep_table
 
-    try:
         print(sweep_table(collect(options.places)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

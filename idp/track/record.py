@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from idp.command import parse
 from idp.errors import UserError
 from idp.export import checkpoint
-from idp.export.__main__ import main, parse
+from idp.export.__main__ import main
 from idp.export.options import Options
 
 GRIDS = [
@@ -279,4 +280,4 @@ def test_help(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert stopped.value.code == 0 and "record=..." in shown and "overwrite=..." in shown
-    assert parse(["record=a=b", "out=c"]) == Options("a=b", "c")
+    assert parse(Options, ["record=a=b", "out=c"]) == Options("a=b", "c")

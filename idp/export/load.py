@@ -1,0 +1,127 @@
+"""An exported folder in memory: the checkpoint that was measured, with the repair beside it on it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import models
+from idp.compress.terminal import no_bars
+from idp.config import Model, Selector, conf_dir, restore
+from idp.errors import UserError, out_of_memory_is_explained
+from idp.export.checkpoint import PROVENANCE
+from idp.export.repair import LORA, PROMPTS
+
+if TYPE_CHECKING:
+    from idp.prompting.repaired import RepairedModel
+
+
+@dataclass
+class Exported:
+    """A folder that `python -m idp.export` wrote; `about` is its provenance."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @property
+    def said(self) -> str:
+        """What it is called in messages."""
+        return str(self.folder)
+
+    @property
+    def name(self) -> str:
+        """The exported run's name."""
+        return self.about["run"]
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per forward pass: the config's, as an export does not say what the run had."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.load(conf_dir() / "config.yaml").evaluation.batch_tokens
+
+    @property
+    def variants(self) -> list[str]:
+        """The models that it holds: its own, called dense where nothing was compressed, and the repaired one."""
+        own = "dense" if self.about["compressor"] == "none" else "compressed"
+        return [own, *(["repaired"] if self.about["repair"] else [])]
+
+    def check(self, variant: str) -> None:
+        """Refuses a variant that is not here.
+
+        Raises:
+            UserError: as said.
+        """
+        if variant not in self.variants:
+            raise UserError(
+                f"{self.said}: this export holds no {variant} model, only {' and '.join(self.variants)}; the run's own"
+                " record may have more"
+            )
+
+    def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
+        """One of its models in memory, its weights decompressed.
+
+        Args:
+            variant: one of `variants`.
+            device: where to; None: a GPU if there is one.
+            dtype: of the weights; None: the one that was measured.
+
+        Raises:
+            UserError: it is not here, or cannot be read.
+        """
+        from idp.prompting import selectors
+        from idp.prompting.bank import PromptBank
+        from idp.prompting.repaired import RepairedModel
+        from idp.recover import lora
+
+        self.check(variant)
+        own = Model(self.name, "local", str(self.folder), None, self.about["dtype"], device or "auto", None, False, {})
+        with out_of_memory_is_explained("load"):
+            loaded = self._open_model(own, dtype or own.dtype)
+            if variant != "repaired":
+                return RepairedModel(loaded)
+            if LORA in self.about["repair"]:
+                loaded = lora.attach(loaded, self.folder / LORA)
+            if PROMPTS not in self.about["repair"]:
+                return RepairedModel(loaded)
+            bank = PromptBank.load(self.folder / PROMPTS)
+            options = json.loads((self.folder / PROMPTS / "bank.json").read_text(encoding="utf-8")).get("selector")
+            selector = selectors.build(restore(Selector, options, "selector")) if options else None
+            return RepairedModel(loaded, bank, selector)
+
+    def _open_model(self, own: Model, dtype: str) -> models.LoadedModel:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+
+        if not self.about["packed"]:
+            return models.open_model(self.folder, replace(own, dtype=dtype))
+        device = models.device_of(own)
+        try:
+            with no_bars(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    dtype=models.dtype_of(own),  # decompressed as it was measured, and cast afterwards
+                    quantization_config=CompressedTensorsConfig(dequantize=True),
+                )
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.folder}: cannot be loaded: {models.hub.first_line(error)}") from error
+        model = model.to(device, models.dtype_of(replace(own, dtype=dtype)))
+        return models.LoadedModel(model.eval().requires_grad_(False), tokenizer)
+
+
+def find(folder: Path) -> Exported:
+    """The export in a folder that has an `export.json`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        about = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        _ = about["run"], about["compressor"], about["repair"], about["dtype"], about["packed"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / PROVENANCE}: not an export's ({type(error).__name__}: {error})") from error
+    return Exported(folder, about)

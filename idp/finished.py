@@ -1,0 +1,238 @@
+"""A finished run: its record, what the record says of its model, and the stored products that it names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.config import Compressor, Model, Recovery, Selector, conf_dir, restore
+from idp.errors import UserError
+from idp.store import Product, Store
+from idp.track.record import RECORD
+from idp.track.status import STATUS
+
+if TYPE_CHECKING:
+    from idp.prompting.repaired import RepairedModel
+
+MADE_BY = {"load": "dense model", "compress": "compressed model", "recover": "repair", "select": "fitted selector"}
+
+
+@dataclass
+class Made(Recovery):
+    """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
+
+    selector: Selector | None = None
+
+
+@dataclass
+class Finished:
+    """A finished run.
+
+    `model` has the dtype that was measured, also on a machine whose `auto` is another. `places` are the folders in
+    which its store may be.
+    """
+
+    said: str  # how the user named it
+    record: dict[str, Any]
+    model: Model
+    compressor: Compressor
+    recovery: Made
+    batch_tokens: int
+    places: list[Path]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.record["idp"]["name"]
+
+    @property
+    def variants(self) -> list[str]:
+        """The models that the run has, of dense, compressed and repaired."""
+        made = ["dense"]
+        if self.record["idp"]["compressor"] != "none":
+            made.append("compressed")
+        if self.record["idp"]["stages"]["recover"] is not None:
+            made.append("repaired")
+        return made
+
+    def check(self, variant: str) -> None:
+        """Refuses a variant that the run does not have, or whose products are not in the store.
+
+        Raises:
+            UserError: as said.
+        """
+        if variant not in self.variants:
+            why = "repaired nothing (recovery=none)" if variant == "repaired" else "compressed nothing"
+            raise UserError(f"{self.said}: the run {why}; it has {' and '.join(self.variants)}")
+        for stage in self._stages(variant):
+            self._store(stage)
+
+    def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
+        """One of the run's models in memory.
+
+        Args:
+            variant: dense, compressed or repaired.
+            device: where to; None: as in the run.
+            dtype: of the weights; None: the one that was measured.
+
+        Raises:
+            UserError: the run does not have it, or what was stored of it is gone or damaged.
+        """
+        from idp.errors import out_of_memory_is_explained
+        from idp.recover.stage import open_repaired
+
+        self.check(variant)
+        model = replace(self.model, dtype=dtype or self.model.dtype)
+        if device is not None:
+            model = replace(model, device=device, device_map=None)
+        weights = self.product(self._weights(variant))
+        repair, fitted = (self.product(stage) if variant == "repaired" else None for stage in ("recover", "select"))
+        with out_of_memory_is_explained("load"):
+            return open_repaired(model, weights, repair, self.recovery, fitted=fitted)
+
+    def product(self, stage: str) -> Product | None:
+        """The verified product of `load`, `compress`, `recover` or `select`; None where the run made none.
+
+        Raises:
+            UserError: it is not in the store, or damaged.
+        """
+        about = self.record["idp"]["stages"].get(stage)
+        if about is None:
+            return None
+        store = self._store(stage)
+        try:
+            return store.get(stage, about["key"])
+        except UserError as error:
+            command = command_of(self.record)
+            raise UserError(f"{error}: {command}" if command else str(error)) from error
+
+    def _weights(self, variant: str) -> str:
+        return "load" if variant == "dense" or "compressed" not in self.variants else "compress"
+
+    def _stages(self, variant: str) -> list[str]:
+        if variant != "repaired":
+            return [self._weights(variant)]
+        selects = self.record["idp"]["stages"].get("select") is not None
+        return [self._weights(variant), "recover", *(["select"] if selects else [])]
+
+    def _store(self, stage: str) -> Store:
+        key = self.record["idp"]["stages"][stage]["key"]
+        found = [place for place in self.places if (place / stage / key).is_dir()]
+        if not found:
+            raise UserError(
+                f"{self.said}: its {MADE_BY[stage]} ({key[:12]}) is not in {' or in '.join(map(str, self.places))};"
+                f" name the run's store with store=..., or run it again: {command_of(self.record) or 'its command'}"
+            )
+        return Store(found[0])
+
+
+def find(place: str | Path, store: str | Path | None = None) -> Finished:
+    """The run of a record.
+
+    Args:
+        place: the run's `record.json`, or its folder.
+        store: the folder of stored products, if it was moved.
+
+    Raises:
+        UserError: there is no record, because the run failed perhaps, or it is not one.
+    """
+    said = f"record={place}"
+    file = _record_file(Path(place).expanduser(), said)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+    # The store that the record names may be relative to a folder that it does not name.
+    beside = file.parents[2] / "store" if len(file.parents) > 2 else file.parent / "store"
+    return of_record(record, store, said, beside)
+
+
+def of_record(
+    record: dict[str, Any], store: str | Path | None = None, said: str = "record", beside: Path | None = None
+) -> Finished:
+    """The run of a record that has been read.
+
+    Args:
+        record: the record.
+        store: the folder of stored products, if it was moved.
+        said: what the record is called in messages.
+        beside: where the store would be if the run's folder was moved together with it.
+
+    Raises:
+        UserError: it is not a record.
+    """
+    try:
+        config = record["idp"]["config"]
+        stated = Path(config["store"]).expanduser()
+        places = [Path(store).expanduser()] if store else [stated, *([beside] if beside else [])]
+        recovery = config["recovery"]
+        chosen = recovery.get("selector")
+        return Finished(
+            said,
+            record,
+            replace(restore(Model, config["model"], "model"), dtype=record["config"]["model_dtype"]),
+            restore(Compressor, config["compressor"], "compressor"),
+            Made(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
+            int(config["evaluation"]["batch_tokens"]),
+            places,
+        )
+    except UserError as error:
+        raise UserError(f"{said}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+
+
+def newest(output: str | Path | None = None) -> Path:
+    """The record of the run that finished last.
+
+    Args:
+        output: the folder of runs and of the store; None: the config's.
+
+    Raises:
+        UserError: none has finished.
+    """
+    if output is None:
+        from omegaconf import OmegaConf
+
+        output = OmegaConf.load(conf_dir() / "config.yaml").output
+    runs = Path(output) / "runs"
+    records = sorted(runs.glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime)
+    if not records:
+        raise UserError(
+            f"no run has finished under {runs}; make one with `python -m idp.run compressor=gptq4 recovery=idp"
+            " budget=smoke`, or name one with record=..."
+        )
+    return records[-1]
+
+
+def command_of(record: dict[str, Any]) -> str | None:
+    """The command line that made a record; None where it was made from Python."""
+    words = record["idp"].get("environment", {}).get("command", "").split(" ", 1)
+    program = Path(words[0])
+    if program.name == "idp" or program.parts[-2:] == ("idp", "run.py"):
+        return " ".join(["python -m idp.run", *words[1:]])
+    return None
+
+
+def _record_file(path: Path, said: str) -> Path:
+    file = path / RECORD if path.is_dir() else path
+    if file.is_file():
+        return file.absolute()
+    status = file.parent / STATUS
+    if status.is_file():
+        try:
+            values = json.loads(status.read_text(encoding="utf-8"))
+            state, stage, reason = values["state"], values["stage"], values["error"]
+        except (OSError, ValueError, KeyError, TypeError):
+            state = stage = reason = None
+        if state == "failed":
+            raise UserError(f"{said}: the run failed ({reason}); mend that and run its command again")
+        if state == "running":
+            raise UserError(
+                f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
+                " run its command again: it continues where it stopped"
+            )
+    missing = f"there is no {RECORD} in it; a run writes it at its end" if path.is_dir() else "no such file"
+    raise UserError(f"{said}: {missing}")

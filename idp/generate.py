@@ -1,0 +1,148 @@
+"""`python -m idp.generate prompt="..."`: a run's dense, compressed and repaired answers side by side."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_device, find
+from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
+from idp.errors import UserError
+
+quiet_libraries()
+
+HELP = """idp.generate: what a run's models answer, side by side, and which prompt of the bank each input was given
+
+  python -m idp.generate prompt="The capital of France is"            (of the run that finished last)
+  python -m idp.generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
+  python -m idp.generate record=exports/mine file=prompts.txt models=compressed,repaired
+
+Options:"""
+GAP = 2  # columns between two answers
+
+
+@dataclass
+class Options:
+    """`key=value` words; `prompt` or `file` must be there."""
+
+    record: str | None = word("a run's record.json or folder, or an export; else the newest run there is", default=None)
+    prompt: str | None = word('what to go on from: a text, or several as \'["one","two"]\'', default=None)
+    file: str | None = word("a text file with a prompt on each line", default=None)
+    max_new_tokens: int = word(f"tokens of an answer, at most ({NEW_TOKENS} unless you say)", default=NEW_TOKENS)
+    stop: str | None = word("what ends an answer: a text, or several as for prompt", default=None)
+    models: str | None = word("which to show, of dense,compressed,repaired; else all that there are", default=None)
+    device: str | None = word("auto, cpu, cuda or cuda:N; else that of the run", default=None)
+    store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command line: every failure is one line on standard error and a non-zero exit status."""
+    words = sys.argv[1:] if words is None else words
+    if not words or {"-h", "--help"} & set(words):
+        print(help_text(Options, HELP))
+        sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
+    with failures_in_one_line():
+        options = parse(Options, words)
+        prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
+        check_device(options.device)
+        source = find(options.record or _newest(), options.store)
+        wanted = _wanted(options.models, source.variants)
+        for variant in wanted:
+            source.check(variant)
+        print(f"run: {source.name}\n", flush=True)
+        answers: dict[str, list[Answer]] = {}
+        banked: list[str] = []
+        for variant in wanted:  # one in memory at a time
+            model = LanguageModel(source.open(variant, options.device), source.batch_tokens, variant=variant)
+            answers[variant] = model.generate(prompts, options.max_new_tokens, stops)
+            banked = model.prompts or banked
+            del model
+            gc.collect()
+        for number, prompt in enumerate(prompts):
+            row = {variant: found[number] for variant, found in answers.items()}
+            print(side_by_side(prompt, row, banked, shutil.get_terminal_size().columns), end="\n\n", flush=True)
+
+
+def prompts_of(options: Options) -> list[str]:
+    """The prompts that the options name.
+
+    Raises:
+        UserError: there are none, or both `prompt` and `file`, or the file cannot be read.
+    """
+    if (options.prompt is None) == (options.file is None):
+        both = "both prompt= and file= are given: which?" if options.prompt else "nothing to ask:"
+        raise UserError(f"{both} give prompt=... or file=...")
+    if options.prompt is not None:
+        return listed(options.prompt)
+    try:
+        text = Path(options.file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"file={options.file}: {reason}") from error
+    if not (prompts := [line for line in text.splitlines() if line.strip()]):
+        raise UserError(f"file={options.file}: no prompt in it; write one on each line")
+    return prompts
+
+
+def listed(value: str) -> list[str]:
+    """A JSON list of texts, or the value itself, which may well begin with a bracket."""
+    try:
+        texts = json.loads(value)
+    except ValueError:
+        return [value]
+    several = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
+    return texts if several else [value]
+
+
+def side_by_side(prompt: str, answers: dict[str, Answer], banked: list[str], width: int) -> str:
+    """One prompt, the prompt of the bank that it was given, and a column for each model's answer.
+
+    Args:
+        prompt: what was asked.
+        answers: by model.
+        banked: the names of the bank's prompts; empty without a bank.
+        width: of the terminal, in characters.
+    """
+    lines = _wrapped(prompt, width, "> ", "  ")
+    chosen = [answer.prompt for answer in answers.values() if answer.prompt is not None]
+    if chosen:
+        lines += _wrapped(f"given {chosen[0]}, {banked.index(chosen[0]) + 1} of {len(banked)} prompts", width, "  ")
+    room = max(8, (width - GAP * (len(answers) - 1)) // len(answers))
+    columns = [[name, "-" * room, *_wrapped(answer.text, room)] for name, answer in answers.items()]
+    height = max(map(len, columns))
+    cells = [[cell.ljust(room) for cell in column + [""] * (height - len(column))] for column in columns]
+    return "\n".join([*lines, "", *((" " * GAP).join(row).rstrip() for row in zip(*cells, strict=True))])
+
+
+def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
+    """A text's lines, wrapped; what a terminal would not show is shown as a mark."""
+    shown = "".join(
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text.strip()
+    )
+    lines = [textwrap.wrap(line, width - len(first)) or [""] for line in shown.split("\n")]
+    flat = [line for part in lines for line in part]
+    return [f"{later if number else first}{line}" for number, line in enumerate(flat)]
+
+
+def _newest() -> str:
+    from idp.finished import newest
+
+    return str(newest().parent)
+
+
+def _wanted(models: str | None, variants: list[str]) -> list[str]:
+    if models is None:
+        return variants
+    wanted = [name.strip() for name in models.split(",")]
+    if unknown := [name for name in wanted if name not in VARIANTS]:
+        raise UserError(f"models={models}: {unknown[0] or 'an empty word'} is none of {', '.join(VARIANTS)}")
+    return [name for name in VARIANTS if name in wanted]
+
+
+if __name__ == "__main__":
+    main()
