@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, Idp, NoRecovery, Recovery
+from idp.config import Config, NoRecovery, Recovery
 from idp.errors import UserError
 from idp.recover import stage as recovering
+from idp.recover import transfer
 from idp.store import Product, Store
 from idp.track import record as records
 from idp.track.status import Status, run_folder
@@ -44,6 +45,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
+    recovery, given = recovering.find(config.recovery)
+    config = replace(config, recovery=recovery)
     values = asdict(config)
     run_id = records.identity(values)[:12]
     name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
@@ -52,6 +55,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         store = Store(Path(config.store).expanduser())
         status.stage("find")
         found = find(config)
+        if given.source is not None:
+            transfer.refuse_evaluated(given.source, found.tasks)
 
         status.stage("load")
         dense = models.load(config.model, found.source, store)
@@ -60,6 +65,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
         recovering.check(config.recovery, empty, found.corpus)
+        recovering.check_given(given, config.model, dense, empty)
         _check_perplexity(config, empty, found)
         tracker = WandbTracker(
             config.tracker,
@@ -90,6 +96,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
+                transfer=given.source.provenance() if given.source is not None else None,
             )
             place = records.write(folder, record, measured)
             tracker.finish(record)
@@ -123,7 +130,7 @@ def find(config: Config) -> Found:
     calibration = text(config.compressor.calibration.corpus or "corpus")
     if compressing.works(config.compressor):
         refuse_evaluated(calibration, tasks)
-    if hasattr(config.recovery, "training"):
+    if recovering.trains(config.recovery):
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
     return Found(source, tasks, text("corpus"), calibration, compressed_by_others, perplexity)
@@ -164,7 +171,7 @@ def measure(config: Config, rows: dict[str, Row], found: Found, store: Store, st
 
     measured = {}
     for name, row in rows.items():
-        several = isinstance(row.recovery, Idp) and len(row.recovery.lengths) > 1
+        several = recovering.prompts(row.repair) > 1
         measured[name] = measure_model(
             name,
             functools.partial(recovering.open_repaired, config.model, row.weights, row.repair, row.recovery),
