@@ -7,6 +7,7 @@ Values live in the YAML files alone: a field without a default here must be set 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,19 @@ def option(help: str, *, choices: tuple = (), minimum: float | None = None, maxi
     """A config field with its help and the values that it takes."""
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=MISSING, metadata=metadata)
+
+
+def keyword_option(name: str, kind: str, help: str) -> Any:
+    """Adds a config field whose name Python keeps for itself, such as `from`; read it with `getattr`."""
+    metadata = {"help": help, "choices": (), "minimum": None, "maximum": None}
+
+    def added(node: type) -> type:
+        node.__annotations__ = {**inspect.get_annotations(node), name: kind}
+        # Not part of __init__ and __repr__, which would spell it; OmegaConf then sets it as an attribute.
+        setattr(node, name, field(default=MISSING, init=False, repr=False, compare=False, metadata=metadata))
+        return node
+
+    return added
 
 
 @dataclass
@@ -158,8 +172,56 @@ class Fitting:
 
 
 @dataclass
+class Storage:
+    bits: int = option("bits per number of a stored prompt", choices=(32, 16, 8, 4))
+    prune: float = option("share of a prompt's numbers, the smallest, that are set to zero", minimum=0.0, maximum=0.99)
+    symmetric: bool = option("bits=8 or 4: a grid around zero for each token; else from its smallest to its largest")
+    half: str = option("bits=16: which kind", choices=("bfloat16", "float16"))
+
+
+@dataclass
+class Bank:
+    kind: str = option("how the prompts of a bank come to differ")
+
+
+@dataclass
+class IndependentBank(Bank):
+    pass
+
+
+@dataclass
+class ClusterBank(Bank):
+    blocks: Optional[int] = option("training blocks that are embedded and clustered at most; null: all", minimum=1)
+    restarts: int = option("starts of k-means, of which the best is kept", minimum=1)
+    smallest: float = option(
+        "a cluster with fewer blocks than this share of an equal one is filled up with the nearest of the others",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@dataclass
+class SpecialistsBank(Bank):
+    mixture: str = option(
+        "hard: a block updates the prompt that it is assigned to; soft: all prompts, by their responsibilities",
+        choices=("hard", "soft"),
+    )
+    balanced: bool = option("every prompt gets an equal share of each batch; without it one prompt tends to take all")
+    temperature: float = option("mixture=soft: of the responsibilities, in nats per token", minimum=1e-4)
+    diversity: float = option("weight of the mean cosine similarity of two prompts in the loss", minimum=0.0)
+
+
+@dataclass
+@keyword_option(
+    "from", "list[str]", "PEFT prompt folders, bank folders, run folders or records whose prompts are joined"
+)
+class AssembledBank(Bank):
+    pass
+
+
+@dataclass
 class Recovery:
-    kind: str = option("none, hard_prompt, prompt, idp or lora")
+    kind: str = option("none, hard_prompt, prompt, idp, lora or transfer")
 
 
 @dataclass
@@ -182,6 +244,7 @@ class PromptTuning(Recovery):
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     training: Training = field(default_factory=Training)
+    storage: Storage = field(default_factory=Storage, kw_only=True)
 
 
 @dataclass
@@ -193,6 +256,8 @@ class Idp(Recovery):
     controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
     fit: Fitting = field(default_factory=Fitting)
     training: Training = field(default_factory=Training)
+    bank: Bank = field(default_factory=Bank, kw_only=True)
+    storage: Storage = field(default_factory=Storage, kw_only=True)
 
 
 @dataclass
@@ -202,6 +267,16 @@ class Lora(Recovery):
     dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
     targets: list[str] = option("names of the linear layers that are adapted")
     training: Training = field(default_factory=Training)
+
+
+@dataclass
+@keyword_option("from", "str", "the run whose repair is used: its record.json, its folder, or the repair's own folder")
+class Transfer(Recovery):
+    selector: Optional[Selector] = field(
+        default=None, metadata={"help": "how one of several prompts is chosen; null: as in the run that it is from"}
+    )
+    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
+    fit: Fitting = field(default_factory=Fitting)
 
 
 @dataclass
@@ -290,7 +365,14 @@ class Config:
     store: str = option("folder of stored artifacts, shared by all runs")
 
 
-RECOVERIES = {"none": NoRecovery, "hard_prompt": HardPrompt, "prompt": PromptTuning, "idp": Idp, "lora": Lora}
+RECOVERIES = {
+    "none": NoRecovery,
+    "hard_prompt": HardPrompt,
+    "prompt": PromptTuning,
+    "idp": Idp,
+    "lora": Lora,
+    "transfer": Transfer,
+}
 SELECTORS = {
     "attention": AttentionSelector,
     "random": RandomSelector,
@@ -300,16 +382,24 @@ SELECTORS = {
     "learned": LearnedSelector,
     "oracle": OracleSelector,
 }
+BANKS = {
+    "independent": IndependentBank,
+    "cluster": ClusterBank,
+    "specialists": SpecialistsBank,
+    "assembled": AssembledBank,
+}
 
 
 def register() -> None:
-    """Makes the schema known to Hydra: `schema` for the whole, `schema/recovery/*` and `schema/selector/*`."""
+    """Makes the schema known to Hydra: `schema` for the whole, and `schema/<recovery, selector or bank>/*`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for kind, node in RECOVERIES.items():
         store.store(group="schema/recovery", name=kind, node=node)
     for kind, node in SELECTORS.items():
         store.store(group="schema/selector", name=kind, node=node)
+    for kind, node in BANKS.items():
+        store.store(group="schema/bank", name=kind, node=node)
 
 
 def check(config: DictConfig) -> Config:
@@ -482,6 +572,15 @@ def _check_together(config: Config) -> None:
         raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
     if isinstance(recovery, Idp):
         _check_selection(recovery, config.latency)
+    if isinstance(recovery, Transfer) and not getattr(recovery, "from"):
+        raise UserError(
+            "recovery.from is not set: name the run whose repair is used, such as recovery.from=outputs/runs/<its"
+            " folder>"
+        )
+    if isinstance(recovery, Idp) and isinstance(recovery.bank, AssembledBank) and not getattr(recovery.bank, "from"):
+        raise UserError(
+            "recovery.bank.from is empty: name folders of prompts, such as recovery.bank.from=[prompts/one,prompts/two]"
+        )
     if isinstance(recovery, Lora) and not recovery.targets:
         raise UserError("recovery.targets is empty: name the layers to adapt, such as recovery.targets=[q_proj,v_proj]")
     training = getattr(recovery, "training", None)

@@ -16,6 +16,7 @@ from idp.config import Config, NoRecovery, OracleSelector, Recovery
 from idp.errors import UserError
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
+from idp.recover import transfer
 from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
@@ -45,6 +46,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
+    recovery, given = recovering.find(config.recovery)
+    config = replace(config, recovery=recovery)
     values = asdict(config)
     run_id = records.identity(values)[:12]
     name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
@@ -53,6 +56,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         store = Store(Path(config.store).expanduser())
         status.stage("find")
         found = find(config)
+        if given.source is not None:
+            transfer.refuse_evaluated(given.source, found.tasks)
 
         status.stage("load")
         dense = models.load(config.model, found.source, store)
@@ -61,6 +66,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
         recovering.check(config.recovery, empty, found.corpus)
+        recovering.check_given(given, config.model, dense, empty)
         _check_perplexity(config, empty, found)
         tracker = WandbTracker(
             config.tracker,
@@ -96,6 +102,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
+                transfer=given.source.provenance() if given.source is not None else None,
             )
             place = records.write(folder, record, measured, alone, found.tasks)
             tracker.finish(record)
@@ -129,7 +136,7 @@ def find(config: Config) -> Found:
     calibration = text(config.compressor.calibration.corpus or "corpus")
     if compressing.works(config.compressor):
         refuse_evaluated(calibration, tasks)
-    if hasattr(config.recovery, "training"):
+    if recovering.trains(config.recovery):
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
     return Found(source, tasks, text("corpus"), calibration, compressed_by_others, perplexity)

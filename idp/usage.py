@@ -9,7 +9,18 @@ import re
 from idp import config
 from idp.config import conf_dir, one_line
 
-GROUPS = ("model", "compressor", "recovery", "recovery/selector", "task", "corpus", "budget", "latency", "tracker")
+GROUPS = (
+    "model",
+    "compressor",
+    "recovery",
+    "recovery/selector",
+    "recovery/bank",
+    "task",
+    "corpus",
+    "budget",
+    "latency",
+    "tracker",
+)
 
 
 def text() -> str:
@@ -98,6 +109,9 @@ def _recoveries() -> str:
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
             for kind, node in config.RECOVERIES.items()
             if kind != "none"
+        )
+        + "".join(
+            f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in config.BANKS.items()
         )
         + f"\nwith recovery=prompt, idp and lora:\n{_fields('recovery.training.', config.Training)}"
     )

@@ -14,7 +14,11 @@ CHOICES = [
 
 
 # What the user must give.
-GIVEN = {"task=custom": "task.names=[boolq]", "compressor=external": "compressor.path=/models/theirs"}
+GIVEN = {
+    "task=custom": "task.names=[boolq]",
+    "compressor=external": "compressor.path=/models/theirs",
+    "recovery=transfer": "recovery.from=outputs/runs/theirs",
+}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -28,10 +32,16 @@ def test_every_selector_composes(selector, compose):
     assert compose("recovery=idp", f"recovery/selector={selector}").recovery.selector.kind == kind
 
 
+@pytest.mark.parametrize("bank", options("recovery/bank"))
+def test_every_bank_composes(bank, compose):
+    given = ["recovery.bank.from=[prompts/theirs]"] if bank == "assembled" else []
+    assert compose("recovery=idp", f"recovery/bank={bank}", *given).recovery.bank.kind == bank
+
+
 def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
-    covered |= {f"recovery/selector/{name}" for name in options("recovery/selector")}
+    covered |= {f"recovery/{group}/{name}" for group in ("selector", "bank") for name in options(f"recovery/{group}")}
     assert shipped == covered
 
 
@@ -74,6 +84,10 @@ def test_the_budget_reaches_every_stage(compose):
         (["recovery=prompt", "recovery.length=0"], "recovery.length=0: must be at least 1"),
         (["recovery=idp", "recovery.lengths=[]"], "recovery.lengths is empty"),
         (["recovery=idp", "recovery.lengths=[25,0]"], "recovery.lengths=0: must be at least 1"),
+        (["recovery=idp", "recovery/bank=assembled"], "recovery.bank.from is empty: name folders of prompts"),
+        (["recovery=idp", "recovery.storage.bits=5"], "recovery.storage.bits=5: choose one of 32, 16, 8, 4"),
+        (["recovery=prompt", "recovery.storage.prune=1"], "recovery.storage.prune=1.0: must be from 0 to 0.99"),
+        (["recovery=transfer"], "recovery.from is not set: name the run whose repair is used"),
         (["recovery=lora", "recovery.targets=[]"], "recovery.targets is empty"),
         (["recovery=prompt", "recovery.training.warmup_steps=99"], "must be less than recovery.training.steps=60"),
         (["recovery=prompt", "recovery.training.learning_rate=-1"], "must be at least 0"),

@@ -33,9 +33,7 @@ def find(options: Options) -> Run:
     """
     run = finished.find(options.record, options.store)
     compressed, repair = run.product("compress"), run.product("recover")
-    return Run(
-        run.record, run.model, run.compressor, compressed, repair, _dense_folder(run), run.product("select")
-    )
+    return Run(run.record, run.model, run.compressor, compressed, repair, _dense_folder(run), run.product("select"))
 
 
 def _dense_folder(run: finished.Finished) -> Path | None:

@@ -1,33 +1,43 @@
 """A bank of soft prompts, stored so that PEFT can load each of them.
 
-bank.json                       names, lengths and hidden size, in order
+bank.json                       names, lengths and hidden size, in order; how they were made; how they are stored
 prompt_0/adapter_config.json    a PEFT prompt-tuning adapter
 prompt_0/adapter_model.safetensors
+prompt_0/packed_prompt.safetensors    instead, where prompts are stored in fewer bits than PEFT reads
+centres.safetensors             where there are any: for each prompt the mean input embedding of its text
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.config import Storage
 from idp.errors import UserError
+from idp.prompting import peft_files, storage
 from idp.store import write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-TENSOR = "prompt_embeddings"  # PEFT's name
+CENTRES = "centres"
 
 
 @dataclass
 class PromptBank:
-    """m soft prompts: `prompts[i]` is [tokens, hidden_size], float32, in the space of the input embeddings."""
+    """m soft prompts: `prompts[i]` is [tokens, hidden_size], float32, in the space of the input embeddings.
+
+    `centres`, [m, hidden_size] float32, are mean input embeddings of the text that each prompt was trained on, where
+    prompts were trained on different text; `made` says how, for `bank.json`.
+    """
 
     prompts: list[torch.Tensor]
     names: list[str]
+    centres: torch.Tensor | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -42,21 +52,39 @@ class PromptBank:
         """Numbers stored: hidden_size times the sum of the lengths."""
         return sum(prompt.numel() for prompt in self.prompts)
 
-    def save(self, folder: Path, config: PretrainedConfig, base_model: str) -> None:
-        """Writes the bank; `config` is the model's, `base_model` what PEFT calls its name or path."""
+    def save(self, folder: Path, config: PretrainedConfig, base_model: str, stored: Storage | None = None) -> None:
+        """Writes the bank.
+
+        Args:
+            folder: where to.
+            config: the model's.
+            base_model: what PEFT calls its name or path.
+            stored: bits and pruning; None for float32, as trained.
+        """
         from safetensors.torch import save_file
 
         for number, prompt in enumerate(self.prompts):
             place = folder / f"prompt_{number}"
             place.mkdir(parents=True, exist_ok=True)
-            save_file({TENSOR: prompt.detach().float().cpu().contiguous()}, place / "adapter_model.safetensors")
-            write_json(place / "adapter_config.json", _adapter_config(prompt, config, base_model))
+            prompt = prompt.detach().float().cpu().contiguous()
+            if not storage.peft_reads(stored):
+                save_file(storage.pack(prompt, stored), place / storage.PACKED)
+                continue
+            if stored is not None:
+                prompt = storage.pack(prompt, stored)["values"].view_as(prompt)
+            save_file({peft_files.TENSOR: prompt}, place / peft_files.WEIGHTS)
+            write_json(place / peft_files.CONFIG, peft_files.config_of(prompt, config, base_model))
         described = {"names": self.names, "lengths": self.lengths, "hidden_size": self.prompts[0].shape[1]}
+        described |= {"base_model_name_or_path": base_model, "made": self.made}
+        if not storage.is_plain(stored):
+            described["storage"] = storage.described(stored)
+        if self.centres is not None:
+            save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / f"{CENTRES}.safetensors")
         write_json(folder / "bank.json", described)
 
     @classmethod
     def load(cls, folder: Path) -> PromptBank:
-        """Reads a bank that `save` wrote.
+        """Reads a bank that `save` wrote, its prompts as float32 whatever they are stored in.
 
         Raises:
             UserError: there is none, or a prompt's size is not what `bank.json` says.
@@ -66,13 +94,16 @@ class PromptBank:
 
         try:
             described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+            stored = storage.from_description(described["storage"]) if "storage" in described else None
+            places = [folder / f"prompt_{number}" for number in range(len(described["names"]))]
+            # In an export a prompt's folder has its name.
             prompts = [
-                # In an export a prompt's folder has its name.
-                load_file((place if place.exists() else folder / name) / "adapter_model.safetensors")[TENSOR]
-                for number, name in enumerate(described["names"])
-                for place in [folder / f"prompt_{number}"]
+                _read(place if place.is_dir() else folder / name, stored)
+                for place, name in zip(places, described["names"], strict=True)
             ]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            file = folder / f"{CENTRES}.safetensors"
+            centres = load_file(file)[CENTRES] if file.exists() else None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error
         for name, prompt, length in zip(described["names"], prompts, described["lengths"], strict=True):
             if tuple(prompt.shape) != (length, described["hidden_size"]):
@@ -80,22 +111,12 @@ class PromptBank:
                     f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says"
                     f" ({length}, {described['hidden_size']})"
                 )
-        return cls(prompts, described["names"])
+        return cls(prompts, described["names"], centres, described.get("made", {}))
 
 
-def _adapter_config(prompt: torch.Tensor, config: PretrainedConfig, base_model: str) -> dict[str, Any]:
-    return {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "num_virtual_tokens": prompt.shape[0],
-        "token_dim": prompt.shape[1],
-        "num_transformer_submodules": 1,
-        "num_attention_heads": config.num_attention_heads,
-        "num_layers": config.num_hidden_layers,
-        "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None,
-        "revision": None,
-    }
+def _read(place: Path, stored: Storage | None) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    if storage.peft_reads(stored):
+        return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
+    return storage.unpack(load_file(place / storage.PACKED), stored)

@@ -1,7 +1,7 @@
 """IDP (Hoang et al., 2310.00867): a bank of soft prompts, of which one is chosen for each input.
 
-Each prompt is trained alone, as prompt tuning does, from its own start and on its own order of the text; the choice
-among them is made at inference by a selector and adds no parameter.
+How the prompts come to differ is the bank's kind; the choice among them is made at inference by a selector, and the
+attention selector adds no parameter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from idp import config
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.recover.prompt import initial, tune
+from idp.recover.banks import cluster, independent, specialists
 from idp.recover.training import History, Report
 
 if TYPE_CHECKING:
@@ -31,34 +31,24 @@ def make(
     """Trains the bank: for IDP one prompt per length, for prompt tuning the one.
 
     Args:
-        options: lengths, initialisation and training.
+        options: lengths, initialisation, training, and for IDP how the prompts come to differ.
         loaded: the frozen model.
         text: training and held-out blocks, each [blocks, tokens].
-        seed: prompt i draws from seed and i.
-        checkpoint: a folder that survives a kill; each prompt has its own below it.
-        report: called with each step's figures, their names preceded by the prompt's.
+        seed: everything random draws from it.
+        checkpoint: a folder that survives a kill.
+        report: called with each step's figures.
     """
-    lengths = options.lengths if isinstance(options, config.Idp) else [options.length]
-    bank, histories = PromptBank([], []), {}
-    for number, length in enumerate(lengths):
-        name = f"prompt_{number}"
-        own_seed = seed + 1000 * number
-        prompt, histories[name] = tune(
-            loaded,
-            initial(loaded, length, options.init, options.init_text, own_seed),
-            text,
-            options.training,
-            seed=own_seed,
-            checkpoint=checkpoint / name,
-            label=f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
-            report=_named(report, name),
-        )
-        bank.prompts.append(prompt)
-        bank.names.append(f"{name}_{length}_tokens")
-    return bank, histories
+    common = {"seed": seed, "checkpoint": checkpoint, "report": report}
+    if isinstance(options, config.Idp):
+        if isinstance(options.bank, config.SpecialistsBank):
+            return specialists.make(options, loaded, text, **common)
+        if isinstance(options.bank, config.ClusterBank):
+            return cluster.make(options, loaded, text, **common)
+        return independent.make(options, loaded, [text] * len(options.lengths), **common)
+    return independent.make(options, loaded, [text], **common)
 
 
-def _named(report: Report | None, name: str) -> Report | None:
-    if report is None:
-        return None
-    return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
+def share(options: config.Recovery) -> int:
+    """How many times the text of one prompt's training a bank reads: prompts trained on different text share it out."""
+    apart = isinstance(options, config.Idp) and isinstance(options.bank, config.ClusterBank | config.SpecialistsBank)
+    return len(options.lengths) if apart else 1

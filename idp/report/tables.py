@@ -64,13 +64,19 @@ def run_summary(record: dict[str, Any]) -> str:
     parameters, weights = about["parameters"], about["weights"]
     lines = [
         f"- budget: {about['budget']}; {record['config']['model']} in {record['config']['model_dtype']}",
-        f"- parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair",
+        f"- parameters: {parameters['model']:,} in the model, {parameters['added']:,} added by the repair"
+        f" ({about.get('repair_bytes', 0):,} bytes stored)",
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
     if about.get("selector") and about["selector"]["peeks"]:
         lines.append(
             "- selector: oracle, an upper bound that peeks: each document's best prompt after the fact; no method"
+        )
+    if origin := about.get("transfer"):
+        lines.append(
+            f"- repair: {origin['kind']}, learned elsewhere: compressor {origin['compressor'] or 'not known'}, corpus"
+            f" {origin['corpus'] or 'not known'} ({origin['from']})"
         )
     for task, data in about["data"].items():
         if data["stand_in"]:

@@ -39,6 +39,7 @@ def build(
     latency: Product | None,
     sources: list[TaskSource],
     documents: int | None,
+    transfer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a run.
 
@@ -53,6 +54,7 @@ def build(
         latency: the latency product, if latency was measured.
         sources: where the tasks' documents came from.
         documents: per task, as the budget allows.
+        transfer: where the repair was learned, if not in this run.
     """
     own = list(measured.values())[-1]
     record = _merged(own)
@@ -82,6 +84,8 @@ def build(
             "added": repair["added"] + chooser["added"],
             "trainable": repair["trainable"] + chooser["trainable"],
         },
+        "repair_bytes": repair.get("bytes", 0),
+        "transfer": transfer,
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},

@@ -1,0 +1,128 @@
+"""A bank joined from prompts that exist: PEFT folders, banks, and the repairs of earlier runs. Nothing is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import config
+from idp.errors import UserError
+from idp.prompting import peft_files
+from idp.prompting.bank import PromptBank
+from idp.recover import transfer
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Member:
+    """A prompt [tokens, hidden_size], and where it comes from."""
+
+    name: str
+    prompt: torch.Tensor
+    place: str  # as the user named it
+    base_model: str | None  # what it was trained on, as its maker called it
+    dense: str | None  # key of the dense model, where it was trained here
+
+
+def members(options: config.AssembledBank) -> list[Member]:
+    """The prompts of `recovery.bank.from`, in order, each with a name of its own.
+
+    Raises:
+        UserError: a folder holds no soft prompt, or one that cannot be read safely.
+    """
+    found: list[Member] = []
+    for place in getattr(options, "from"):
+        found += _members(place)
+    taken: dict[str, int] = {}
+    for member in found:
+        taken[member.name] = taken.get(member.name, 0) + 1
+        if taken[member.name] > 1:
+            member.name = f"{member.name}_{taken[member.name]}"
+    return found
+
+
+def identity(options: config.AssembledBank) -> list[Any]:
+    """What the joined bank is made of, for the store's key: names and content, wherever the files are."""
+    return [
+        [member.name, list(member.prompt.shape), hashlib.sha256(member.prompt.numpy().tobytes()).hexdigest()]
+        for member in members(options)
+    ]
+
+
+def check(found: list[Member], model: config.Model, dense: str, hidden_size: int) -> None:
+    """Holds prompts against the model that they are to repair.
+
+    One of another hidden size is refused. One that was trained on a model of another name is used, with a warning: it
+    is in another's space, but names differ for one model too.
+
+    Args:
+        found: the prompts.
+        model: the run's model.
+        dense: the key of its dense product.
+        hidden_size: of its input embeddings.
+
+    Raises:
+        UserError: names both models and both sizes.
+    """
+    for member in found:
+        theirs = member.base_model or "a model that it does not name"
+        size = member.prompt.shape[1]
+        if size != hidden_size:
+            raise UserError(
+                f"recovery.bank.from: {member.place}: prompt {member.name} has hidden size {size} ({theirs}), this"
+                f" run's model {hidden_size} ({model.name}): it belongs to another model"
+            )
+        if member.dense is not None:
+            same = member.dense == dense
+        else:
+            ours = {model.name.lower()} | ({_last(model.path)} if model.path else set())
+            same = member.base_model is None or _last(member.base_model) in ours
+        if not same:
+            log.warning(
+                "%s: prompt %s was trained on %s, this run's model is %s: its size fits, whether it helps will show",
+                member.place,
+                member.name,
+                theirs,
+                model.path or model.name,
+            )
+
+
+def make(options: config.AssembledBank) -> PromptBank:
+    """The joined bank."""
+    found = members(options)
+    return PromptBank(
+        [member.prompt for member in found],
+        [member.name for member in found],
+        made={"kind": "assembled", "base_models": [member.base_model for member in found]},
+    )
+
+
+def _members(place: str) -> list[Member]:
+    folder = Path(place).expanduser()
+    if peft_files.is_adapter(folder):
+        read = peft_files.read(folder)
+        return [Member(folder.absolute().name, read.prompt, place, read.base_model, None)]
+    dense = None
+    if not (folder / "bank.json").is_file():
+        source = transfer.find(place, setting="recovery.bank.from")
+        folder, dense = source.repair.path / "bank", source.dense
+        if not folder.is_dir():
+            raise UserError(f"recovery.bank.from: {place}: that run's repair holds no prompts")
+    described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+    base = described.get("base_model_name_or_path")
+    if not (folder / "prompt_0").is_dir():  # an export: its folders have the prompts' names
+        return [Member(name, peft_files.read(folder / name).prompt, place, base, dense) for name in described["names"]]
+    bank = PromptBank.load(folder)
+    return [Member(name, prompt, place, base, dense) for name, prompt in zip(bank.names, bank.prompts, strict=True)]
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()

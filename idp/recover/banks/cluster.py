@@ -1,0 +1,159 @@
+"""Prompt i trained on cluster i of the training text: k-means over text embeddings of the model itself.
+
+A block's text embedding is the mean of its final hidden states. Each of its numbers is standardised over the blocks:
+a few rogue dimensions would else decide every distance (Timkey and van Schijndel, 2109.04404).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idp import config
+from idp.errors import UserError
+from idp.models import LoadedModel
+from idp.progress import progress
+from idp.prompting.bank import PromptBank
+from idp.recover.banks import independent
+from idp.recover.training import History, Report
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+ASSIGNED = "clusters.safetensors"
+
+
+def make(
+    options: config.Idp,
+    loaded: LoadedModel,
+    text: tuple[torch.Tensor, torch.Tensor],
+    *,
+    seed: int,
+    checkpoint: Path,
+    report: Report | None = None,
+) -> tuple[PromptBank, dict[str, History]]:
+    """Clusters the training blocks, and trains each prompt on its cluster alone; as `idp.make`.
+
+    The best state of prompt i is chosen on those held-out blocks that fall to its cluster. The bank's centres are the
+    clusters' mean input embeddings, [prompts, hidden_size].
+    """
+    blocks, heldout = text[0][: options.bank.blocks], text[1]
+    prompts = len(options.lengths)
+    if len(blocks) < prompts:
+        raise UserError(
+            f"recovery/bank=cluster: {len(blocks)} training blocks cannot make {prompts} clusters; use a larger corpus,"
+            " more recovery.training.steps, or fewer recovery.lengths"
+        )
+    found = _kept(checkpoint, lambda: _cluster(loaded, options, blocks, heldout, seed))
+    members = fill_up(found["labels"], found["distances"], options.bank.smallest)
+    judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
+    texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
+    bank, histories = independent.make(options, loaded, texts, seed=seed, checkpoint=checkpoint, report=report)
+    bank.centres = centres(loaded, [blocks[own] for own in members])
+    counts = found["labels"].bincount(minlength=prompts).tolist()
+    bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
+    return bank, histories
+
+
+def text_embeddings(loaded: LoadedModel, blocks: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Mean final hidden state of each block, [blocks, hidden_size] float32 on the CPU."""
+    import torch
+
+    found = []
+    with torch.inference_mode(), progress(len(blocks), "text embeddings", unit="blocks") as bar:
+        for start in range(0, len(blocks), batch_size):
+            batch = blocks[start : start + batch_size].to(loaded.device)
+            hidden = loaded.model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+            found.append(hidden.float().mean(1).cpu())
+            bar.update(len(batch))
+    return torch.cat(found)
+
+
+def centres(loaded: LoadedModel, texts: list[torch.Tensor]) -> torch.Tensor:
+    """Mean input embedding of each text's tokens, [texts, hidden_size] float32; a text is [blocks, tokens]."""
+    import torch
+
+    embeddings = loaded.model.get_input_embeddings()
+    with torch.inference_mode():
+        return torch.stack(
+            [
+                torch.stack([embeddings(block.to(loaded.device)).float().mean(0).cpu() for block in text]).mean(0)
+                for text in texts
+            ]
+        )
+
+
+def k_means(points: torch.Tensor, clusters: int, restarts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels [points] and centres [clusters, numbers] of the best of several starts, drawn from `seed`."""
+    import warnings
+
+    import torch
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = KMeans(clusters, n_init=restarts, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some stay empty
+        labels = model.fit_predict(points.double().numpy())
+    return torch.from_numpy(labels).long(), torch.from_numpy(model.cluster_centers_).float()
+
+
+def fill_up(labels: torch.Tensor, distances: torch.Tensor, smallest: float) -> list[torch.Tensor]:
+    """Each cluster's blocks; one with too few is given the nearest of the others as well, which keep them too.
+
+    Args:
+        labels: [blocks], each one's cluster.
+        distances: [blocks, clusters], to the clusters' centres.
+        smallest: of an equal share: what each cluster gets at least; one block in any case.
+    """
+    import torch
+
+    clusters = distances.shape[1]
+    wanted = max(1, math.ceil(smallest * len(labels) / clusters))
+    members = []
+    for cluster in range(clusters):
+        own = (labels == cluster).nonzero().flatten()
+        if len(own) < wanted:
+            log.warning("cluster %d has %d of %d blocks: filled up to %d", cluster, len(own), len(labels), wanted)
+            nearest = distances[:, cluster].argsort(stable=True)
+            others = nearest[~torch.isin(nearest, own)]
+            own = torch.cat([own, others[: wanted - len(own)]]).sort().values
+        members.append(own)
+    return members
+
+
+def _cluster(
+    loaded: LoadedModel, options: config.Idp, blocks: torch.Tensor, heldout: torch.Tensor, seed: int
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    batch_size = options.training.batch_size
+    points = text_embeddings(loaded, blocks, batch_size)
+    mean, deviation = points.mean(0), points.std(0, correction=0).clamp_min(1e-6)
+    points = (points - mean) / deviation
+    labels, middles = k_means(points, len(options.lengths), options.bank.restarts, seed)
+    apart = (text_embeddings(loaded, heldout, batch_size) - mean) / deviation
+    return {
+        "labels": labels,
+        "distances": torch.cdist(points, middles),
+        "heldout_distances": torch.cdist(apart, middles),
+    }
+
+
+def _kept(checkpoint: Path, compute) -> dict[str, torch.Tensor]:
+    """What `compute` gives, from the checkpoint where a killed run left it there."""
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / ASSIGNED
+    if file.exists():
+        return load_file(file)
+    found = compute()
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, temporary)
+    temporary.replace(file)
+    return found

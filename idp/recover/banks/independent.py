@@ -1,0 +1,70 @@
+"""Prompts trained alone, as prompt tuning trains one, each from its own start and on its own order of the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idp import config
+from idp.models import LoadedModel
+from idp.prompting.bank import PromptBank
+from idp.recover.prompt import initial, tune
+from idp.recover.training import History, Report
+
+if TYPE_CHECKING:
+    import torch
+
+
+def make(
+    options: config.Idp | config.PromptTuning,
+    loaded: LoadedModel,
+    texts: list[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    seed: int,
+    checkpoint: Path,
+    report: Report | None = None,
+) -> tuple[PromptBank, dict[str, History]]:
+    """Trains prompt i on `texts[i]`, training and held-out blocks, each [blocks, tokens].
+
+    Args:
+        options: lengths, initialisation and training.
+        loaded: the frozen model.
+        texts: one for each prompt.
+        seed: prompt i draws from seed and i.
+        checkpoint: a folder that survives a kill; each prompt has its own below it.
+        report: called with each step's figures, their names preceded by the prompt's.
+    """
+    lengths = options.lengths if isinstance(options, config.Idp) else [options.length]
+    bank, histories = PromptBank([], []), {}
+    for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        name = f"prompt_{number}"
+        own_seed = seed_of(seed, number)
+        prompt, histories[name] = tune(
+            loaded,
+            initial(loaded, length, options.init, options.init_text, own_seed),
+            text,
+            options.training,
+            seed=own_seed,
+            checkpoint=checkpoint / name,
+            label=f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
+            report=_named(report, name),
+        )
+        bank.prompts.append(prompt)
+        bank.names.append(name_of(number, length))
+    return bank, histories
+
+
+def seed_of(seed: int, number: int) -> int:
+    """What prompt `number` draws its start and its order of blocks from."""
+    return seed + 1000 * number
+
+
+def name_of(number: int, length: int) -> str:
+    """What a trained prompt is called in its bank."""
+    return f"prompt_{number}_{length}_tokens"
+
+
+def _named(report: Report | None, name: str) -> Report | None:
+    if report is None:
+        return None
+    return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})

@@ -1,0 +1,209 @@
+"""Prompts trained together as specialists: each block of text updates the prompt under which it is likeliest.
+
+This is expectation-maximisation for a mixture of prompts. E-step, without gradients: c_bi, the loss in nats per token
+of block b behind prompt i. M-step: lower sum_bi r_bi c_bi / B, where r is
+
+    hard          r_bi = 1 for the prompt that b is assigned to, which minimises sum_bi r_bi c_bi
+    soft          r_bi = softmax_i(-c_bi / temperature)
+    balanced      in both cases sum_b r_bi = B / m: a balanced linear assignment, or the same with entropy (Sinkhorn)
+
+Without balance one prompt soon takes all: whichever is a little better gets all blocks and so becomes better still.
+Equal shares per batch are those of SwAV (Caron et al., 2006.09882).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idp import config
+from idp.models import LoadedModel
+from idp.prompting.bank import PromptBank
+from idp.prompting.prefix import attention_mask, cache_of, run_prompt
+from idp.recover.banks.cluster import centres
+from idp.recover.banks.independent import name_of, seed_of
+from idp.recover.prompt import initial
+from idp.recover.training import History, Report, train
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "specialists"
+SINKHORN_STEPS = 50
+LAST_BATCHES = 32  # training blocks from which the centres are taken, in batches
+
+
+def make(
+    options: config.Idp,
+    loaded: LoadedModel,
+    text: tuple[torch.Tensor, torch.Tensor],
+    *,
+    seed: int,
+    checkpoint: Path,
+    report: Report | None = None,
+) -> tuple[PromptBank, dict[str, History]]:
+    """Trains all prompts in one loop; as `idp.make`.
+
+    A step reads `batch_size` blocks for each prompt, so that every prompt sees as much text as one trained alone. On
+    held-out text, where the best state is chosen, each block is free to take its best prompt.
+    """
+    import torch
+
+    count = len(options.lengths)
+    prompts = {
+        f"prompt_{number}": torch.nn.Parameter(
+            initial(loaded, length, options.init, options.init_text, seed_of(seed, number)).float().to(loaded.device)
+        )
+        for number, length in enumerate(options.lengths)
+    }
+    parts = list(prompts.values())
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(loaded.device)
+        with torch.no_grad():
+            costs = losses(loaded, parts, batch)
+        if not torch.is_grad_enabled():
+            return (responsibilities(costs, options.bank, free=True) * costs).sum(1).mean()
+        shares = responsibilities(costs, options.bank)
+        loss = torch.zeros((), device=loaded.device)
+        for prompt, share in zip(parts, shares.unbind(1), strict=True):
+            rows = share.nonzero().flatten()
+            if len(rows):
+                loss = loss + (share[rows] * row_losses(loaded, prompt, batch[rows])).sum() / len(batch)
+        return loss + options.bank.diversity * similarity(parts) if options.bank.diversity else loss
+
+    history = train(
+        prompts,
+        loss_of,
+        *text,
+        replace(options.training, batch_size=options.training.batch_size * count),
+        seed=seed,
+        checkpoint=checkpoint / NAME,
+        label=f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
+        report=report,
+    )
+    bank = PromptBank(
+        [prompt.detach().cpu() for prompt in parts],
+        [name_of(number, length) for number, length in enumerate(options.lengths)],
+    )
+    chosen = _assigned(loaded, parts, text[1], options, free=True)
+    bank.made = {"kind": NAME, "heldout_choices": chosen.bincount(minlength=count).tolist()}
+    last = text[0][: LAST_BATCHES * options.training.batch_size * count]
+    owners = _assigned(loaded, parts, last, options, free=False)
+    if len(last) >= count:
+        bank.centres = centres(loaded, [last[owners == number] for number in range(count)])
+    return bank, {NAME: history}
+
+
+def losses(loaded: LoadedModel, prompts: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """Loss in nats per token of each block [blocks, tokens] behind each prompt: [blocks, prompts]."""
+    import torch
+
+    return torch.stack([row_losses(loaded, prompt, batch) for prompt in prompts], dim=1)
+
+
+def row_losses(loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks].
+
+    The prompt's keys and values are computed once for all blocks.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model, length = loaded.model, len(prompt)
+    rows, width = batch.shape
+    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in run_prompt(model, prompt)]
+    positions = torch.arange(length + width, device=batch.device)[None]
+    visible = torch.ones(width, length + width, dtype=torch.bool, device=batch.device).tril(length)
+    logits = model(
+        input_ids=batch,
+        attention_mask=attention_mask(model, visible[None], positions[:, length:], positions),
+        position_ids=positions[:, length:].expand(rows, -1),
+        past_key_values=cache_of(shared),
+        use_cache=True,
+    ).logits
+    each = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+    return each.view(rows, -1).mean(1)
+
+
+def responsibilities(costs: torch.Tensor, options: config.SpecialistsBank, free: bool = False) -> torch.Tensor:
+    """How much of each block each prompt answers for, [blocks, prompts], rows summing to 1.
+
+    Args:
+        costs: nats per token, [blocks, prompts].
+        options: hard or soft, balanced or not.
+        free: not balanced, whatever the options say: for text that is not trained on.
+    """
+    import torch
+
+    balanced = options.balanced and not free
+    if options.mixture == "hard":
+        owners = assign(costs) if balanced else costs.argmin(1)
+        return torch.nn.functional.one_hot(owners, costs.shape[1]).to(costs.dtype)
+    logits = -costs.double() / options.temperature
+    if balanced:
+        logits = _sinkhorn(logits)
+    return logits.softmax(1).to(costs.dtype)
+
+
+def assign(costs: torch.Tensor) -> torch.Tensor:
+    """The prompt of each block, [blocks], at the least total cost with which all prompts get equal shares.
+
+    Of B blocks every one of m prompts gets floor(B / m), and B mod m of them one more.
+
+    Args:
+        costs: [blocks, prompts], finite.
+    """
+    import numpy
+    import torch
+    from scipy.optimize import linear_sum_assignment
+
+    blocks, prompts = costs.shape
+    values = numpy.nan_to_num(costs.detach().double().cpu().numpy(), nan=1e6, posinf=1e6)
+    share, over = divmod(blocks, prompts)
+    # A place for each block that a prompt must get, and one that it may: those left empty go to rows of no block.
+    must, may = numpy.repeat(values, share, axis=1), values
+    nobody = prompts - over if over else 0
+    table = numpy.concatenate([must, may], axis=1) if over else must
+    if nobody:
+        forbidden = (numpy.abs(values).max() + 1.0) * (blocks + 1)
+        rows = numpy.concatenate(
+            [numpy.full((nobody, must.shape[1]), forbidden), numpy.zeros((nobody, prompts))], axis=1
+        )
+        table = numpy.concatenate([table, rows])
+    places = linear_sum_assignment(table)[1][:blocks]
+    owner = numpy.concatenate([numpy.repeat(numpy.arange(prompts), share), numpy.arange(prompts)])
+    return torch.from_numpy(owner[places]).to(costs.device)
+
+
+def similarity(prompts: list[torch.Tensor]) -> torch.Tensor:
+    """Mean over all pairs of the cosine similarity of two prompts' mean tokens; a prompt is [tokens, hidden_size]."""
+    import torch
+
+    means = torch.stack([torch.nn.functional.normalize(prompt.mean(0), dim=0) for prompt in prompts])
+    above = torch.triu_indices(len(prompts), len(prompts), offset=1)
+    return (means @ means.T)[above[0], above[1]].mean() if above.shape[1] else means.sum() * 0.0
+
+
+def _sinkhorn(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [blocks, prompts] shifted per prompt so that their softmax over prompts gives every one an equal share."""
+    import math
+
+    blocks, prompts = logits.shape
+    for _ in range(SINKHORN_STEPS):
+        logits = logits - logits.logsumexp(1, keepdim=True)
+        logits = logits - logits.logsumexp(0, keepdim=True) + math.log(blocks / prompts)
+    return logits
+
+
+def _assigned(
+    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, options: config.Idp, free: bool
+) -> torch.Tensor:
+    """The prompt of each block, [blocks]: its best one, or with equal shares over all blocks."""
+    import torch
+
+    with torch.no_grad():
+        parts = blocks.split(options.training.batch_size)
+        costs = torch.cat([losses(loaded, prompts, part.to(loaded.device)).cpu() for part in parts])
+    return costs.argmin(1) if free else assign(costs)

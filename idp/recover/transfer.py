@@ -1,0 +1,191 @@
+"""Transfer (Xu et al., 2305.11186): a repair that was learned on one compressed model, used on another of the same one.
+
+Nothing is trained. The transferred repair is a product of its own, made from the model that it now repairs, so that
+what is measured with it is never taken for what was measured where it was learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import config, models
+from idp.errors import UserError
+from idp.prompting.bank import PromptBank
+from idp.store import MANIFEST, Product, Store, write_json
+
+if TYPE_CHECKING:
+    from idp.evaluate.tasks import TaskSource
+
+VERSION = 1
+RECORD, REPAIR = "record.json", "repair.json"
+
+
+@dataclass
+class Source:
+    """A stored repair, and what is known of the run that learned it."""
+
+    place: str  # as the user named it
+    repair: Product
+    dense: str  # the key of the dense model that it was learned on
+    record: dict[str, Any] | None  # None for a repair's own folder
+
+    @property
+    def origin(self) -> str:
+        """The key of the repair where it was learned, through however many transfers it came here."""
+        return self.repair.read(REPAIR).get("transfer", self.repair.key)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt; none for an adapter alone."""
+        bank = self.repair.path / "bank"
+        return PromptBank.load(bank).lengths if bank.is_dir() else []
+
+    @property
+    def selector(self) -> config.Selector | None:
+        """What chose among its prompts in the run that it is from."""
+        from omegaconf import OmegaConf
+
+        values = self.record["idp"]["config"]["recovery"].get("selector") if self.record else None
+        if not values:
+            return None
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.SELECTORS[values["kind"]]), values))
+
+    def provenance(self) -> dict[str, Any]:
+        """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
+        said: dict[str, Any] = {"from": self.place, "key": self.origin, "kind": self.repair.read(REPAIR)["kind"]}
+        if self.record is None:
+            return {**said, "compressor": None, "corpus": None, "seed": None}
+        about = self.record["idp"]
+        if about.get("transfer"):  # where it was learned, not where it was transferred to
+            return {**about["transfer"], **said}
+        values = about["config"]
+        return {**said, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
+
+
+def find(place: str, setting: str = "recovery.from") -> Source:
+    """The repair that a record, a run's folder or a repair's own folder names, its files verified.
+
+    Raises:
+        UserError: there is no such place, that run made no repair, or its files are gone or damaged.
+    """
+    path = Path(place).expanduser().absolute()
+    if (path / REPAIR).is_file():
+        return _from_product(place, path, setting)
+    file = path / RECORD if path.is_dir() else path
+    if not file.is_file():
+        missing = f"there is no {RECORD} or {REPAIR} in it" if path.is_dir() else "no such file or folder"
+        raise UserError(f"{setting}={place}: {missing}; name a run's folder, its {RECORD}, or a repair in a store")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        stages, stated = record["idp"]["stages"], record["idp"]["config"]["store"]
+        repair, dense = stages["recover"], stages["load"]["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{setting}={place}: not a record of idp.run ({type(error).__name__}: {error})") from error
+    if repair is None:
+        raise UserError(f"{setting}={place}: that run made no repair (recovery=none)")
+    # The record's store may be relative to a folder that it does not name.
+    beside = file.parents[min(2, len(file.parents) - 1)] / "store"
+    roots = [root for root in (Path(stated).expanduser(), beside) if (root / "recover" / repair["key"]).is_dir()]
+    if not roots:
+        raise UserError(
+            f"{setting}={place}: its repair ({repair['key'][:12]}) is in neither {stated} nor {beside}; run it again"
+        )
+    return Source(place, Store(roots[0]).get("recover", repair["key"]), dense, record)
+
+
+def check(source: Source, model: config.Model, dense: str, hidden_size: int) -> None:
+    """Refuses a repair that was learned on another model than this run's.
+
+    Raises:
+        UserError: names both models and, for prompts, both hidden sizes.
+    """
+    if source.dense == dense:
+        return
+    theirs = source.record["idp"]["config"]["model"]["name"] if source.record else source.dense[:12]
+    bank = source.repair.path / "bank" / "bank.json"
+    size = f" (hidden size {json.loads(bank.read_text())['hidden_size']})" if bank.is_file() else ""
+    raise UserError(
+        f"recovery.from={source.place}: it was learned on another model, {theirs}{size}; this run's model is"
+        f" {model.name} (hidden size {hidden_size}). A repair goes over to other compressors of its own model; prompts"
+        " of equal hidden size can be tried with recovery=idp recovery/bank=assembled"
+    )
+
+
+def refuse_evaluated(source: Source, tasks: list[TaskSource]) -> None:
+    """Refuses a repair that was trained on text of a task that is evaluated, as far as its run's record tells.
+
+    Raises:
+        UserError: names the corpus and the task.
+    """
+    corpus = source.record["idp"]["config"]["corpus"] if source.record else {"made_from": []}
+    for task in tasks:
+        if {task.name, task.runs}.intersection(corpus["made_from"]):
+            raise UserError(
+                f"recovery.from={source.place}: it was trained on corpus {corpus['name']}, which is made from"
+                f" {task.runs}, which this run evaluates: leave it out of task.names"
+            )
+
+
+def resolved(recovery: config.Transfer, source: Source) -> config.Transfer:
+    """The recovery with the selector that will be used: its own, else that of the run that it is from.
+
+    Raises:
+        UserError: several prompts and nothing to choose one with.
+    """
+    selector = recovery.selector or source.selector
+    if selector is None and len(source.lengths) > 1:
+        raise UserError(
+            f"recovery.from={source.place}: it holds {len(source.lengths)} prompts, and what chose among them is not"
+            " known; add recovery/selector=attention"
+        )
+    known = copy.copy(recovery)  # `replace` leaves out what is not part of __init__
+    known.selector = selector
+    return known
+
+
+def apply(source: Source, compressed: Product, store: Store) -> Product:
+    """The repair as a product of the model that it now repairs: the same files."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(
+            source.repair.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "history.json")
+        )
+        write_json(folder / REPAIR, {**source.repair.read(REPAIR), "transfer": source.origin})
+        write_json(folder / "history.json", {})  # nothing was trained here
+        base = str(models.model_folder(compressed))
+        for file in (*folder.rglob("adapter_config.json"), *folder.rglob("bank.json")):
+            described = json.loads(file.read_text(encoding="utf-8"))
+            write_json(file, {**described, "base_model_name_or_path": base})
+
+    return store.get_or_make(
+        "recover",
+        parent=compressed.key,
+        config={"transfer": source.origin},
+        version=VERSION,
+        make=make,
+        label=f"transfer of {source.origin[:12]}",
+    )
+
+
+def _from_product(place: str, path: Path, setting: str) -> Source:
+    """A repair's own folder in a store; the products that it was made from name its dense model."""
+    if path.parent.name != "recover":
+        raise UserError(f"{setting}={place}: a repair outside its store; name its run's folder or {RECORD}")
+    root = path.parents[1]
+    repair = Store(root).get("recover", path.name)
+    key, stage = repair.manifest["parent"], "compress"
+    while (root / "recover" / key / MANIFEST).is_file():  # stored in fewer bits, it was made from the trained one
+        key = Store(root).get("recover", key).manifest["parent"]
+    try:
+        manifest = json.loads((root / stage / key / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}={place}: the compressed model that it was learned on ({key[:12]}) is gone from {root}; name its"
+            f" run's {RECORD} instead"
+        ) from error
+    return Source(place, repair, manifest["parent"], None)
