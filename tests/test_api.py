@@ -19,6 +19,7 @@ from idp.prompting.repaired import RepairedModel
 from .prompting.test_prefix import ByFirstToken, plain_logits
 
 BANK = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "recovery.training.learning_rate=0.1")
+FITTED = (*BANK, "recovery/selector=learned", "recovery.controls=false")
 LORA = ("compressor=gptq3", "recovery=lora", "recovery.training.learning_rate=0.1")
 TEXTS = [f"{'abcdef'[i % 6]} {'word ' * (i % 5)}and then" for i in range(13)]
 
@@ -37,7 +38,7 @@ def evaluated(folder, variant):
     return [row for row in rows if row["model"] == variant]
 
 
-@pytest.mark.parametrize("overrides", [BANK, LORA], ids=["idp", "lora"])
+@pytest.mark.parametrize("overrides", [BANK, FITTED, LORA], ids=["idp", "fitted", "lora"])
 def test_scores_are_those_of_the_evaluation(overrides, finished_run):
     folder, _ = finished_run(*overrides, "baselines=true")
     seen = {}
@@ -54,7 +55,7 @@ def test_scores_are_those_of_the_evaluation(overrides, finished_run):
             assert scores.prompt == (model.prompts[row["prompt"]] if row["prompt"] is not None else None)
         seen[variant] = found
     assert seen["dense"] != seen["compressed"] != seen["repaired"]
-    assert [scores.prompt is not None for scores in seen["repaired"]] == [overrides is BANK] * 8
+    assert [scores.prompt is not None for scores in seen["repaired"]] == [overrides is not LORA] * 8
 
 
 def test_generation_is_the_plain_greedy_loop(banked):
@@ -111,7 +112,7 @@ def test_an_input_longer_than_the_window_is_cut_and_said(banked, caplog):
     assert answer.prompt is not None and "1 of the requests were longer than the 2018 tokens" in caplog.text
 
 
-@pytest.mark.parametrize("overrides", [BANK, LORA], ids=["idp", "lora"])
+@pytest.mark.parametrize("overrides", [BANK, FITTED, LORA], ids=["idp", "fitted", "lora"])
 def test_an_export_is_the_run(overrides, finished_run, tmp_path):
     from idp.export.checkpoint import export
     from idp.export.options import Options

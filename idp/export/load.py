@@ -72,10 +72,9 @@ class Exported:
         Raises:
             UserError: it is not here, or cannot be read.
         """
-        from idp.prompting import selectors
         from idp.prompting.bank import PromptBank
         from idp.prompting.repaired import RepairedModel
-        from idp.recover import lora
+        from idp.recover import lora, selection
 
         self.check(variant)
         own = Model(self.name, "local", str(self.folder), None, self.about["dtype"], device or "auto", None, False, {})
@@ -89,7 +88,8 @@ class Exported:
                 return RepairedModel(loaded)
             bank = PromptBank.load(self.folder / PROMPTS)
             options = json.loads((self.folder / PROMPTS / "bank.json").read_text(encoding="utf-8")).get("selector")
-            selector = selectors.build(restore(Selector, options, "selector")) if options else None
+            chooser = restore(Selector, options, "selector") if options else None
+            selector = selection.restored(chooser, self.folder / PROMPTS) if chooser is not None else None
             return RepairedModel(loaded, bank, selector)
 
     def _open_model(self, own: Model, dtype: str) -> models.LoadedModel:

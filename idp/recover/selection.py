@@ -132,23 +132,23 @@ def select(
     return Selection(options, prompts, fitted, heldout)
 
 
-def restored(options: schema.Selector, fitted: Product | None) -> Selector:
-    """The selector that a config describes, as it was fitted.
+def restored(options: schema.Selector, fitted: Path | None) -> Selector:
+    """The selector that a config describes, as it was fitted: `fitted` is the folder of its product, or of an export.
 
     Raises:
-        UserError: it needs a fit and there is none, or the product is another selector's.
+        UserError: it needs a fit and there is none, or it is another selector's.
     """
     from safetensors.torch import load_file
 
     selector = selectors.build(options)
     if not selectors.needs_fit(options):
         return selector
-    if fitted is None:
+    if fitted is None or not (fitted / STATE).is_file():
         raise UserError(f"recovery.selector={options.kind}: it has not been fitted on held-out text; run idp.run first")
     try:
-        selector.restore(load_file(fitted.path / STATE))
+        selector.restore(load_file(fitted / STATE))
     except KeyError as error:
-        raise UserError(f"{fitted.path}: not a fitted {options.kind} selector: {error} is missing") from error
+        raise UserError(f"{fitted}: not a fitted {options.kind} selector: {error} is missing") from error
     return selector
 
 

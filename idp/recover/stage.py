@@ -313,7 +313,9 @@ def open_repaired(
     if bank is None or len(bank) == 1:
         return RepairedModel(loaded, bank)
     options = getattr(recovery, "selector", None)
-    return RepairedModel(loaded, bank, selection.restored(options, fitted) if options is not None else None)
+    return RepairedModel(
+        loaded, bank, selection.restored(options, fitted and fitted.path) if options is not None else None
+    )
 
 
 def open_bank(
@@ -355,5 +357,5 @@ def open_variants(
     bank = PromptBank.load(repair.path / "bank")
     variants["prompt"] = RepairedModel(plain, PromptBank(bank.prompts[:1], bank.names[:1]))
     if len(bank) > 1:
-        variants["idp"] = RepairedModel(plain, bank, selection.restored(recovery.selector, fitted))
+        variants["idp"] = RepairedModel(plain, bank, selection.restored(recovery.selector, fitted and fitted.path))
     return variants
