@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OURS = ("none", "prompt", "idp")
 HFLM_NAME = "hflm"
-REPEATS = 3
+REPEATS = 4
 
 
 @dataclass
