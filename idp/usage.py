@@ -103,6 +103,13 @@ def _fields(prefix: str, node: type) -> str:
     return "\n".join(filter(None, lines))
 
 
+def _own_fields(prefix: str, node: type, base: type) -> str:
+    """As `_fields`, without what the base class has."""
+    inherited = {item.name for item in dataclasses.fields(base)}
+    lines = _fields(prefix, node).splitlines()
+    return "\n".join(line for line in lines if line.split()[0].removeprefix(prefix) not in inherited)
+
+
 def _recoveries() -> str:
     return (
         "\n".join(
@@ -112,6 +119,11 @@ def _recoveries() -> str:
         )
         + "".join(
             f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in config.BANKS.items()
+        )
+        + "".join(
+            f"\nwith recovery/selector={kind}:\n{fields}"
+            for kind, node in config.SELECTORS.items()
+            if (fields := _own_fields("recovery.selector.", node, config.Selector))
         )
         + f"\nwith recovery=prompt, idp and lora:\n{_fields('recovery.training.', config.Training)}"
     )

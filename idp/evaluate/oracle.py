@@ -47,16 +47,16 @@ def measure(
     """The oracle's products, under the keys that a selector's own would have.
 
     Args:
-        name: what is said beside a task.
+        name: dense, compressed or repaired: what is said beside a task.
         alone: what each prompt scored by itself, in order.
-        parent: the repair's key; the others as in `stage.measure`.
-        selector: see `parent`.
-        model: see `parent`.
-        evaluation: see `parent`.
-        tasks: see `parent`.
-        documents: see `parent`.
-        corpora: see `parent`.
-        store: see `parent`.
+        parent: the key of the repair.
+        selector: the oracle's options, as part of each product's key.
+        model: the model's config.
+        evaluation: tokens per batch, and how perplexity is measured.
+        tasks: what `find_tasks` found.
+        documents: per task; None: all.
+        corpora: `idp.corpus.Text` by name.
+        store: where products live.
 
     Raises:
         UserError: a task whose main metric is not one of single documents.

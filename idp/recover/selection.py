@@ -210,11 +210,6 @@ def _fit(
 
     loaded, prefixes = opened()
     contexts = _blocks(fit, text, loaded)[:, : fit.reads].tolist()
-    if len(contexts) < 2:
-        raise UserError(
-            f"corpus {text.name}: its held-out part has one block of recovery.fit.tokens={fit.tokens}; a selector needs"
-            " two at least: use shorter blocks or a larger corpus"
-        )
 
     def fitted(rows: slice) -> Selector:
         selector = selectors.build(options)

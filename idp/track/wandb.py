@@ -153,6 +153,10 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     for row in (about["latency"] or {}).get("rows", []):
         name = f"latency/{row['variant']}/{row['batch_size']}x{row['input_tokens']}"
         values |= {f"{name}/{part}_{key}": row[part][key] for part in ("prefill", "decode") for key in ("p50", "ratio")}
+    for task, found in (about["selector"] or {"entropy": {}})["entropy"].items():
+        values[f"selection/{task}/entropy"] = found["nats"]
+    mean = (about["controls"] or {}).get("mean") or {}
+    values |= {f"controls/{way}": value for way, value in mean.items() if isinstance(value, float)}
     for name, training in (about["training"] or {}).items():
         values[f"heldout/{name}/best_loss"] = training["heldout_loss"]
     return values

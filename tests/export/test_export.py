@@ -150,6 +150,19 @@ def test_prompts_beside_it_are_peft_s(finished_run, tmp_path):
     assert torch.equal(prompt, trained)
 
 
+def test_a_fitted_selector_goes_with_its_prompts(finished_run, tmp_path):
+    more = ("recovery/selector=nearest", "recovery.controls=false")
+    folder, record = finished_run("compressor=gptq4", "recovery=idp", "recovery.lengths=[3,5]", *more)
+    out = tmp_path / "export"
+    checkpoint.export(Options(str(folder), str(out)))
+    bank = json.loads((out / "prompts" / "bank.json").read_text())
+    assert (bank["selector"]["kind"], bank["fitted"]["kind"]) == ("nearest", "nearest")
+    key = record["idp"]["stages"]["select"]["key"]
+    stored = Path(record["idp"]["config"]["store"]) / "select" / key / "selector.safetensors"
+    written = load_file(out / "prompts" / bank["fitted"]["file"])
+    assert written["centres"].shape == (2, 64) and torch.equal(written["centres"], load_file(stored)["centres"])
+
+
 def test_lora_beside_it_is_peft_s(finished_run, tmp_path, compose):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
