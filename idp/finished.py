@@ -98,7 +98,7 @@ class Finished:
         Raises:
             UserError: it is not in the store, or damaged.
         """
-        about = self.record["idp"]["stages"][stage]
+        about = self.record["idp"]["stages"].get(stage)
         if about is None:
             return None
         store = self._store(stage)

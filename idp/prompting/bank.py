@@ -67,10 +67,8 @@ class PromptBank:
         try:
             described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
             prompts = [
-                # In an export a prompt's folder has its name.
-                load_file((place if place.exists() else folder / name) / "adapter_model.safetensors")[TENSOR]
-                for number, name in enumerate(described["names"])
-                for place in [folder / f"prompt_{number}"]
+                load_file(folder / place / "adapter_model.safetensors")[TENSOR]
+                for place in described.get("folders") or [f"prompt_{n}" for n in range(len(described["names"]))]
             ]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error
