@@ -109,7 +109,7 @@ class LanguageModel:
         stops = _texts([stop] if isinstance(stop, str) else stop, "stop", may_be_empty=True)
         if "" in stops:
             raise UserError("stop: an empty text would end every answer before it begins; leave it out")
-        _check_count("max_new_tokens", max_new_tokens)
+        check_count("max_new_tokens", max_new_tokens)
         if max_new_tokens >= self._scorer.max_length:
             raise UserError(
                 f"max_new_tokens={max_new_tokens}: the model's window holds {self._scorer.max_length} tokens behind"
@@ -275,6 +275,16 @@ def check_device(device: Any) -> None:
         raise UserError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Refuses what is no whole number from 1 up.
+
+    Raises:
+        UserError: as said, of `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name}={value}: use a whole number, 1 or more")
+
+
 def _request(kind: str, arguments: tuple, number: int, choice: int = 0) -> Any:
     from lm_eval.api.instance import Instance
 
@@ -306,11 +316,6 @@ def _choices(given: Any, contexts: int) -> list[list[str]]:
     if len(given) != contexts:
         raise UserError(f"choices: there are {contexts} contexts and {len(given)} lists of choices; give one for each")
     return [_texts(own, f"choices[{number}]") for number, own in enumerate(given)]
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}={value}: use a whole number, 1 or more")
 
 
 def _described(value: Any) -> str:

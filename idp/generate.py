@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_device, find
+from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_count, check_device, find
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
 from idp.errors import UserError
 
@@ -49,6 +49,7 @@ def main(words: list[str] | None = None) -> None:
     with failures_in_one_line():
         options = parse(Options, words)
         prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
+        check_count("max_new_tokens", options.max_new_tokens)
         check_device(options.device)
         source = find(options.record or _newest(), options.store)
         wanted = _wanted(options.models, source.variants)
@@ -121,10 +122,9 @@ def side_by_side(prompt: str, answers: dict[str, Answer], banked: list[str], wid
 
 def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """A text's lines, wrapped; what a terminal would not show is shown as a mark."""
-    shown = "".join(
-        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text.strip()
-    )
-    lines = [textwrap.wrap(line, width - len(first)) or [""] for line in shown.split("\n")]
+    mark = "\N{REPLACEMENT CHARACTER}"
+    shown = "".join(char if char.isprintable() or char in "\n\t" else mark for char in text.strip())
+    lines = [textwrap.wrap(line, width - len(first), tabsize=4) or [""] for line in shown.split("\n")]
     flat = [line for part in lines for line in part]
     return [f"{later if number else first}{line}" for number, line in enumerate(flat)]
 

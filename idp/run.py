@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,8 +64,13 @@ def _next(place: Path) -> str:
     """The command that lets the model of a single run speak; nothing between the runs of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return ""
-    run = shlex.quote(str(place.parent))
-    return f"to see it answer: python -m idp.generate record={run} prompt='The capital of France is'\n"
+    python = Path(sys.executable)
+    if shutil.which("python") == str(python):
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    command = [str(python), "-m", "idp.generate", f"record={place.parent}", "prompt=The capital of France is"]
+    return f"to see it answer: {shlex.join(command)}\n"
 
 
 def main() -> None:

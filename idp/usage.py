@@ -32,6 +32,12 @@ def text() -> str:
   python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
   python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
 
+Afterwards:
+  python -m idp.report outputs/runs                  one table over many runs
+  python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
+  python -m idp.export record=... out=...            the model as others can load it
+  idp.load("outputs/runs/...")                       the model from Python
+
 Choices:
 {groups}
 

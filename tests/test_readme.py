@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -20,12 +21,20 @@ def commands():
                     yield pytest.param(line.split(" #")[0].strip(), id=f"{page.name}: {line.strip()[:60]}")
 
 
+def scripts():
+    """Each page's Python as one script; what is about other libraries is not ours to run."""
+    for page in PAGES:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+        if any("import idp" in block for block in blocks):
+            yield pytest.param("\n".join(blocks), id=page.name)
+
+
 def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
 @pytest.mark.parametrize("command", commands())
-def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
+def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
@@ -49,6 +58,16 @@ def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
         record = run_here("model=tiny_llama", "compressor=gptq4", "task=arc_easy", "budget=smoke", "tracker=none")
         run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
         main([w.replace("/path/to/your/run", str(run)).replace("exports/", f"{tmp_path}/") for w in words[3:]])
+    elif words[:3] == ["python", "-m", "idp.generate"]:
+        from idp.generate import main
+
+        run, _ = finished_run(*IDP)
+        (tmp_path / "prompts.txt").write_text("Water boils at\n")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "outputs" / "runs").mkdir(parents=True)
+        (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
+        main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
+        assert "given prompt_" in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.report"]:
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
@@ -59,3 +78,14 @@ def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
         assert subprocess.run(["wandb", words[1], "--help"], capture_output=True).returncode == 0
     else:
         pytest.fail(f"no way to try: {command}")
+
+
+def test_there_is_python():
+    assert len(list(scripts())) >= 2
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_python_runs(script, finished_run, capsys):
+    run, _ = finished_run(*IDP)
+    exec(compile(script.replace("/path/to/your/run", str(run)), "<docs>", "exec"), {})
+    assert "prompt_" in capsys.readouterr().out

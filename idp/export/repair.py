@@ -51,7 +51,7 @@ def _save_prompts(run: Run, repair: Product, loaded: LoadedModel, folder: Path, 
         (folder / f"prompt_{number}").rename(folder / name)
     recovery = run.record["idp"]["config"]["recovery"]
     described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
-    described |= {"recovery": recovery["kind"], "base_model_name_or_path": base}
+    described |= {"recovery": recovery["kind"], "base_model_name_or_path": base, "folders": bank.names}
     if len(bank) > 1:
         described["selector"] = recovery.get("selector")
         if run.selector is not None:  # what it learned, in tensors

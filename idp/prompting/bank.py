@@ -95,12 +95,9 @@ class PromptBank:
         try:
             described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
             stored = storage.from_description(described["storage"]) if "storage" in described else None
-            places = [folder / f"prompt_{number}" for number in range(len(described["names"]))]
-            # In an export a prompt's folder has its name.
-            prompts = [
-                _read(place if place.is_dir() else folder / name, stored)
-                for place, name in zip(places, described["names"], strict=True)
-            ]
+            # In an export each prompt's folder has the prompt's name.
+            places = described.get("folders") or [f"prompt_{number}" for number in range(len(described["names"]))]
+            prompts = [_read(folder / place, stored) for place in places]
             file = folder / f"{CENTRES}.safetensors"
             centres = load_file(file)[CENTRES] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -1,5 +1,7 @@
 """A cached prefix gives what the plain way gives: embeddings in front of the input, one full forward pass."""
 
+import json
+
 import pytest
 import torch
 
@@ -73,6 +75,17 @@ def test_bank_round_trip(open_tiny, make_bank, tmp_path):
     assert again.names == bank.names and again.lengths == [5, 9] and again.parameters == 14 * 64
     for one, other in zip(bank.prompts, again.prompts, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_bank_says_which_folder_is_whose(open_tiny, make_bank, tmp_path):
+    loaded = open_tiny("llama")
+    bank = make_bank(loaded, [5, 9])
+    bank.save(tmp_path, loaded.model.config, "base")
+    for old, new in (("prompt_0", "aside"), ("prompt_1", "prompt_0"), ("aside", "prompt_1")):
+        (tmp_path / old).rename(tmp_path / new)
+    described = json.loads((tmp_path / "bank.json").read_text())
+    (tmp_path / "bank.json").write_text(json.dumps({**described, "folders": ["prompt_1", "prompt_0"]}))
+    assert torch.equal(PromptBank.load(tmp_path).prompts[1], bank.prompts[1])
 
 
 def test_peft_loads_a_single_prompt_with_equal_logits(open_tiny, make_bank, tmp_path):
