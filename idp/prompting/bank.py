@@ -70,9 +70,7 @@ class PromptBank:
             if not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
-            if stored is not None:
-                prompt = storage.pack(prompt, stored)["values"].view_as(prompt)
-            save_file({peft_files.TENSOR: prompt}, place / peft_files.WEIGHTS)
+            save_file({peft_files.TENSOR: prompt.to(storage.float_type(stored))}, place / peft_files.WEIGHTS)
             write_json(place / peft_files.CONFIG, peft_files.config_of(prompt, config, base_model))
         described = {"names": self.names, "lengths": self.lengths, "hidden_size": self.prompts[0].shape[1]}
         described |= {"base_model_name_or_path": base_model, "made": self.made}
@@ -95,7 +93,11 @@ class PromptBank:
         try:
             described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
             stored = storage.from_description(described["storage"]) if "storage" in described else None
-            prompts = [_read(folder / f"prompt_{number}", stored) for number in range(len(described["names"]))]
+            width = described["hidden_size"]
+            prompts = [
+                _read(folder / f"prompt_{number}", stored, (length, width))
+                for number, length in enumerate(described["lengths"])
+            ]
             file = folder / f"{CENTRES}.safetensors"
             centres = load_file(file)[CENTRES] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -109,9 +111,9 @@ class PromptBank:
         return cls(prompts, described["names"], centres, described.get("made", {}))
 
 
-def _read(place: Path, stored: Storage | None) -> torch.Tensor:
+def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
     from safetensors.torch import load_file
 
     if storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
-    return storage.unpack(load_file(place / storage.PACKED), stored)
+    return storage.unpack(load_file(place / storage.PACKED), stored, shape)
