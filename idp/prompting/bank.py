@@ -108,7 +108,7 @@ class PromptBank:
                     f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says"
                     f" ({length}, {described['hidden_size']})"
                 )
-        return cls(prompts, described["names"], centres, described.get("made", {}))
+        return cls(prompts, described["names"], centres=centres, made=described.get("made", {}))
 
 
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:

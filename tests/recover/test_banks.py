@@ -48,7 +48,7 @@ def two_kinds():
     """Blocks of two kinds, from tokens that the other kind does not have, mixed: 24 to train on, 8 held out; kinds."""
     draw = torch.Generator().manual_seed(1)
     kinds = torch.arange(32) % 2
-    blocks = torch.stack([torch.randint(*((1, 60), (150, 250))[kind], (24,), generator=draw) for kind in kinds])
+    blocks = torch.stack([torch.randint(*((5, 9), (200, 204))[kind], (24,), generator=draw) for kind in kinds])
     return (blocks[:24], blocks[24:]), kinds[:24]
 
 
@@ -73,7 +73,7 @@ def test_clusters_find_the_two_kinds(open_tiny, two_kinds, tmp_path):
 
 
 def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, monkeypatch):
-    text, kinds = two_kinds
+    text, _ = two_kinds
     seen = []
 
     def tune(loaded, start, text, training, **about):
@@ -178,9 +178,9 @@ def test_responsibilities():
     torch.testing.assert_close(plain, (-costs / 0.5).softmax(1))
     shared = specialists.responsibilities(costs, hard(mixture="soft", temperature=0.5))
     torch.testing.assert_close(shared.sum(1), torch.ones(12), atol=1e-6, rtol=0)
-    torch.testing.assert_close(shared.sum(0), torch.full((3,), 4.0), atol=1e-3, rtol=0)
-    cold = specialists.responsibilities(costs, hard(mixture="soft", temperature=1e-3))
-    assert (cold.argmax(1) == specialists.assign(costs)).float().mean() > 0.8  # its limit is the hard assignment
+    torch.testing.assert_close(shared.sum(0), torch.full((3,), 4.0), atol=0, rtol=2e-3)
+    cold = specialists.responsibilities(costs, hard(mixture="soft", temperature=0.01))
+    assert torch.equal(cold.argmax(1), specialists.assign(costs))  # its limit is the hard assignment
     free = specialists.responsibilities(costs, hard(), free=True)
     assert torch.equal(free.argmax(1), costs.argmin(1)) and torch.equal(free.sum(1), torch.ones(12))
 

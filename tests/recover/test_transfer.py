@@ -10,7 +10,14 @@ from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.recover import transfer
 
-TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "evaluation.perplexity=[]")
+TINY = (
+    "model=tiny_llama",
+    "budget=smoke",
+    "tracker=none",
+    "task=arc_easy",
+    "evaluation.perplexity=[]",
+    "baselines=false",
+)
 RECOVERIES = {
     "prompt": ["recovery=prompt", "recovery.length=4"],
     "idp": ["recovery=idp", "recovery.lengths=[3,5]", "recovery.selector.softmax=pre"],
@@ -28,26 +35,23 @@ def run_of(record, tmp_path):
 
 @pytest.mark.parametrize("kind", RECOVERIES)
 def test_learned_on_one_compressor_used_on_another_and_on_dense(kind, run_here, tmp_path, monkeypatch):
-    source = run_here(*TINY, "compressor=rtn3", "baselines=false", *RECOVERIES[kind])
+    source = run_here(*TINY, "compressor=rtn3", *RECOVERIES[kind])
     monkeypatch.setattr("idp.recover.stage._text", lambda *_: pytest.fail("it asked for training text"))
     first, place = product(source, tmp_path), run_of(source, tmp_path)
     keys = {source["idp"]["stages"]["measure"]["key"]}
-    for compressor, named in {"magnitude50": place, "none": place / "record.json", "rtn4": first}.items():
-        chosen = [] if kind != "idp" or named != first else ["recovery/selector=attention"]
-        overrides = (*TINY, f"compressor={compressor}", "recovery=transfer", f"recovery.from={named}", *chosen)
-        record = run_here(*overrides)
+    for compressor, named in {"magnitude50": place, "none": place / "record.json"}.items():
+        record = run_here(*TINY, f"compressor={compressor}", "recovery=transfer", f"recovery.from={named}")
         about = record["idp"]
         assert about["row"] == "repaired" and about["compressor"] == compressor and about["training"] is None
         assert about["parameters"] == source["idp"]["parameters"]
         assert about["repair_bytes"] == source["idp"]["repair_bytes"] > 0
-        known = named != first
         assert about["transfer"] == {
             "from": str(named),
             "key": first.name,
             "kind": kind,
-            "compressor": "rtn3" if known else None,
-            "corpus": "embedded" if known else None,
-            "seed": 0 if known else None,
+            "compressor": "rtn3",
+            "corpus": "embedded",
+            "seed": 0,
         }
         for file in first.rglob("*.safetensors"):
             assert (product(record, tmp_path) / file.relative_to(first)).read_bytes() == file.read_bytes()
@@ -55,18 +59,15 @@ def test_learned_on_one_compressor_used_on_another_and_on_dense(kind, run_here, 
         keys.add(about["stages"]["recover"]["key"])
         if kind == "idp":
             assert list(about["selection"]["arc_easy"]) == list(source["idp"]["selection"]["arc_easy"])
-            softmax = about["config"]["recovery"]["selector"]["softmax"]
-            assert softmax == ("pre" if known else "post")
-    assert len(keys) == 7, "one key for two models' measurements"
+            assert about["config"]["recovery"]["selector"]["softmax"] == "pre"
+    assert len(keys) == 5, "one key for two models' measurements"
 
 
 def test_a_transfer_of_a_transfer_is_the_first_repair(run_here, tmp_path):
-    source = run_here(*TINY, "compressor=rtn3", "baselines=false", *RECOVERIES["prompt"])
-    base = (*TINY, "compressor=none", "baselines=false", "recovery=transfer")
+    source = run_here(*TINY, "compressor=rtn3", *RECOVERIES["prompt"])
+    base = (*TINY, "compressor=none", "recovery=transfer")
     direct = run_here(*base, f"recovery.from={run_of(source, tmp_path)}")
-    over = run_here(
-        *TINY, "compressor=rtn4", "baselines=false", "recovery=transfer", f"recovery.from={run_of(source, tmp_path)}"
-    )
+    over = run_here(*TINY, "compressor=rtn4", "recovery=transfer", f"recovery.from={run_of(source, tmp_path)}")
     again = run_here(*base, f"recovery.from={run_of(over, tmp_path)}")
     assert again["idp"]["stages"]["recover"]["key"] == direct["idp"]["stages"]["recover"]["key"]
     assert again["idp"]["transfer"]["compressor"] == "rtn3"
@@ -75,17 +76,18 @@ def test_a_transfer_of_a_transfer_is_the_first_repair(run_here, tmp_path):
 
 def test_prompts_in_few_bits_are_transferred_as_they_are(run_here, tmp_path):
     stored = [*RECOVERIES["idp"], "recovery.storage.bits=4"]
-    source = run_here(*TINY, "compressor=rtn3", "baselines=false", *stored)
+    source = run_here(*TINY, "compressor=rtn3", *stored)
     first = product(source, tmp_path)
-    base = (*TINY, "compressor=none", "baselines=false", "recovery=transfer", "recovery/selector=attention")
+    base = (*TINY, "compressor=none", "recovery=transfer", "recovery/selector=attention")
     record = run_here(*base, f"recovery.from={first}")
     assert record["idp"]["repair_bytes"] == 8 * (32 + 4)
+    assert record["idp"]["transfer"]["corpus"] is None  # a repair's own folder does not tell
     (one, *_), (other, *_) = (PromptBank.load(place / "bank").prompts for place in (first, product(record, tmp_path)))
     assert one.equal(other)
 
 
 def test_another_model_is_refused_and_named(run_here, tmp_path):
-    source = run_here(*TINY, "compressor=none", "baselines=false", *RECOVERIES["prompt"])
+    source = run_here(*TINY, "compressor=none", *RECOVERIES["prompt"])
     overrides = (*TINY, "model=tiny_opt", "compressor=rtn4", "recovery=transfer")
     message = (
         r"learned on another model, tiny_llama \(hidden size 64\); this run's model is tiny_opt \(hidden size 64\)"
@@ -124,7 +126,7 @@ def test_places_that_hold_no_repair(run_here, tmp_path):
 
 
 def test_a_bank_without_its_selector_asks_for_one(run_here, tmp_path, compose):
-    record = run_here(*TINY, "compressor=none", "baselines=false", *RECOVERIES["idp"])
+    record = run_here(*TINY, "compressor=none", *RECOVERIES["idp"])
     place = product(record, tmp_path)
     recovery = compose("recovery=transfer", f"recovery.from={place}").recovery
     with pytest.raises(UserError, match="it holds 2 prompts, and what chose among them is not known; add recovery/sel"):
@@ -132,7 +134,7 @@ def test_a_bank_without_its_selector_asks_for_one(run_here, tmp_path, compose):
 
 
 def test_text_that_was_trained_on_is_not_evaluated(run_here, tmp_path):
-    record = run_here(*TINY, "compressor=none", "baselines=false", *RECOVERIES["prompt"])
+    record = run_here(*TINY, "compressor=none", *RECOVERIES["prompt"])
     place = run_of(record, tmp_path)
     values = json.loads((place / "record.json").read_text())
     values["idp"]["config"]["corpus"]["made_from"] = ["arc_easy"]
@@ -142,7 +144,7 @@ def test_text_that_was_trained_on_is_not_evaluated(run_here, tmp_path):
 
 
 def test_a_record_moved_with_its_store_is_found(run_here, tmp_path):
-    record = run_here(*TINY, "compressor=none", "baselines=false", *RECOVERIES["prompt"])
+    record = run_here(*TINY, "compressor=none", *RECOVERIES["prompt"])
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "outputs", moved)
     found = transfer.find(str(moved / "runs" / record["idp"]["name"]))
