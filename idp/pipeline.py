@@ -46,8 +46,6 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
-    recovery, given = recovering.find(config.recovery)
-    config = replace(config, recovery=recovery)
     values = asdict(config)
     run_id = records.identity(values)[:12]
     name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
@@ -55,6 +53,9 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     with run_folder(folder, name) as status:
         store = Store(Path(config.store).expanduser())
         status.stage("find")
+        recovery, given = recovering.find(config.recovery)
+        config = replace(config, recovery=recovery)
+        values = asdict(config)
         found = find(config)
         if given.source is not None:
             transfer.refuse_evaluated(given.source, found.tasks)

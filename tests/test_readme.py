@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands():
@@ -43,6 +43,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
         overrides = [
             re.sub("/path/to/(your/model|their/checkpoint)", str(model_folders("llama")), w) for w in words[3:]
         ]
+        overrides = repairs_in_place(overrides, run_here, model_folders, tmp_path)
         small = ["budget=smoke", "tracker=none"]
         if not any(word.startswith("model=") for word in overrides):
             small.append("model=tiny_llama")
@@ -89,3 +90,27 @@ def test_python_runs(script, finished_run, capsys):
     run, _ = finished_run(*IDP)
     exec(compile(script.replace("/path/to/your/run", str(run)), "<docs>", "exec"), {})
     assert "prompt_" in capsys.readouterr().out
+
+
+def repairs_in_place(overrides, run_here, model_folders, tmp_path):
+    """The overrides with a repair where they name one of the reader's."""
+    words = " ".join(overrides)
+    if "/path/to/your/run" in words:
+        small = ("compressor=rtn3", "recovery=prompt", "recovery.length=4", "evaluation.perplexity=[]")
+        record = run_here(
+            "model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", *small
+        )
+        run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
+        overrides = [word.replace("/path/to/your/run", str(run)) for word in overrides]
+    if "/path/to/a/bank" in words:
+        import torch
+        from transformers import AutoConfig
+
+        from idp.prompting.bank import PromptBank
+
+        bank = PromptBank([torch.randn(3, 64), torch.randn(4, 64)], ["one", "other"])
+        bank.save(tmp_path / "bank", AutoConfig.from_pretrained(model_folders("llama")), "theirs")
+        places = {"/path/to/a/prompt": tmp_path / "bank" / "prompt_0", "/path/to/a/bank": tmp_path / "bank"}
+        for place, real in places.items():
+            overrides = [word.replace(place, str(real)) for word in overrides]
+    return overrides

@@ -70,9 +70,7 @@ class PromptBank:
             if not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
-            if stored is not None:
-                prompt = storage.pack(prompt, stored)["values"].view_as(prompt)
-            save_file({peft_files.TENSOR: prompt}, place / peft_files.WEIGHTS)
+            save_file({peft_files.TENSOR: prompt.to(storage.float_type(stored))}, place / peft_files.WEIGHTS)
             write_json(place / peft_files.CONFIG, peft_files.config_of(prompt, config, base_model))
         described = {"names": self.names, "lengths": self.lengths, "hidden_size": self.prompts[0].shape[1]}
         described |= {"base_model_name_or_path": base_model, "made": self.made}
@@ -97,7 +95,11 @@ class PromptBank:
             stored = storage.from_description(described["storage"]) if "storage" in described else None
             # In an export each prompt's folder has the prompt's name.
             places = described.get("folders") or [f"prompt_{number}" for number in range(len(described["names"]))]
-            prompts = [_read(folder / place, stored) for place in places]
+            width = described["hidden_size"]
+            prompts = [
+                _read(folder / place, stored, (length, width))
+                for place, length in zip(places, described["lengths"], strict=True)
+            ]
             file = folder / f"{CENTRES}.safetensors"
             centres = load_file(file)[CENTRES] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -108,12 +110,12 @@ class PromptBank:
                     f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says"
                     f" ({length}, {described['hidden_size']})"
                 )
-        return cls(prompts, described["names"], centres, described.get("made", {}))
+        return cls(prompts, described["names"], centres=centres, made=described.get("made", {}))
 
 
-def _read(place: Path, stored: Storage | None) -> torch.Tensor:
+def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
     from safetensors.torch import load_file
 
     if storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
-    return storage.unpack(load_file(place / storage.PACKED), stored)
+    return storage.unpack(load_file(place / storage.PACKED), stored, shape)

@@ -31,21 +31,28 @@ def peft_reads(storage: Storage | None) -> bool:
     return storage is None or (storage.bits >= 16 and storage.prune == 0)
 
 
+def float_type(storage: Storage | None) -> torch.dtype:
+    """The dtype of prompts that are stored as floats."""
+    import torch
+
+    return torch.float32 if storage is None or storage.bits == 32 else getattr(torch, storage.half)
+
+
 def pack(prompt: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
     """A prompt [tokens, hidden_size] as the tensors that are stored of it.
 
     Returns:
         `values` (float32, float16 or bfloat16) or `codes` (uint8; two 4-bit ones to a byte, the first in the low
         half), of all numbers row by row or, with `mask` (uint8, eight numbers to a byte), of those that are not 0;
-        for codes also `scale` [tokens] float32 and, unless symmetric, `zero` [tokens] uint8; `shape` [2].
+        for codes also `scale` [tokens] float32 and, unless symmetric, `zero` [tokens] uint8.
     """
     import torch
 
     kept = prune(prompt.detach().float().cpu(), storage.prune)
-    tensors = {"shape": torch.tensor(kept.shape)}
+    tensors: dict[str, torch.Tensor] = {}
     if storage.bits >= 16:
         name = "values"
-        stored = kept.to(torch.float32 if storage.bits == 32 else getattr(torch, storage.half)).flatten()
+        stored = kept.to(float_type(storage)).flatten()
     else:
         name = "codes"
         codes, scale, zero = quantise(kept, storage.bits, storage.symmetric)
@@ -64,15 +71,15 @@ def pack(prompt: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
     return {**tensors, name: dense_form.contiguous()}
 
 
-def unpack(tensors: dict[str, torch.Tensor], storage: Storage) -> torch.Tensor:
-    """The prompt [tokens, hidden_size] float32 that `pack` stored.
+def unpack(tensors: dict[str, torch.Tensor], storage: Storage, shape: tuple[int, int]) -> torch.Tensor:
+    """The prompt of shape [tokens, hidden_size], float32, that `pack` stored.
 
     Raises:
         KeyError, ValueError, RuntimeError: the tensors do not belong together.
     """
     import torch
 
-    rows, columns = tensors["shape"].tolist()
+    rows, columns = shape
     count = rows * columns
     mask = _from_bits(tensors["mask"], count) if "mask" in tensors else torch.ones(count, dtype=torch.bool)
     stored = int(mask.sum())

@@ -21,7 +21,7 @@ from idp.store import CHECKPOINT, Product, Store, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 STORAGE_VERSION = 1
 CHOICE = ("selector", "fit", "controls", "storage")  # options of a recovery that its trained repair does not depend on
 

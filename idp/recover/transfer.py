@@ -107,8 +107,8 @@ def check(source: Source, model: config.Model, dense: str, hidden_size: int) -> 
     if source.dense == dense:
         return
     theirs = source.record["idp"]["config"]["model"]["name"] if source.record else source.dense[:12]
-    bank = source.repair.path / "bank" / "bank.json"
-    size = f" (hidden size {json.loads(bank.read_text())['hidden_size']})" if bank.is_file() else ""
+    bank = source.repair.path / "bank"
+    size = f" (hidden size {PromptBank.load(bank).prompts[0].shape[1]})" if bank.is_dir() else ""
     raise UserError(
         f"recovery.from={source.place}: it was learned on another model, {theirs}{size}; this run's model is"
         f" {model.name} (hidden size {hidden_size}). A repair goes over to other compressors of its own model; prompts"

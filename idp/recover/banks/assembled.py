@@ -117,6 +117,10 @@ def _members(place: str) -> list[Member]:
         if not folder.is_dir():
             raise UserError(f"recovery.bank.from: {place}: that run's repair holds no prompts")
     described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+    if described.get("kind", "prompt") != "prompt":
+        raise UserError(
+            f"recovery.bank.from: {place}: a bank of kind {described['kind']}; only soft prompts are joined"
+        )
     base = described.get("base_model_name_or_path")
     if not (folder / "prompt_0").is_dir():  # an export: its folders have the prompts' names
         return [Member(name, peft_files.read(folder / name).prompt, place, base, dense) for name in described["names"]]

@@ -13,6 +13,7 @@ Equal shares per batch are those of SwAV (Caron et al., 2006.09882).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "specialists"
-SINKHORN_STEPS = 50
+SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-3  # at low temperatures it takes hundreds
 LAST_BATCHES = 32  # training blocks from which the centres are taken, in batches
 
 
@@ -62,7 +63,7 @@ def make(
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(loaded.device)
         with torch.no_grad():
-            costs = losses(loaded, parts, batch)
+            costs = losses(loaded, parts, batch, options.training.batch_size)
         if not torch.is_grad_enabled():
             return (responsibilities(costs, options.bank, free=True) * costs).sum(1).mean()
         shares = responsibilities(costs, options.bank)
@@ -96,11 +97,21 @@ def make(
     return bank, {NAME: history}
 
 
-def losses(loaded: LoadedModel, prompts: list[torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """Loss in nats per token of each block [blocks, tokens] behind each prompt: [blocks, prompts]."""
+def losses(
+    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, rows: int | None = None
+) -> torch.Tensor:
+    """Loss in nats per token of each block behind each prompt, [blocks, prompts].
+
+    Args:
+        loaded: the frozen model.
+        prompts: each [tokens, hidden_size].
+        blocks: token ids, [blocks, tokens].
+        rows: blocks per forward pass; None: all.
+    """
     import torch
 
-    return torch.stack([row_losses(loaded, prompt, batch) for prompt in prompts], dim=1)
+    parts = [part.to(loaded.device) for part in blocks.split(rows or len(blocks))]
+    return torch.stack([torch.cat([row_losses(loaded, prompt, part) for part in parts]) for prompt in prompts], dim=1)
 
 
 def row_losses(loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -188,12 +199,13 @@ def similarity(prompts: list[torch.Tensor]) -> torch.Tensor:
 
 def _sinkhorn(logits: torch.Tensor) -> torch.Tensor:
     """Logits [blocks, prompts] shifted per prompt so that their softmax over prompts gives every one an equal share."""
-    import math
-
-    blocks, prompts = logits.shape
+    share = len(logits) / logits.shape[1]
     for _ in range(SINKHORN_STEPS):
-        logits = logits - logits.logsumexp(1, keepdim=True)
-        logits = logits - logits.logsumexp(0, keepdim=True) + math.log(blocks / prompts)
+        logits = logits.log_softmax(1)
+        given = logits.logsumexp(0, keepdim=True)
+        if ((given.exp() - share).abs() < SINKHORN_TOLERANCE * share).all():
+            break
+        logits = logits - given + math.log(share)
     return logits
 
 
@@ -204,6 +216,5 @@ def _assigned(
     import torch
 
     with torch.no_grad():
-        parts = blocks.split(options.training.batch_size)
-        costs = torch.cat([losses(loaded, prompts, part.to(loaded.device)).cpu() for part in parts])
-    return costs.argmin(1) if free else assign(costs)
+        costs = losses(loaded, prompts, blocks, options.training.batch_size)
+    return (costs.argmin(1) if free else assign(costs)).cpu()
