@@ -94,6 +94,21 @@ class Training:
     evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
     heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
     checkpoint_every: int = option("steps between checkpoints, from which a killed run continues", minimum=1)
+    objective: str = option(
+        "lm: the text's next tokens; distill: the dense model's next-token distribution on the same text",
+        choices=("lm", "distill"),
+    )
+    temperature: float = option("objective=distill: both distributions are softened by it", minimum=0.01)
+    lm_weight: float = option(
+        "objective=distill: share of the lm loss in a mixture of both; 0: distill alone", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclass
+class Search:
+    learning_rates: list[float] = option("peak learning rates to try, by held-out loss; []: only its own", minimum=0.0)
+    inits: list[str] = option("initial values to try, of those that init takes; []: only its own")
+    steps: int = option("training steps of each candidate", minimum=1)
 
 
 @dataclass
@@ -111,7 +126,7 @@ class AttentionSelector(Selector):
 
 @dataclass
 class Recovery:
-    kind: str = option("none, hard_prompt, prompt, idp or lora")
+    kind: str = option("none, hard_prompt, prompt, ptune, prefix, idp, lora or lora_idp")
 
 
 @dataclass
@@ -125,7 +140,13 @@ class HardPrompt(Recovery):
 
 
 @dataclass
-class PromptTuning(Recovery):
+class Trained(Recovery):
+    training: Training = field(default_factory=Training)
+    search: Search = field(default_factory=Search)
+
+
+@dataclass
+class PromptTuning(Trained):
     length: int = option("prompt tokens", minimum=1)
     init: str = option(
         "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
@@ -133,25 +154,41 @@ class PromptTuning(Recovery):
         choices=("vocabulary", "first_rows", "text", "random"),
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
-    training: Training = field(default_factory=Training)
 
 
 @dataclass
-class Idp(Recovery):
+class PTuning(PromptTuning):
+    encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
+    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1)
+    residual: bool = option("add the encoder's input to its output, which then starts at zero")
+
+
+@dataclass
+class PrefixTuning(PromptTuning):
+    encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
+    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1)
+    residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
+
+
+@dataclass
+class Idp(Trained):
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     selector: Selector = field(default_factory=Selector)
-    training: Training = field(default_factory=Training)
 
 
 @dataclass
-class Lora(Recovery):
+class Lora(Trained):
     rank: int = option("rank of the update", minimum=1)
     alpha: float = option("the update is scaled by alpha / rank", minimum=0.0)
     dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
     targets: list[str] = option("names of the linear layers that are adapted")
-    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class LoraIdp(Idp):
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
@@ -240,14 +277,25 @@ class Config:
     store: str = option("folder of stored artifacts, shared by all runs")
 
 
-RECOVERIES = {"none": NoRecovery, "hard_prompt": HardPrompt, "prompt": PromptTuning, "idp": Idp, "lora": Lora}
+RECOVERIES = {
+    "none": NoRecovery,
+    "hard_prompt": HardPrompt,
+    "prompt": PromptTuning,
+    "ptune": PTuning,
+    "prefix": PrefixTuning,
+    "idp": Idp,
+    "lora": Lora,
+    "lora_idp": LoraIdp,
+}
 SELECTORS = {"attention": AttentionSelector}
 
 
 def register() -> None:
-    """Makes the schema known to Hydra: `schema` for the whole, `schema/recovery/*` and `schema/selector/*`."""
+    """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="schema", name="training", node=Training)
+    store.store(group="schema", name="search", node=Search)
     for kind, node in RECOVERIES.items():
         store.store(group="schema/recovery", name=kind, node=node)
     for kind, node in SELECTORS.items():
@@ -370,6 +418,22 @@ def _check_external(compressor: Compressor) -> None:
         raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
 
 
+def _check_training(recovery: Trained, place: str) -> None:
+    training, search = recovery.training, recovery.search
+    if training.warmup_steps >= training.steps:
+        raise UserError(
+            f"{place}.training.warmup_steps={training.warmup_steps}: must be less than {place}.training.steps="
+            f"{training.steps}"
+        )
+    if isinstance(recovery, LoraIdp):
+        _check_training(recovery.lora, f"{place}.lora")
+    known = {item.name: item.metadata["choices"] for item in dataclasses.fields(recovery) if item.name == "init"}
+    for init in search.inits:
+        if init not in known.get("init", ()):
+            wanted = f"choose among {', '.join(known['init'])}" if known else f"{recovery.kind} has none; use []"
+            raise UserError(f"{place}.search.inits={init}: {wanted}")
+
+
 def _check_together(config: Config) -> None:
     recovery = config.recovery
     _check_sparsity(config.compressor.sparsity)
@@ -379,13 +443,12 @@ def _check_together(config: Config) -> None:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
     if isinstance(recovery, Idp) and not recovery.lengths:
         raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
-    if isinstance(recovery, Lora) and not recovery.targets:
-        raise UserError("recovery.targets is empty: name the layers to adapt, such as recovery.targets=[q_proj,v_proj]")
-    training = getattr(recovery, "training", None)
-    if training is not None and training.warmup_steps >= training.steps:
-        raise UserError(
-            f"recovery.training.warmup_steps={training.warmup_steps}: must be less than recovery.training.steps="
-            f"{training.steps}"
-        )
+    for place, lora in {"recovery": recovery, "recovery.lora": getattr(recovery, "lora", None)}.items():
+        if isinstance(lora, Lora) and not lora.targets:
+            raise UserError(
+                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
+            )
+    if isinstance(recovery, Trained):
+        _check_training(recovery, "recovery")
     if isinstance(recovery, HardPrompt) and not recovery.text.strip():
         raise UserError("recovery.text is empty: give the prompt's text, or use recovery=none")

@@ -9,7 +9,19 @@ import re
 from idp import config
 from idp.config import conf_dir, one_line
 
-GROUPS = ("model", "compressor", "recovery", "recovery/selector", "task", "corpus", "budget", "latency", "tracker")
+GROUPS = (
+    "model",
+    "compressor",
+    "recovery",
+    "recovery/selector",
+    "recovery/training",
+    "recovery/search",
+    "task",
+    "corpus",
+    "budget",
+    "latency",
+    "tracker",
+)
 
 
 def text() -> str:
@@ -82,7 +94,7 @@ def _fields(prefix: str, node: type) -> str:
     for item in dataclasses.fields(node):
         nested = getattr(config, item.type.split("[")[-1].rstrip("]"), None) if isinstance(item.type, str) else None
         if nested is not None and dataclasses.is_dataclass(nested):
-            if nested not in (config.Recovery, config.Budget, config.Training):
+            if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
         help = item.metadata.get("help", "")
@@ -99,5 +111,6 @@ def _recoveries() -> str:
             for kind, node in config.RECOVERIES.items()
             if kind != "none"
         )
-        + f"\nwith recovery=prompt, idp and lora:\n{_fields('recovery.training.', config.Training)}"
+        + f"\nwith every recovery that is trained:\n{_fields('recovery.training.', config.Training)}"
+        + f"\na search before that:\n{_fields('recovery.search.', config.Search)}"
     )

@@ -112,7 +112,7 @@ class RepairedModel:
         bare = self._bare_head  # found out before attention is replaced
         with packed_attention(self.model, packed, prefixes or self.prefixes) as inputs:
             if bare:
-                hidden = _hidden_at_head(self.model, inputs)
+                hidden = hidden_at_head(self.model, inputs)
                 head = self.model.get_output_embeddings()
                 for start in range(0, len(wanted), few):
                     yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(self.device)
@@ -129,16 +129,23 @@ class RepairedModel:
 
     @functools.cached_property
     def _bare_head(self) -> bool:
-        """Whether the logits are what the output head gives, with no soft cap or scale behind it; tried out once."""
-        import torch
-
-        inputs = {"input_ids": torch.tensor([[0, 1]], device=self.device), "use_cache": False}
-        with torch.inference_mode():
-            found = self.model.get_output_embeddings()(_hidden_at_head(self.model, inputs))
-            return torch.equal(found, self.model(**inputs).logits[0])
+        return head_is_bare(self.model)
 
 
-def _hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+def head_is_bare(model: PreTrainedModel) -> bool:
+    """Whether the logits are what the output head gives, with no soft cap or scale behind it; found by trying."""
+    import torch
+
+    inputs = {
+        "input_ids": torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device),
+        "use_cache": False,
+    }
+    with torch.inference_mode():
+        found = model.get_output_embeddings()(hidden_at_head(model, inputs))
+        return torch.equal(found, model(**inputs).logits[0])
+
+
+def hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     """What a forward pass hands its output head, [rows * tokens, hidden_size], without running the head."""
 
     def stop(_: Any, arguments: tuple[torch.Tensor]) -> None:

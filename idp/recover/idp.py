@@ -26,7 +26,9 @@ def make(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
     """Trains the bank: for IDP one prompt per length, for prompt tuning the one.
 
@@ -36,7 +38,9 @@ def make(
         text: training and held-out blocks, each [blocks, tokens].
         seed: prompt i draws from seed and i.
         checkpoint: a folder that survives a kill; each prompt has its own below it.
+        label: what is said beside the progress bar; None: which prompt it is.
         report: called with each step's figures, their names preceded by the prompt's.
+        teacher: the dense model, for objective=distill.
     """
     lengths = options.lengths if isinstance(options, config.Idp) else [options.length]
     bank, histories = PromptBank([], []), {}
@@ -50,8 +54,9 @@ def make(
             options.training,
             seed=own_seed,
             checkpoint=checkpoint / name,
-            label=f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
+            label=label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
             report=_named(report, name),
+            teacher=teacher,
         )
         bank.prompts.append(prompt)
         bank.names.append(f"{name}_{length}_tokens")
