@@ -13,6 +13,7 @@ from idp.recover.training import History, Report, train
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 
 def tune(
@@ -44,21 +45,11 @@ def tune(
         the number of trained parameters, and the history.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     check_targets(loaded, options.targets)
     objective = Objective(options.training, loaded, teacher)
     torch.manual_seed(seed)
-    adapted = get_peft_model(
-        loaded.model,
-        LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,
-            lora_dropout=options.dropout,
-            target_modules=list(options.targets),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    adapted = adapt(loaded, options)
     parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
@@ -81,6 +72,22 @@ def tune(
     finally:
         adapted.unload().eval()
     return sum(parameter.numel() for parameter in parameters.values()), history
+
+
+def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
+    """The model with fresh adapters in its layers, which alone are trained; their first values are torch's next."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        loaded.model,
+        LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=list(options.targets),
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedModel:

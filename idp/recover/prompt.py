@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,21 @@ def tune(
 
     from idp.recover.reparameterization import Itself
 
+    maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(loaded.device)
+    loss_of = loss_with(loaded, maker, kind, options, teacher)
+    parameters = dict(maker.named_parameters())
+    history = train(parameters, loss_of, *text, options, seed=seed, checkpoint=checkpoint, label=label, report=report)
+    with torch.no_grad():
+        return maker().detach().clone().cpu(), history
+
+
+def loss_with(
+    loaded: LoadedModel, maker: nn.Module, kind: str, options: Training, teacher: LoadedModel | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; the arguments are those of `tune`."""
+    import torch
+
     model, device = loaded.model, loaded.device
-    maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(device)
     objective = Objective(options, loaded, teacher)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
@@ -75,10 +89,7 @@ def tune(
         }
         return objective(model, batch, inputs)
 
-    parameters = dict(maker.named_parameters())
-    history = train(parameters, loss_of, *text, options, seed=seed, checkpoint=checkpoint, label=label, report=report)
-    with torch.no_grad():
-        return maker().detach().clone().cpu(), history
+    return loss_of
 
 
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:
