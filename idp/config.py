@@ -111,6 +111,21 @@ class Training:
     evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
     heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
     checkpoint_every: int = option("steps between checkpoints, from which a killed run continues", minimum=1)
+    objective: str = option(
+        "lm: the text's next tokens; distill: the dense model's next-token distribution on the same text",
+        choices=("lm", "distill"),
+    )
+    temperature: float = option("objective=distill: both distributions are softened by it", minimum=0.01)
+    lm_weight: float = option(
+        "objective=distill: share of the lm loss in a mixture of both; 0: distill alone", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclass
+class Search:
+    learning_rates: list[float] = option("peak learning rates to try, by held-out loss; []: only its own", minimum=0.0)
+    inits: list[str] = option("initial values to try, of those that init takes; []: only its own")
+    steps: int = option("training steps of each candidate", minimum=1)
 
 
 @dataclass
@@ -221,7 +236,7 @@ class AssembledBank(Bank):
 
 @dataclass
 class Recovery:
-    kind: str = option("none, hard_prompt, prompt, idp, lora or transfer")
+    kind: str = option("none, hard_prompt, prompt, ptune, prefix, idp, lora, lora_idp or transfer")
 
 
 @dataclass
@@ -235,7 +250,13 @@ class HardPrompt(Recovery):
 
 
 @dataclass
-class PromptTuning(Recovery):
+class Trained(Recovery):
+    training: Training = field(default_factory=Training)
+    search: Search = field(default_factory=Search)
+
+
+@dataclass
+class PromptTuning(Trained):
     length: int = option("prompt tokens", minimum=1)
     init: str = option(
         "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
@@ -243,30 +264,46 @@ class PromptTuning(Recovery):
         choices=("vocabulary", "first_rows", "text", "random"),
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
-    training: Training = field(default_factory=Training)
     storage: Storage = field(default_factory=Storage, kw_only=True)
 
 
 @dataclass
-class Idp(Recovery):
+class PTuning(PromptTuning):
+    encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
+    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1)
+    residual: bool = option("add the encoder's input to its output, which then starts at zero")
+
+
+@dataclass
+class PrefixTuning(PromptTuning):
+    encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
+    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1)
+    residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
+
+
+@dataclass
+class Idp(Trained):
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     selector: Selector = field(default_factory=Selector)
     controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
     fit: Fitting = field(default_factory=Fitting)
-    training: Training = field(default_factory=Training)
     bank: Bank = field(default_factory=Bank, kw_only=True)
     storage: Storage = field(default_factory=Storage, kw_only=True)
 
 
 @dataclass
-class Lora(Recovery):
+class Lora(Trained):
     rank: int = option("rank of the update", minimum=1)
     alpha: float = option("the update is scaled by alpha / rank", minimum=0.0)
     dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
     targets: list[str] = option("names of the linear layers that are adapted")
-    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class LoraIdp(Idp):
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
@@ -369,8 +406,11 @@ RECOVERIES = {
     "none": NoRecovery,
     "hard_prompt": HardPrompt,
     "prompt": PromptTuning,
+    "ptune": PTuning,
+    "prefix": PrefixTuning,
     "idp": Idp,
     "lora": Lora,
+    "lora_idp": LoraIdp,
     "transfer": Transfer,
 }
 SELECTORS = {
@@ -391,9 +431,13 @@ BANKS = {
 
 
 def register() -> None:
-    """Makes the schema known to Hydra: `schema` for the whole, and `schema/<recovery, selector or bank>/*`."""
+    """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="schema", name="training", node=Training)
+    store.store(group="schema", name="search", node=Search)
+    store.store(group="schema", name="fit", node=Fitting)
+    store.store(group="schema", name="storage", node=Storage)
     for kind, node in RECOVERIES.items():
         store.store(group="schema/recovery", name=kind, node=node)
     for kind, node in SELECTORS.items():
@@ -545,7 +589,7 @@ def _check_external(compressor: Compressor) -> None:
         raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
 
 
-def _check_selection(recovery: Idp, latency: Latency) -> None:
+def _check_selection(recovery: Idp | Transfer, latency: Latency) -> None:
     prompt = getattr(recovery.selector, "prompt", 0)
     if prompt not in ("best", "worst") and (isinstance(prompt, bool) or not isinstance(prompt, int) or prompt < 0):
         raise UserError(f"recovery.selector.prompt={prompt}: use best, worst or a prompt's number, from 0")
@@ -561,6 +605,22 @@ def _check_selection(recovery: Idp, latency: Latency) -> None:
         )
 
 
+def _check_training(recovery: Trained, place: str) -> None:
+    training, search = recovery.training, recovery.search
+    if training.warmup_steps >= training.steps:
+        raise UserError(
+            f"{place}.training.warmup_steps={training.warmup_steps}: must be less than {place}.training.steps="
+            f"{training.steps}"
+        )
+    if isinstance(recovery, LoraIdp):
+        _check_training(recovery.lora, f"{place}.lora")
+    known = {item.name: item.metadata["choices"] for item in dataclasses.fields(recovery) if item.name == "init"}
+    for init in search.inits:
+        if init not in known.get("init", ()):
+            wanted = f"choose among {', '.join(known['init'])}" if known else f"{recovery.kind} has none; use []"
+            raise UserError(f"{place}.search.inits={init}: {wanted}")
+
+
 def _check_together(config: Config) -> None:
     recovery = config.recovery
     _check_sparsity(config.compressor.sparsity)
@@ -570,7 +630,7 @@ def _check_together(config: Config) -> None:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
     if isinstance(recovery, Idp) and not recovery.lengths:
         raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
-    if isinstance(recovery, Idp):
+    if isinstance(recovery, Idp) or (isinstance(recovery, Transfer) and recovery.selector is not None):
         _check_selection(recovery, config.latency)
     if isinstance(recovery, Transfer) and not getattr(recovery, "from"):
         raise UserError(
@@ -581,13 +641,22 @@ def _check_together(config: Config) -> None:
         raise UserError(
             "recovery.bank.from is empty: name folders of prompts, such as recovery.bank.from=[prompts/one,prompts/two]"
         )
-    if isinstance(recovery, Lora) and not recovery.targets:
-        raise UserError("recovery.targets is empty: name the layers to adapt, such as recovery.targets=[q_proj,v_proj]")
-    training = getattr(recovery, "training", None)
-    if training is not None and training.warmup_steps >= training.steps:
+    if isinstance(recovery, Idp) and isinstance(recovery.bank, SpecialistsBank):
+        if recovery.training.objective != "lm":
+            raise UserError(
+                f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
+                " likely it is; use recovery.training.objective=lm or another recovery/bank"
+            )
+    if isinstance(recovery, LoraIdp) and isinstance(recovery.bank, AssembledBank):
         raise UserError(
-            f"recovery.training.warmup_steps={training.warmup_steps}: must be less than recovery.training.steps="
-            f"{training.steps}"
+            "recovery/bank=assembled: recovery=lora_idp trains its prompts before its own adapter; use recovery=idp"
         )
+    for place, lora in {"recovery": recovery, "recovery.lora": getattr(recovery, "lora", None)}.items():
+        if isinstance(lora, Lora) and not lora.targets:
+            raise UserError(
+                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
+            )
+    if isinstance(recovery, Trained):
+        _check_training(recovery, "recovery")
     if isinstance(recovery, HardPrompt) and not recovery.text.strip():
         raise UserError("recovery.text is empty: give the prompt's text, or use recovery=none")

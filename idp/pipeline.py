@@ -82,7 +82,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             status.stage("compress")
             compressed = _compress(config, group_size, dense, found, store)
             status.stage("recover")
-            repair = _recover(config, compressed, found, store, tracker)
+            repair = _recover(config, dense, compressed, found, store, tracker)
             status.stage("select")
             selection = _select(config, compressed, repair, found, store)
             status.stage("measure")
@@ -301,9 +301,11 @@ def _compress(config: Config, group_size: int | None, dense: Product, found: Fou
     return compressing.compress(config.compressor, group_size, config.model, dense, found.calibration, store)
 
 
-def _recover(config: Config, compressed: Product, found: Found, store: Store, tracker: WandbTracker) -> Product | None:
+def _recover(
+    config: Config, dense: Product, compressed: Product, found: Found, store: Store, tracker: WandbTracker
+) -> Product | None:
     repair = recovering.recover(
-        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log_training
+        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log_training, dense=dense
     )
     if repair is not None and repair.reused:  # its curves belong to this run as well
         for row in recovering.training_rows(repair):

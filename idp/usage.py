@@ -99,7 +99,7 @@ def _fields(prefix: str, node: type) -> str:
     for item in dataclasses.fields(node):
         nested = getattr(config, item.type.split("[")[-1].rstrip("]"), None) if isinstance(item.type, str) else None
         if nested is not None and dataclasses.is_dataclass(nested):
-            if nested not in (config.Recovery, config.Budget, config.Training):
+            if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
         help = item.metadata.get("help", "")
@@ -131,5 +131,6 @@ def _recoveries() -> str:
             for kind, node in config.SELECTORS.items()
             if (fields := _own_fields("recovery.selector.", node, config.Selector))
         )
-        + f"\nwith recovery=prompt, idp and lora:\n{_fields('recovery.training.', config.Training)}"
+        + f"\nwith every recovery that is trained:\n{_fields('recovery.training.', config.Training)}"
+        + f"\na search before that:\n{_fields('recovery.search.', config.Search)}"
     )

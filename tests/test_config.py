@@ -38,10 +38,22 @@ def test_every_bank_composes(bank, compose):
     assert compose("recovery=idp", f"recovery/bank={bank}", *given).recovery.bank.kind == bank
 
 
+@pytest.mark.parametrize("training", options("recovery/training"))
+def test_every_training_composes(training, compose):
+    rate = compose("recovery=prefix", f"recovery/training={training}").recovery.training.learning_rate
+    assert rate == {"prompt": 1e-2, "weights": 1e-3}[training]
+
+
+@pytest.mark.parametrize("search", options("recovery/search"))
+def test_every_search_composes(search, compose):
+    assert compose("recovery=lora", f"recovery/search={search}").recovery.search.learning_rates == []
+
+
 def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
-    covered |= {f"recovery/{group}/{name}" for group in ("selector", "bank") for name in options(f"recovery/{group}")}
+    for group in ("selector", "bank", "training", "search", "fit", "storage"):
+        covered |= {f"recovery/{group}/{name}" for name in options(f"recovery/{group}")}
     assert shipped == covered
 
 
@@ -91,6 +103,19 @@ def test_the_budget_reaches_every_stage(compose):
         (["recovery=lora", "recovery.targets=[]"], "recovery.targets is empty"),
         (["recovery=prompt", "recovery.training.warmup_steps=99"], "must be less than recovery.training.steps=60"),
         (["recovery=prompt", "recovery.training.learning_rate=-1"], "must be at least 0"),
+        (["recovery=lora_idp", "recovery.lora.targets=[]"], "recovery.lora.targets is empty"),
+        (
+            ["recovery=lora_idp", "recovery.lora.training.warmup_steps=99"],
+            "recovery.lora.training.warmup_steps=99: ",
+        ),
+        (["recovery=ptune", "recovery.encoder=gru"], "recovery.encoder=gru: choose one of mlp, lstm"),
+        (["recovery=prefix", "recovery.encoder=lstm"], "recovery.encoder=lstm: choose one of none, mlp"),
+        (["recovery=prompt", "recovery.training.objective=mse"], "objective=mse: choose one of lm, distill"),
+        (["recovery=prompt", "recovery.training.temperature=0"], "recovery.training.temperature=0.0: must be at least"),
+        (["recovery=prompt", "recovery.search.learning_rates=[-1]"], "learning_rates=-1.0: must be at least 0"),
+        (["recovery=prompt", "recovery.search.inits=[zeros]"], "inits=zeros: choose among vocabulary, first_rows"),
+        (["recovery=idp", "recovery.search.inits=[zeros]"], "inits=zeros: choose among vocabulary"),
+        (["recovery=lora", "recovery.search.inits=[text]"], "recovery.search.inits=text: lora has none; use []"),
         (["recovery=hard_prompt", "recovery.text=' '"], "recovery.text is empty"),
         (["task=custom"], "task.names is empty"),
         (["seed=-1"], "seed=-1: must be at least 0"),

@@ -19,25 +19,29 @@ TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
-@pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "idp", "lora"])
+@pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lora", "lora_idp"])
 def test_every_recovery_runs_from_end_to_end(model, recovery, run_here):
     record = run_here(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
     about = record["idp"]
     assert about["row"] == ("compressed" if recovery == "none" else "repaired")
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
     assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
+    lora, kv = (2 * 8 * (128 + 96), 32) if model == "tiny_llama" else (2 * 8 * (128 + 128), 64)
     added = {
         "none": 0,
         "hard_prompt": 0,
         "prompt": 25 * 64,
         "idp": 100 * 64,
-        "lora": 2 * 8 * (128 + 96) if model == "tiny_llama" else 2 * 8 * (128 + 128),
+        "ptune": 25 * 64,
+        "prefix": 25 * 2 * 2 * kv,
+        "lora": lora,
+        "lora_idp": lora + 100 * 64,
     }
     assert about["parameters"]["added"] == added[recovery]
     assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
     counts = about["selection"].get("arc_easy", {})
-    assert sum(counts.values()) == (8 if recovery in ("hard_prompt", "prompt", "idp") else 0)
-    assert len(counts) == {"hard_prompt": 1, "prompt": 1, "idp": 3}.get(recovery, 0)
+    assert sum(counts.values()) == (0 if recovery in ("none", "lora") else 8)
+    assert len(counts) == {"none": 0, "lora": 0, "idp": 3, "lora_idp": 3}.get(recovery, 1)
     assert f"{about['parameters']['added']:,} added" in run_summary(record)
 
 

@@ -1,7 +1,7 @@
-"""A bank of soft prompts, stored so that PEFT can load each of them.
+"""A bank of soft prompts or of trained prefixes, stored so that PEFT can load each of them.
 
-bank.json                       names, lengths and hidden size, in order; how they were made; how they are stored
-prompt_0/adapter_config.json    a PEFT prompt-tuning adapter
+bank.json                       kind, names, lengths and width, in order; how they were made; how they are stored
+prompt_0/adapter_config.json    a PEFT prompt-tuning or prefix-tuning adapter
 prompt_0/adapter_model.safetensors
 prompt_0/packed_prompt.safetensors    instead, where prompts are stored in fewer bits than PEFT reads
 centres.safetensors             where there are any: for each prompt the mean input embedding of its text
@@ -28,7 +28,10 @@ CENTRES = "centres"
 
 @dataclass
 class PromptBank:
-    """m soft prompts: `prompts[i]` is [tokens, hidden_size], float32, in the space of the input embeddings.
+    """m prompts, `prompts[i]` float32 with one row per token; `kind` says what a row is.
+
+    `prompt`: [tokens, hidden_size], in the space of the input embeddings.
+    `prefix`: [tokens, layers * 2 * kv_heads * head_dim], keys and values of every layer, in PEFT's order.
 
     `centres`, [m, hidden_size] float32, are mean input embeddings of the text that each prompt was trained on, where
     prompts were trained on different text; `made` says how, for `bank.json`.
@@ -36,6 +39,7 @@ class PromptBank:
 
     prompts: list[torch.Tensor]
     names: list[str]
+    kind: str = "prompt"
     centres: torch.Tensor | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -49,8 +53,12 @@ class PromptBank:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored: hidden_size times the sum of the lengths."""
+        """Numbers stored: the width of a row times the sum of the lengths."""
         return sum(prompt.numel() for prompt in self.prompts)
+
+    def first(self) -> PromptBank:
+        """The bank of its first prompt alone."""
+        return PromptBank(self.prompts[:1], self.names[:1], self.kind)
 
     def save(self, folder: Path, config: PretrainedConfig, base_model: str, stored: Storage | None = None) -> None:
         """Writes the bank.
@@ -71,8 +79,9 @@ class PromptBank:
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
             save_file({peft_files.TENSOR: prompt.to(storage.float_type(stored))}, place / peft_files.WEIGHTS)
-            write_json(place / peft_files.CONFIG, peft_files.config_of(prompt, config, base_model))
-        described = {"names": self.names, "lengths": self.lengths, "hidden_size": self.prompts[0].shape[1]}
+            write_json(place / peft_files.CONFIG, peft_files.config_of(self.kind, prompt, config, base_model))
+        described = {"kind": self.kind, "names": self.names, "lengths": self.lengths}
+        described["width"] = self.prompts[0].shape[1]
         described |= {"base_model_name_or_path": base_model, "made": self.made}
         if not storage.is_plain(stored):
             described["storage"] = storage.described(stored)
@@ -95,7 +104,7 @@ class PromptBank:
             stored = storage.from_description(described["storage"]) if "storage" in described else None
             # In an export each prompt's folder has the prompt's name.
             places = described.get("folders") or [f"prompt_{number}" for number in range(len(described["names"]))]
-            width = described["hidden_size"]
+            kind, width = described["kind"], described["width"]
             prompts = [
                 _read(folder / place, stored, (length, width))
                 for place, length in zip(places, described["lengths"], strict=True)
@@ -105,12 +114,9 @@ class PromptBank:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error
         for name, prompt, length in zip(described["names"], prompts, described["lengths"], strict=True):
-            if tuple(prompt.shape) != (length, described["hidden_size"]):
-                raise UserError(
-                    f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says"
-                    f" ({length}, {described['hidden_size']})"
-                )
-        return cls(prompts, described["names"], centres=centres, made=described.get("made", {}))
+            if tuple(prompt.shape) != (length, width):
+                raise UserError(f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says ({length}, {width})")
+        return cls(prompts, described["names"], kind, centres, described.get("made", {}))
 
 
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
@@ -119,3 +125,17 @@ def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.
     if storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
     return storage.unpack(load_file(place / storage.PACKED), stored, shape)
+
+
+def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
+    """Key/value heads of a layer and the width of one."""
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, head_dim
+
+
+def prefix_width(config: PretrainedConfig) -> int:
+    """Numbers that a trained prefix takes per token: 2 * layers * kv_heads * head_dim."""
+    heads, head_dim = kv_shape(config)
+    return 2 * config.get_text_config().num_hidden_layers * heads * head_dim

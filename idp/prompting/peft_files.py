@@ -85,22 +85,42 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def config_of(prompt: torch.Tensor, model: Any, base_model: str) -> dict[str, Any]:
-    """The `adapter_config.json` of a prompt [tokens, hidden_size]; `model` is the model's transformers config."""
-    return {
-        "peft_type": "PROMPT_TUNING",
+def config_of(kind: str, prompt: torch.Tensor, model: Any, base_model: str) -> dict[str, Any]:
+    """The `adapter_config.json` of a prompt or a prefix.
+
+    Args:
+        kind: `prompt` or `prefix`, as in `PromptBank`.
+        prompt: [tokens, width].
+        model: the model's transformers config.
+        base_model: what PEFT calls its name or path.
+    """
+    from idp.prompting.bank import kv_shape
+
+    described = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "num_virtual_tokens": prompt.shape[0],
-        "token_dim": prompt.shape[1],
         "num_transformer_submodules": 1,
-        "num_attention_heads": model.num_attention_heads,
         "num_layers": model.num_hidden_layers,
+        "revision": None,
+    }
+    if kind == "prefix":
+        heads, head_dim = kv_shape(model)
+        return described | {
+            "peft_type": "PREFIX_TUNING",
+            "token_dim": heads * head_dim,  # PEFT takes a head's width from these two
+            "num_attention_heads": heads,
+            "encoder_hidden_size": None,
+            "prefix_projection": False,
+        }
+    return described | {
+        "peft_type": "PROMPT_TUNING",
+        "token_dim": prompt.shape[1],
+        "num_attention_heads": model.num_attention_heads,
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,
         "tokenizer_name_or_path": None,
-        "revision": None,
     }
 
 

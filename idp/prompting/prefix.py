@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting.bank import kv_shape, prefix_width
 
 if TYPE_CHECKING:
     import torch
@@ -113,23 +114,66 @@ def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
+def flatten(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Keys and values of one prefix as PEFT's prefix tuning stores them.
+
+    Args:
+        layers: per layer keys and values, each [1, kv_heads, tokens, head_dim].
+
+    Returns:
+        [tokens, layers * 2 * kv_heads * head_dim]: for each token layer by layer its keys, then its values.
+    """
+    import torch
+
+    stacked = torch.stack([tensor[0] for pair in layers for tensor in pair])  # [2 * layers, kv_heads, tokens, head_dim]
+    return stacked.permute(2, 0, 1, 3).flatten(1)
+
+
+def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every layer's keys and values of a stored prefix, in the model's dtype; the inverse of `flatten`.
+
+    Gradients flow to the prefix. Keys are those that the cache holds: rotated, where positions are rotary.
+
+    Args:
+        model: the causal language model.
+        prefix: [tokens, layers * 2 * kv_heads * head_dim].
+    """
+    weight = model.get_input_embeddings().weight
+    heads, head_dim = kv_shape(model.config)
+    whole = prefix.to(weight.device, weight.dtype).view(len(prefix), -1, 2, heads, head_dim).permute(1, 2, 3, 0, 4)
+    # A model spread over devices has its layers' prefixes beside them.
+    modules = [module for module in model.modules() if getattr(module, "layer_idx", None) is not None]
+    places = {module.layer_idx: parameter.device for module in modules for parameter in module.parameters()}
+    layers = [pair.to(places.get(number, pair.device)) for number, pair in enumerate(whole)]
+    return [(keys[None], values[None]) for keys, values in layers]
+
+
+def states(model: PreTrainedModel, kind: str, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every layer's keys and values of one prompt of a bank of `kind`, [1, kv_heads, tokens, head_dim].
+
+    Gradients flow to the prompt: training and inference go this one way.
+    """
+    return unflatten(model, prompt) if kind == "prefix" else run_prompt(model, prompt)
+
+
 def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
     """The bank's prompts as prefixes of `model`, without gradients.
 
     Raises:
-        UserError: the prompts are of another hidden size than the model.
+        UserError: the prompts are of another width than the model has: they belong to another one.
     """
     import torch
 
     embeddings = model.get_input_embeddings().weight
+    wanted = prefix_width(model.config) if bank.kind == "prefix" else embeddings.shape[1]
+    what = "keys and values of" if bank.kind == "prefix" else "hidden size"
     for name, prompt in zip(bank.names, bank.prompts, strict=True):
-        if prompt.shape[1] != embeddings.shape[1]:
+        if prompt.shape[1] != wanted:
             raise UserError(
-                f"prompt {name} has hidden size {prompt.shape[1]}, the model {embeddings.shape[1]}: it belongs to"
-                " another model"
+                f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
     with torch.no_grad():
-        runs = [run_prompt(model, prompt) for prompt in bank.prompts]
+        runs = [states(model, bank.kind, prompt) for prompt in bank.prompts]
     return Prefixes.stack([_prefix_of(run, embeddings.device) for run in runs])
 
 

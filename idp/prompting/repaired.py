@@ -112,18 +112,18 @@ class RepairedModel:
 
     @functools.cached_property
     def _bare_head(self) -> bool:
-        return has_bare_head(self.model)
+        return head_is_bare(self.model)
 
 
 def logits_at(
     model: PreTrainedModel, packed: Packed, wanted: torch.Tensor, prefixes: Prefixes | None, bare: bool
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As `RepairedModel.logits_at`, of a model behind any prefixes; `bare` is what `has_bare_head` says."""
+    """As `RepairedModel.logits_at`, of a model behind any prefixes; `bare` is what `head_is_bare` says."""
     device, head = packed.tokens.device, model.get_output_embeddings()
     few = max(1, (CPU_LOGITS if device.type == "cpu" else GPU_LOGITS) // head.weight.shape[0])
     with packed_attention(model, packed, prefixes) as inputs:
         if bare:
-            hidden = _hidden_at_head(model, inputs)
+            hidden = hidden_at_head(model, inputs)
             for start in range(0, len(wanted), few):
                 yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(device)
             return
@@ -133,7 +133,7 @@ def logits_at(
         yield start, logits[start : start + few]
 
 
-def has_bare_head(model: PreTrainedModel) -> bool:
+def head_is_bare(model: PreTrainedModel) -> bool:
     """Whether the logits are what the output head gives, with no soft cap or scale behind it; tried out.
 
     Not to be asked while attention is replaced.
@@ -145,11 +145,11 @@ def has_bare_head(model: PreTrainedModel) -> bool:
         "use_cache": False,
     }
     with torch.inference_mode():
-        found = model.get_output_embeddings()(_hidden_at_head(model, inputs))
+        found = model.get_output_embeddings()(hidden_at_head(model, inputs))
         return torch.equal(found, model(**inputs).logits[0])
 
 
-def _hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+def hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
     """What a forward pass hands its output head, [rows * tokens, hidden_size], without running the head."""
 
     def stop(_: Any, arguments: tuple[torch.Tensor]) -> None:

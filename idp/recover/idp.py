@@ -26,7 +26,9 @@ def make(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
     """Trains the bank: for IDP one prompt per length, for prompt tuning the one.
 
@@ -36,16 +38,17 @@ def make(
         text: training and held-out blocks, each [blocks, tokens].
         seed: everything random draws from it.
         checkpoint: a folder that survives a kill.
+        label: what is said beside the progress bar; None: which prompt it is.
         report: called with each step's figures.
+        teacher: the dense model, for objective=distill; not for specialists.
     """
-    common = {"seed": seed, "checkpoint": checkpoint, "report": report}
-    if isinstance(options, config.Idp):
-        if isinstance(options.bank, config.SpecialistsBank):
-            return specialists.make(options, loaded, text, **common)
-        if isinstance(options.bank, config.ClusterBank):
-            return cluster.make(options, loaded, text, **common)
-        return independent.make(options, loaded, [text] * len(options.lengths), **common)
-    return independent.make(options, loaded, [text], **common)
+    common = {"seed": seed, "checkpoint": checkpoint, "label": label, "report": report}
+    if isinstance(options, config.Idp) and isinstance(options.bank, config.SpecialistsBank):
+        return specialists.make(options, loaded, text, **common)
+    common["teacher"] = teacher
+    if isinstance(options, config.Idp) and isinstance(options.bank, config.ClusterBank):
+        return cluster.make(options, loaded, text, **common)
+    return independent.make(options, loaded, [text] * len(independent.lengths_of(options)), **common)
 
 
 def share(options: config.Recovery) -> int:

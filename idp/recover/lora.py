@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from idp.config import Lora
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.recover.training import History, Report, next_token_loss, train
+from idp.recover.objective import Objective
+from idp.recover.training import History, Report, train
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 
 def tune(
@@ -22,28 +24,61 @@ def tune(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[int, History]:
     """Trains adapters and saves them in `folder` in PEFT's format.
 
     Args:
-        loaded: the frozen model; it carries the adapters afterwards.
+        loaded: the frozen model; it carries no adapters afterwards.
         options: rank, alpha, dropout, targets and training.
         text: training and held-out blocks, each [blocks, tokens].
         folder: where the adapter goes.
         seed: draws the adapters' first values and the order of the blocks.
         checkpoint: a folder that survives a kill.
+        label: what is said beside the progress bar; None: the rank.
         report: called with each step's figures.
+        teacher: the dense model, for objective=distill.
 
     Returns:
         the number of trained parameters, and the history.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     check_targets(loaded, options.targets)
+    objective = Objective(options.training, loaded, teacher)
     torch.manual_seed(seed)
-    adapted = get_peft_model(
+    adapted = adapt(loaded, options)
+    parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(loaded.device)
+        adapted.train(torch.is_grad_enabled())  # dropout in training steps only
+        return objective(loaded.model, batch, {"input_ids": batch, "use_cache": False})
+
+    try:
+        history = train(
+            parameters,
+            loss_of,
+            *text,
+            options.training,
+            seed=seed,
+            checkpoint=checkpoint,
+            label=label or f"lora r={options.rank}",
+            report=report,
+        )
+        adapted.save_pretrained(folder)
+    finally:
+        adapted.unload().eval()
+    return sum(parameter.numel() for parameter in parameters.values()), history
+
+
+def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
+    """The model with fresh adapters in its layers, which alone are trained; their first values are torch's next."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
         loaded.model,
         LoraConfig(
             r=options.rank,
@@ -53,25 +88,6 @@ def tune(
             task_type="CAUSAL_LM",
         ),
     )
-    parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        batch = batch.to(loaded.device)
-        adapted.train(torch.is_grad_enabled())  # dropout in training steps only
-        return next_token_loss(adapted(input_ids=batch).logits, batch)
-
-    history = train(
-        parameters,
-        loss_of,
-        *text,
-        options.training,
-        seed=seed,
-        checkpoint=checkpoint,
-        label=f"lora r={options.rank}",
-        report=report,
-    )
-    adapted.eval().save_pretrained(folder)
-    return sum(parameter.numel() for parameter in parameters.values()), history
 
 
 def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedModel:

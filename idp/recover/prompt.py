@@ -2,73 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting.prefix import attention_mask, cache_of, run_prompt
-from idp.recover.training import History, Report, next_token_loss, train
+from idp.prompting.prefix import attention_mask, cache_of, states
+from idp.recover.objective import Objective
+from idp.recover.training import History, Report, train
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def tune(
     loaded: LoadedModel,
-    start: torch.Tensor,
+    start: torch.Tensor | nn.Module,
     text: tuple[torch.Tensor, torch.Tensor],
     options: Training,
     *,
     seed: int,
     checkpoint: Path,
     label: str,
+    kind: str = "prompt",
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[torch.Tensor, History]:
-    """Trains one soft prompt to lower the model's loss on text.
+    """Trains one soft prompt, or one prefix, to lower the model's loss on text.
 
-    The prompt is trained in float32 and enters the model in its dtype. Its keys and values are computed once per
-    step and shared by the whole batch.
+    It is trained in float32 and enters the model in its dtype. Its keys and values are computed once per step and
+    shared by the whole batch.
 
     Args:
         loaded: the frozen model.
-        start: the prompt's first value, [tokens, hidden_size].
+        start: the first value, [tokens, width], or a module that makes the prompt out of its own parameters.
         text: training and held-out blocks, each [blocks, tokens].
         options: the training's options.
         seed: draws the order of the blocks.
         checkpoint: a folder that survives a kill.
         label: what is said beside the progress bar.
+        kind: `prompt` or `prefix`: what a row is, as in `PromptBank`.
         report: called with each step's figures.
+        teacher: the dense model, for objective=distill.
 
     Returns:
-        the prompt, [tokens, hidden_size] float32 on the CPU, and its history.
+        the prompt, [tokens, width] float32 on the CPU, folded where a module made it, and its history.
     """
     import torch
 
+    from idp.recover.reparameterization import Itself
+
+    maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(loaded.device)
+    loss_of = loss_with(loaded, maker, kind, options, teacher)
+    parameters = dict(maker.named_parameters())
+    history = train(parameters, loss_of, *text, options, seed=seed, checkpoint=checkpoint, label=label, report=report)
+    with torch.no_grad():
+        return maker().detach().clone().cpu(), history
+
+
+def loss_with(
+    loaded: LoadedModel, maker: nn.Module, kind: str, options: Training, teacher: LoadedModel | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; the arguments are those of `tune`."""
+    import torch
+
     model, device = loaded.model, loaded.device
-    prompt = torch.nn.Parameter(start.detach().clone().float().to(device))
-    length = len(prompt)
+    objective = Objective(options, loaded, teacher)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(device)
         rows, width = batch.shape
-        shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in run_prompt(model, prompt)]
+        prompt = maker()
+        length = len(prompt)
+        shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
         positions = torch.arange(length + width, device=device)[None]
         visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
-        logits = model(
-            input_ids=batch,
-            attention_mask=attention_mask(model, visible[None], positions[:, length:], positions),
-            position_ids=positions[:, length:].expand(rows, -1),
-            past_key_values=cache_of(shared),
-            use_cache=True,
-        ).logits
-        return next_token_loss(logits, batch)
+        inputs = {
+            "input_ids": batch,
+            "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
+            "position_ids": positions[:, length:].expand(rows, -1),
+            "past_key_values": cache_of(shared),
+            "use_cache": True,
+        }
+        return objective(model, batch, inputs)
 
-    history = train(
-        {"prompt": prompt}, loss_of, *text, options, seed=seed, checkpoint=checkpoint, label=label, report=report
-    )
-    return prompt.detach().cpu(), history
+    return loss_of
 
 
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:

@@ -172,11 +172,11 @@ def _measure_losses(opened: _Once, fit: schema.Fitting, text: Any, prompts: list
     import torch
     from safetensors.torch import save_file
 
-    from idp.prompting.repaired import has_bare_head
+    from idp.prompting.repaired import head_is_bare
     from idp.prompting.selectors.likelihood import log_probabilities
 
     loaded, prefixes = opened()
-    bare, found = has_bare_head(loaded.model), []
+    bare, found = head_is_bare(loaded.model), []
     blocks = _blocks(fit, text, loaded).tolist()
     with progress(len(blocks), f"held-out loss of {len(prompts)} prompts", unit="blocks") as bar:
         for block in blocks:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+import shutil
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import selectors, storage
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
-from idp.recover import hard_prompt, lora, selection, transfer
+from idp.recover import hard_prompt, lora, prefix, ptune, search, selection, transfer
 from idp.recover import idp as dynamic
 from idp.recover.banks import assembled
+from idp.recover.prompt import tune
 from idp.recover.training import History, Report
 from idp.store import CHECKPOINT, Product, Store, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 STORAGE_VERSION = 1
+SEARCH = "search.json"
 CHOICE = ("selector", "fit", "controls", "storage")  # options of a recovery that its trained repair does not depend on
 
 
@@ -86,6 +89,8 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     config = empty.model.config.get_text_config()
     if isinstance(recovery, schema.Lora):
         lora.check_targets(empty, recovery.targets)
+    if isinstance(recovery, schema.LoraIdp):
+        check(recovery.lora, empty, text)
     chooses = isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None
     if chooses:
         selectors.check(recovery.selector, config, len(_lengths(recovery)))
@@ -138,6 +143,8 @@ def recover(
     seed: int,
     store: Store,
     report: Report | None = None,
+    *,
+    dense: Product,
 ) -> Product | None:
     """Stage 3: the repair as a product; None for `recovery=none`.
 
@@ -151,12 +158,13 @@ def recover(
         seed: everything random draws from it.
         store: where products live.
         report: called with each training step's figures.
+        dense: the product of stage 1, the teacher where the objective is to be like it.
     """
     if isinstance(recovery, schema.NoRecovery):
         return None
     if isinstance(recovery, schema.Transfer):
         return transfer.apply(transfer.find(getattr(recovery, "from")), compressed, store)
-    repair = _make(recovery, model, compressed, text, seed, store, report)
+    repair = _make(recovery, model, compressed, text, seed, store, report, dense)
     stored = getattr(recovery, "storage", None)
     return repair if storage.is_plain(stored) else _store_in_few_bits(repair, stored, model, compressed, store)
 
@@ -169,58 +177,93 @@ def _make(
     seed: int,
     store: Store,
     report: Report | None,
+    dense: Product,
 ) -> Product:
     def make(folder: Path) -> None:
         joined = _joined(recovery)
         opened = models.open_empty if joined else models.open_model
         loaded = opened(models.model_folder(compressed), model)
-        checkpoint = folder / CHECKPOINT
-        histories: dict[str, History] = {}
+        made = Made()
         if isinstance(recovery, schema.HardPrompt):
-            bank = hard_prompt.make(recovery, loaded)
-            trainable = 0
-        elif isinstance(recovery, schema.Lora):
-            blocks = _text(recovery.training, text, loaded, seed)
-            trainable, histories["lora"] = lora.tune(
-                loaded, recovery, blocks, folder / "adapter", seed=seed, checkpoint=checkpoint, report=report
-            )
-            bank = None
-        elif joined:
-            bank = assembled.make(recovery.bank)
-            trainable = bank.parameters
-        else:
+            made.bank = hard_prompt.make(recovery, loaded)
+        if isinstance(recovery, schema.LoraIdp):  # its first half is what recovery=lora makes, and is shared with it
+            adapter = recover(recovery.lora, model, compressed, text, seed, store, report, dense=dense)
+            if adapter.reused and report is not None:
+                for row in training_rows(adapter):
+                    report(row)
+            shutil.copytree(adapter.path / "adapter", folder / "adapter", dirs_exist_ok=True)
+            loaded = lora.attach(loaded, folder / "adapter")
+            made.trainable = made.adapter = adapter.read("repair.json")["added"]
+            if (adapter.path / SEARCH).exists():
+                made.searches = adapter.read(SEARCH)
+            made.histories = {name: History(**values) for name, values in adapter.read("history.json").items()}
+        if joined:
+            made.bank = assembled.make(recovery.bank)
+            made.trainable = made.bank.parameters
+        elif isinstance(recovery, schema.Trained):
+            if loaded.device.type == "cpu":
+                models.keep_freed_memory()
             blocks = _text(recovery.training, text, loaded, seed, dynamic.share(recovery))
-            bank, histories = dynamic.make(recovery, loaded, blocks, seed=seed, checkpoint=checkpoint, report=report)
-            trainable = bank.parameters
-        if bank is not None:
-            bank.save(folder / "bank", loaded.model.config, str(models.model_folder(compressed)))
+            work = Work(loaded, blocks, seed, folder / CHECKPOINT, folder, report)
+            if recovery.training.objective == "distill":
+                work.teacher = models.open_model(models.model_folder(dense), model)
+            _train(recovery, work, made)
+        if made.bank is not None:
+            made.bank.save(folder / "bank", loaded.model.config, str(models.model_folder(compressed)))
         # A written prompt stores its text's embeddings, yet adds nothing: the model has them already.
-        added = trainable
-        described = {"kind": recovery.kind, "added": added, "trainable": trainable}
+        added = 0 if isinstance(recovery, schema.HardPrompt) else made.stored
+        described = {"kind": recovery.kind, "added": added, "trainable": made.trainable}
         write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if added else 0})
-        write_json(folder / "history.json", {name: vars(history) for name, history in histories.items()})
+        write_json(folder / "history.json", {name: vars(history) for name, history in made.histories.items()})
+        if made.searches:
+            write_json(folder / SEARCH, made.searches)
 
     with out_of_memory_is_explained("recover"):
         return store.get_or_make(
             "recover",
             parent=compressed.key,
-            config=_identity(recovery, model, text, seed),
+            config=_identity(recovery, model, text, seed, dense),
             version=VERSION,
             make=make,
             label=recovery.kind,
         )
 
 
-def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: int) -> dict[str, Any]:
+def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: int, dense: Product) -> dict[str, Any]:
     """All that decides a repair, but for the model that it repairs. How it is chosen and stored comes after it."""
     if _joined(recovery):
         return {"prompts": assembled.identity(recovery.bank)}
-    options = {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
-    config = {"recovery": options, **models.numerics(model)}
-    if trains(recovery):  # how often a checkpoint is written does not change what comes out
-        options["training"] = {k: v for k, v in options["training"].items() if k != "checkpoint_every"}
+    config = {"recovery": _options(recovery), **models.numerics(model)}
+    parts = [part for part in (recovery, getattr(recovery, "lora", None)) if isinstance(part, schema.Trained)]
+    if parts:
         config |= {"seed": seed, "corpus": text.fingerprint}
+    if any(part.training.objective == "distill" for part in parts):
+        config["teacher"] = dense.key
     return config
+
+
+def _options(recovery: schema.Recovery) -> dict[str, Any]:
+    """What of a recovery's options decides what comes out: the same work never has two keys."""
+    options = {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
+    if isinstance(recovery, schema.Trained):
+        training, tried = options["training"], options.pop("search")
+        unused = {"checkpoint_every"}
+        if training["objective"] == "lm":
+            unused |= {"temperature", "lm_weight"}
+        if tried["learning_rates"]:
+            unused.add("learning_rate")
+        options["training"] = {name: value for name, value in training.items() if name not in unused}
+        if tried["inits"]:
+            del options["init"]
+        if "init_text" in options and "text" not in (options.get("init"), *tried["inits"]):
+            del options["init_text"]
+        if options.get("encoder") == "none":
+            del options["encoder_hidden_size"], options["residual"]
+        if search.wanted(recovery):
+            options["search"] = tried
+    if isinstance(recovery, schema.LoraIdp):
+        options["lora"] = _options(recovery.lora)
+    return options
 
 
 def _store_in_few_bits(
@@ -234,6 +277,12 @@ def _store_in_few_bits(
         bank.save(folder / "bank", shape, str(models.model_folder(compressed)), stored)
         write_json(folder / "repair.json", {**repair.read("repair.json"), "bytes": _bytes(folder)})
         write_json(folder / "history.json", repair.read("history.json"))
+        for name in ("adapter", SEARCH):  # all else is as it was
+            source = repair.path / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, dirs_exist_ok=True)
+            elif source.exists():
+                shutil.copy(source, folder / name)
 
     return store.get_or_make(
         "recover",
@@ -248,6 +297,90 @@ def _store_in_few_bits(
 def _bytes(folder: Path) -> int:
     """Bytes of a repair's tensors: its prompts' and its adapter's, not the centres, which only some selectors read."""
     return sum(storage.tensor_bytes(place) for place in (*folder.glob("bank/prompt_*"), folder / "adapter"))
+
+
+@dataclass
+class Work:
+    """What every training needs: model, training and held-out blocks, seed, and folders for checkpoint and adapter."""
+
+    loaded: models.LoadedModel
+    text: tuple[Any, Any]
+    seed: int
+    checkpoint: Path
+    folder: Path
+    report: Report | None = None
+    teacher: models.LoadedModel | None = None
+    label: str | None = None
+
+
+@dataclass
+class Made:
+    """What became of it: a bank, numbers trained, those of an adapter, curves, and what searches tried."""
+
+    bank: PromptBank | None = None
+    trainable: int = 0
+    adapter: int = 0
+    histories: dict[str, History] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> int:
+        """Numbers that the repair adds to the model."""
+        return self.adapter + (self.bank.parameters if self.bank is not None else 0)
+
+
+def _train(recovery: schema.Trained, work: Work, made: Made) -> None:
+    """Trains a recovery, after the search that it asks for, and adds what comes out to `made`."""
+    if search.wanted(recovery):
+        part = "lora" if isinstance(recovery, schema.Lora) else "prompt"
+        recovery, made.searches[part] = search.search(
+            recovery,
+            lambda candidate, place, label: _tried(
+                candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
+            ),
+            work.checkpoint / "search",
+        )
+        recovery = replace(recovery, search=schema.Search([], [], recovery.search.steps))
+    common = {"seed": work.seed, "report": work.report, "teacher": work.teacher}
+    if isinstance(recovery, schema.Lora):
+        made.adapter, made.histories["lora"] = lora.tune(
+            work.loaded,
+            recovery,
+            work.text,
+            work.folder / "adapter",
+            checkpoint=work.checkpoint,
+            label=work.label,
+            **common,
+        )
+        made.trainable += made.adapter
+    elif isinstance(recovery, schema.PTuning | schema.PrefixTuning):
+        kind, source = ("prompt", ptune) if isinstance(recovery, schema.PTuning) else ("prefix", prefix)
+        encoder = source.encoder(recovery, work.loaded, work.seed)
+        prompt, made.histories["prompt_0"] = tune(
+            work.loaded,
+            encoder,
+            work.text,
+            recovery.training,
+            checkpoint=work.checkpoint / "prompt_0",
+            label=work.label or f"{recovery.kind} of {recovery.length} tokens",
+            kind=kind,
+            **common,
+        )
+        made.bank = PromptBank([prompt], [f"{recovery.kind}_{recovery.length}_tokens"], kind)
+        made.trainable += sum(parameter.numel() for parameter in encoder.parameters())
+    else:
+        made.bank, histories = dynamic.make(
+            recovery, work.loaded, work.text, checkpoint=work.checkpoint, label=work.label, **common
+        )
+        made.histories |= histories
+        made.trainable += made.bank.parameters
+
+
+def _tried(candidate: schema.Trained, work: Work) -> History:
+    """The training curve of one candidate of a search."""
+    made = Made()
+    _train(replace(candidate, search=schema.Search([], [], 1)), work, made)
+    return next(iter(made.histories.values()))
 
 
 def _joined(recovery: schema.Recovery) -> bool:
@@ -341,21 +474,28 @@ def open_variants(
 ) -> dict[str, RepairedModel]:
     """What latency compares, by name: the compressed model and its repairs, on shared weights where that is possible.
 
-    Prompts: `prompt`, and `idp` where there are several. LoRA: `lora`, and with `merged` also `lora_merged`.
+    Prompts: `prompt` or `prefix`, and `idp` where there are several. LoRA: `lora`, and with `merged` also
+    `lora_merged`. Both: `lora_idp`, and with `merged` also `lora_idp_merged`.
     """
     folder = models.model_folder(compressed)
     plain = models.open_model(folder, model)
     variants = {"compressed": RepairedModel(plain)}
     if repair is None:
         return variants
+    bank = PromptBank.load(repair.path / "bank") if (repair.path / "bank").exists() else None
+
+    def selector() -> Any:
+        several = bank is not None and len(bank) > 1
+        return selection.restored(recovery.selector, fitted and fitted.path) if several else None
+
     if (repair.path / "adapter").exists():
-        for name, merge in {"lora": False, "lora_merged": True}.items():
+        name = "lora" if bank is None else "lora_idp"
+        for variant, merge in {name: False, f"{name}_merged": True}.items():
             if merged or not merge:
                 attached = lora.attach(models.open_model(folder, model), repair.path / "adapter", merge)
-                variants[name] = RepairedModel(attached)
+                variants[variant] = RepairedModel(attached, bank, selector())
         return variants
-    bank = PromptBank.load(repair.path / "bank")
-    variants["prompt"] = RepairedModel(plain, PromptBank(bank.prompts[:1], bank.names[:1]))
+    variants[bank.kind] = RepairedModel(plain, bank.first())
     if len(bank) > 1:
-        variants["idp"] = RepairedModel(plain, bank, selection.restored(recovery.selector, fitted and fitted.path))
+        variants["idp"] = RepairedModel(plain, bank, selector())
     return variants

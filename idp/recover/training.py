@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
 
 
+class Diverged(UserError):
+    """The loss or its gradient stopped being a number."""
+
+
 @dataclass
 class History:
     """What a training run leaves: one row per step, one per held-out evaluation, and the best of those."""
@@ -64,7 +68,7 @@ def train(
         report: called with each step's figures, for live curves.
 
     Raises:
-        UserError: the loss is no longer a number; the best state so far is in `checkpoint`.
+        Diverged: the loss is no longer a number; the best state so far is in `best.safetensors` in `checkpoint`.
     """
     import torch
 
@@ -98,10 +102,11 @@ def train(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                raise UserError(
+                _save_tensors(checkpoint / "best.safetensors", best)
+                raise Diverged(
                     f"{label}: the loss is {loss.item():g} and the gradient {norm.item():g} at step {step}; lower"
                     f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
-                    f" {history.best_step}) is in {checkpoint}"
+                    f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -128,18 +133,6 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return (steps + 1 - step) / (steps + 1 - warmup)
 
 
-def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of each token but the first, given those before it.
-
-    Args:
-        logits: [batch, tokens, vocabulary], of the real tokens alone.
-        tokens: [batch, tokens].
-    """
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
 def _order(blocks: int, wanted: int, seed: int) -> torch.Tensor:
     """Block numbers for the whole run: as many passes over shuffled blocks as it takes."""
     import torch
@@ -164,20 +157,25 @@ def _save(
     folder: Path, step: int, history: History, best: dict, parameters: dict, optimizer: torch.optim.Optimizer
 ) -> None:
     """Writes the tensors of this step, then the JSON that makes them the current ones."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    temporary = folder / f"step-{step}.tmp"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(folder / f"step-{step}.safetensors")
+    _save_tensors(folder / f"step-{step}.safetensors", tensors)
     write_json(folder / "state.json", {"step": step, "history": vars(history)})
     for old in folder.glob("step-*.safetensors"):
         if old.name != f"step-{step}.safetensors":
             old.unlink()
+
+
+def _save_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes tensors so that a reader sees all of them or none."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(file)
 
 
 def _resume(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> tuple[History, dict[str, Any], int]:

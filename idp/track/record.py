@@ -99,6 +99,7 @@ def build(
             if (cut := product.read("results.json")["idp"]["truncated"])
         },
         "training": _training(stages["recover"]),
+        "search": _search(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
         "baselines": {
             row: {
@@ -258,6 +259,11 @@ def _training(repair: Product | None) -> dict[str, Any] | None:
         }
         for name, history in histories.items()
     }
+
+
+def _search(repair: Product | None) -> dict[str, Any] | None:
+    """What searches tried before the training, by held-out loss, and what they chose; None where there was none."""
+    return repair.read("search.json") if repair is not None and (repair.path / "search.json").exists() else None
 
 
 def _data(source: TaskSource, documents: int | None) -> dict[str, Any]:

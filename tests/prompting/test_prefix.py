@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from idp.prompting.bank import PromptBank
+from idp.prompting.bank import PromptBank, prefix_width
 from idp.prompting.packed import TRUNK, pack
 from idp.prompting.prefix import bind
 from idp.prompting.repaired import RepairedModel
@@ -100,3 +100,38 @@ def test_peft_loads_a_single_prompt_with_equal_logits(open_tiny, make_bank, tmp_
     with torch.no_grad():
         found = adapted(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) :]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "qwen2", "qwen3"])
+def test_peft_loads_a_prefix_with_equal_logits(family, open_tiny, tmp_path):
+    """A bank of trained prefixes, as `save` writes it, is what PEFT's prefix tuning reads."""
+    from peft import PeftModel
+
+    loaded = open_tiny(family)
+    wide = prefix_width(loaded.model.config)
+    prompts = [torch.randn(n, wide, generator=torch.Generator().manual_seed(n)) for n in (5, 9)]
+    bank = PromptBank(prompts, ["a", "b"], "prefix")
+    bank.save(tmp_path, loaded.model.config, "base")
+    again = PromptBank.load(tmp_path)
+    assert again.kind == "prefix" and all(torch.equal(a, b) for a, b in zip(again.prompts, prompts, strict=True))
+    repaired = RepairedModel(loaded, again, ByFirstToken())
+    tokens = [3, 40, 41, 42]  # the first token picks the second prompt
+    packed = pack([tokens], [range(4)], [[TRUNK] * 4], [1], repaired.prefixes, loaded.model, repaired.device)
+    with torch.no_grad():
+        found = torch.cat([part for _, part in repaired.logits_at(packed, torch.arange(4))])
+    assert repaired.choose([tokens]).tolist() == [1]
+    adapted = PeftModel.from_pretrained(open_tiny(family).model, tmp_path / "prompt_1").eval()
+    with torch.no_grad():
+        ids = torch.tensor([tokens])
+        expected = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -4:]
+        plain = loaded.model(ids).logits[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert (found - plain).abs().max() > 1e-2
+
+
+def test_a_prefix_of_another_model_is_refused(open_tiny):
+    from idp.errors import UserError
+
+    bank = PromptBank([torch.zeros(4, 96)], ["stranger"], "prefix")
+    with pytest.raises(UserError, match="prefix stranger has keys and values of 96, the model 128: it belongs"):
+        bind(open_tiny("llama").model, bank)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from idp.prompting.packed import TRUNK, pack
-from idp.prompting.repaired import has_bare_head, logits_at
+from idp.prompting.repaired import head_is_bare, logits_at
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Likelihood(Selector):
 
     def bind(self, model: PreTrainedModel, prefixes: Prefixes) -> None:
         super().bind(model, prefixes)
-        self.bare = has_bare_head(model)
+        self.bare = head_is_bare(model)
 
     def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
         return log_probabilities(self.model, self.prefixes, contexts, self.bare)
@@ -44,7 +44,7 @@ def log_probabilities(
         model: the model.
         prefixes: the prompts.
         contexts: token ids of each text.
-        bare: what `has_bare_head` says of the model.
+        bare: what `head_is_bare` says of the model.
     """
     import torch
 

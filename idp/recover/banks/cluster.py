@@ -34,7 +34,9 @@ def make(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
     """Clusters the training blocks, and trains each prompt on its cluster alone; as `idp.make`.
 
@@ -52,7 +54,9 @@ def make(
     members = fill_up(found["labels"], found["distances"], options.bank.smallest)
     judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
     texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
-    bank, histories = independent.make(options, loaded, texts, seed=seed, checkpoint=checkpoint, report=report)
+    bank, histories = independent.make(
+        options, loaded, texts, seed=seed, checkpoint=checkpoint, label=label, report=report, teacher=teacher
+    )
     bank.centres = centres(loaded, [blocks[own] for own in members])
     counts = found["labels"].bincount(minlength=prompts).tolist()
     bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}

@@ -22,7 +22,9 @@ def make(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
+    teacher: LoadedModel | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
     """Trains prompt i on `texts[i]`, training and held-out blocks, each [blocks, tokens].
 
@@ -32,9 +34,11 @@ def make(
         texts: one for each prompt.
         seed: prompt i draws from seed and i.
         checkpoint: a folder that survives a kill; each prompt has its own below it.
+        label: what is said beside the progress bar; None: which prompt it is.
         report: called with each step's figures, their names preceded by the prompt's.
+        teacher: the dense model, for objective=distill.
     """
-    lengths = options.lengths if isinstance(options, config.Idp) else [options.length]
+    lengths = lengths_of(options)
     bank, histories = PromptBank([], []), {}
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
@@ -46,12 +50,18 @@ def make(
             options.training,
             seed=own_seed,
             checkpoint=checkpoint / name,
-            label=f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
+            label=label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
             report=_named(report, name),
+            teacher=teacher,
         )
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
     return bank, histories
+
+
+def lengths_of(options: config.Idp | config.PromptTuning) -> list[int]:
+    """Tokens of each prompt that is asked for."""
+    return options.lengths if isinstance(options, config.Idp) else [options.length]
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -42,6 +42,7 @@ def make(
     *,
     seed: int,
     checkpoint: Path,
+    label: str | None = None,
     report: Report | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
     """Trains all prompts in one loop; as `idp.make`.
@@ -81,7 +82,7 @@ def make(
         replace(options.training, batch_size=options.training.batch_size * count),
         seed=seed,
         checkpoint=checkpoint / NAME,
-        label=f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
+        label=label or f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
         report=report,
     )
     bank = PromptBank(

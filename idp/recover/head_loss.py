@@ -1,0 +1,106 @@
+"""Losses at the output head, a few places at a time, without ever holding all logits.
+
+The logits of a training batch are its largest tensor by far (512 tokens of a vocabulary of 49,152 in float32: 100 MB),
+and the plain way writes several of that size. The head's weights are frozen, so a loss needs one gradient only, that of
+the hidden states, and each place's is known as soon as its logits are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import linear, log_softmax
+
+from idp.prompting.repaired import CPU_LOGITS, GPU_LOGITS
+
+# Of logits [places, vocabulary] at the given places: the losses' sum, and its gradient where that is wanted.
+Loss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def head_loss(hidden: torch.Tensor, head: torch.nn.Linear, loss: Loss) -> torch.Tensor:
+    """The mean loss over places, whose gradient flows to `hidden` alone.
+
+    Args:
+        hidden: [places, hidden_size], what the head is given.
+        head: the output head, frozen.
+        loss: the losses of a few places.
+    """
+    return _HeadLoss.apply(hidden, head.weight, head.bias, loss)
+
+
+def logits_loss(logits: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The mean loss over places whose logits, [places, vocabulary], are there already; the gradient flows to them."""
+    return _HeadLoss.apply(logits, None, None, loss)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, loss):
+        vocabulary = hidden.shape[1] if weight is None else len(weight)
+        few = max(1, (CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS) // vocabulary)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        total = torch.zeros((), device=hidden.device)
+        for start in range(0, len(hidden), few):
+            places = slice(start, min(start + few, len(hidden)))
+            logits = hidden[places] if weight is None else linear(hidden[places], weight, bias)
+            summed, slope = loss(logits, places, wanted)
+            total += summed
+            if wanted:
+                slope = slope.div_(len(hidden)).to(hidden.dtype)
+                gradient[places] = slope if weight is None else slope @ weight
+        ctx.save_for_backward(*([gradient] if wanted else []))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx, slope):
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope.to(gradient.dtype), None, None, None
+
+
+def lm(targets: torch.Tensor) -> Loss:
+    """Cross-entropy in nats; `targets` is [places], the tokens that follow."""
+
+    def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        wished = targets[places, None]
+        logs = log_softmax(logits, dim=-1, dtype=torch.float32)
+        summed = -logs.gather(1, wished).sum()
+        if not wanted:
+            return summed, None
+        return summed, logs.exp_().scatter_add_(1, wished, wished.new_full(wished.shape, -1, dtype=torch.float32))
+
+    return loss
+
+
+def distill(teacher: Callable[[slice], torch.Tensor], temperature: float) -> Loss:
+    """KL of the teacher's next-token distribution to the student's, in nats (Hinton et al., 1503.02531).
+
+        T^2 * sum_v p_v (log p_v - log q_v),   p = softmax(teacher / T), q = softmax(student / T)
+
+    The factor T^2 keeps the size of its gradient whatever T is.
+
+    Args:
+        teacher: the teacher's logits at some places, [places, vocabulary].
+        temperature: T.
+    """
+
+    def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        student = log_softmax(logits / temperature, dim=-1, dtype=torch.float32)
+        given = log_softmax(teacher(places) / temperature, dim=-1, dtype=torch.float32)
+        shares = given.exp()
+        summed = given.sub_(student).mul_(shares).sum() * temperature**2
+        return summed, student.exp_().sub_(shares).mul_(temperature) if wanted else None
+
+    return loss
+
+
+def mixture(one: Loss, other: Loss, share: float) -> Loss:
+    """`(1 - share) * one + share * other`."""
+
+    def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        (a, slope), (b, other_slope) = one(logits, places, wanted), other(logits, places, wanted)
+        mixed = (1 - share) * a + share * b
+        return mixed, slope.mul_(1 - share).add_(other_slope, alpha=share) if wanted else None
+
+    return loss

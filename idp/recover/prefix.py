@@ -1,0 +1,32 @@
+"""Prefix tuning (Li & Liang, 2101.00190): trained keys and values at every layer, before the input's own.
+
+They start as those that real tokens give: a prompt is run through the model once. The paper found that far better than
+noise (its section 7.4).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from idp.config import PrefixTuning
+from idp.models import LoadedModel
+from idp.prompting.prefix import flatten, run_prompt
+from idp.recover.prompt import initial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int) -> nn.Module:
+    """What gives the prefix, [tokens, 2 * layers * kv_heads * head_dim], while it is trained."""
+    import torch
+
+    from idp.recover.reparameterization import Itself, PrefixEncoder
+
+    embedded = initial(loaded, options.length, options.init, options.init_text, seed)
+    with torch.no_grad():
+        layers = run_prompt(loaded.model, embedded)
+        start = flatten([(keys.to(loaded.device), values.to(loaded.device)) for keys, values in layers]).float()
+    if options.encoder == "none":
+        return Itself(start)
+    return PrefixEncoder(embedded, start, options.encoder_hidden_size, options.residual, seed)
