@@ -641,12 +641,12 @@ def _check_together(config: Config) -> None:
         raise UserError(
             "recovery.bank.from is empty: name folders of prompts, such as recovery.bank.from=[prompts/one,prompts/two]"
         )
-    if isinstance(recovery, Idp) and isinstance(recovery.bank, SpecialistsBank):
-        if recovery.training.objective != "lm":
-            raise UserError(
-                f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
-                " likely it is; use recovery.training.objective=lm or another recovery/bank"
-            )
+    specialists = isinstance(recovery, Idp) and isinstance(recovery.bank, SpecialistsBank)
+    if specialists and recovery.training.objective != "lm":
+        raise UserError(
+            f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
+            " likely it is; use recovery.training.objective=lm or another recovery/bank"
+        )
     if isinstance(recovery, LoraIdp) and isinstance(recovery.bank, AssembledBank):
         raise UserError(
             "recovery/bank=assembled: recovery=lora_idp trains its prompts before its own adapter; use recovery=idp"
