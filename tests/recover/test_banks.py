@@ -7,12 +7,22 @@ import logging
 import pytest
 import torch
 
-from idp.config import AssembledBank, ClusterBank, Idp, IndependentBank, Selector, SpecialistsBank, Storage, Training
+from idp.config import (
+    AssembledBank,
+    ClusterBank,
+    Fitting,
+    Idp,
+    IndependentBank,
+    Search,
+    Selector,
+    SpecialistsBank,
+    Storage,
+    Training,
+)
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.recover import idp
 from idp.recover.banks import assembled, cluster, specialists
-from idp.recover.training import next_token_loss
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
 QUICK = (*TINY, "recovery=idp", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")
@@ -31,11 +41,20 @@ def options(bank, lengths=(4, 4), **changes):
         "heldout_sequences": 4,
         "checkpoint_every": 2,
     }
-    stored = Storage(32, 0.0, True, "bfloat16")
+    training |= {"objective": "lm", "temperature": 1.0, "lm_weight": 0.0}
     return Idp(
-        "idp", list(lengths), "vocabulary", "", Selector("attention"), Training(**{**training, **changes}), bank=bank,
-        storage=stored,
-    )  # fmt: skip
+        kind="idp",
+        lengths=list(lengths),
+        init="vocabulary",
+        init_text="",
+        selector=Selector("attention"),
+        controls=False,
+        fit=Fitting(4, 16, 8),
+        training=Training(**{**training, **changes}),
+        search=Search([], [], 1),
+        bank=bank,
+        storage=Storage(32, 0.0, True, "bfloat16"),
+    )
 
 
 def hard(**changes):
@@ -167,7 +186,7 @@ def test_losses_per_block_are_the_plain_ones(open_tiny, make_bank, two_kinds):
             for number, prompt in enumerate(prompts):
                 whole = torch.cat([prompt, loaded.model.get_input_embeddings()(tokens)])[None]
                 logits = loaded.model(inputs_embeds=whole).logits[:, len(prompt) :]
-                expected = next_token_loss(logits, tokens[None])
+                expected = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[1:])
                 assert found[block, number].item() == pytest.approx(expected.item(), abs=1e-5)
 
 

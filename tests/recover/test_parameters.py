@@ -83,5 +83,10 @@ def test_small_counts_by_method(recovered):
 
 def test_idp_adds_nothing_beyond_its_prompts(compose, recovered):
     _, _, repair = recovered("idp", "recovery.lengths=[3,4,5]")
-    assert repair.read("repair.json") == {"kind": "idp", "added": 12 * 64, "trainable": 12 * 64}
+    assert repair.read("repair.json") == {
+        "kind": "idp",
+        "added": 12 * 64,
+        "trainable": 12 * 64,
+        "bytes": 4 * 12 * 64,
+    }
     assert (conf_dir() / "recovery" / "idp.yaml").is_file()

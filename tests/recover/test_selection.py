@@ -184,7 +184,7 @@ def test_a_bank_that_brings_its_centres_needs_no_fit(compose, tmp_path):
 
     found = selection.select(config.recovery, config.model, repair, text, never, store)
     assert found.heldout is None and torch.equal(load_file(found.fitted.path / selection.STATE)["centres"], centres)
-    selector = selection.restored(config.recovery.selector, found.fitted)
+    selector = selection.restored(config.recovery.selector, found.fitted.path)
     assert torch.equal(selector.centres, centres) and found.description["source"] == "bank"
     assert found.identity["fitted"] == found.fitted.key
 
