@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands():
@@ -49,6 +49,10 @@ def test_it_runs(command, idp_run, run_here, model_folders, tmp_path):
         record = run_here("model=tiny_llama", "compressor=gptq4", "task=arc_easy", "budget=smoke", "tracker=none")
         run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
         main([w.replace("/path/to/your/run", str(run)).replace("exports/", f"{tmp_path}/") for w in words[3:]])
+    elif words[:3] == ["python", "-m", "idp.bench.training"]:
+        tiny = ["--shape", "tiny", "--rounds", "2", "--steps", "1", "--output", str(tmp_path / "training.json")]
+        done = subprocess.run([sys.executable, *words[1:], *tiny], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "ours is faster by" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.report"]:
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
