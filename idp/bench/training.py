@@ -233,7 +233,9 @@ def _peft(loaded: Any, options: argparse.Namespace) -> tuple[Any, Callable]:
     model.train()
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=batch, attention_mask=torch.ones_like(batch), labels=batch).loss
+        labels = batch.clone()
+        labels[:, 0] = -100  # ours does not count the first token either: the losses are to agree
+        return model(input_ids=batch, attention_mask=torch.ones_like(batch), labels=labels).loss
 
     return parameter, loss_of
 

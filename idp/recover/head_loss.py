@@ -48,15 +48,15 @@ class _HeadLoss(torch.autograd.Function):
             summed, slope = loss(logits, places, wanted)
             total += summed
             if wanted:
-                slope = slope.div_(len(hidden)).to(hidden.dtype)
+                slope = slope.to(hidden.dtype)
                 gradient[places] = slope if weight is None else slope @ weight
         ctx.save_for_backward(*([gradient] if wanted else []))
         return total / len(hidden)
 
     @staticmethod
     def backward(ctx, slope):
-        (gradient,) = ctx.saved_tensors
-        return gradient * slope.to(gradient.dtype), None, None, None
+        (gradient,) = ctx.saved_tensors  # of the losses' sum: dividing here saves a pass over the logits
+        return gradient * (slope / len(gradient)), None, None, None
 
 
 def lm(targets: torch.Tensor) -> Loss:

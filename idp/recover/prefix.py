@@ -1,7 +1,7 @@
 """Prefix tuning (Li & Liang, 2101.00190): trained keys and values at every layer, before the input's own.
 
 They start as those that real tokens give: a prompt is run through the model once. The paper found that far better than
-noise (its section 7.4).
+noise where data are few (its section 7.4).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from idp.recover import hard_prompt, lora, prefix, ptune, search, selection, tra
 from idp.recover import idp as dynamic
 from idp.recover.banks import assembled
 from idp.recover.prompt import tune
-from idp.recover.training import History, Report
+from idp.recover.training import History, Report, named
 from idp.store import CHECKPOINT, Product, Store, write_json
 
 log = logging.getLogger(__name__)
@@ -364,7 +364,7 @@ def _train(recovery: schema.Trained, work: Work, made: Made) -> None:
             checkpoint=work.checkpoint / "prompt_0",
             label=work.label or f"{recovery.kind} of {recovery.length} tokens",
             kind=kind,
-            **common,
+            **common | {"report": named(work.report, "prompt_0")},
         )
         made.bank = PromptBank([prompt], [f"{recovery.kind}_{recovery.length}_tokens"], kind)
         made.trainable += sum(parameter.numel() for parameter in encoder.parameters())

@@ -126,6 +126,13 @@ def train(
     return history
 
 
+def named(report: Report | None, name: str) -> Report | None:
+    """A report whose figures are preceded by the name of the prompt that they belong to."""
+    if report is None:
+        return None
+    return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
+
+
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up to 1 at step `warmup`, then linear decay to 0 just after the last step; `step` counts from 1."""
     if step <= warmup:

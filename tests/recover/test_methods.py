@@ -48,6 +48,18 @@ def test_killed_and_resumed_equals_undisturbed(method, recovered):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_is_reported_live_is_what_is_stored(method, recovered):
+    """A run that reuses a repair shows the curves that the one that made it showed."""
+    rows = []
+    _, _, repair = recovered(method, report=rows.append)
+
+    def known(rows):
+        return sorted(sorted(row.items()) for row in rows)
+
+    assert known(rows) == known(stage.training_rows(repair)) and rows
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_loss_that_is_no_number_stops_and_leaves_the_best(method, recovered, monkeypatch, tmp_path):
     """From the fourth training step on the loss is NaN."""
     from safetensors.torch import load_file

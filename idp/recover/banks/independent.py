@@ -9,7 +9,7 @@ from idp import config
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.recover.prompt import initial, tune
-from idp.recover.training import History, Report
+from idp.recover.training import History, Report, named
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def make(
             seed=own_seed,
             checkpoint=checkpoint / name,
             label=label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
-            report=_named(report, name),
+            report=named(report, name),
             teacher=teacher,
         )
         bank.prompts.append(prompt)
@@ -72,9 +72,3 @@ def seed_of(seed: int, number: int) -> int:
 def name_of(number: int, length: int) -> str:
     """What a trained prompt is called in its bank."""
     return f"prompt_{number}_{length}_tokens"
-
-
-def _named(report: Report | None, name: str) -> Report | None:
-    if report is None:
-        return None
-    return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
