@@ -137,7 +137,7 @@ def find(config: Config) -> Found:
     calibration = text(config.compressor.calibration.corpus or "corpus")
     if compressing.works(config.compressor):
         refuse_evaluated(calibration, tasks)
-    if recovering.trains(config.recovery):
+    if recovering.reads_corpus(config.recovery):
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
     return Found(source, tasks, text("corpus"), calibration, compressed_by_others, perplexity)

@@ -60,6 +60,17 @@ def trains(recovery: schema.Recovery) -> bool:
     return hasattr(recovery, "training") and not _joined(recovery)
 
 
+def reads_corpus(recovery: schema.Recovery) -> bool:
+    """Whether a recovery reads the run's corpus: to train on it, to compare prompts on it, or to fit a selector."""
+    return trains(recovery) or (_chooses(recovery) and (recovery.controls or selectors.needs_fit(recovery.selector)))
+
+
+def _chooses(recovery: schema.Recovery) -> bool:
+    """Whether a recovery has several prompts, of which a selector chooses."""
+    wanted = isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None
+    return wanted and len(_lengths(recovery)) > 1
+
+
 def check_given(given: Given, model: schema.Model, dense: Product, empty: models.LoadedModel) -> None:
     """Holds what was given against the run's model.
 
@@ -91,8 +102,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
         lora.check_targets(empty, recovery.targets)
     if isinstance(recovery, schema.LoraIdp):
         check(recovery.lora, empty, text)
-    chooses = isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None
-    if chooses:
+    if isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None:
         selectors.check(recovery.selector, config, len(_lengths(recovery)))
     longest = longest_prompt(recovery, empty)
     training = recovery.training if trains(recovery) else None
@@ -106,7 +116,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
-    if chooses and len(_lengths(recovery)) > 1 and (recovery.controls or selectors.needs_fit(recovery.selector)):
+    if _chooses(recovery) and reads_corpus(recovery):
         _check_fit(recovery.fit, longest, window)
         blocks(text, "heldout", empty.tokenizer, recovery.fit.tokens, 2, 0)
 
