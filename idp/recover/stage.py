@@ -62,13 +62,14 @@ def trains(recovery: schema.Recovery) -> bool:
 
 def reads_corpus(recovery: schema.Recovery) -> bool:
     """Whether a recovery reads the run's corpus: to train on it, to compare prompts on it, or to fit a selector."""
-    return trains(recovery) or (_chooses(recovery) and (recovery.controls or selectors.needs_fit(recovery.selector)))
+    return trains(recovery) or _compares(recovery)
 
 
-def _chooses(recovery: schema.Recovery) -> bool:
-    """Whether a recovery has several prompts, of which a selector chooses."""
-    wanted = isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None
-    return wanted and len(_lengths(recovery)) > 1
+def _compares(recovery: schema.Recovery) -> bool:
+    """Whether a recovery compares its prompts on held-out text: as controls, or to fit their selector."""
+    if not isinstance(recovery, schema.Idp | schema.Transfer) or recovery.selector is None:
+        return False
+    return len(_lengths(recovery)) > 1 and (recovery.controls or selectors.needs_fit(recovery.selector))
 
 
 def check_given(given: Given, model: schema.Model, dense: Product, empty: models.LoadedModel) -> None:
@@ -116,7 +117,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
-    if _chooses(recovery) and reads_corpus(recovery):
+    if _compares(recovery):
         _check_fit(recovery.fit, longest, window)
         blocks(text, "heldout", empty.tokenizer, recovery.fit.tokens, 2, 0)
 
