@@ -16,7 +16,8 @@ def test_both_ways_do_the_same_work(tmp_path):
     losses = [way["losses"] for way in found["ways"].values()]
     assert len(losses) == 3 and all(len(each) == 6 for each in losses)
     for other in losses[1:]:
-        assert other == pytest.approx(losses[0], abs=1e-4)
+        assert other[0] == pytest.approx(losses[0][0], abs=1e-4)
+        assert other == pytest.approx(losses[0], abs=2e-3)  # Adam makes much of gradients that are next to nothing
     assert losses[0][0] != losses[0][-1]
     assert all(way["step_ms"] > 0 and way["peak_bytes"] >= 0 for way in found["ways"].values())
     assert set(found["speed"]) == set(found["memory"]) == {"PEFT", "PEFT, freed memory kept"}
