@@ -15,7 +15,8 @@ def test_names_of_others_folders_and_prompts_in_four_bits(open_tiny, make_bank, 
     bank = make_bank(loaded, [3, 4])
     bank.names = ["prompt_1", "prompt_0"]
     bank.save(tmp_path / "bank", loaded.model.config, "base", Storage(4, 0.5, True, "bfloat16"))
-    run = SimpleNamespace(record={"idp": {"config": {"recovery": {"kind": "idp", "selector": {"kind": "attention"}}}}})
+    record = {"idp": {"config": {"recovery": {"kind": "idp", "selector": {"kind": "attention"}}}}}
+    run = SimpleNamespace(record=record, selector=None)
     _save_prompts(run, SimpleNamespace(path=tmp_path), loaded, tmp_path / "out", "me/mine")
     stored = PromptBank.load(tmp_path / "bank")
     for name, prompt in zip(stored.names, stored.prompts, strict=True):
