@@ -130,6 +130,7 @@ def _open(options: argparse.Namespace) -> Any:
     empty = models.open_empty(models.model_folder(product), config)
     shape = dict(SHAPES[options.shape])
     described = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(empty.tokenizer), **shape)
+    torch.manual_seed(0)  # the same weights in each process, whichever of them made the store's product
     with torch.device(models.device_of(config)):
         model = AutoModelForCausalLM.from_config(described, dtype=models.dtype_of(config))
     return models.LoadedModel(model.eval().requires_grad_(False), empty.tokenizer)

@@ -145,7 +145,6 @@ def _work(options: argparse.Namespace) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    torch.manual_seed(0)  # the same random weights in each process
     loaded = _open(options)
     if options.worker != PEFT and loaded.device.type == "cpu":
         models.keep_freed_memory()
