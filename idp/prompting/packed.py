@@ -28,7 +28,7 @@ TRUNK, PADDING = 0, -1  # a token of branch 1, 2, ... sees the trunk and its own
 SNUG = 0.75  # a row joins a group if it fills this share of the group's width
 FEW = 8  # or if the group is this small
 VECTOR = 64  # bytes: a softmax over rows that are no whole number of a CPU's vectors takes twice as long
-BLOCK = 64  # queries at a time: the keys behind them are left out
+BLOCK, LONG_BLOCK = 64, 128  # queries at a time, in short rows and in long ones: the keys behind them are left out
 CPU_SCORES, GPU_SCORES = 2**21, 2**27  # attention scores of a group: what a CPU's cache holds, what a GPU's memory does
 
 
@@ -367,8 +367,9 @@ def _in_blocks(
 
     rows, width = group.positions.shape
     repeats, vector = query.shape[1] // width, VECTOR // mask.itemsize
-    for start in range(0, width, BLOCK):  # no token sees what comes after it
-        stop = min(start + BLOCK, width)
+    block = BLOCK if width <= 2 * LONG_BLOCK else LONG_BLOCK
+    for start in range(0, width, block):  # no token sees what comes after it
+        stop = min(start + block, width)
         part, seen = slice(start * repeats, stop * repeats), -(-(group.prefix_length + stop) // vector) * vector
         scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(-1, rows, stop - start, repeats, seen)
         yield torch.add(mask[None, :, start:stop, None, :seen], scores, alpha=scaling), part
