@@ -81,7 +81,7 @@ class Finished:
             UserError: the run does not have it, or what was stored of it is gone or damaged.
         """
         from idp.errors import out_of_memory_is_explained
-        from idp.recover.stage import open_repaired
+        from idp.recover.opening import open_repaired
 
         self.check(variant)
         model = replace(self.model, dtype=dtype or self.model.dtype)

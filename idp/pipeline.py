@@ -14,9 +14,9 @@ from idp.compress import stage as compressing
 from idp.compress.recipe import label
 from idp.config import Config, NoRecovery, OracleSelector, Recovery
 from idp.errors import UserError
+from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
-from idp.recover import transfer
 from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
@@ -239,7 +239,7 @@ def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store
     return measure_model(
         name,
         functools.partial(
-            recovering.open_repaired, config.model, row.weights, row.repair, row.recovery, fitted=row.fitted
+            opening.open_repaired, config.model, row.weights, row.repair, row.recovery, fitted=row.fitted
         ),
         models.model_folder(row.weights),
         row.key,
@@ -263,7 +263,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
 
     def open_variants() -> dict[str, Any]:
         own = list(rows.values())[-1]
-        variants = recovering.open_variants(
+        variants = opening.open_variants(
             config.model,
             own.weights,
             own.repair,
@@ -272,7 +272,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
             own.fitted,
         )
         if "dense" in rows and rows["dense"].weights != own.weights:
-            variants |= {"dense": recovering.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
+            variants |= {"dense": opening.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
         return variants
 
     parents = [row.key for row in rows.values()]
@@ -316,7 +316,7 @@ def _recover(
 def _select(
     config: Config, compressed: Product, repair: Product | None, found: Found, store: Store
 ) -> selecting.Selection | None:
-    open_bank = functools.partial(recovering.open_bank, config.model, compressed, repair)
+    open_bank = functools.partial(opening.open_bank, config.model, compressed, repair)
     return selecting.select(config.recovery, config.model, repair, found.corpus, open_bank, store)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting.prefix import kv_shape
 
 if TYPE_CHECKING:
     import torch
@@ -94,8 +95,6 @@ def config_of(kind: str, prompt: torch.Tensor, model: Any, base_model: str) -> d
         model: the model's transformers config.
         base_model: what PEFT calls its name or path.
     """
-    from idp.prompting.bank import kv_shape
-
     described = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,

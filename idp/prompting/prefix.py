@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.prompting.bank import kv_shape, prefix_width
 
 if TYPE_CHECKING:
     import torch
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
     from idp.prompting.bank import PromptBank
 
@@ -112,6 +111,20 @@ def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch
         use_cache=True,
     )
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
+    """Key/value heads of a layer and the width of one."""
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, head_dim
+
+
+def prefix_width(config: PretrainedConfig) -> int:
+    """Numbers that a trained prefix takes per token: 2 * layers * kv_heads * head_dim."""
+    heads, head_dim = kv_shape(config)
+    return 2 * config.get_text_config().num_hidden_layers * heads * head_dim
 
 
 def flatten(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

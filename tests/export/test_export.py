@@ -167,7 +167,7 @@ def test_lora_beside_it_is_peft_s(finished_run, tmp_path, compose):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    from idp.recover.stage import open_repaired
+    from idp.recover.opening import open_repaired
     from idp.store import Store
 
     folder, record = finished_run("compressor=gptq3", "recovery=lora", "recovery.training.learning_rate=0.1")

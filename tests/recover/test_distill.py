@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from idp import models
-from idp.recover import stage
+from idp.recover import opening, stage
 from idp.store import Store
 
 from .conftest import METHODS
@@ -42,7 +42,7 @@ def test_it_learns_from_the_dense_model(method, damaged, text):
     if method in ("prompt", "lora"):
         teacher = models.open_model(models.model_folder(dense), config.model)
         _, heldout = stage._text(config.recovery.training, text, teacher, 0)
-        repaired = stage.open_repaired(config.model, coarse, repair, config.recovery)
+        repaired = opening.open_repaired(config.model, coarse, repair, config.recovery)
         with torch.no_grad():
             given = log_softmax(teacher.model(heldout).logits[:, :-1], dim=-1).flatten(0, 1)
             if method == "lora":

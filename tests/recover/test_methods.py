@@ -5,7 +5,7 @@ import torch
 
 from idp import models
 from idp.errors import UserError
-from idp.recover import stage
+from idp.recover import opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
 
@@ -137,7 +137,7 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
         return torch.cat([part for _, part in repaired.logits_at(packed, torch.arange(4))])
 
     with torch.no_grad():
-        found = logits(stage.open_repaired(config.model, dense, repair, config.recovery))
+        found = logits(opening.open_repaired(config.model, dense, repair, config.recovery))
         bank = PromptBank.load(repair.path / "bank")
         plain = models.open_model(models.model_folder(dense), config.model)
         only_bank = logits(RepairedModel(plain, bank))
@@ -151,10 +151,10 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
 
 def test_what_latency_compares(recovered):
     config, dense, repair = recovered("lora_idp")
-    names = stage.open_variants(config.model, dense, repair, config.recovery, merged=True)
+    names = opening.open_variants(config.model, dense, repair, config.recovery, merged=True)
     assert list(names) == ["compressed", "lora_idp", "lora_idp_merged"]
     config, dense, repair = recovered("prefix")
-    assert list(stage.open_variants(config.model, dense, repair, config.recovery, True)) == ["compressed", "prefix"]
+    assert list(opening.open_variants(config.model, dense, repair, config.recovery, True)) == ["compressed", "prefix"]
 
 
 def test_options_that_change_nothing_share_a_key(recovered):

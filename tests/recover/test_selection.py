@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from idp.errors import UserError
 from idp.recover import selection
-from idp.recover.stage import open_repaired
+from idp.recover.opening import open_repaired
 from idp.report.tables import run_summary, run_table, sweep_table
 from idp.store import Store
 from idp.usage import options
