@@ -56,7 +56,7 @@ def main() -> None:
     set_up_logging()
     loaded = _open(options)
     tasks = scoring.find(options.tasks or NINE, 0, options.documents, options.data_dir)
-    tasks += scoring.find(["arc_easy"], 5, options.documents, options.data_dir) if not options.tasks else []
+    tasks += scoring.find(["arc_easy", "arc_challenge"], 5, options.documents, options.data_dir) if not options.tasks else []
     rates = scoring.run(
         loaded,
         tasks,
@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=48, help="documents per task; half as many where it generates")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of all tasks and ways")
     parser.add_argument("--lengths", type=int, nargs="+", default=[25, 25, 25, 25], help="tokens of each prompt")
-    parser.add_argument("--tasks", nargs="+", help="lm-eval tasks; default: the nine, and a 5-shot one")
+    parser.add_argument("--tasks", nargs="+", help="lm-eval tasks; default: the nine, and two with 5 shots")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens per forward pass of ours")
     parser.add_argument("--hflm-batch", type=int, default=16, help="rows per forward pass of lm-eval's HFLM")
