@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from idp.config import Compressor, Model, Recovery, Selector, conf_dir, restore
 from idp.errors import UserError
 from idp.store import Product, Store
+from idp.track import reading
 from idp.track.record import RECORD
-from idp.track.status import STATUS
 
 if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel
@@ -139,18 +138,12 @@ def find(place: str | Path, store: str | Path | None = None) -> Finished:
         UserError: there is no record, because the run failed perhaps, or it is not one.
     """
     said = f"record={place}"
-    file = _record_file(Path(place).expanduser(), said)
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
-    # The store that the record names may be relative to a folder that it does not name.
-    beside = file.parents[2] / "store" if len(file.parents) > 2 else file.parent / "store"
-    return of_record(record, store, said, beside)
+    record, file = reading.read(place, said)
+    return of_record(record, store, said, file)
 
 
 def of_record(
-    record: dict[str, Any], store: str | Path | None = None, said: str = "record", beside: Path | None = None
+    record: dict[str, Any], store: str | Path | None = None, said: str = "record", file: Path | None = None
 ) -> Finished:
     """The run of a record that has been read.
 
@@ -158,15 +151,14 @@ def of_record(
         record: the record.
         store: the folder of stored products, if it was moved.
         said: what the record is called in messages.
-        beside: where the store would be if the run's folder was moved together with it.
+        file: where it was read from.
 
     Raises:
         UserError: it is not a record.
     """
     try:
         config = record["idp"]["config"]
-        stated = Path(config["store"]).expanduser()
-        places = [Path(store).expanduser()] if store else [stated, *([beside] if beside else [])]
+        places = [Path(store).expanduser()] if store else reading.stores(record, file)
         recovery = config["recovery"]
         chosen = recovery.get("selector")
         return Finished(
@@ -214,25 +206,3 @@ def command_of(record: dict[str, Any]) -> str | None:
     if program.name == "idp" or program.parts[-2:] == ("idp", "run.py"):
         return " ".join(["python -m idp.run", *words[1:]])
     return None
-
-
-def _record_file(path: Path, said: str) -> Path:
-    file = path / RECORD if path.is_dir() else path
-    if file.is_file():
-        return file.absolute()
-    status = file.parent / STATUS
-    if status.is_file():
-        try:
-            values = json.loads(status.read_text(encoding="utf-8"))
-            state, stage, reason = values["state"], values["stage"], values["error"]
-        except (OSError, ValueError, KeyError, TypeError):
-            state = stage = reason = None
-        if state == "failed":
-            raise UserError(f"{said}: the run failed ({reason}); mend that and run its command again")
-        if state == "running":
-            raise UserError(
-                f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
-                " run its command again: it continues where it stopped"
-            )
-    missing = f"there is no {RECORD} in it; a run writes it at its end" if path.is_dir() else "no such file"
-    raise UserError(f"{said}: {missing}")

@@ -56,7 +56,8 @@ def main() -> None:
     set_up_logging()
     loaded = _open(options)
     tasks = scoring.find(options.tasks or NINE, 0, options.documents, options.data_dir)
-    tasks += scoring.find(["arc_easy", "arc_challenge"], 5, options.documents, options.data_dir) if not options.tasks else []
+    if not options.tasks:
+        tasks += scoring.find(["arc_easy", "arc_challenge"], 5, options.documents, options.data_dir)
     rates = scoring.run(
         loaded,
         tasks,

@@ -16,6 +16,7 @@ from idp.recover.training import History, Report, train
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def tune(
@@ -67,29 +68,34 @@ def loss_with(
     loaded: LoadedModel, maker: nn.Module, kind: str, options: Training, teacher: LoadedModel | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; the arguments are those of `tune`."""
-    import torch
-
     model, device = loaded.model, loaded.device
     objective = Objective(options, loaded, teacher)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(device)
-        rows, width = batch.shape
-        prompt = maker()
-        length = len(prompt)
-        shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
-        positions = torch.arange(length + width, device=device)[None]
-        visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
-        inputs = {
-            "input_ids": batch,
-            "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
-            "position_ids": positions[:, length:].expand(rows, -1),
-            "past_key_values": cache_of(shared),
-            "use_cache": True,
-        }
-        return objective(model, batch, inputs)
+        return objective(model, batch, behind(model, maker(), batch, kind))
 
     return loss_of
+
+
+def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
+    """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
+
+    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
+    """
+    import torch
+
+    (rows, width), length, device = batch.shape, len(prompt), batch.device
+    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
+    positions = torch.arange(length + width, device=device)[None]
+    visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
+    return {
+        "input_ids": batch,
+        "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
+        "position_ids": positions[:, length:].expand(rows, -1),
+        "past_key_values": cache_of(shared),
+        "use_cache": True,
+    }
 
 
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:

@@ -17,12 +17,15 @@ from idp import config, models
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.store import MANIFEST, Product, Store, write_json
+from idp.track import reading
+from idp.track.record import RECORD
+from idp.track.status import STATUS
 
 if TYPE_CHECKING:
     from idp.evaluate.tasks import TaskSource
 
 VERSION = 1
-RECORD, REPAIR = "record.json", "repair.json"
+REPAIR = "repair.json"
 
 
 @dataclass
@@ -48,12 +51,8 @@ class Source:
     @property
     def selector(self) -> config.Selector | None:
         """What chose among its prompts in the run that it is from."""
-        from omegaconf import OmegaConf
-
         values = self.record["idp"]["config"]["recovery"].get("selector") if self.record else None
-        if not values:
-            return None
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config.SELECTORS[values["kind"]]), values))
+        return config.restore(config.Selector, values, "recovery.selector") if values else None
 
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
@@ -76,26 +75,23 @@ def find(place: str, setting: str = "recovery.from") -> Source:
     path = Path(place).expanduser().absolute()
     if (path / REPAIR).is_file():
         return _from_product(place, path, setting)
-    file = path / RECORD if path.is_dir() else path
-    if not file.is_file():
-        missing = f"there is no {RECORD} or {REPAIR} in it" if path.is_dir() else "no such file or folder"
-        raise UserError(f"{setting}={place}: {missing}; name a run's folder, its {RECORD}, or a repair in a store")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        stages, stated = record["idp"]["stages"], record["idp"]["config"]["store"]
-        repair, dense = stages["recover"], stages["load"]["key"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{setting}={place}: not a record of idp.run ({type(error).__name__}: {error})") from error
+    if path.is_dir() and not (path / RECORD).exists() and not (path / STATUS).exists():
+        raise UserError(
+            f"{setting}={place}: there is no {RECORD} or {REPAIR} in it; name a run's folder, its {RECORD}, or a repair"
+            " in a store"
+        )
+    record, file = reading.read(path, f"{setting}={place}")
+    repair = record["idp"]["stages"].get("recover")
     if repair is None:
         raise UserError(f"{setting}={place}: that run made no repair (recovery=none)")
-    # The record's store may be relative to a folder that it does not name.
-    beside = file.parents[min(2, len(file.parents) - 1)] / "store"
-    roots = [root for root in (Path(stated).expanduser(), beside) if (root / "recover" / repair["key"]).is_dir()]
-    if not roots:
+    places = reading.stores(record, file)
+    root = next((root for root in places if (root / "recover" / repair["key"]).is_dir()), None)
+    if root is None:
         raise UserError(
-            f"{setting}={place}: its repair ({repair['key'][:12]}) is in neither {stated} nor {beside}; run it again"
+            f"{setting}={place}: its repair ({repair['key'][:12]}) is in neither {' nor '.join(map(str, places))}; run"
+            " it again"
         )
-    return Source(place, Store(roots[0]).get("recover", repair["key"]), dense, record)
+    return Source(place, Store(root).get("recover", repair["key"]), record["idp"]["stages"]["load"]["key"], record)
 
 
 def check(source: Source, model: config.Model, dense: str, hidden_size: int) -> None:

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from idp import config
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import attention_mask, cache_of, run_prompt
 from idp.recover.banks.cluster import centres
 from idp.recover.banks.independent import name_of, seed_of
-from idp.recover.prompt import initial
+from idp.recover.prompt import behind, initial
 from idp.recover.training import History, Report, train
 
 if TYPE_CHECKING:
@@ -116,27 +115,12 @@ def losses(
 
 
 def row_losses(loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-    """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks].
-
-    The prompt's keys and values are computed once for all blocks.
-    """
-    import torch
+    """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks]."""
     from torch.nn.functional import cross_entropy
 
-    model, length = loaded.model, len(prompt)
-    rows, width = batch.shape
-    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in run_prompt(model, prompt)]
-    positions = torch.arange(length + width, device=batch.device)[None]
-    visible = torch.ones(width, length + width, dtype=torch.bool, device=batch.device).tril(length)
-    logits = model(
-        input_ids=batch,
-        attention_mask=attention_mask(model, visible[None], positions[:, length:], positions),
-        position_ids=positions[:, length:].expand(rows, -1),
-        past_key_values=cache_of(shared),
-        use_cache=True,
-    ).logits
+    logits = loaded.model(**behind(loaded.model, prompt, batch)).logits
     each = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
-    return each.view(rows, -1).mean(1)
+    return each.view(len(batch), -1).mean(1)
 
 
 def responsibilities(costs: torch.Tensor, options: config.SpecialistsBank, free: bool = False) -> torch.Tensor:
