@@ -1,0 +1,65 @@
+"""A record, read again: what it says, and the folders in which its stored products may be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from idp.errors import UserError
+from idp.track.record import RECORD
+from idp.track.status import STATUS
+
+
+def read(place: str | Path, said: str) -> tuple[dict[str, Any], Path]:
+    """The record of a run, and its file.
+
+    Args:
+        place: the run's `record.json`, or its folder.
+        said: how the user named it, for messages.
+
+    Raises:
+        UserError: there is no record, because the run failed perhaps, or it is not one.
+    """
+    file = _file(Path(place).expanduser(), said)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        record["idp"]["config"]["store"], record["idp"]["stages"]["load"]["key"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+    return record, file
+
+
+def stores(record: dict[str, Any], file: Path | None = None) -> list[Path]:
+    """Where the store of a run may be: where its record says, or beside its folder, if both were moved.
+
+    Args:
+        record: the run's record. The store that it names may be relative to a folder that it does not name.
+        file: where it was read from; None: not from a file.
+    """
+    places = [Path(record["idp"]["config"]["store"]).expanduser()]
+    if file is not None:
+        places.append(file.parents[min(2, len(file.parents) - 1)] / "store")
+    return places
+
+
+def _file(path: Path, said: str) -> Path:
+    file = path / RECORD if path.is_dir() else path
+    if file.is_file():
+        return file.absolute()
+    status = file.parent / STATUS
+    if status.is_file():
+        try:
+            values = json.loads(status.read_text(encoding="utf-8"))
+            state, stage, reason = values["state"], values["stage"], values["error"]
+        except (OSError, ValueError, KeyError, TypeError):
+            state = stage = reason = None
+        if state == "failed":
+            raise UserError(f"{said}: the run failed ({reason}); mend that and run its command again")
+        if state == "running":
+            raise UserError(
+                f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
+                " run its command again: it continues where it stopped"
+            )
+    missing = f"there is no {RECORD} in it; a run writes it at its end" if path.is_dir() else "no such file or folder"
+    raise UserError(f"{said}: {missing}")
