@@ -61,5 +61,6 @@ def _file(path: Path, said: str) -> Path:
                 f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
                 " run its command again: it continues where it stopped"
             )
-    missing = f"there is no {RECORD} in it; a run writes it at its end" if path.is_dir() else "no such file or folder"
-    raise UserError(f"{said}: {missing}")
+    if path.is_dir():
+        raise UserError(f"{said}: there is no {RECORD} in it; a run writes it at its end")
+    raise UserError(f"{said}: no such file or folder; name a run's folder or its {RECORD}")
