@@ -16,7 +16,7 @@ def main() -> None:
         from idp.report.collect import collect
         from idp.report.tables import sweep_table
 
-        print(sweep_table(collect(options.places)))
+        print(sweep_table(collect(options.places).records))
 
 
 if __name__ == "__main__":
