@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel
 
 SCHEMA, VERSION = 1, 1
-FOLDER, FILE = "analysis", "similarity.json"
+FILE = "similarity.json"
 UNTRAINED = "untrained_prompt"
 SHORTEST = 4  # tokens of an input: with fewer there is nothing to attend to
 
@@ -51,8 +51,8 @@ class Look:
     hidden: list[torch.Tensor]
 
 
-def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> tuple[dict[str, Any], Path]:
-    """Compares the compressed and the repaired model of a run with the dense one, and writes it beside the record.
+def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict[str, Any]:
+    """Compares the compressed and the repaired model of a run with the dense one, layer by layer.
 
     What was compared before, by this run or another one with the same models and inputs, is read from the store. A
     repair that puts a prompt before the input has a control beside it: as many random tokens of the vocabulary, not
@@ -65,7 +65,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> tupl
         tokens: of an input at most; the last ones are kept.
 
     Returns:
-        the analysis, and the file.
+        JSON: `inputs`, `layers`, and of each of `models` its `attention` and `activation`, a value for each layer.
 
     Raises:
         UserError: the run has only a dense model, or what was stored of it is gone, or no model can choose its prompt.
@@ -94,9 +94,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> tupl
         "layers": list(range(layers)),
         "models": found,
     }
-    (folder / FOLDER).mkdir(exist_ok=True)
-    write_json(folder / FOLDER / FILE, result)
-    return result, folder / FOLDER / FILE
+    return result
 
 
 def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: Product) -> Inputs:
@@ -286,8 +284,8 @@ def _prompt_length(run: Finished) -> int | None:
     return max(described["lengths"])
 
 
-def table(result: dict[str, Any]) -> str:
-    """The analysis as GitHub Markdown: a row for each layer, the measures of each model side by side."""
+def page(result: dict[str, Any]) -> str:
+    """The analysis as Markdown: a row for each layer, the measures of each model side by side."""
     from tabulate import tabulate
 
     columns = {
@@ -305,4 +303,14 @@ def table(result: dict[str, Any]) -> str:
         for place, layer in enumerate(result["layers"])
     ]
     headers = ["layer", *(name.replace("_", " ") for name in columns)]
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    inputs = result["inputs"]
+    return "\n".join(
+        [
+            f"# How near to the dense model: {result['run']}",
+            "",
+            f"{inputs['documents']} inputs of {', '.join(inputs['tasks'])} ({inputs['tokens']} tokens). Cosine is 1 and"
+            " Jensen-Shannon divergence (bits) 0 where a model is as the dense one is.",
+            "",
+            tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+        ]
+    )
