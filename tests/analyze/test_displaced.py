@@ -16,7 +16,7 @@ def outcomes(seed, documents=300):
     draw = np.random.default_rng(seed)
     dense = draw.random(documents) < 0.6
     compressed = np.where(draw.random(documents) < 0.7, dense, draw.random(documents) < 0.4)
-    repaired = np.where(draw.random(documents) < 0.5, dense, compressed) ^ (draw.random(documents) < 0.1)
+    repaired = np.where(draw.random(documents) < 0.7, dense, compressed) ^ (draw.random(documents) < 0.02)
     return dense, compressed, repaired
 
 
