@@ -146,15 +146,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _nothing(places: Sequence[str | Path], unfinished: list[Unfinished], faults: list[str]) -> None:
-    said = "; ".join(faults)
-    if unfinished:
-        first = unfinished[0]
-        why = f": {first.error}" if first.error else f", at {first.stage}"
-        said += f"{'; ' if said else ''}{len(unfinished)} runs without one ({first.name}: {first.state}{why})"
-    made = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke` makes one"
     if faults:
-        raise UserError(said)
-    raise UserError(f"{', '.join(map(str, places))}: no record here{f', but {said}' if said else f'; {made}'}")
+        raise UserError("; ".join(faults))
+    place = ", ".join(map(str, places))
+    if unfinished:
+        runs = "; ".join(f"{run.name} ({run.state}: {run.error or run.stage})" for run in unfinished[:3])
+        raise UserError(f"{place}: no record here, but {len(unfinished)} unfinished: {runs}")
+    made = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke` makes one"
+    raise UserError(f"{place}: no record here; {made}")
 
 
 def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -164,7 +163,9 @@ def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tup
         name = record["idp"]["name"]
         if name in newest:
             place, other = newest[name]
-            how = "the same as" if comparable(record) == comparable(other) else "an older result of the same config than"
+            how = (
+                "the same as" if comparable(record) == comparable(other) else "an older result of the same config than"
+            )
             notes.append(f"left out: {file}: {how} {place}")
             continue
         newest[name] = file, record

@@ -48,7 +48,7 @@ class Perplexity:
 class Measured:
     """One model that was measured: dense, compressed, or repaired in one way with one seed."""
 
-    id: str  # short and stable: hash of what made it and of what it was measured on
+    id: str  # hash of what made it and of what it was measured on
     parent: str | None  # `id` of the model that it was made from; None for dense, and where that was not measured
     role: str  # dense, compressed, repaired
     model: str

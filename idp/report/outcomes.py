@@ -52,7 +52,7 @@ def paired(models: Iterable[Measured], task: str) -> list[np.ndarray] | None:
     return [each.scores for each in found]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _file(path: Path) -> dict[tuple[str, str, str], Outcomes]:
     """Every model's outcomes on every task, by (row, task, metric): a few bytes a document, texts are not read."""
     import numpy as np

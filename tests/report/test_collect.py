@@ -148,5 +148,5 @@ def test_nothing_but_unfinished_runs(tmp_path):
     (tmp_path / "run").mkdir()
     status = {"name": "run", "state": "failed", "stage": "load", "error": "no such model"}
     (tmp_path / "run" / "status.json").write_text(json.dumps(status))
-    with pytest.raises(UserError, match="no record here, but 1 runs without one \\(run: failed: no such model\\)"):
+    with pytest.raises(UserError, match="no record here, but 1 unfinished: run \\(failed: no such model\\)"):
         collect([tmp_path])
