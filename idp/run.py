@@ -61,7 +61,7 @@ def job(composed: DictConfig) -> float | None:
 
 
 def _next(place: Path) -> str:
-    """The command that lets the model of a single run speak; nothing between the runs of a sweep."""
+    """The commands that let the model of a single run speak and draw it; nothing between the runs of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return ""
     python = Path(sys.executable)
@@ -70,7 +70,8 @@ def _next(place: Path) -> str:
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     command = [str(python), "-m", "idp.generate", f"record={place.parent}", "prompt=The capital of France is"]
-    return f"to see it answer: {shlex.join(command)}\n"
+    report = [str(python), "-m", "idp.report", str(place.parents[1])]
+    return f"to see tables, plots and a page: {shlex.join(report)}\nto see it answer: {shlex.join(command)}\n"
 
 
 def main() -> None:

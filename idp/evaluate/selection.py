@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idp.resampling import RESAMPLES, resampled_means
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from idp.store import Product
 
 COLLAPSED = 0.95  # share of a task's documents that were given one prompt
-RESAMPLES, CHUNK = 10_000, 2**22  # of the bootstrap; documents drawn at a time
 OUTCOMES = "selection.parquet"
 
 
@@ -89,14 +90,8 @@ def interval(parts: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLES)
         seed: of the draws.
         resamples: how many.
     """
-    generator = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for values in parts:
-        rows = max(1, CHUNK // len(values))
-        for start in range(0, resamples, rows):
-            count = min(rows, resamples - start)
-            drawn = generator.integers(len(values), size=(count, len(values)))
-            means[start : start + count] += values[drawn].mean(1) / len(parts)
+    columns = [np.asarray(values)[:, None] for values in parts]
+    means = resampled_means(columns, np.random.default_rng(seed), resamples)
     low, high = np.percentile(means, [2.5, 97.5])
     return [float(low), float(high)]
 

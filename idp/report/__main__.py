@@ -1,22 +1,64 @@
-"""`python -m idp.report [FOLDER or RECORD ...]`: one table over many runs, whenever in a sweep it is asked for."""
+"""`python -m idp.report [FOLDER or RECORD ...]`: tables, plots and a page over many runs, whenever in a sweep."""
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from idp.command import failures_in_one_line
+from idp.command import failures_in_one_line, help_text, parse, word
+from idp.errors import UserError
+from idp.report.write import FORMATS, PAGE
+
+OPENING = """usage: python -m idp.report [FOLDER or RECORD ...] [key=value ...]
+
+One table, plots and an HTML page over any set of runs, finished or not.
+"""
 
 
-def main() -> None:
-    """The table on standard output; bad input in one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m idp.report", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("places", nargs="*", default=["outputs/runs"], help="records, or folders of them")
-    options = parser.parse_args()
+@dataclass
+class Options:
+    """The `key=value` words."""
+
+    runs: str = word("folders of runs, or records, with commas between them; the same as plain words", default="")
+    output: str = word("the folder that the report is written to (default: outputs/report)", default="outputs/report")
+    formats: str = word(f"which of {','.join(FORMATS)} (default: all)", default=",".join(FORMATS))
+    title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line: a table on standard output, files in the folder; bad input is one line on standard error."""
+    words = list(sys.argv[1:] if words is None else words)
+    if {"-h", "--help"} & set(words):
+        print(help_text(Options, OPENING))
+        return
     with failures_in_one_line():
-        from idp.report.collect import collect
-        from idp.report.tables import sweep_table
+        places = [each for each in words if "=" not in each or Path(each).exists()]
+        options = parse(Options, [each for each in words if each not in places])
+        places += [place for place in options.runs.split(",") if place]
+        formats = [name for name in options.formats.split(",") if name]
+        if unknown := set(formats) - set(FORMATS):
+            raise UserError(f"formats={options.formats}: {sorted(unknown)[0]} is none of {', '.join(FORMATS)}")
+        _report(places or ["outputs/runs"], Path(options.output).expanduser(), formats, options.title)
 
-        print(sweep_table(collect(options.places)))
+
+def _report(places: list[str], folder: Path, formats: list[str], title: str) -> None:
+    from idp.report.collect import collect
+    from idp.report.tables import sweep_table
+    from idp.report.write import write
+
+    found = collect(places)
+    written = write(found, folder, formats, title)
+    print(sweep_table(found.records))
+    print()
+    for note in found.notes:
+        print(f"note: {note}")
+    for run in found.unfinished:
+        print(f"unfinished: {run.name}: {run.state}{f': {run.error}' if run.error else ''}")
+    for file in written:
+        said = f"{file}  (open it in a browser)" if file.name == PAGE else file
+        print(f"wrote: {said}")
 
 
 if __name__ == "__main__":

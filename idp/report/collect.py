@@ -1,29 +1,131 @@
-"""Records, wherever they lie."""
+"""Records, wherever they lie, as one structure: a row for each model that was measured.
+
+A sweep is read as it stands. What cannot be used (half a record, one of another schema, the same run twice) is left
+out, and said in `notes`; a run without a record is listed with what its `status.json` says.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.track.record import RECORD, SCHEMA_VERSION
+from idp.report.measured import Measured, Setting, models_of, sample_of
+from idp.store import digest
+from idp.track.record import RECORD, SCHEMA_VERSION, comparable
+from idp.track.status import STATUS
 
 
-def collect(places: list[str]) -> list[dict[str, Any]]:
-    """Every record in the given files and folders, by name.
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without a record: still going, failed, or killed."""
+
+    name: str
+    folder: Path
+    state: str  # running, failed, unknown
+    stage: str
+    error: str | None
+
+
+@dataclass
+class Collection:
+    """All that the given places hold."""
+
+    models: list[Measured] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # by name; the same run once
+    unfinished: list[Unfinished] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
+
+    def of(self, setting: Setting) -> list[Measured]:
+        """The models of one setting: dense, then each compressed model with its repairs."""
+        return [model for model in self.models if model.setting == setting.id]
+
+    def get(self, identity: str | None) -> Measured | None:
+        """The model of that `id`."""
+        return self._by_id().get(identity)
+
+    def dense(self, model: Measured) -> Measured | None:
+        """The dense model of the same setting."""
+        return next((each for each in self.models if each.setting == model.setting and each.role == "dense"), None)
+
+    def _by_id(self) -> dict[str, Measured]:
+        if len(self._index) != len(self.models):
+            self._index = {model.id: model for model in self.models}
+        return self._index
+
+    def __post_init__(self) -> None:
+        self._index: dict[str, Measured] = {}
+
+
+def collect(places: Sequence[str | Path]) -> Collection:
+    """Reads every record in the given files and folders.
+
+    Args:
+        places: records, folders of runs, or folders that hold such folders.
 
     Raises:
-        UserError: nothing is there, or a record cannot be read or is of another schema.
+        UserError: nothing is there, or nothing of it can be used.
     """
-    files: list[Path] = []
+    found = Collection()
+    read: list[tuple[Path, dict[str, Any]]] = []
+    faults: list[str] = []
+    for file in _files(places, found.unfinished):
+        try:
+            read.append((file, _read(file)))
+        except UserError as error:
+            faults.append(str(error))
+    if not read:
+        _nothing(places, found.unfinished, faults)
+    found.notes += [f"left out: {fault}" for fault in faults]
+    kept = _once(read, found.notes)
+    found.records = [record for _, record in kept]
+    found.settings, members = _settings(kept, found.notes)
+    for (file, record), setting in zip(kept, members, strict=True):
+        for model in models_of(record, file.parent, setting):
+            _add(found, model)
+    known = {model.id for model in found.models}
+    for model in found.models:
+        if model.parent not in known:
+            model.parent = None
+    found.models = _in_order(found.models)
+    return found
+
+
+def _files(places: Sequence[str | Path], unfinished: list[Unfinished]) -> list[Path]:
+    """The records in the given places, each once, and the runs that have none."""
+    files: dict[Path, Path] = {}
     for place in map(Path, places):
+        place = place.expanduser()
         if not place.exists():
             raise UserError(f"{place}: there is nothing here; give a folder of runs, such as outputs/runs")
-        files += [place] if place.is_file() else sorted(place.rglob(RECORD))
-    if not files:
-        raise UserError(f"{', '.join(places)}: no record here; `python -m idp.run` makes one")
-    return sorted(map(_read, files), key=lambda record: record["idp"]["name"])
+        for file in [place] if place.is_file() else _below(place, unfinished):
+            files.setdefault(file.resolve(), file)
+    return sorted(files.values())
+
+
+def _below(place: Path, unfinished: list[Unfinished]) -> Iterable[Path]:
+    for folder, folders, names in os.walk(place, followlinks=True):
+        # Stored products, trackers' folders and other reports hold no runs, but many files.
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in ("wandb", "plots"))
+        if "locks" in folders and {"load", "compress"} & set(folders):
+            folders[:] = []
+        elif RECORD in names:
+            yield Path(folder, RECORD)
+        elif STATUS in names:
+            unfinished.append(_unfinished(Path(folder)))
+
+
+def _unfinished(folder: Path) -> Unfinished:
+    try:
+        values = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return Unfinished(values["name"], folder, values["state"], values["stage"], values["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Unfinished(folder.name, folder, "unknown", "unknown", None)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -34,4 +136,121 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not a record ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{file}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
+    record.pop("configs", None)  # lm-eval's task definitions: most of the file, and nothing reads them here
+    try:
+        setting = Setting("", record["config"]["model"], record["config"]["model_dtype"], sample_of(record))
+        models_of(record, file.parent, setting)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: half a record ({type(error).__name__}: {error}); run its command again") from error
     return record
+
+
+def _nothing(places: Sequence[str | Path], unfinished: list[Unfinished], faults: list[str]) -> None:
+    if faults:
+        raise UserError("; ".join(faults))
+    place = ", ".join(map(str, places))
+    if unfinished:
+        runs = "; ".join(f"{run.name} ({run.state}: {run.error or run.stage})" for run in unfinished[:3])
+        raise UserError(f"{place}: no record here, but {len(unfinished)} unfinished: {runs}")
+    made = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke` makes one"
+    raise UserError(f"{place}: no record here; {made}")
+
+
+def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Each run once, by name: the newer of two records."""
+    newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for file, record in sorted(read, key=lambda pair: pair[0].stat().st_mtime, reverse=True):
+        name = record["idp"]["name"]
+        if name in newest:
+            place, other = newest[name]
+            how = (
+                "the same as" if comparable(record) == comparable(other) else "an older result of the same config than"
+            )
+            notes.append(f"left out: {file}: {how} {place}")
+            continue
+        newest[name] = file, record
+    return [newest[name] for name in sorted(newest)]
+
+
+def _settings(kept: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> tuple[list[Setting], list[Setting]]:
+    """Groups of runs that may be compared, and that of each record; those with the most tasks come first."""
+    settings: list[Setting] = []
+    bases: list[str] = []
+    members: dict[int, Setting] = {}
+    samples = [sample_of(record) for _, record in kept]
+    for index in sorted(range(len(kept)), key=lambda index: -len(samples[index])):
+        record, sample = kept[index][1], samples[index]
+        model, dtype = record["config"]["model"], record["config"]["model_dtype"]
+        base = digest([model, dtype, record["idp"]["stages"]["load"]["key"]])
+        place = next((n for n, each in enumerate(settings) if bases[n] == base and each.admits(sample)), None)
+        if place is None:
+            settings.append(Setting("", model, dtype, {}))
+            bases.append(base)
+            place = len(settings) - 1
+        settings[place].sample |= sample
+        members[index] = settings[place]
+    for setting, base in zip(settings, bases, strict=True):
+        setting.id = digest([base, sorted(setting.sample.items())])[:12]
+    for number, base in enumerate(bases):
+        for other in range(number):
+            if bases[other] == base:
+                notes.append(_not_paired(settings[other], settings[number]))
+    return settings, [members[index] for index in range(len(kept))]
+
+
+def _not_paired(one: Setting, other: Setting) -> str:
+    apart = [name for name, read in other.sample.items() if one.sample.get(name, read) != read]
+    name = apart[0]
+    said = [
+        f"{read[-1]} documents" if name.startswith("task:") else f"{read[0]} tokens in windows of {read[1]}"
+        for read in (one.sample[name], other.sample[name])
+    ]
+    if said[0] == said[1]:
+        said = ["one version of them", "another"]
+    names = ", ".join(each.split(":", 1)[1] for each in apart)
+    return (
+        f"not compared: runs of {one.model} read different samples of {names} ({said[0]}; {said[1]}): they stand in"
+        " tables of their own"
+    )
+
+
+def _add(found: Collection, model: Measured) -> None:
+    """Adds a model, or what a further run has measured of one that is there."""
+    known = found.get(model.id)
+    if known is None:
+        found.models.append(model)
+        return
+    known.runs += model.runs
+    known.folders += model.folders
+    for task, score in model.tasks.items():
+        before = known.tasks.setdefault(task, score)
+        if before.value != score.value:
+            found.notes.append(
+                f"{known.role} model {known.compressor} of {known.model}: {task} is {before.value:.4f} in"
+                f" {known.runs[0]} and {score.value:.4f} in {model.runs[0]}; the first is shown"
+            )
+    for corpus, value in model.perplexity.items():
+        before = known.perplexity.setdefault(corpus, value)
+        if before.stderr is None and before.value == value.value:
+            known.perplexity[corpus] = value
+    known.latency = known.latency or model.latency
+    if len(model.weights) > len(known.weights):  # measured in a run of its own
+        known.weights = model.weights
+
+
+def _in_order(models: list[Measured]) -> list[Measured]:
+    roles = {"dense": 0, "compressed": 1, "repaired": 2}
+    return sorted(
+        models,
+        key=lambda model: (
+            model.model,
+            model.setting,
+            model.compressor != "none",
+            model.compressor,
+            roles[model.role],
+            model.recovery,
+            model.selector or "",
+            model.parameters["added"],
+            model.seed,
+        ),
+    )

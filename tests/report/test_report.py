@@ -14,7 +14,7 @@ TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "ba
 def test_a_line_for_every_run(run_here, tmp_path):
     for compressor in ("rtn4", "magnitude50"):
         run_here(*TINY, f"compressor={compressor}")
-    records = collect([str(tmp_path / "outputs" / "runs")])
+    records = collect([tmp_path / "outputs" / "runs"]).records
     assert [record["idp"]["compressor"] for record in records] == ["magnitude50", "rtn4"]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_table(records).splitlines()]
     pruned, rounded = (dict(zip(table[0], row, strict=True)) for row in table[2:])
@@ -29,7 +29,7 @@ def test_a_line_for_every_run(run_here, tmp_path):
     ("made", "message"),
     [
         (lambda place: None, "there is nothing here"),
-        (lambda place: place.mkdir(), "no record here; `python -m idp.run` makes one"),
+        (lambda place: place.mkdir(), "no record here; `python -m idp.run .*` makes one"),
         (lambda place: (place.mkdir(), (place / "record.json").write_text('{"idp": {')), "not a record"),
         (
             lambda place: (

@@ -1,0 +1,1 @@
+"""Records and stored products -> what can be said of them."""

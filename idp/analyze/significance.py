@@ -1,0 +1,147 @@
+"""Whether a difference between two models is more than chance: paired tests over the same documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from idp.resampling import RESAMPLES, resampled_means
+
+Paired = Mapping[str, tuple[np.ndarray, np.ndarray]]
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference, its percentile interval, and the p-value of the test that goes with it."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Equivalence(Interval):
+    """The same, of two one-sided tests: `not_worse` and `not_better` are their p-values, `p` the larger one."""
+
+    not_worse: float
+    not_better: float
+
+
+def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    """McNemar's exact test (1947): the two-sided p-value of as many documents turning right as turning wrong.
+
+    Args:
+        before: [documents], whether one model gets a document right.
+        after: [documents], whether the other does.
+    """
+    from scipy.stats import binomtest
+
+    before, after = _same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
+    gained, lost = int((~before & after).sum()), int((before & ~after).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+    """By how much one model is better than another in the unweighted mean over tasks; the interval is 95 % wide.
+
+    Each resample draws every task's documents anew, the same ones for both models. Where a model has several runs, it
+    draws among those as well, one fewer than there are: so many give the mean over runs its right variance (drawing
+    all of k would understate it by the share 1/k). A single run says nothing of the spread between runs, and two or
+    three say little.
+
+    Args:
+        by_task: of each task the scores before and after, each [documents] or [runs, documents]; the runs of one model
+            are the same ones in every task, and documents stand in one order.
+        resamples: how many.
+        seed: of the draws.
+        level: what the interval leaves out.
+
+    Returns:
+        after - before. p is two-sided, for no difference.
+
+    Raises:
+        ValueError: no tasks, a task without documents, scores of different documents, or tasks of different runs.
+    """
+    difference, drawn = _differences(by_task, resamples, seed)
+    low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
+    return Interval(difference, float(low), float(high), two_sided(drawn))
+
+
+def equivalence(
+    by_task: Paired, margin: float, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Equivalence:
+    """Whether two models differ by less than `margin` either way: two one-sided tests (Schuirmann, 1987).
+
+    A difference that is not significant is no evidence of there being none; this test asks for such evidence.
+
+    Args:
+        by_task: as for `paired_bootstrap`, as is the rest.
+        margin: the largest difference that still counts as none, in units of the scores.
+
+    Returns:
+        after - before. The interval is 90 % wide: it lies within the margin where p < 0.05. `not_worse` alone is the
+        test of non-inferiority.
+    """
+    difference, drawn = _differences(by_task, resamples, seed)
+    low, high = np.quantile(drawn, [level, 1 - level])
+    worse, better = _tail(drawn <= -margin), _tail(drawn >= margin)
+    return Equivalence(difference, float(low), float(high), max(worse, better), worse, better)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979) of p-values that are read together, in the order given.
+
+    Each adjusted value may be held against the level itself: the chance of one false discovery or more among all of
+    them stays below it, however they depend on one another.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return adjusted.tolist()
+
+
+def two_sided(drawn: np.ndarray) -> float:
+    """The p-value of no difference, from resampled differences."""
+    return min(1.0, 2 * min(_tail(drawn <= 0), _tail(drawn >= 0)))
+
+
+def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.ndarray]:
+    """The difference, and that of each resample, [resamples]."""
+    if not by_task:
+        raise ValueError("no tasks to compare")
+    pairs = [_same_documents(*(np.atleast_2d(np.asarray(side, float)) for side in pair)) for pair in by_task.values()]
+    runs = {(len(before), len(after)) for before, after in pairs}
+    if len(runs) > 1:
+        raise ValueError("tasks were scored by different numbers of runs")
+    [(first, second)] = runs
+    generator = np.random.default_rng(seed)
+    means = resampled_means([np.concatenate(pair).T for pair in pairs], generator, resamples)
+    before, after = (
+        (means[:, part] * run_weights(count, resamples, generator)).sum(1)
+        for part, count in ((slice(first), first), (slice(first, None), second))
+    )
+    difference = np.mean([after.mean() - before.mean() for before, after in pairs])
+    return float(difference), (after - before).round(12)  # so that equal means differ by 0, not by their rounding
+
+
+def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Of each resample, the share of each run among those drawn (one fewer than there are), [resamples, runs]."""
+    drawn = max(1, runs - 1)
+    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
+
+
+def _tail(beyond: np.ndarray) -> float:
+    """The share of resamples beyond a bound, never 0: what was seen counts as one of them."""
+    return float((beyond.sum() + 1) / (len(beyond) + 1))
+
+
+def _same_documents(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if before.shape[-1] != after.shape[-1] or not before.shape[-1]:
+        raise ValueError(f"paired scores of {before.shape[-1]} and {after.shape[-1]} documents")
+    return before, after

@@ -1,0 +1,250 @@
+"""Measured models: a run's record says what up to three of them scored; the same model of several runs is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from idp.evaluate.tasks import main_metric
+from idp.store import digest
+
+WHOLE_BITS = 16  # per weight that nothing compressed, as measured weights count it
+DENSE, COMPRESSED, REPAIRED = "dense", "compressed", "repaired"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model scored on one task, and where the outcome of each document is."""
+
+    task: str  # asked for
+    runs: str  # what ran: another task where it stands in
+    metric: str  # lm-eval's key of the main metric, such as acc_norm,none
+    value: float
+    stderr: float | None
+    documents: int
+    metrics: dict[str, Any]  # all of lm-eval's for this task
+    higher_is_better: bool
+    samples: Path | None  # Parquet; None where the file is gone
+    row: str  # which rows of it: those of `model` dense, compressed or repaired
+
+    @property
+    def stand_in(self) -> str | None:
+        """The task whose documents stand in for this one's."""
+        return self.runs if self.runs != self.task else None
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of running text: `tokens` scored in windows of `window`."""
+
+    value: float
+    stderr: float | None  # of the mean negative log-likelihood, in nats
+    tokens: int | None
+    window: int | None
+
+
+@dataclass
+class Measured:
+    """One model that was measured: dense, compressed, or repaired in one way with one seed."""
+
+    id: str  # hash of what made it and of what it was measured on
+    parent: str | None  # `id` of the model that it was made from; None for dense, and where that was not measured
+    role: str  # dense, compressed, repaired
+    model: str
+    dtype: str
+    compressor: str  # none, gptq4, ...
+    recovery: str  # none, prompt, idp, ...
+    selector: str | None  # how one prompt of several is chosen
+    peeks: bool  # an upper bound that has seen the answers; no method
+    seed: int  # of training
+    budget: str
+    setting: str  # `Setting.id`
+    keys: dict[str, str]  # of the stored products: load, compress, recover, select
+    config: dict[str, Any]  # the parts that made it: compressor, recovery, corpus
+    parameters: dict[str, int]  # model, added, trainable
+    repair_bytes: int
+    weights: dict[str, Any]  # sparsity, bits_per_weight, packed_bytes, effective_bytes, ...
+    store: Path  # the folder of stored products, as the run's config names it
+    runs: list[str] = field(default_factory=list)  # names of the runs that measured it, newest first
+    folders: list[Path] = field(default_factory=list)  # theirs
+    tasks: dict[str, Score] = field(default_factory=dict)
+    perplexity: dict[str, Perplexity] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None  # of the run: `backend`, `reference`, `rows`
+    selection: dict[str, dict[str, int]] = field(default_factory=dict)  # of each task: documents given each prompt
+    controls: dict[str, Any] | None = None
+    transfer: dict[str, Any] | None = None  # where the repair was learned, if elsewhere
+    training: dict[str, Any] | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """The unweighted mean of the tasks' main scores."""
+        return sum(score.value for score in self.tasks.values()) / len(self.tasks) if self.tasks else None
+
+
+@dataclass
+class Setting:
+    """Runs that may be compared: one model and dtype, and of each task and text the same sample."""
+
+    id: str
+    model: str
+    dtype: str
+    sample: dict[str, tuple]  # task or corpus -> what was read of it
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that any of its runs measured."""
+        return [name.removeprefix("task:") for name in self.sample if name.startswith("task:")]
+
+    @property
+    def corpora(self) -> list[str]:
+        """The texts on which any of its runs measured perplexity."""
+        return [name.removeprefix("corpus:") for name in self.sample if name.startswith("corpus:")]
+
+    def admits(self, sample: dict[str, tuple]) -> bool:
+        """Whether nothing that both have read was read in another sample."""
+        return all(self.sample.get(name, read) == read for name, read in sample.items())
+
+
+def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
+    """What a run read of each task (what ran, fingerprint, documents) and of each text (tokens, window)."""
+    about = record["idp"]
+    read: dict[str, tuple] = {
+        f"task:{task}": (data["stand_in"] or task, data["fingerprint"], data["documents"])
+        for task, data in about["data"].items()
+    }
+    for corpus, found in about.get("perplexity_details", {}).items():
+        read[f"corpus:{corpus}"] = (found["tokens"], found["window"])
+    return read
+
+
+def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:
+    """The models that one record tells of, baselines first.
+
+    Args:
+        record: as `idp.run` writes it.
+        folder: the run's, in which the outcomes of documents are.
+        setting: that the run belongs to.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record lacks something.
+    """
+    found: dict[str, Measured] = {}
+    for row in [*record["idp"]["baselines"], record["idp"]["row"]]:
+        found[row] = _model(record, row, folder, setting)
+    for row, model in found.items():
+        above = {REPAIRED: COMPRESSED, COMPRESSED: DENSE}.get(row)
+        if above is not None:
+            kept = above if above == DENSE or model.compressor != "none" else DENSE
+            model.parent = _identity(record, kept, setting)
+    return list(found.values())
+
+
+def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> Measured:
+    about = record["idp"]
+    config, stages, own = about["config"], about["stages"], row == about["row"]
+    repaired = row == REPAIRED
+    selector = about.get("selector") if repaired else None
+    compressor = "none" if row == DENSE else about["compressor"]
+    keys = {stage: stages[stage]["key"] for stage in _made_by(row, about) if stages.get(stage)}
+    parameters = about["parameters"]
+    baseline = None if own else about["baselines"][row]
+    return Measured(
+        id=_identity(record, row, setting),
+        parent=None,
+        role=row,
+        model=record["config"]["model"],
+        dtype=record["config"]["model_dtype"],
+        compressor=compressor,
+        recovery=config["recovery"]["kind"] if repaired else "none",
+        selector=selector["kind"] if selector else None,
+        peeks=bool(selector and selector.get("peeks")),
+        seed=config["seed"],
+        budget=about["budget"],
+        setting=setting.id,
+        keys=keys,
+        config={
+            "compressor": config["compressor"] if compressor != "none" else None,
+            "recovery": config["recovery"] if repaired else None,
+            "corpus": config["corpus"] if row != DENSE else None,
+        },
+        parameters=parameters if repaired else {"model": parameters["model"], "added": 0, "trainable": 0},
+        repair_bytes=about.get("repair_bytes", 0) if repaired else 0,
+        weights=about["weights"] if compressor == about["compressor"] else _whole(parameters["model"]),
+        store=Path(config["store"]).expanduser(),
+        runs=[about["name"]],
+        folders=[folder],
+        tasks=_scores(record, (baseline or record)["results"], row, folder),
+        perplexity=_perplexities(about, baseline),
+        latency=about["latency"],
+        selection=about["selection"] if repaired else {},
+        controls=about.get("controls") if repaired else None,
+        transfer=about.get("transfer") if repaired else None,
+        training=about["training"] if repaired else None,
+    )
+
+
+def _identity(record: dict[str, Any], row: str, setting: Setting) -> str:
+    """Of what a model was made of: the keys of its products, and how a prompt is chosen."""
+    about = record["idp"]
+    keys = [about["stages"][stage]["key"] for stage in _made_by(row, about) if about["stages"].get(stage)]
+    chooser = about["config"]["recovery"].get("selector") if row == REPAIRED else None
+    return digest([setting.id, row, keys, chooser])[:12]
+
+
+def _made_by(row: str, about: dict[str, Any]) -> tuple[str, ...]:
+    if row == REPAIRED:
+        return "load", "compress", "recover", "select"
+    return ("load",) if row == DENSE or about["compressor"] == "none" else ("load", "compress")
+
+
+def _scores(record: dict[str, Any], results: dict[str, Any], row: str, folder: Path) -> dict[str, Score]:
+    from idp.track.record import SAMPLES
+
+    samples = folder / SAMPLES
+    scores = {}
+    for task, data in record["idp"]["data"].items():
+        runs = data["stand_in"] or task
+        metrics = results[runs]
+        metric = main_metric(runs, metrics)
+        stderr = metrics.get(metric.replace(",", "_stderr,", 1))
+        higher = record.get("higher_is_better", {}).get(runs, {}).get(metric.split(",")[0])
+        scores[task] = Score(
+            task,
+            runs,
+            metric,
+            float(metrics[metric]),
+            float(stderr) if isinstance(stderr, (int, float)) else None,
+            data["documents"],
+            {key: value for key, value in metrics.items() if isinstance(value, (int, float))},
+            higher is not False,
+            samples if samples.is_file() else None,
+            row,
+        )
+    return scores
+
+
+def _perplexities(about: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Perplexity]:
+    values = about["perplexity"] if baseline is None else baseline["perplexity"]
+    details = about.get("perplexity_details", {})
+    return {
+        corpus: Perplexity(
+            float("inf") if value is None else float(value),  # JSON has no infinity
+            details.get(corpus, {}).get("stderr") if baseline is None else None,
+            details.get(corpus, {}).get("tokens"),
+            details.get(corpus, {}).get("window"),
+        )
+        for corpus, value in values.items()
+    }
+
+
+def _whole(parameters: int) -> dict[str, Any]:
+    """The weights of a model that nothing compressed."""
+    size = parameters * WHOLE_BITS // 8
+    return {
+        "sparsity": 0.0,
+        "bits_per_weight": float(WHOLE_BITS),
+        "packed_bytes": size,
+        "effective_bytes": size,
+        "reconstruction_error": 0.0,
+    }

@@ -1,0 +1,452 @@
+"""Plots of one setting, each as PNG and SVG; one that has nothing to show is left out, with what it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.report.cells import Cell
+from idp.report.layers import depth_and_part, similarity, weights_by_layer
+from idp.report.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black is for dense.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A8A", "#5D4037", "#B8A900")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+PANELS = 6  # at most, of plots with one for each model
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "idp",
+}
+
+
+class NothingToShow(Exception):
+    """A plot's data are not there; says what runs it wants."""
+
+
+def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Draws every plot that the setting has data for.
+
+    Args:
+        view: the setting.
+        folder: where `<name>.png` and `<name>.svg` go.
+
+    Returns:
+        title and PNG of each plot drawn; title and the reason of each that was left out.
+    """
+    drawn, left_out = {}, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, draw in PLOTS.items():
+        name = draw.__name__
+        for suffix in (".png", ".svg"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)  # of an earlier report
+        try:
+            with _style():
+                figure = draw(view)
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+                figure.savefig(folder / f"{name}.png", dpi=144, bbox_inches="tight")
+        except NothingToShow as reason:
+            left_out[title] = str(reason)
+            continue
+        drawn[title] = folder / f"{name}.png"
+    return drawn, left_out
+
+
+def recovery_and_parameters(view: View) -> Figure:
+    """By how much each repair is above its compressed model, against the parameters that it adds."""
+    rows = [row for row in view.repaired if view.difference(row) is not None]
+    if not rows:
+        raise NothingToShow("runs with a repair (recovery=prompt, idp, lora, ...) and baselines=true")
+    figure, (axes,) = _figure(1)
+    colours, markers = _colours(rows), _markers(rows)
+    for row in rows:
+        difference, error = view.difference(row), _interval(view, row)
+        axes.errorbar(
+            row.first.parameters["added"],
+            difference,
+            yerr=error,
+            color=colours[row.compressor],
+            marker=markers[row.first.recovery],
+            markersize=6,
+            capsize=2,
+            elinewidth=0.8,
+            linestyle="none",
+        )
+    for compressor in colours:
+        parent = next(view.parent(row) for row in rows if row.compressor == compressor)
+        damage = view.difference(parent)
+        if damage is not None:
+            axes.axhline(-damage, color=colours[compressor], linewidth=0.9, linestyle="--")
+    axes.axhline(0, color="#555", linewidth=0.8)
+    _added_axis(axes, [row.first.parameters["added"] for row in rows])
+    axes.set(xlabel="added parameters", ylabel=f"mean of {len(view.tasks)} tasks, above compressed")
+    _legend(axes, colours, markers, dashed="dense")
+    return figure
+
+
+def accuracy_and_latency(view: View) -> Figure:
+    """Mean accuracy against prefill and decode latency, with the Pareto front."""
+    rows = [row for row in view.rows if row.mean(view.tasks) is not None and row.latency("prefill")]
+    if len(rows) < 2:
+        raise NothingToShow("runs that time their models (latency=default)")
+    figure, panels = _figure(2)
+    colours, markers = _colours(rows), _markers(rows)
+    for axes, part in zip(panels, ("prefill", "decode"), strict=True):
+        points = []
+        for row in rows:
+            ratio, merged = row.latency(part)
+            mean = row.mean(view.tasks)
+            for value, filled in ((ratio, True), (merged, False)):
+                if value is not None:
+                    points.append((value, mean))
+                    face = colours[row.compressor] if filled else "none"
+                    marker = markers[row.first.recovery]
+                    axes.scatter(value, mean, s=36, marker=marker, facecolor=face, edgecolor=colours[row.compressor])
+        front = _pareto(points)
+        axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
+        axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=f"mean of {len(view.tasks)} tasks")
+    _legend(panels[-1], colours, markers, dashed="Pareto front")
+    return figure
+
+
+def perplexity_and_accuracy(view: View) -> Figure:
+    """Perplexity against mean accuracy: how far the one tells the other."""
+    measured = {
+        corpus: [
+            row for row in view.rows if isfinite(row.perplexity(corpus) or inf) and row.mean(view.tasks) is not None
+        ]
+        for corpus in view.setting.corpora
+    }
+    measured = {corpus: rows for corpus, rows in measured.items() if len(rows) > 1}
+    if not measured:
+        raise NothingToShow("two models or more with perplexity and tasks (evaluation.perplexity=[wikitext2])")
+    figure, panels = _figure(len(measured))
+    every = [row for rows in measured.values() for row in rows]
+    colours, markers = _colours(every), _markers(every)
+    for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
+        axes.set_xscale("log")
+        for row in rows:
+            _point(axes, row.perplexity(corpus), row.mean(view.tasks), row, colours, markers)
+        axes.set(xlabel=f"{corpus} perplexity", ylabel=f"mean of {len(view.tasks)} tasks")
+    _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+    for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
+        _say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
+    return figure
+
+
+def accuracy_and_size(view: View) -> Figure:
+    """Mean accuracy against bits per weight and sparsity."""
+    rows = [row for row in view.rows if row.mean(view.tasks) is not None]
+    weights = {(row.first.weights["bits_per_weight"], row.first.weights["sparsity"]) for row in rows}
+    if len(weights) < 2:
+        raise NothingToShow("two compressors or more (-m compressor=gptq4,gptq3,sparsegpt50)")
+    figure, panels = _figure(2)
+    colours, markers = _colours(rows), _markers(rows)
+    labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        for row in rows:
+            _point(axes, row.first.weights[key], row.mean(view.tasks), row, colours, markers)
+        axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks")
+    _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+    for axes, key in zip(panels, labels, strict=True):
+        _say_names(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows])
+    return figure
+
+
+def prompt_length_and_bank_size(view: View) -> Figure:
+    """What longer prompts and larger banks earn."""
+    length: dict[str, list[tuple[float, Cell]]] = {}
+    size: dict[str, list[tuple[float, Cell]]] = {}
+    for row in view.repaired:
+        recovery = row.first.config["recovery"]
+        if view.difference(row) is None or row.first.peeks:
+            continue
+        if isinstance(recovery.get("length"), int):
+            length.setdefault(f"{row.compressor} + {row.first.recovery}", []).append((recovery["length"], row))
+        if isinstance(recovery.get("lengths"), list):
+            label = f"{row.compressor} + {row.first.recovery} ({row.first.selector or 'one'})"
+            size.setdefault(label, []).append((len(recovery["lengths"]), row))
+    panels_of = {
+        label: {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
+        for label, lines in {"prompt length (tokens)": length, "bank size (prompts)": size}.items()
+    }
+    panels_of = {label: lines for label, lines in panels_of.items() if lines}
+    if not panels_of:
+        raise NothingToShow(
+            "one repair with several lengths (-m recovery=prompt recovery.length=10,25,50) or bank sizes"
+        )
+    figure, panels = _figure(len(panels_of))
+    for axes, (label, lines) in zip(panels, panels_of.items(), strict=True):
+        for number, (name, points) in enumerate(sorted(lines.items())):
+            points = sorted(points, key=lambda point: point[0])
+            errors = [_interval(view, row) or [[0], [0]] for _, row in points]
+            axes.errorbar(
+                [x for x, _ in points],
+                [view.difference(row) for _, row in points],
+                yerr=[[error[side][0] for error in errors] for side in (0, 1)],
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                capsize=2,
+                linewidth=1.2,
+                label=name,
+            )
+        axes.axhline(0, color="#555", linewidth=0.8)
+        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+        axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks, above compressed")
+        axes.legend()
+    return figure
+
+
+def prompts_selected(view: View) -> Figure:
+    """Which prompt of a bank the documents of each task were given."""
+    rows = [row for row in view.repaired if any(len(counts) > 1 for counts in row.first.selection.values())]
+    if not rows:
+        raise NothingToShow("runs that choose among several prompts (recovery=idp)")
+    figure, panels = _figure(min(len(rows), PANELS), columns=2, height=0.28 * len(view.tasks) + 1.2)
+    for axes, row in zip(panels, rows, strict=False):
+        selection = row.first.selection
+        tasks = [task for task in view.tasks if task in selection]
+        left = [0.0] * len(tasks)
+        names = list(selection[tasks[0]])
+        for number, name in enumerate(names):
+            counts = [selection[task].get(name, 0) for task in tasks]
+            shares = [count / max(sum(selection[task].values()), 1) for count, task in zip(counts, tasks, strict=True)]
+            axes.barh(tasks, shares, left=left, color=COLOURS[number % len(COLOURS)], label=name, height=0.72)
+            left = [a + b for a, b in zip(left, shares, strict=True)]
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set(xlim=(0, 1), xlabel="share of documents")
+        axes.set_title(row.name, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=min(len(names), 3), fontsize=7)
+    return figure
+
+
+def transfer_matrix(view: View) -> Figure:
+    """What repairs learned elsewhere are worth here."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in view.repaired:
+        difference, learned = view.difference(row), row.first.transfer
+        if difference is None:
+            continue
+        if learned is not None:
+            origin = f"{learned['kind']} from {learned['compressor'] or '?'}, {learned['corpus'] or '?'}"
+        else:
+            origin = f"{row.first.recovery} from {row.first.compressor}, {row.first.config['corpus']['name']}"
+        found.setdefault((origin, row.compressor), []).append(difference)
+    moved = {
+        f"{row.first.transfer['kind']} from {row.first.transfer['compressor'] or '?'},"
+        f" {row.first.transfer['corpus'] or '?'}"
+        for row in view.repaired
+        if row.first.transfer is not None
+    }
+    origins = sorted({origin for origin, _ in found if origin in moved})
+    if not origins:
+        raise NothingToShow("runs of repairs learned elsewhere (recovery=transfer recovery.from=<run>)")
+    targets = sorted({target for origin, target in found if origin in moved})
+    values = [
+        [sum(each) / len(each) if (each := found.get((origin, target))) else float("nan") for target in targets]
+        for origin in origins
+    ]
+    figure, (axes,) = _figure(1, width=1.1 * len(targets) + 3.2, height=0.5 * len(origins) + 1.6)
+    largest = max(abs(value) for row in values for value in row if value == value) or 1e-9
+    image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(targets)), targets, rotation=30, ha="right")
+    axes.set_yticks(range(len(origins)), origins)
+    axes.set(xlabel="applied to")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value == value:
+                colour = "white" if abs(value) > 0.6 * largest else "black"
+                axes.text(x, y, f"{value:+.3f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="above compressed")
+    return figure
+
+
+def weights_of_layers(view: View) -> Figure:
+    """Sparsity and weight change of each block of the compressed models."""
+    lines: dict[str, dict[str, dict[int, list[float]]]] = {"sparsity": {}, "reconstruction_error": {}}
+    for row in view.plain:
+        for name, figures in weights_by_layer(row.first).items():
+            place = depth_and_part(name)
+            for key in lines:
+                if place is not None and figures.get(key) is not None:
+                    lines[key].setdefault(row.compressor, {}).setdefault(place[0], []).append(figures[key])
+    if not any(lines.values()):
+        raise NothingToShow("compressed models whose products are in the store (store=...)")
+    figure, panels = _figure(2)
+    labels = {"sparsity": "sparsity", "reconstruction_error": "weight change (relative squared error)"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        for number, (compressor, by_depth) in enumerate(sorted(lines[key].items())):
+            depths = sorted(by_depth)
+            means = [sum(by_depth[depth]) / len(by_depth[depth]) for depth in depths]
+            axes.plot(depths, means, label=compressor, **_line(number))
+        axes.set(xlabel="layer", ylabel=label)
+    panels[1].set_yscale("log")
+    panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(lines["sparsity"]) // 14)
+    return figure
+
+
+def similarity_to_dense(view: View) -> Figure:
+    """How alike attention and activations are to the dense model's, by layer."""
+    found = {row.name: like for row in view.rows if (like := similarity(row.first)) is not None}
+    if not found:
+        raise NothingToShow("`python -m idp.analyze similarity record=<run>` for the runs to compare")
+    kinds = [
+        (kind, measure) for kind in ("attention", "activation") for measure in next(iter(found.values())).get(kind, {})
+    ]
+    figure, panels = _figure(len(kinds), columns=2)
+    for axes, (kind, measure) in zip(panels, kinds, strict=True):
+        for number, (name, like) in enumerate(found.items()):
+            values = like.get(kind, {}).get(measure)
+            if values:
+                axes.plot(like["layers"], values, label=name, **_line(number))
+        axes.set(xlabel="layer", ylabel=f"{kind}: {measure.replace('_', '-')}")
+    panels[min(1, len(panels) - 1)].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return figure
+
+
+PLOTS: dict[str, Callable[[View], Any]] = {
+    "Recovery against added parameters": recovery_and_parameters,
+    "Accuracy against latency": accuracy_and_latency,
+    "Perplexity against accuracy": perplexity_and_accuracy,
+    "Accuracy against bits and sparsity": accuracy_and_size,
+    "Prompt length and bank size": prompt_length_and_bank_size,
+    "Prompts selected": prompts_selected,
+    "Transfer": transfer_matrix,
+    "Weights of the layers": weights_of_layers,
+    "Similarity to dense, by layer": similarity_to_dense,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def _figure(
+    panels: int, columns: int = 2, width: float | None = None, height: float = 3.4
+) -> tuple[Figure, list[Axes]]:
+    """A figure that no window or global state knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width or (5.6 if columns == 1 else 4.6 * columns), height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, axes[:panels]
+
+
+def _colours(rows: Sequence[Cell]) -> dict[str, str]:
+    names = dict.fromkeys(row.compressor for row in rows)
+    others = [name for name in names if name != "none"]
+    return {name: "#111111" if name == "none" else COLOURS[others.index(name) % len(COLOURS)] for name in names}
+
+
+def _markers(rows: Sequence[Cell]) -> dict[str, str]:
+    kinds = sorted({row.first.recovery for row in rows}, key=lambda kind: (kind != "none", kind))
+    return {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds)}
+
+
+def _line(number: int) -> dict[str, Any]:
+    styles = ("-", "--", ":", "-.")
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": styles[number // len(COLOURS) % 4], "linewidth": 1.2}
+
+
+def _point(axes: Axes, x: float, y: float, row: Cell, colours: dict[str, str], markers: dict[str, str]) -> None:
+    axes.scatter(x, y, s=34, color=colours[row.compressor], marker=markers[row.first.recovery], linewidth=0)
+
+
+def _say_names(axes: Axes, points: list[tuple[float, float, Cell]]) -> None:
+    """Names the unrepaired models beside their points, where a name does not run into another one."""
+    taken: list[Any] = []
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    marks = axes.transData.transform([(x, y) for x, y, _ in points]) if points else []
+    for x, y, row in sorted(points, key=lambda point: (point[2].first.role != "dense", -point[1])):
+        if row.first.recovery != "none":
+            continue
+        for dx, dy, ha, va in (
+            (5, 0, "left", "center"),
+            (-5, 0, "right", "center"),
+            (0, 5, "center", "bottom"),
+            (0, -5, "center", "top"),
+            (5, 7, "left", "bottom"),
+            (5, -7, "left", "top"),
+        ):
+            said = axes.annotate(
+                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=7, color="#444"
+            )
+            box = said.get_window_extent(renderer)
+            free = not any(box.overlaps(other) for other in taken)
+            if free and sum(box.contains(*mark) for mark in marks) == 0:
+                taken.append(box)
+                break
+            said.remove()
+
+
+def _interval(view: View, row: Cell) -> list[list[float]] | None:
+    comparison = view.compared.get(row.id)
+    if comparison is None or comparison.mean is None:
+        return None
+    found = comparison.mean
+    return [[max(0.0, found.difference - found.low)], [max(0.0, found.high - found.difference)]]
+
+
+def _added_axis(axes: Axes, added: list[int]) -> None:
+    """Logarithmic; a repair that adds nothing stands at the left end."""
+    positive = [value for value in added if value]
+    if not positive:
+        return
+    if len(positive) < len(added):
+        axes.set_xscale("symlog", linthresh=10 ** (len(str(min(positive))) - 1), linscale=0.4)
+    else:
+        axes.set_xscale("log")
+
+
+def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points than which none is both faster and better."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _legend(axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "") -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", color=colour, label="dense" if name == "none" else name)
+        for name, colour in colours.items()
+    ]
+    handles += [
+        Line2D([], [], marker=marker, linestyle="none", color="#777", label="no repair" if kind == "none" else kind)
+        for kind, marker in markers.items()
+    ]
+    if dashed:
+        handles.append(Line2D([], [], linestyle="--", linewidth=0.9, color="#777", label=dashed))
+    if handles:
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(handles) // 18)

@@ -1,0 +1,110 @@
+"""Writes a report: Markdown, CSV, LaTeX, plots and the page, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection as Names
+from pathlib import Path
+
+from idp.errors import UserError
+from idp.report.behaviours import behaviour_table
+from idp.report.collect import Collection, Unfinished
+from idp.report.formats import Table, comma_separated, latex, markdown
+from idp.report.nine_tasks import cost_table, score_table
+from idp.report.view import View, views
+
+FORMATS = ("markdown", "csv", "latex", "plots", "page")
+MARKDOWN, CSV, LATEX, PAGE, PLOTS = "report.md", "table.csv", "table.tex", "index.html", "plots"
+
+
+def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title: str = "Repairs") -> list[Path]:
+    """Writes the report.
+
+    Args:
+        found: the records.
+        folder: where; made if it is not there.
+        formats: which of `FORMATS`.
+        title: of the page and the Markdown.
+
+    Returns:
+        the files, the plots' folder as one.
+
+    Raises:
+        UserError: the folder cannot be written in.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(found, views(found), folder, formats, title)
+    except OSError as error:
+        raise UserError(f"output={folder}: {error.strerror or error}; choose another folder with output=...") from error
+
+
+def _write(found: Collection, made: list[View], folder: Path, formats: Names[str], title: str) -> list[Path]:
+    tables = [(view, [score_table(view), cost_table(view), behaviour_table(view)]) for view in made]
+    written: list[Path] = []
+    plots: dict[str, tuple[dict[str, Path], dict[str, str]]] = {}
+    if "plots" in formats:
+        from idp.report.plots import draw_all
+
+        for number, view in enumerate(made):
+            place = folder / PLOTS / str(number + 1) if len(made) > 1 else folder / PLOTS
+            plots[view.setting.id] = draw_all(view, place)
+        written.append(folder / PLOTS)
+    if "csv" in formats:
+        for number, (_, (scores, costs, _)) in enumerate(tables):
+            name = f"table-{number + 1}.csv" if len(tables) > 1 else CSV
+            written.append(_put(folder / name, comma_separated([scores, costs])))
+    if "latex" in formats:
+        text = "\n".join(f"% {view.title}\n" + "\n".join(map(latex, shown(parts))) for view, parts in tables)
+        written.append(_put(folder / LATEX, text))
+    if "markdown" in formats:
+        written.append(_put(folder / MARKDOWN, document(found, tables, plots, folder, title)))
+    if "page" in formats:
+        from idp.report.page import page
+
+        written.append(_put(folder / PAGE, page(found, made, title)))
+    return written
+
+
+def document(
+    found: Collection,
+    tables: list[tuple[View, list[Table]]],
+    plots: dict[str, tuple[dict[str, Path], dict[str, str]]],
+    folder: Path,
+    title: str,
+) -> str:
+    """The report as Markdown: what was read, what was left out, and of each setting tables and plots."""
+    runs = len(found.records)
+    lines = [f"# {title}", "", f"{runs} run{'s' if runs != 1 else ''}, {len(found.models)} models measured.", ""]
+    said = [*found.notes, *(_unfinished(run) for run in found.unfinished)]
+    if said:
+        lines += ["## Left out and unfinished", "", *(f"- {note}" for note in said), ""]
+    for view, parts in tables:
+        lines += [f"## {view.title}", ""]
+        for table in shown(parts):
+            lines += [f"### {table.title}", "", markdown(table), ""]
+        drawn, left_out = plots.get(view.setting.id, ({}, {}))
+        if drawn or left_out:
+            lines += ["### Plots", ""]
+        for name, file in drawn.items():
+            lines += [f"![{name}]({file.relative_to(folder).as_posix()})", ""]
+        lines += [f"- {name}: not drawn, for want of {reason}" for name, reason in left_out.items()]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def shown(tables: list[Table]) -> list[Table]:
+    """Those that have rows."""
+    return [table for table in tables if table.rows]
+
+
+def _unfinished(run: Unfinished) -> str:
+    why = f": {run.error}" if run.error else f", at {run.stage}" if run.state == "running" else ""
+    return f"unfinished: {run.name}: {run.state}{why}"
+
+
+def _put(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path

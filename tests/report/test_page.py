@@ -1,0 +1,134 @@
+"""The page in a real browser: it opens from disk without errors, its controls work, and texts stay texts."""
+
+import shutil
+
+import pytest
+
+from idp.report.__main__ import main
+from tests.report.conftest import HOSTILE
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev packages")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH, such as Debian's package")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, sweep, tmp_path, capsys):
+    """The page of the sweep, ready; whatever the browser complains of fails the test."""
+    main([str(sweep), f"output={tmp_path / 'report'}", "formats=page"])
+    complaints = []
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(120_000)
+    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on(
+        "request", lambda asked: None if asked.url.startswith(("file:", "data:")) else complaints.append(asked.url)
+    )
+    opened.goto((tmp_path / "report" / "index.html").as_uri())
+    opened.wait_for_selector("html[data-ready]", state="attached")
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+def test_every_view_is_drawn(page):
+    assert page.locator("#map .node").count() == 5
+    assert page.locator("#scatter [aria-label='dot'] circle").count() == 5
+    assert page.locator("#table tbody tr").count() == 5
+    assert page.locator("#compare svg").count() >= 1
+    assert page.locator("#behaviours details").count() >= 1
+    assert "idp.analyze similarity" in page.locator("#layers").inner_text()
+    assert page.locator("#told li").count() == 1
+
+
+def test_text_stays_text(page):
+    page.locator("#behaviours select").nth(2).select_option("000")
+    item = page.locator("#behaviours details").first
+    assert HOSTILE in item.locator(".context").text_content()
+    assert HOSTILE in item.locator("tbody th").first.text_content()
+    assert HOSTILE in page.locator("#told").text_content()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 0
+
+
+def test_the_table_sorts_and_filters(page):
+    def scores():
+        return [float(said.split()[0]) for said in page.locator("#table tbody tr td:nth-child(6)").all_inner_texts()]
+
+    button = page.locator("#table button[data-key='arc_easy']")
+    button.click()
+    assert scores() == sorted(scores(), reverse=True)
+    assert page.locator("#table th[aria-sort='descending']").inner_text().startswith("arc_easy")
+    page.keyboard.press("Enter")  # the button has kept the focus
+    assert scores() == sorted(scores())
+    page.locator("#table input[type='search']").fill("rtn3 idp")
+    assert page.locator("#table tbody tr").count() == 1
+    page.locator("#table input[type='search']").fill("")
+    page.locator("#table select").select_option("compressed")
+    assert page.locator("#table tbody tr").count() == 2
+
+
+def test_models_are_chosen_by_keyboard_everywhere(page):
+    def chosen():
+        return page.locator("#table tr.chosen").count()
+
+    page.locator("#table button", has_text="choose none").click()
+    assert chosen() == 0 and "Choose models" in page.locator("#compare").inner_text()
+    page.locator("#map .node").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert chosen() == 1 and page.locator("#map .node[aria-pressed='true']").count() == 1
+    page.locator("#scatter circle[tabindex]").nth(3).focus()
+    page.keyboard.press("Space")
+    assert chosen() == 2
+    page.locator("#table tbody input").first.focus()
+    page.keyboard.press("Space")
+    assert chosen() == 3 and page.locator("#compare [aria-label='dot'] circle").count() >= 3
+
+
+def test_axes_are_the_readers_choice(page):
+    for index, label in ((0, "bits"), (1, "sparsity")):
+        page.locator("#scatter select").nth(index).select_option(label)
+    said = page.locator("#scatter svg").last.text_content()
+    assert "bits" in said and "sparsity" in said
+    page.locator("#scatter label", has_text="logarithmic across").locator("input").check()
+    assert page.locator("#scatter [aria-label='dot'] circle").count() == 5
+
+
+def test_behaviours_are_those_of_the_outcomes(page, sweep):
+    from idp.report.collect import collect
+    from idp.report.outcomes import paired
+
+    found = collect([sweep])
+    dense, compressed, repaired = found.models[:3]
+    right = [scores > 0.5 for scores in paired([dense, compressed, repaired], "arc_easy")]
+    for pattern in ("101", "100", "110", "001", "111", "000"):
+        wanted = [(row if bit == "1" else ~row) for bit, row in zip(pattern, right, strict=True)]
+        count = int((wanted[0] & wanted[1] & wanted[2]).sum())
+        page.locator("#behaviours select").nth(2).select_option(pattern)
+        assert page.locator("#behaviours .count").inner_text().startswith(f"{count} document")
+        assert page.locator("#behaviours details").count() == min(count, 20)
+        if count:
+            marks = page.locator("#behaviours details").first.locator("thead span").all_inner_texts()
+            assert marks == ["✓ right" if bit == "1" else "✗ wrong" for bit in pattern]
+            assert "given prompt_" in page.locator("#behaviours details").first.locator("thead").inner_text()
+
+
+def test_themes(page):
+    def background():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    for name in ("light", "dark"):
+        page.locator("#theme").click()
+        assert page.locator("html").get_attribute("data-theme") == name
+    assert background() != light
+    page.emulate_media(media="print")
+    assert background() == "rgb(255, 255, 255)" and not page.locator("nav").is_visible()
