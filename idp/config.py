@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from idp.errors import UserError
 
 Node = TypeVar("Node")
+
+# Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
+SEEDS, MANY, WIDE = 2**32 - 1, 10**7, 2**16
 
 
 def conf_dir() -> Path:
@@ -85,9 +89,9 @@ class Quantization:
 @dataclass
 class Calibration:
     corpus: Optional[str] = option("a corpus by name, or a text file; null: the run's own corpus")
-    samples: int = option("sequences", minimum=1)
+    samples: int = option("sequences", minimum=1, maximum=MANY)
     length: int = option("tokens per sequence", minimum=8)
-    seed: int = option("which sequences are drawn", minimum=0)
+    seed: int = option("which sequences are drawn", minimum=0, maximum=SEEDS)
 
 
 @dataclass
@@ -101,12 +105,12 @@ class Compressor:
 
 @dataclass
 class Training:
-    steps: int = option("optimizer steps (for idp: for each prompt)", minimum=1)
-    batch_size: int = option("sequences per step", minimum=1)
+    steps: int = option("optimizer steps (for idp: for each prompt)", minimum=1, maximum=MANY)
+    batch_size: int = option("sequences per step", minimum=1, maximum=WIDE)
     sequence_length: int = option("tokens per sequence", minimum=8)
-    learning_rate: float = option("peak learning rate of AdamW", minimum=0.0)
-    weight_decay: float = option("AdamW's decoupled weight decay", minimum=0.0)
-    warmup_steps: int = option("steps of linear warm-up, before a linear decay to zero", minimum=0)
+    learning_rate: float = option("peak learning rate of AdamW", minimum=0.0, maximum=100.0)
+    weight_decay: float = option("AdamW's decoupled weight decay", minimum=0.0, maximum=100.0)
+    warmup_steps: int = option("steps of linear warm-up, before a linear decay to zero", minimum=0, maximum=MANY)
     clip: float = option("largest norm of the gradient", minimum=0.0)
     evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
     heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
@@ -115,7 +119,9 @@ class Training:
         "lm: the text's next tokens; distill: the dense model's next-token distribution on the same text",
         choices=("lm", "distill"),
     )
-    temperature: float = option("objective=distill: both distributions are softened by it", minimum=0.01)
+    temperature: float = option(
+        "objective=distill: both distributions are softened by it", minimum=0.01, maximum=1000.0
+    )
     lm_weight: float = option(
         "objective=distill: share of the lm loss in a mixture of both; 0: distill alone", minimum=0.0, maximum=1.0
     )
@@ -123,9 +129,11 @@ class Training:
 
 @dataclass
 class Search:
-    learning_rates: list[float] = option("peak learning rates to try, by held-out loss; []: only its own", minimum=0.0)
+    learning_rates: list[float] = option(
+        "peak learning rates to try, by held-out loss; []: only its own", minimum=0.0, maximum=100.0
+    )
     inits: list[str] = option("initial values to try, of those that init takes; []: only its own")
-    steps: int = option("training steps of each candidate", minimum=1)
+    steps: int = option("training steps of each candidate", minimum=1, maximum=MANY)
 
 
 @dataclass
@@ -147,7 +155,7 @@ class AttentionSelector(Selector):
 
 @dataclass
 class RandomSelector(Selector):
-    seed: int = option("the choice for an input depends on this and on the input alone", minimum=0)
+    seed: int = option("the choice for an input depends on this and on the input alone", minimum=0, maximum=SEEDS)
 
 
 @dataclass
@@ -171,7 +179,7 @@ class LearnedSelector(Selector):
         "expected: the least expected loss; best: cross-entropy to each block's best prompt",
         choices=("expected", "best"),
     )
-    penalty: float = option("weight of half the squared norm of the router's weights", minimum=0.0)
+    penalty: float = option("weight of half the squared norm of the router's weights", minimum=0.0, maximum=1e6)
 
 
 @dataclass
@@ -222,8 +230,12 @@ class SpecialistsBank(Bank):
         choices=("hard", "soft"),
     )
     balanced: bool = option("every prompt gets an equal share of each batch; without it one prompt tends to take all")
-    temperature: float = option("mixture=soft: of the responsibilities, in nats per token", minimum=1e-4)
-    diversity: float = option("weight of the mean cosine similarity of two prompts in the loss", minimum=0.0)
+    temperature: float = option(
+        "mixture=soft: of the responsibilities, in nats per token", minimum=1e-4, maximum=1000.0
+    )
+    diversity: float = option(
+        "weight of the mean cosine similarity of two prompts in the loss", minimum=0.0, maximum=1000.0
+    )
 
 
 @dataclass
@@ -270,14 +282,14 @@ class PromptTuning(Trained):
 @dataclass
 class PTuning(PromptTuning):
     encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
-    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1)
+    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1, maximum=WIDE)
     residual: bool = option("add the encoder's input to its output, which then starts at zero")
 
 
 @dataclass
 class PrefixTuning(PromptTuning):
     encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
-    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1)
+    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1, maximum=WIDE)
     residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
 
 
@@ -295,8 +307,8 @@ class Idp(Trained):
 
 @dataclass
 class Lora(Trained):
-    rank: int = option("rank of the update", minimum=1)
-    alpha: float = option("the update is scaled by alpha / rank", minimum=0.0)
+    rank: int = option("rank of the update", minimum=1, maximum=WIDE)
+    alpha: float = option("the update is scaled by alpha / rank", minimum=0.0, maximum=WIDE)
     dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
     targets: list[str] = option("names of the linear layers that are adapted")
 
@@ -320,7 +332,7 @@ class Transfer(Recovery):
 class Task:
     names: list[str] = option("lm-eval task names; aliases: all, world_knowledge, commonsense, language_understanding")
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
-    fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0)
+    fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
 
 
@@ -343,11 +355,11 @@ class Budget:
     documents: Optional[int] = option("documents per task; null: full splits", minimum=1)
     calibration_samples: int = option("calibration sequences", minimum=1)
     calibration_length: int = option("tokens per calibration sequence", minimum=8)
-    steps: int = option("training steps", minimum=1)
-    batch_size: int = option("sequences per training step", minimum=1)
+    steps: int = option("training steps", minimum=1, maximum=MANY)
+    batch_size: int = option("sequences per training step", minimum=1, maximum=WIDE)
     sequence_length: int = option("tokens per training sequence", minimum=8)
-    prompt_learning_rate: float = option("peak learning rate of prompts", minimum=0.0)
-    lora_learning_rate: float = option("peak learning rate of LoRA", minimum=0.0)
+    prompt_learning_rate: float = option("peak learning rate of prompts", minimum=0.0, maximum=100.0)
+    lora_learning_rate: float = option("peak learning rate of LoRA", minimum=0.0, maximum=100.0)
     warmup_steps: int = option("steps of linear warm-up", minimum=0)
     evaluate_every: int = option("steps between held-out evaluations", minimum=1)
     heldout_sequences: int = option("held-out sequences", minimum=1)
@@ -367,7 +379,7 @@ class Evaluation:
 @dataclass
 class Latency:
     enabled: bool = option("measure latency at the end of the run")
-    batch_sizes: list[int] = option("rows per call", minimum=1)
+    batch_sizes: list[int] = option("rows per call", minimum=1, maximum=WIDE)
     input_tokens: list[int] = option("tokens of each row, before which a prompt comes", minimum=1)
     new_tokens: int = option("decoding steps per round", minimum=1)
     warmup: int = option("rounds that are not counted", minimum=0)
@@ -395,7 +407,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     latency: Latency = field(default_factory=Latency)
     tracker: Tracker = field(default_factory=Tracker)
-    seed: int = option("everything random draws from (seed, stage)", minimum=0)
+    seed: int = option("everything random draws from (seed, stage)", minimum=0, maximum=SEEDS)
     baselines: bool = option("also measure the dense and the compressed model")
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")
@@ -515,8 +527,10 @@ def _check_range(name: str, number: Any, metadata: Any) -> None:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         return
     low, high = metadata.get("minimum"), metadata.get("maximum")
-    if number != number or (low is not None and number < low) or (high is not None and number > high):
-        wanted = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+    endless = isinstance(number, float) and not math.isfinite(number)
+    if endless or (low is not None and number < low) or (high is not None and number > high):
+        wanted = "a finite number" if low is None else f"at least {low:g}"
+        wanted = wanted if high is None else f"from {low:.10g} to {high:.10g}"
         raise UserError(f"{name}={number}: must be {wanted} ({metadata['help']})")
 
 
@@ -628,6 +642,9 @@ def _check_together(config: Config) -> None:
     _check_external(config.compressor)
     if not config.task.names:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
+    for name in ("batch_sizes", "input_tokens"):
+        if not getattr(config.latency, name):
+            raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
     if isinstance(recovery, Idp) and not recovery.lengths:
         raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
     if isinstance(recovery, Idp) or (isinstance(recovery, Transfer) and recovery.selector is not None):

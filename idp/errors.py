@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 
 
 class UserError(Exception):
@@ -41,3 +43,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What the disk did not do, in the system's words, where that is what the error is; else None.
+
+    Writers in Rust (safetensors, tokenizers) have errors of their own with those words in them.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno in DISK else None
+    return next((words for words in map(os.strerror, DISK) if words in str(error)), None)

@@ -69,6 +69,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         recovering.check(config.recovery, empty, found.corpus)
         recovering.check_given(given, config.model, dense, empty)
         _check_perplexity(config, empty, found)
+        _check_latency(config, empty)
         tracker = WandbTracker(
             config.tracker,
             folder,
@@ -126,6 +127,7 @@ def find(config: Config) -> Found:
     source = models.find(config.model)
     compressed_by_others = external.find(config.compressor)
     models.dtype_of(config.model)
+    models.devices(config.model, config.evaluation.processes)
     tasks = find_tasks(config.task)
     texts: dict[str, Any] = {}
 
@@ -293,6 +295,17 @@ def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -
         )
     for text in found.perplexity.values():
         blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
+
+
+def _check_latency(config: Config, empty: models.LoadedModel) -> None:
+    latency, prompt = config.latency, recovering.longest_prompt(config.recovery, empty)
+    room = empty.model.config.get_text_config().max_position_embeddings
+    needed = prompt + max(latency.input_tokens) + latency.new_tokens
+    if latency.enabled and needed > room:
+        raise UserError(
+            f"latency.input_tokens={max(latency.input_tokens)}: with a prompt of {prompt} tokens and"
+            f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
+        )
 
 
 def _compress(config: Config, group_size: int | None, dense: Product, found: Found, store: Store) -> Product:

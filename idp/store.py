@@ -27,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from idp.errors import UserError
+from idp.errors import UserError, disk_trouble
 from idp.memory import peak_bytes, start_peak
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,24 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with their hash, as they will be read from JSON again."""
+    values = _finite(values)
+    return {**values, "digest": digest(values)}
+
+
+def unsealed(values: dict[str, Any]) -> dict[str, Any]:
+    """What was sealed.
+
+    Raises:
+        ValueError: it was changed since.
+    """
+    values = dict(values)
+    if values.pop("digest", None) != digest(values):
+        raise ValueError("it does not match its hash")
+    return values
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
@@ -83,12 +101,16 @@ def write_json(path: Path, value: Any) -> None:
     """
     value = _finite(value)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _finite(value: Any) -> Any:
@@ -108,9 +130,9 @@ class Store:
         self.root = Path(root).absolute()
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            probe = self.root / "locks" / f".probe-{os.getpid()}"
+            probe = self.root / "locks" / ".probe"  # one name, so that a kill leaves one at most
             probe.write_text("")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"store={root}: cannot write there ({error.strerror or error}). Choose another folder with store=..."
@@ -182,15 +204,16 @@ class Store:
                 "libraries": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
-            manifest["digest"] = digest(manifest)
+            manifest = sealed(manifest)
             write_json(part / MANIFEST, manifest)
             os.rename(part, place)
-        except OSError as error:
-            if error.errno is None:  # a library's own subclass, such as a failed download
+        except Exception as error:
+            reason = disk_trouble(error)
+            if reason is None:
                 raise
             raise UserError(
-                f"{identity['stage']}: {error.strerror} ({error.filename or part}). Free some space or choose another"
-                " folder with store=..., then run the same command again: finished stages are kept"
+                f"{identity['stage']}: {reason} ({getattr(error, 'filename', None) or part}). Free some space or choose"
+                " another folder with store=..., then run the same command again: finished stages are kept"
             ) from error
         return manifest
 
@@ -213,10 +236,9 @@ class Store:
     @staticmethod
     def _damage(place: Path, key: str) -> str | None:
         try:
-            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            claimed = manifest.pop("digest")
-            if manifest["key"] != key or digest(manifest) != claimed:
-                return f"{MANIFEST} was changed"
+            manifest = unsealed(json.loads((place / MANIFEST).read_text(encoding="utf-8")))
+            if manifest["key"] != key:
+                return f"{MANIFEST} is another product's"
             found = {str(file.relative_to(place)) for file in _files(place)} - {MANIFEST}
             if odd := found ^ set(manifest["files"]):
                 return f"{sorted(odd)[0]} is missing or does not belong"
@@ -224,7 +246,7 @@ class Store:
                 if hash_file(place / name) != expected:
                     return f"{name} does not match its hash"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{MANIFEST} cannot be read: {error}"
+            return f"{MANIFEST}: {error}"
         return None
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from idp.errors import UserError
-from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest
+from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest, sealed, unsealed, write_json
 
 
 def ask(store, make, parent=None, config=None, version=1):
@@ -131,13 +131,45 @@ def test_a_store_that_cannot_be_written(tmp_path):
         Store(tmp_path / "file" / "store")
 
 
-def test_no_space_left(tmp_path):
+class Rust(Exception):
+    """As safetensors and tokenizers have errors of their own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device", "weights"), Rust("I/O error: No space left on device (os error 28)")],
+)
+def test_no_space_left(error, tmp_path):
     def full(folder):
-        raise OSError(28, "No space left on device", str(folder / "weights"))
+        raise error
 
     with pytest.raises(UserError, match="No space left on device .*finished stages are kept"):
         ask(Store(tmp_path), full)
     assert ask(Store(tmp_path), writes()).path.exists()
+
+
+def test_other_errors_are_not_blamed_on_the_disk(tmp_path):
+    def breaks(folder):
+        raise FileNotFoundError(2, "No such file or directory", "weights")
+
+    with pytest.raises(FileNotFoundError):
+        ask(Store(tmp_path), breaks)
+
+
+def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
+    write_json(tmp_path / "value.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "value.json", {"a": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+    assert json.loads((tmp_path / "value.json").read_text()) == {"a": 1}
+
+
+def test_what_was_sealed_is_known_when_it_is_changed(tmp_path):
+    write_json(tmp_path / "state.json", sealed({"loss": 1.25, "best": float("inf"), "steps": (1, 2)}))
+    read = json.loads((tmp_path / "state.json").read_text())
+    assert unsealed(read) == {"loss": 1.25, "best": None, "steps": [1, 2]}
+    with pytest.raises(ValueError, match="does not match its hash"):
+        unsealed({**read, "loss": 1.5})
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -31,7 +32,10 @@ class Journal:
 
 
 class Page:
-    """The finished batches of one plan. A last line that was cut off by a kill does not count."""
+    """The finished batches of one plan, a line each, which begins with the hash of the rest.
+
+    What follows a line that is damaged, or that a kill cut off, does not count.
+    """
 
     def __init__(self, path: Path | None):
         self.path, self.finished = path, {}
@@ -40,10 +44,10 @@ class Page:
         whole = 0
         with open(path, "rb") as file:
             for line in file:
-                try:
-                    number, result = json.loads(line)
-                except ValueError:
+                check, _, text = line.partition(b" ")
+                if not line.endswith(b"\n") or check != _hash(text):
                     break
+                number, result = json.loads(text)
                 self.finished[number] = result
                 whole += len(line)
         with open(path, "r+b") as file:
@@ -54,5 +58,10 @@ class Page:
     def add(self, number: int, result: dict[str, Any]) -> None:
         """Writes one batch's result down."""
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps([number, result]) + "\n")
+            text = json.dumps([number, result]).encode() + b"\n"
+            with open(self.path, "ab") as file:
+                file.write(_hash(text) + b" " + text)
+
+
+def _hash(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()

@@ -118,3 +118,24 @@ def check_targets(loaded: LoadedModel, targets: list[str]) -> None:
         raise UserError(
             f"recovery.targets={targets}: no layer is called {', '.join(unknown)}; there are {', '.join(sorted(names))}"
         )
+
+
+def check_rank(loaded: LoadedModel, targets: list[str], rank: int) -> None:
+    """Refuses a rank that an adapted layer's update cannot have.
+
+    Raises:
+        UserError: naming the smallest of those layers.
+    """
+    from torch import nn
+
+    layers = {
+        name: module.weight.shape
+        for name, module in loaded.model.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets
+    }
+    name = min(layers, key=lambda name: min(layers[name]))
+    rows, columns = layers[name]
+    if rank > min(rows, columns):
+        raise UserError(
+            f"recovery.rank={rank}: {name} is {rows} x {columns}; use {min(rows, columns)} or less, or other targets"
+        )

@@ -100,6 +100,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     config = empty.model.config.get_text_config()
     if isinstance(recovery, schema.Lora):
         lora.check_targets(empty, recovery.targets)
+        lora.check_rank(empty, recovery.targets, recovery.rank)
     if isinstance(recovery, schema.LoraIdp):
         check(recovery.lora, empty, text)
     if isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None:

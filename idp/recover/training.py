@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from idp.config import Training
 from idp.errors import UserError
 from idp.progress import progress
-from idp.store import write_json
+from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +101,7 @@ def train(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                _save_tensors(checkpoint / "best.safetensors", best)
+                write_tensors(checkpoint / "best.safetensors", best)
                 raise Diverged(
                     f"{label}: the loss is {loss.item():g} and the gradient {norm.item():g} at step {step}; lower"
                     f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
@@ -163,51 +162,29 @@ def _heldout_loss(loss_of: Callable, heldout: torch.Tensor, batch_size: int) -> 
 def _save(
     folder: Path, step: int, history: History, best: dict, parameters: dict, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Writes the tensors of this step, then the JSON that makes them the current ones."""
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    _save_tensors(folder / f"step-{step}.safetensors", tensors)
-    write_json(folder / "state.json", {"step": step, "history": vars(history)})
-    for old in folder.glob("step-*.safetensors"):
-        if old.name != f"step-{step}.safetensors":
-            old.unlink()
-
-
-def _save_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes tensors so that a reader sees all of them or none."""
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(file)
+    save_checkpoint(folder, f"step-{step}", tensors, step=step, history=vars(history))
 
 
 def _resume(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> tuple[History, dict[str, Any], int]:
     """The state that `_save` left, or a fresh one: history, best tensors, steps done."""
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     fresh = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    if not (folder / "state.json").exists():
+    found = load_checkpoint(folder)
+    if found is None:
         return History(), fresh, 0
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        step = state["step"]
-        tensors = load_file(folder / f"step-{step}.safetensors")
-        best = {name: tensors[f"best.{name}"].to(value.device) for name, value in fresh.items()}
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"parameter.{name}"])
-                optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"] if key == "step" else tensors[f"{key}.{name}"].to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        log.warning("%s: a checkpoint that cannot be read (%s): training starts anew", folder, error)
-        return History(), fresh, 0
-    log.info("training continues after step %d", step)
-    return History(**state["history"]), best, step
+    tensors, state = found
+    best = {name: tensors[f"best.{name}"].to(value.device) for name, value in fresh.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}.{name}"] if key == "step" else tensors[f"{key}.{name}"].to(parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    log.info("training continues after step %d", state["step"])
+    return History(**state["history"]), best, state["step"]

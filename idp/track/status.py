@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from idp.errors import UserError
+from idp.errors import UserError, disk_trouble
 from idp.store import write_json
 
 log = logging.getLogger("idp")
@@ -50,6 +50,18 @@ class Status:
         self.update(stage=name)
 
 
+class _Log(logging.FileHandler):
+    """The run's log. A full disk costs lines of it, and nothing else: what needs the space says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def run_folder(folder: Path, name: str) -> Iterator[Status]:
     """Holds a run's folder: one process at a time, its log in `run.log`, its state in `status.json`.
@@ -58,7 +70,7 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / LOG)
+        handler = _Log(folder / LOG)
     except OSError as error:
         raise UserError(f"output: cannot write in {folder} ({error.strerror or error}); use output=...") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -72,24 +84,40 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
     root.addHandler(handler)
     status = Status(folder, name)
     try:
+        for left in folder.glob(".*.tmp"):  # of a killed run
+            left.unlink()
         status.update()
         yield status
         status.update(state="done", stage="end")
     except BaseException as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split()) or type(error).__name__
+        said = _said(error, status.values["stage"], folder)
         log.debug("failed at stage %s\n%s", status.values["stage"], traceback.format_exc())
         with contextlib.suppress(OSError):
+            status.update(state="failed", error=str(said) or type(error).__name__)
+        with contextlib.suppress(OSError):
             handler.stream.write(traceback.format_exc())
-            status.update(state="failed", error=reason)
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if said is error:
             raise
-        where = f"stage {status.values['stage']}: {reason}; the traceback is in {folder / LOG}"
-        raise UserError(where) from error
+        raise said from error
     finally:
         root.removeHandler(handler)
         handler.close()
         lock.release()
+
+
+def _said(error: BaseException, stage: str, folder: Path) -> BaseException:
+    """The error as the user is told of it, in one line."""
+    if isinstance(error, UserError) or not isinstance(error, Exception):
+        return error
+    reason = disk_trouble(error)
+    if reason is not None:
+        place = getattr(error, "filename", None) or folder
+        return UserError(
+            f"stage {stage}: {reason} ({place}). Free some space or choose another folder with output=..., then run the"
+            " same command again: finished stages are kept"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"stage {stage}: {reason}; the traceback is in {folder / LOG}")
 
 
 def set_up_logging() -> None:

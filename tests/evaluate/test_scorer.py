@@ -352,3 +352,17 @@ def test_a_journal_of_other_requests_is_not_read(open_tiny, tmp_path):
         scorer.journal = Journal(tmp_path)
         found = scorer.loglikelihood(requests, disable_tqdm=True)
         agree(found, scorer_of(RepairedModel(loaded), 200).loglikelihood(requests, disable_tqdm=True))
+
+
+def test_a_changed_line_of_a_journal_does_not_count(tmp_path):
+    from idp.evaluate.journal import Journal
+
+    page = Journal(tmp_path).open("plan")
+    for number in range(3):
+        page.add(number, {"values": [-1.25]})
+    content = page.path.read_bytes()
+    page.path.write_bytes(content.replace(b"-1.25", b"-1.26").replace(b"-1.26", b"-1.25", 1))  # in all but the first
+    again = Journal(tmp_path).open("plan")
+    assert again.finished == {0: {"values": [-1.25]}}
+    again.add(1, {"values": [-1.25]})
+    assert list(Journal(tmp_path).open("plan").finished) == [0, 1]

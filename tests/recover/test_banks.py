@@ -80,7 +80,7 @@ def test_clusters_find_the_two_kinds(open_tiny, two_kinds, tmp_path):
     bank, histories = idp.make(
         options(ClusterBank("cluster", None, 2, 0.25)), loaded, text, seed=0, checkpoint=tmp_path
     )
-    labels = cluster._kept(tmp_path, lambda: pytest.fail("the clusters were not kept"))["labels"]
+    labels = cluster._kept(tmp_path / "clusters", lambda: pytest.fail("the clusters were not kept"))["labels"]
     assert torch.equal(labels, kinds) or torch.equal(labels, 1 - kinds)
     assert bank.made == {"kind": "cluster", "clusters": [12, 12], "blocks": [12, 12]}
     assert list(histories) == ["prompt_0", "prompt_1"]

@@ -132,14 +132,23 @@ def test_killed_and_resumed_equals_undisturbed(kind, kill_at, open_tiny, blocks,
         assert min(steps) > 4, "finished steps were repeated"
 
 
-def test_a_damaged_checkpoint_starts_anew(open_tiny, blocks, tmp_path, caplog):
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize("name", ["step-*.safetensors", "state.json"])
+def test_a_damaged_checkpoint_starts_anew(name, damage, open_tiny, blocks, tmp_path, caplog):
     loaded = open_tiny("llama")
     start = initial(loaded, 5, "vocabulary", "", 0)
     expected, _ = tune(loaded, start, blocks, options(), seed=3, checkpoint=tmp_path, label="")
-    (file,) = tmp_path.glob("step-*.safetensors")
-    file.write_bytes(file.read_bytes()[:50])
+    (file,) = tmp_path.glob(name)
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:50])
+    elif name == "state.json":  # a digit of the best loss, which no parser misses
+        best = content.index(b'"best_loss": ') + len(b'"best_loss": ')
+        file.write_bytes(content[:best] + b"0" + content[best + 1 :])
+    else:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
     found, _ = tune(loaded, start, blocks, options(), seed=3, checkpoint=tmp_path, label="")
-    assert torch.equal(found, expected) and "training starts anew" in caplog.text
+    assert torch.equal(found, expected) and "this part starts anew" in caplog.text
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,13 @@ from idp.models import LoadedModel
 from idp.progress import progress
 from idp.prompting.bank import PromptBank
 from idp.recover.banks import independent
+from idp.recover.checkpoint import load_checkpoint, save_checkpoint
 from idp.recover.training import History, Report
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-ASSIGNED = "clusters.safetensors"
 
 
 def make(
@@ -50,7 +50,7 @@ def make(
             f"recovery/bank=cluster: {len(blocks)} training blocks cannot make {prompts} clusters; use a larger corpus,"
             " more recovery.training.steps, or fewer recovery.lengths"
         )
-    found = _kept(checkpoint, lambda: _cluster(loaded, options, blocks, heldout, seed))
+    found = _kept(checkpoint / "clusters", lambda: _cluster(loaded, options, blocks, heldout, seed))
     members = fill_up(found["labels"], found["distances"], options.bank.smallest)
     judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
     texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
@@ -148,16 +148,10 @@ def _cluster(
     }
 
 
-def _kept(checkpoint: Path, compute) -> dict[str, torch.Tensor]:
-    """What `compute` gives, from the checkpoint where a killed run left it there."""
-    from safetensors.torch import load_file, save_file
-
-    file = checkpoint / ASSIGNED
-    if file.exists():
-        return load_file(file)
-    found = compute()
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, temporary)
-    temporary.replace(file)
-    return found
+def _kept(folder: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What `compute` gives, from where a killed run left it."""
+    if (found := load_checkpoint(folder)) is not None:
+        return found[0]
+    tensors = compute()
+    save_checkpoint(folder, "clusters", tensors)
+    return tensors
