@@ -450,12 +450,20 @@ def register() -> None:
     store.store(group="schema", name="search", node=Search)
     store.store(group="schema", name="fit", node=Fitting)
     store.store(group="schema", name="storage", node=Storage)
+    store.store(group="schema", name="slurm_launcher", node=_slurm_launcher())
     for kind, node in RECOVERIES.items():
         store.store(group="schema/recovery", name=kind, node=node)
     for kind, node in SELECTORS.items():
         store.store(group="schema/selector", name=kind, node=node)
     for kind, node in BANKS.items():
         store.store(group="schema/bank", name=kind, node=node)
+
+
+def _slurm_launcher() -> type:
+    """The options of `hydra/launcher=slurm`: submitit's, and `wait`."""
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    return dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))
 
 
 def check(config: DictConfig) -> Config:

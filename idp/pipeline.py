@@ -46,10 +46,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
-    values = asdict(config)
-    run_id = records.identity(values)[:12]
-    name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
-    folder = Path(config.output).expanduser() / "runs" / name
+    run_id, folder = whereabouts(config)
+    name = folder.name
     with run_folder(folder, name) as status:
         store = Store(Path(config.store).expanduser())
         status.stage("find")
@@ -113,6 +111,13 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             raise
         status.update(record=str(place))
     return record, place
+
+
+def whereabouts(config: Config) -> tuple[str, Path]:
+    """A run's id, from the hash of its config, and its folder."""
+    run_id = records.identity(asdict(config))[:12]
+    name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
+    return run_id, Path(config.output).expanduser() / "runs" / name
 
 
 def find(config: Config) -> Found:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import check, conf_dir, register
 from idp.errors import UserError
+from idp.track.record import heldout_loss
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -40,6 +41,7 @@ OmegaConf.register_new_resolver("idp_help", _help, replace=True)
 @hydra.main(version_base="1.3", config_path=str(conf_dir().absolute()), config_name="config")
 def job(composed: DictConfig) -> float | None:
     """One run of a sweep, or the only one. Returns the held-out loss, for sweepers that minimise one."""
+    from idp.preemption import requeued
     from idp.track.status import set_up_logging
 
     set_up_logging()
@@ -48,7 +50,8 @@ def job(composed: DictConfig) -> float | None:
         from idp.pipeline import run
         from idp.report.tables import run_summary, run_table
 
-        record, place = run(config)
+        with requeued():
+            record, place = run(config)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # the launcher tells which cell it was, and goes on
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -56,8 +59,7 @@ def job(composed: DictConfig) -> float | None:
         FAILED.append(error)  # raised by `main`: Hydra would add lines of its own
         return None
     print(f"\n{run_table(record)}\n\n{run_summary(record)}\n\n{_next(place)}record: {place}", flush=True)
-    losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
-    return sum(losses) / len(losses) if losses else None
+    return heldout_loss(record)
 
 
 def _next(place: Path) -> str:

@@ -1,17 +1,17 @@
 """Content-addressed artifacts: whatever has been computed once is found again, whole, or made anew.
 
 A product's key is the SHA-256 of everything that made it. It is written in a folder beside its place and renamed
-when complete, under a lock, so a reader never sees half of one and two jobs never do the same work.
+when complete, so a reader never sees half of one. A lease keeps two jobs, on whichever nodes, from doing the same work;
+no result depends on it: a maker that lost its lease finds its folder gone, and takes the other's product.
 
-    <root>/<stage>/<key>/             a finished product, with manifest.json
-    <root>/<stage>/<key>.part/        one being made; what is under `checkpoint/` survives a kill
-    <root>/<stage>/<key>.damaged-N/   one that failed its hashes, set aside
-    <root>/locks/<stage>-<key>.lock
+    <root>/<stage>/<key>/               a finished product, with manifest.json
+    <root>/<stage>/<key>.<lease>.part/  one being made; what is under `checkpoint/` survives a kill
+    <root>/<stage>/<key>.damaged-N/     one that failed its hashes, set aside
+    <root>/locks/<stage>-<key>.lock     the lease of its maker
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -19,16 +19,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
+from idp.lease import lease
 from idp.memory import peak_bytes, start_peak
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +169,26 @@ class Store:
         identity = {"stage": stage, "parent": parent, "config": config, "version": version}
         key = digest(identity)
         place = self.root / stage / key
-        with self._lock(stage, key, label):
-            manifest = self._verified(place, key)
+        held = lease(self.root / "locks" / f"{stage}-{key}.lock")
+        while True:
+            manifest = self._whole(place, key)
             if manifest is not None:
                 log.info("%s %s: reused from %s", stage, label, place)
                 return Product(place, key, True, manifest)
-            manifest = self._make(place, identity, key, make)
-        return Product(place, key, False, manifest)
+            if not _acquired(held, f"{stage} {label}"):
+                continue  # all that waited now read at once, and not one after the other under the lease
+            try:
+                if place.exists() and not self._set_aside(place, key):
+                    continue
+                part = _adopted(place, held.token)
+                try:
+                    return Product(place, key, False, self._make(part, place, identity, key, make))
+                except Exception:
+                    if part.exists():
+                        raise
+                    log.warning("%s %s: this run stood still, and another one took its work over", stage, label)
+            finally:
+                held.release()
 
     def get(self, stage: str, key: str) -> Product:
         """The finished product that a record names, verified; nothing is made or moved.
@@ -185,9 +202,7 @@ class Store:
             raise UserError(f"{place}: {damage}; run the record's own command again with this store")
         return Product(place, key, True, json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
-    def _make(self, place: Path, identity: dict, key: str, make: Callable[[Path], None]) -> dict[str, Any]:
-        part = place.with_name(f"{place.name}.part")
-        _clear(part)
+    def _make(self, part: Path, place: Path, identity: dict, key: str, make: Callable[[Path], None]) -> dict[str, Any]:
         try:
             part.mkdir(parents=True, exist_ok=True)
             start_peak()
@@ -217,13 +232,17 @@ class Store:
             ) from error
         return manifest
 
-    def _verified(self, place: Path, key: str) -> dict[str, Any] | None:
-        """The manifest of a whole product; None where there is none. A damaged one is set aside."""
-        if not place.exists():
+    def _whole(self, place: Path, key: str) -> dict[str, Any] | None:
+        """The manifest of a whole product; None where there is none, or a damaged one."""
+        if not place.exists() or self._damage(place, key) is not None:
             return None
+        return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+
+    def _set_aside(self, place: Path, key: str) -> bool:
+        """Moves a damaged product away; False where it is whole after all."""
         damage = self._damage(place, key)
         if damage is None:
-            return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            return False
         aside = next(
             candidate
             for number in range(10**6)
@@ -231,7 +250,7 @@ class Store:
         )
         os.rename(place, aside)
         log.warning("%s: damaged (%s); set aside as %s and made anew", place, damage, aside.name)
-        return None
+        return True
 
     @staticmethod
     def _damage(place: Path, key: str) -> str | None:
@@ -249,19 +268,6 @@ class Store:
             return f"{MANIFEST}: {error}"
         return None
 
-    @contextlib.contextmanager
-    def _lock(self, stage: str, key: str, label: str) -> Iterator[None]:
-        lock = FileLock(self.root / "locks" / f"{stage}-{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("%s %s: another run is making it; waiting", stage, label)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that results depend on."""
@@ -276,6 +282,31 @@ def versions() -> dict[str, str]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _acquired(held: SoftFileLease, what: str) -> bool:
+    """Takes a lease; False where another run had it, once that run is done with it or is found to be dead."""
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s: another run is making it; waiting (%s)", what, held.lock_file)
+        held.acquire()
+        held.release()
+        return False
+    return True
+
+
+def _adopted(place: Path, token: str) -> Path:
+    """The folder to make a product in, with the checkpoint of a run that was killed.
+
+    If that run is alive after all, its folder is gone for it: it can neither publish nor disturb.
+    """
+    part = place.with_name(f"{place.name}.{token[:8]}.part")
+    for left in sorted(place.parent.glob(f"{place.name}*.part"), key=lambda left: left.stat().st_mtime):
+        shutil.rmtree(part, ignore_errors=True)
+        os.rename(left, part)
+    _clear(part)
+    return part
 
 
 def _clear(part: Path) -> None:

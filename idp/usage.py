@@ -34,6 +34,7 @@ def text() -> str:
 
 Afterwards:
   python -m idp.report outputs/runs                  one table over many runs
+  python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume
   python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
   python -m idp.export record=... out=...            the model as others can load it
   idp.load("outputs/runs/...")                       the model from Python
@@ -46,7 +47,7 @@ Options (any can be overridden, such as recovery.training.steps=200):
 {_recoveries()}
   --cfg job            print the config and exit
   -m, --multirun       run every combination of comma-separated values
-  hydra/launcher=...   basic, joblib, submitit_local or submitit_slurm
+  hydra/launcher=...   basic, joblib, submitit_local or slurm
 """
 
 

@@ -39,6 +39,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert targets.returncode == 0, targets.stderr
+    elif "hydra/launcher=slurm" in words or words[2:3] == ["idp.sweep"]:
+        pytest.skip("tests/slurm runs it, on a SLURM")
     elif words[:3] == ["python", "-m", "idp.run"]:
         overrides = [
             re.sub("/path/to/(your/model|their/checkpoint)", str(model_folders("llama")), w) for w in words[3:]

@@ -4,11 +4,14 @@ import json
 import multiprocessing
 import os
 import random
+import signal
+import socket
 import time
 
 import pytest
 
 from idp.errors import UserError
+from idp.lease import TAKEN_AFTER_SECONDS
 from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest, sealed, unsealed, write_json
 
 
@@ -114,15 +117,83 @@ def test_many_processes_one_maker(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=slow_maker, args=(tmp_path / "store", n, out)) for n in range(6)]
+    crowd = [context.Process(target=slow_maker, args=(tmp_path / "store", n, out)) for n in range(16)]
     for process in crowd:
         process.start()
     for process in crowd:
-        process.join(30)
+        process.join(120)
         assert process.exitcode == 0
     seen = [json.loads(file.read_text()) for file in out.iterdir()]
-    assert len(seen) == 6 and sum(not reused for reused, _ in seen) == 1
+    assert len(seen) == 16 and sum(not reused for reused, _ in seen) == 1
     assert len({maker for _, maker in seen}) == 1
+
+
+def stuck_maker(root, out):
+    """Begins, stands still, and when it is woken goes on as if nothing had happened."""
+
+    def make(folder):
+        (folder / CHECKPOINT).mkdir(exist_ok=True)
+        (folder / CHECKPOINT / "step").write_text("7")
+        (out / "begun").write_text("")
+        while not (out / "woken").exists():
+            time.sleep(0.01)
+        (folder / "maker").write_text("the one that stood still")
+
+    product = ask(Store(root), make)
+    (out / "end").write_text(json.dumps([product.reused, (product.path / "maker").read_text()]))
+
+
+def takes_over(folder):
+    assert (folder / CHECKPOINT / "step").read_text() == "7"
+    (folder / "maker").write_text("the other")
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """A process that has begun to make the product."""
+    process = multiprocessing.get_context("fork").Process(target=stuck_maker, args=(tmp_path, tmp_path))
+    process.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_maker_that_was_killed_is_found_out_at_once(tmp_path, stuck):
+    stuck.kill()
+    stuck.join()
+    started = time.monotonic()
+    assert not ask(Store(tmp_path), takes_over).reused
+    assert time.monotonic() - started < TAKEN_AFTER_SECONDS
+
+
+def test_a_maker_that_stood_still_loses_its_work_and_does_no_harm(tmp_path, monkeypatch, stuck):
+    os.kill(stuck.pid, signal.SIGSTOP)
+    (lock,) = (tmp_path / "locks").glob("*.lock")
+    said = lock.read_text().replace(repr(TAKEN_AFTER_SECONDS), "0.5")  # as if it had promised to show itself as often
+    lock.write_text(said)
+    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 0.5)
+    product = ask(Store(tmp_path), takes_over)
+    assert not product.reused and (product.path / "maker").read_text() == "the other"
+    (tmp_path / "woken").write_text("")
+    os.kill(stuck.pid, signal.SIGCONT)
+    stuck.join(60)
+    assert json.loads((tmp_path / "end").read_text()) == [True, "the other"]
+    assert ask(Store(tmp_path), fails).reused
+    assert not list(tmp_path.glob("stage/*.part"))
+
+
+def test_a_maker_on_another_node_that_died(tmp_path, monkeypatch, stuck):
+    """Of its process nothing can be known here, only that its lock is no longer touched."""
+    stuck.kill()
+    stuck.join()
+    (lock,) = (tmp_path / "locks").glob("*.lock")
+    lock.write_text(lock.read_text().replace(socket.gethostname(), "node7").replace(repr(TAKEN_AFTER_SECONDS), "2.0"))
+    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 2.0)
+    started = time.monotonic()
+    assert not ask(Store(tmp_path), takes_over).reused
+    assert time.monotonic() - started >= 2
 
 
 def test_a_store_that_cannot_be_written(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.config import Training
 from idp.errors import UserError
+from idp.preemption import postponed
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 
@@ -89,7 +90,7 @@ def train(
 
     if not history.heldout:
         evaluate(0)
-    with progress(options.steps, label, unit="steps") as bar:
+    with progress(options.steps, label, unit="steps") as bar, postponed() as stop:
         bar.update(done)
         for step in range(done + 1, options.steps + 1):
             rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
@@ -117,8 +118,9 @@ def train(
             bar.update(1)
             if step % options.evaluate_every == 0 or step == options.steps:
                 evaluate(step)
-            if step % options.checkpoint_every == 0 or step == options.steps:
+            if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
                 _save(checkpoint, step, history, best, parameters, optimizer)
+            stop.stop_if_asked()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])

@@ -56,7 +56,7 @@ def _file(path: Path, said: str) -> Path:
             state = stage = reason = None
         if state == "failed":
             raise UserError(f"{said}: the run failed ({reason}); mend that and run its command again")
-        if state == "running":
+        if state in ("running", "queued"):
             raise UserError(
                 f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
                 " run its command again: it continues where it stopped"

@@ -167,6 +167,12 @@ def identity(config: dict[str, Any]) -> str:
     return digest({key: value for key, value in config.items() if key not in ("tracker", "output", "store")})
 
 
+def heldout_loss(record: dict[str, Any]) -> float | None:
+    """What a sweeper minimises: the best held-out loss in nats per token, as a mean over the trained parts."""
+    losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
+    return sum(losses) / len(losses) if losses else None
+
+
 def own_dtype(measured: Measured) -> str:
     """The dtype that a model was measured in."""
     return measured.products[0].manifest["config"]["dtype"]

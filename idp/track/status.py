@@ -12,18 +12,25 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
+from idp.lease import lease
+from idp.preemption import Stopped
 from idp.store import write_json
 
 log = logging.getLogger("idp")
 
-STATUS, LOG = "status.json", "run.log"
+STATUS, LOG, LOCK = "status.json", "run.log", ".lock"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Status:
-    """Writes `status.json`: state (running, done, failed), stage, and the one-line reason of a failure."""
+    """Writes `status.json`: state (running, queued, done, failed), stage, and the one-line reason of a failure.
+
+    `queued` is said by a run that SLURM stopped and queued again; `job` and `submission` are the number and the name of
+    its SLURM job.
+    """
 
     def __init__(self, folder: Path, name: str):
         self.path = folder / STATUS
@@ -34,7 +41,9 @@ class Status:
             "started": _now(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": _slurm_job(),
+            "submission": os.environ.get("SLURM_JOB_NAME"),
+            "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             "error": None,
             "record": None,
         }
@@ -74,7 +83,7 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
     except OSError as error:
         raise UserError(f"output: cannot write in {folder} ({error.strerror or error}); use output=...") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    lock = FileLock(folder / ".lock")
+    lock = lease(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -89,6 +98,14 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         status.update()
         yield status
         status.update(state="done", stage="end")
+    except Stopped as stopped:
+        log.warning("stopped at stage %s by SLURM (%s)", status.values["stage"], stopped)
+        if stopped.requeues:
+            status.update(state="queued")
+            stopped.on_refusal = lambda reason: status.update(state="failed", error=reason)
+        else:
+            status.update(state="failed", error=f"SLURM ended it at stage {status.values['stage']} ({stopped})")
+        raise
     except BaseException as error:
         said = _said(error, status.values["stage"], folder)
         log.debug("failed at stage %s\n%s", status.values["stage"], traceback.format_exc())
@@ -135,5 +152,12 @@ def set_up_logging() -> None:
     logging.captureWarnings(True)
 
 
+def _slurm_job() -> str | None:
+    """The number of the SLURM job that this process is in, as squeue shows it."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(TIME, time.gmtime())

@@ -1,0 +1,37 @@
+"""When a sweep starts, with any launcher, it is given a folder of its own, and its cells are listed there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
+
+from idp.sweep.cells import identity, list_cells
+
+
+class ListCells(Callback):
+    """Names the sweep's folder by the sweep's words, and writes the cells of a grid down before the first one starts.
+
+    Other sweepers choose their cells as they go.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        words = list(config.hydra.overrides.task)
+        given = list(config.hydra.overrides.hydra)
+        if not any(word.startswith("hydra.sweep.dir=") for word in given):
+            folder = f"{config.hydra.sweep.dir}/{identity(words)}"
+            with read_write(config):  # the cells' own processes are told as well
+                config.hydra.sweep.dir = folder
+                config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{folder}'"]
+        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
+            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+            loader = GlobalHydra.instance().config_loader()
+            grid = {**(config.hydra.sweeper.params or {})}
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(
+                [*(f"{key}={value}" for key, value in grid.items()), *words]
+            )
+            list_cells(config, loader, BasicSweeper.split_arguments(parsed, None)[0])

@@ -1,0 +1,117 @@
+"""`hydra/launcher=slurm`: submitit's launcher that leaves once its jobs are in the queue, and submits no cell twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
+from omegaconf import OmegaConf
+
+from idp.errors import UserError
+from idp.lease import lease
+from idp.sweep import cells as listing
+from idp.sweep.standing import Standing, standings, wait
+from idp.track.record import RECORD, heldout_loss
+
+LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
+
+
+class SlurmLauncher(SubmititLauncher):
+    """Submits a sweep's cells as SLURM job arrays.
+
+    Args:
+        wait: stay until all cells have ended, and give the sweeper their results.
+        params: submitit's own.
+    """
+
+    def __init__(self, wait: bool, **params: Any) -> None:
+        super().__init__(**params)
+        self.wait = wait
+
+    def __call__(self, *job: Any) -> JobReturn:
+        """One cell, in its SLURM job, which fails if the cell does."""
+        import idp.run  # noqa: F401  its settings for libraries
+
+        done = super().__call__(*job)
+        _ = done.return_value  # raises what the cell raised
+        return done
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submits the cells that are missing or failed.
+
+        Returns:
+            nothing, or with `wait` the result of every cell.
+
+        Raises:
+            UserError: SLURM is not here or refuses, or the sweeper needs results and nobody waits for them.
+        """
+        sweeper = self.config.hydra.runtime.choices["hydra/sweeper"]
+        if sweeper != "basic" and not self.wait:
+            raise UserError(f"hydra/sweeper={sweeper} needs the results of its cells: add hydra.launcher.wait=true")
+        sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
+        wanted = {tuple(words): number for number, words in enumerate(job_overrides, start=initial_job_idx)}
+        sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
+        with lease(sweep.folder.parent / ".lock"):  # another sweep may have cells in common with this one
+            found = standings(sweep)
+            todo = [stands.cell for stands in found if stands.open and stands.cell.folder is not None]
+            for start in range(0, len(todo), LARGEST_ARRAY):
+                self._submit(sweep, todo[start : start + LARGEST_ARRAY], wanted)
+        _say(sweep, found, len(todo))
+        return [_result(stands) for stands in wait(sweep)] if self.wait else []
+
+    def _submit(self, sweep: listing.Sweep, cells: list[listing.Cell], numbers: dict[tuple[str, ...], int]) -> None:
+        """Submits cells as one job array, whose name no other job has."""
+        import submitit
+
+        params = dict(self.params)
+        folder, timeouts = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        name = f"{params.pop('name')}-{secrets.token_hex(4)}"
+        state = Singleton.get_state()
+        arguments = [
+            (cell.overrides, "hydra.sweep.dir", numbers[tuple(cell.overrides)], f"{name}_{index}", state)
+            for index, cell in enumerate(cells)
+        ]
+        plain = OmegaConf.structured(BaseQueueConf).keys()
+        options = {key if key in plain else f"slurm_{key}": value for key, value in params.items()}
+        made = listing.submit(sweep, name, cells)
+        try:
+            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            executor.update_parameters(name=name, **options)
+            jobs = executor.map_array(self, *zip(*arguments, strict=True))
+        except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
+            listing.withdraw(sweep, made)
+            said = [line for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"hydra/launcher=slurm: nothing was submitted: {said[-1] if said else error}") from error
+        listing.submitted(sweep, made, jobs[0].job_id.partition("_")[0])
+
+
+def _say(sweep: listing.Sweep, found: Sequence[Standing], submitted: int) -> None:
+    counts = Counter(stands.state for stands in found if not stands.open)
+    parts = [f"{submitted} of {len(found)} cells submitted", *(f"{count} {state}" for state, count in counts.items())]
+    print(", ".join(parts))
+    for stands in found:
+        if stands.cell.folder is None:
+            print(f"not submitted: {' '.join(stands.cell.overrides)}: {stands.remark}")
+    place = shlex.quote(os.path.relpath(sweep.folder))
+    print(f"to see how they are: python -m idp.sweep status {place}", flush=True)
+
+
+def _result(stands: Standing) -> JobReturn:
+    """What the sweeper is told of a cell: the held-out loss, or the reason why there is none."""
+    done = JobReturn(overrides=stands.cell.overrides)
+    if stands.state == "done":
+        record = json.loads((Path(stands.cell.folder or "") / RECORD).read_text(encoding="utf-8"))
+        done.status, done.return_value = JobStatus.COMPLETED, heldout_loss(record)
+    else:
+        done.status, done.return_value = JobStatus.FAILED, UserError(f"a cell failed: {stands.remark}")
+    return done

@@ -1,0 +1,175 @@
+"""Sweeps on a real SLURM: whatever happens to their cells and to whoever started them, they end as undisturbed ones."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from idp.track.record import comparable
+
+from ..track.read_wandb import read
+from . import cluster
+
+HERE = Path(__file__).parent
+PATIENCE = 600
+BASE = ("model=tiny_llama", "budget=smoke", "compressor=rtn3", "recovery=prompt", "task=arc_easy", "baselines=false")
+BASE += ("evaluation.perplexity=[]", "corpus=local", "corpus.name=bridges")
+JOBS = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+JOBS += ("hydra.launcher.setup=['export OMP_NUM_THREADS=1']",)
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))]
+
+
+def idp(module, *words, code=0, **options):
+    done = subprocess.run(
+        [sys.executable, "-m", f"idp.{module}", *words], capture_output=True, text=True, timeout=PATIENCE, **options
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def cells(**options):
+    """Where the cells of the last sweep stand."""
+    return json.loads(idp("sweep", "status", "--json", **options).stdout)
+
+
+def states(found):
+    return sorted(stands["state"] for stands in found)
+
+
+def until(happens):
+    """What `happens()` gives, once it is not empty."""
+    deadline = time.monotonic() + PATIENCE
+    while not (seen := happens()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+    return seen
+
+
+def statuses(**wanted):
+    """The status files that say what is wanted."""
+    found = [json.loads(file.read_text()) for file in Path("outputs/runs").glob("*/status.json")]
+    return [status for status in found if wanted.items() <= status.items()]
+
+
+def made():
+    """When each product was finished, by its key."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("outputs/store").glob("*/*/manifest.json")}
+
+
+def record(stands):
+    return json.loads((Path(stands["cell"]["folder"]) / "record.json").read_text())
+
+
+def same(one, other):
+    one, other = comparable(one), comparable(other)
+    for each in (one, other):
+        del each["idp"]["config"]["store"], each["idp"]["config"]["output"], each["idp"]["config"]["tracker"]
+    return one == other
+
+
+def preempt():
+    """An urgent job takes the node for a moment."""
+    command = ["sbatch", "--partition=urgent", "--exclusive", "--time=5", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(here, corpus, undisturbed):
+    grid = ("recovery.length=2,3,2000", "seed=0,1")  # 2000 tokens do not fit in the window: two cells raise
+    words = ("-m", *JOBS, *BASE, corpus, "tracker=none", "recovery.training.steps=60", *grid)
+
+    controller = subprocess.Popen([sys.executable, "-m", "idp.run", *words, "hydra.launcher.wait=true"])
+    until(lambda: [f for f in Path("outputs/sweeps").glob("*/submissions/*.json") if json.loads(f.read_text())["job"]])
+    controller.kill()
+    controller.wait()
+    victim = until(lambda: statuses(state="running", stage="recover"))[0]
+    os.kill(victim["pid"], signal.SIGKILL)
+
+    again = idp("run", *words)
+    assert again.stdout.startswith("0 of 6 cells submitted, "), again.stdout
+    assert len(cells()) == 6
+    waited = idp("sweep", "wait", code=1)
+    assert len(list(Path("outputs/sweeps").glob("*/submissions/*.json"))) == 1
+
+    found = cells()
+    assert states(found) == ["done"] * 3 + ["failed"] * 3
+    assert "6 cells: 3 done, 3 failed" in waited.stdout
+    remarks = [stands["remark"] for stands in found if stands["state"] == "failed"]
+    assert sum("do not fit in the model's window" in remark for remark in remarks) == 2
+    assert sum(remark.startswith("killed at stage recover") for remark in remarks) == 1
+    accounts = {**os.environ, "PATH": f"{HERE / 'accounting'}{os.pathsep}{os.environ['PATH']}"}
+    (killed,) = (stands for stands in cells(env=accounts) if stands["remark"].startswith("killed"))
+    assert "; FAILED; " in killed["remark"] and killed["job"] == victim["job"]
+
+    before = made()
+    assert idp("sweep", "resume").stdout.startswith("3 of 6 cells submitted, 3 done")
+    idp("sweep", "wait", code=1)
+    found = cells()
+    assert states(found) == ["done"] * 4 + ["failed"] * 2
+    assert before.items() <= made().items(), "a finished stage was made again"
+    assert len(list(Path("outputs/store/compress").iterdir())) == 1
+    done = [stands for stands in found if stands["state"] == "done"]
+    for stands in done:
+        own = [w for w in stands["cell"]["overrides"] if w.startswith(("recovery.length=", "seed="))]
+        assert same(record(stands), undisturbed("recovery.training.steps=60", *own)), own
+
+    wider = idp(
+        "run", *words[:-2], "recovery.length=2,3", "seed=0,1,2"
+    )  # shares its cells, and has a folder of its own
+    assert wider.stdout.startswith("2 of 6 cells submitted, 4 done")
+    idp("sweep", "wait")
+    assert len(list(Path("outputs/sweeps").iterdir())) == 2 + 1  # and the lock
+
+
+def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed):
+    work = ("recovery.training.steps=600", "recovery.training.checkpoint_every=100000", "task.documents=null")
+    work += ("evaluation.batch_tokens=512",)
+    idp("run", "-m", *JOBS, *BASE, corpus, *work, "tracker.mode=offline")
+    assert states(cells()) in (["queued"], ["running"])
+
+    def log(says):
+        return lambda: [f for f in Path("outputs/runs").glob("*/run.log") if says in f.read_text()]
+
+    until(lambda: list(Path("outputs/runs").glob("*/wandb/*/run-*.wandb")) and statuses(stage="recover"))
+    time.sleep(1)
+    preempt()
+    until(lambda: statuses(restarts=1))
+    before = made()
+    until(lambda: list(Path("outputs/store/measure").glob("*.part/checkpoint/batches-*.jsonl")))
+    preempt()
+    until(lambda: statuses(restarts=2))
+    idp("sweep", "wait")
+    (stands,) = cells()
+    assert before.items() <= made().items(), "a finished stage was made again"
+    (file,) = log("stopped at stage recover by SLURM")()
+    assert re.search(r"training continues after step \d+", file.read_text())
+    assert "finished batches found; going on with the others" in file.read_text()
+    assert same(record(stands), undisturbed(*work))
+
+    parts = [read(part) for part in sorted(file.parent.glob("wandb/offline-run-*/run-*.wandb"))]
+    steps = [row["training_step"] for part in parts[:2] for row in part["history"] if "train/prompt_0/loss" in row]
+    assert sorted(steps) == list(range(1, 601)), "steps of the history are lost, or logged twice"
+
+
+def test_at_its_time_limit_a_cell_goes_on_in_the_next_job(here, corpus, undisturbed):
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    work = ("recovery.training.steps=12000",)
+    idp("run", "-m", *JOBS, *limits, *BASE, corpus, *work, "tracker=none")
+    idp("sweep", "wait")
+    (stands,) = cells()
+    (status,) = statuses(state="done")
+    assert status["restarts"] >= 1
+    assert same(record(stands), undisturbed(*work))
+
+
+def test_what_slurm_refuses_is_said_in_a_line(here, corpus):
+    words = ("-m", *JOBS, *BASE, corpus, "hydra.launcher.partition=nowhere")
+    done = idp("run", *words, code=1)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: hydra/launcher=slurm: nothing was submitted: sbatch")
+    assert states(cells()) == ["missing"]

@@ -1,0 +1,164 @@
+"""Where cells stand, by the status files and by what squeue and sacct say."""
+
+import json
+import os
+import time
+
+import pytest
+
+from idp.errors import UserError
+from idp.sweep.cells import Cell, Submission, Sweep, newest, read, submit, submitted
+from idp.sweep.standing import standings, table
+from idp.track.record import RECORD
+from idp.track.status import Status
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """`slurm(squeue=..., sacct=...)`: commands that print these lines."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/bin:/usr/bin")
+
+    def says(**commands):
+        for name, lines in commands.items():
+            script = tmp_path / "bin" / name
+            script.write_text("#!/bin/sh\n" + (f"cat <<'END'\n{lines}\nEND\n" if lines is not None else "exit 1\n"))
+            script.chmod(0o755)
+
+    says(squeue="", sacct=None)
+    return says
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of three cells that nobody started."""
+    cells = [Cell([f"seed={seed}", "task=piqa"], str(tmp_path / "runs" / f"run-{seed}")) for seed in range(3)]
+    made = Sweep(tmp_path / "sweeps" / "one", ["-m", "seed=0,1,2"], str(tmp_path), "slurm", cells)
+    made.write()
+    return made
+
+
+def status(cell, submission=None, record=False, **values):
+    """A run's status file, as the run itself would have written it."""
+    from pathlib import Path
+
+    folder = Path(cell.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = Status(folder, folder.name)
+    if submission:
+        values |= {"submission": submission}
+    said.update(**values)
+    if record:
+        (folder / RECORD).write_text("{}")
+    return folder
+
+
+def test_what_was_written_is_read(sweep):
+    assert read(sweep.folder) == sweep
+    assert newest(sweep.folder.parent) == sweep.folder
+    with pytest.raises(UserError, match="no sweep here"):
+        read(sweep.folder.parent)
+    (sweep.folder / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        read(sweep.folder)
+
+
+def test_a_sweep_that_slurm_knows_nothing_of(sweep, slurm):
+    done, failed, _ = sweep.cells
+    status(done, state="done", record=True)
+    status(failed, state="failed", error="recover: out of memory", stage="recover")
+    slurm(squeue=None)  # is not asked
+    found = standings(sweep)
+    assert [stands.state for stands in found] == ["done", "failed", "missing"]
+    assert found[1].remark == "recover: out of memory"
+    shown = table(sweep, found)
+    assert "3 cells: 1 done, 1 failed, 1 missing" in shown
+    assert "seed=1" in shown and "task=piqa" not in shown
+
+
+def test_done_takes_a_record(sweep, slurm):
+    status(sweep.cells[0], state="done")
+    assert standings(sweep)[0].state == "failed"
+
+
+def test_a_run_of_this_machine_is_running_while_its_process_lives(sweep, slurm):
+    folder = status(sweep.cells[0], state="running", stage="measure")
+    (folder / ".lock").write_text("")
+    assert standings(sweep)[0].state == "running"
+    values = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(values | {"pid": 2**22 - 3}))
+    assert (standings(sweep)[0].state, standings(sweep)[0].remark) == ("failed", "killed at stage measure")
+
+
+def test_a_run_elsewhere_is_running_while_its_lock_is_touched(sweep, slurm):
+    folder = status(sweep.cells[0], state="running", host="node7")
+    (folder / ".lock").write_text("")
+    assert standings(sweep)[0].state == "running"
+    os.utime(folder / ".lock", (time.time() - 3600,) * 2)
+    assert standings(sweep)[0].state == "failed"
+
+
+def test_the_queue_says_what_waits_and_runs(sweep, slurm):
+    submitted(sweep, submit(sweep, "idp-1f", sweep.cells), "12")
+    status(sweep.cells[0], "idp-1f", state="running", stage="recover")
+    slurm(
+        squeue="12|0|RUNNING|None|idp-1f\n12|1|PENDING|Resources|idp-1f\n12|2|RUNNING|None|idp-1f\n9|N/A|RUNNING|None|x"
+    )
+    found = standings(sweep)
+    assert [(stands.state, stands.job, stands.remark) for stands in found] == [
+        ("running", "12_0", "recover"),
+        ("queued", "12_1", "Resources"),
+        ("running", "12_2", "starting"),
+    ]
+    status(sweep.cells[0], "idp-1f", state="queued", stage="recover")
+    slurm(squeue="12|0|PENDING|BeginTime|idp-1f\n12|1|PENDING|Resources|idp-1f\n12|2|RUNNING|None|idp-1f")
+    assert standings(sweep)[0].remark == "BeginTime, goes on at recover"
+
+
+def test_jobs_that_are_gone(sweep, slurm):
+    submitted(sweep, submit(sweep, "idp-1f", sweep.cells), "12")
+    status(sweep.cells[0], "idp-1f", state="running", stage="recover", job="12_0")
+    status(sweep.cells[2], "idp-1f", state="done", record=True)
+    (sweep.folder / "jobs").mkdir()
+    log = sweep.folder / "jobs" / "12_1_0_log.err"
+    log.write_text("ImportError: libcudart.so")
+    found = standings(sweep)
+    assert [stands.state for stands in found] == ["failed", "failed", "done"]
+    assert found[0].remark == "killed at stage recover"
+    assert found[1].remark == f"ended before the run began; see {log}"
+    slurm(sacct="12_0|OUT_OF_MEMORY|idp-1f\n12_1|CANCELLED by 0|idp-1f\n7|FAILED|other")
+    found = standings(sweep)
+    assert found[0].remark == "killed at stage recover; OUT_OF_MEMORY"
+    assert found[1].remark == f"ended before the run began; CANCELLED; see {log}"
+
+
+def test_an_earlier_failure_is_not_that_of_the_last_job(sweep, slurm):
+    folder = status(sweep.cells[0], "idp-old", state="failed", error="an old mistake")
+    values = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(values | {"started": "2020-01-01T00:00:00Z"}))
+    assert standings(sweep)[0].remark == "an old mistake"
+    submit(sweep, "idp-new", sweep.cells)
+    assert standings(sweep)[0].remark == "ended before the run began"
+    status(sweep.cells[0], state="failed", error="a new one, by hand")
+    assert standings(sweep)[0].remark == "a new one, by hand"
+
+
+def test_another_sweep_may_have_submitted_the_cell(sweep, slurm):
+    other = Sweep(sweep.folder.parent / "two", [], "", "slurm", sweep.cells[1:2])
+    other.write()
+    submit(other, "idp-2f", other.cells)
+    slurm(squeue="31|N/A|PENDING|Priority|idp-2f")
+    assert [stands.state for stands in standings(sweep)] == ["missing", "queued", "missing"]
+
+
+def test_a_queue_that_does_not_answer(sweep, slurm):
+    submit(sweep, "idp-1f", sweep.cells)
+    slurm(squeue=None)
+    with pytest.raises(UserError, match="squeue does not answer: exit status 1"):
+        standings(sweep)
+
+
+def test_jobs_are_numbered_as_squeue_shows_them():
+    assert Submission("n", 0, ["a"], "7").number(0) == "7"
+    assert Submission("n", 0, ["a", "b"], "7").number(1) == "7_1"
+    assert Submission("n", 0, ["a", "b"]).number(1) is None
