@@ -25,7 +25,7 @@ from idp.prompting.prefix import attention_mask, cache_of, run_prompt
 from idp.recover.banks.cluster import centres
 from idp.recover.banks.independent import name_of, seed_of
 from idp.recover.prompt import initial
-from idp.recover.training import History, Report, train
+from idp.recover.training import History, Report, named, train
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def make(
         seed=seed,
         checkpoint=checkpoint / NAME,
         label=label or f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
-        report=report,
+        report=named(report, NAME),
     )
     bank = PromptBank(
         [prompt.detach().cpu() for prompt in parts],
