@@ -392,8 +392,15 @@ class Tracker:
     mode: str = option("auto: online when logged in, else offline", choices=("auto", "offline", "online", "disabled"))
     project: str = option("W&B project")
     entity: Optional[str] = option("W&B user or team")
-    group: Optional[str] = option("W&B group; null: model and compressor")
-    tags: list[str] = option("W&B tags, beside those of model, compressor, recovery and budget")
+    study: Optional[str] = option("the study that the run is part of: a tag, and its runs' W&B group")
+    group: Optional[str] = option("W&B group; null: the study, or model and compressor where there is none")
+    tags: list[str] = option("W&B tags, beside those of study, model, compressor, recovery and budget")
+    artifacts: str = option(
+        "the record and the repair as W&B artifacts; reference: names and hashes of files that stay where they are;"
+        " upload: the files themselves",
+        choices=("none", "reference", "upload"),
+    )
+    system_metrics: bool = option("also log the load of CPU, GPU, memory, disk and network")
 
 
 @dataclass

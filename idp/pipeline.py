@@ -74,8 +74,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             name=name,
             run_id=run_id,
             config=values,
-            group=f"{config.model.name}-{label(config.compressor)}",
-            tags=[config.model.name, label(config.compressor), config.recovery.kind, config.budget.name],
+            compressor=label(config.compressor),
         )
         try:
             status.stage("compress")
@@ -105,9 +104,12 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 transfer=given.source.provenance() if given.source is not None else None,
             )
             place = records.write(folder, record, measured, alone, found.tasks)
-            tracker.finish(record)
-        except BaseException:
+            tracker.finish(record, place, repair.path if repair is not None else None)
+        except Exception:
             tracker.fail()
+            raise
+        except BaseException:  # stopped from outside: the same command continues it
+            tracker.flush()
             raise
         status.update(record=str(place))
     return record, place

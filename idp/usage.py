@@ -35,6 +35,7 @@ def text() -> str:
 Afterwards:
   python -m idp.report outputs/runs                  one table over many runs
   python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume
+  python -m idp.dashboard outputs/runs               a W&B workspace and report over them
   python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
   python -m idp.export record=... out=...            the model as others can load it
   idp.load("outputs/runs/...")                       the model from Python
@@ -48,6 +49,7 @@ Options (any can be overridden, such as recovery.training.steps=200):
   --cfg job            print the config and exit
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
+  hydra/sweeper=...    basic (the grid), or optuna (docs/sweepers.md)
 """
 
 
@@ -58,6 +60,8 @@ def options(group: str) -> list[str]:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
+    if "hydra_optuna_sweeper" in str(error):
+        return "hydra/sweeper=optuna needs the Optuna sweeper: pip install 'idp[sweep]'"
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -51,6 +51,9 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
             small.append("model=tiny_llama")
         if any(word == "task=all" for word in overrides):
             small.append("task=commonsense")  # the last word wins; that all nine run is another test's business
+        if "hydra/sweeper=optuna" in overrides:
+            pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+            small.append("hydra.sweeper.n_trials=2")
         if any(word.startswith("-") for word in overrides):
             idp_run(*overrides, *small)
         else:
@@ -88,6 +91,11 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and "rtn4" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.dashboard"]:
+        run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
+        dry = [] if "--dry-run" in words else ["--dry-run", "dashboard.json"]
+        done = subprocess.run([sys.executable, *words[1:], *dry], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":

@@ -17,7 +17,7 @@ from idp.recover import hard_prompt, lora, prefix, ptune, search, transfer
 from idp.recover import idp as dynamic
 from idp.recover.banks import assembled
 from idp.recover.prompt import tune
-from idp.recover.training import History, Report, named
+from idp.recover.training import History, Report, named, rows
 from idp.store import CHECKPOINT, Product, Store, write_json
 
 log = logging.getLogger(__name__)
@@ -361,7 +361,7 @@ def _train(recovery: schema.Trained, work: Work, made: Made) -> None:
             work.folder / "adapter",
             checkpoint=work.checkpoint,
             label=work.label,
-            **common,
+            **common | {"report": named(work.report, "lora")},
         )
         made.trainable += made.adapter
     elif isinstance(recovery, schema.PTuning | schema.PrefixTuning):
@@ -425,11 +425,8 @@ def _text(
 
 def training_rows(repair: Product) -> list[dict[str, float]]:
     """The training curves of a stored repair, as `report` was given them when it was made."""
-    rows = []
+    found: list[dict[str, float]] = []
     for name, history in repair.read("history.json").items():
-        prefix = "" if name == "lora" else f"{name}/"
-        for row in history["heldout"]:
-            rows.append({"step": row["step"], f"{prefix}heldout_loss": row["loss"]})
-        for row in history["train"]:
-            rows.append({key if key == "step" else f"{prefix}{key}": value for key, value in row.items()})
-    return rows
+        for row in rows(History(**history)):
+            named(found.append, name)(row)
+    return found

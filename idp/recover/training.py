@@ -65,7 +65,7 @@ def train(
         seed: draws the order of the blocks.
         checkpoint: a folder that survives a kill.
         label: what is said beside the progress bar.
-        report: called with each step's figures, for live curves.
+        report: called with each step's figures, for live curves; first with those that `checkpoint` has.
 
     Raises:
         Diverged: the loss is no longer a number; the best state so far is in `best.safetensors` in `checkpoint`.
@@ -76,6 +76,9 @@ def train(
         parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
     )
     history, best, done = _resume(checkpoint, parameters, optimizer)
+    if report is not None:
+        for row in rows(history):  # what a killed process reported may have got lost with it
+            report(row)
     order = _order(len(blocks), options.steps * options.batch_size, seed)
 
     def evaluate(step: int) -> None:
@@ -127,8 +130,14 @@ def train(
     return history
 
 
+def rows(history: History) -> list[dict[str, float]]:
+    """A history as `report` is given it: by step, a step's held-out evaluation after its training."""
+    heldout = [{"step": row["step"], "heldout_loss": row["loss"]} for row in history.heldout]
+    return sorted([*history.train, *heldout], key=lambda row: row["step"])
+
+
 def named(report: Report | None, name: str) -> Report | None:
-    """A report whose figures are preceded by the name of the prompt that they belong to."""
+    """A report whose figures are preceded by the name of the prompt or adapter that they belong to."""
     if report is None:
         return None
     return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})

@@ -1,17 +1,29 @@
-"""Weights & Biases: config, curves, summary and a table of each run. No trouble of W&B's ever costs a run."""
+"""Weights & Biases: config, curves, summary, tables and artifacts of each run. No trouble of W&B's ever costs a run."""
 
 from __future__ import annotations
 
+import errno
 import functools
+import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from idp.config import Tracker
+from idp.store import write_json
+from idp.track import metrics
 
 log = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+# What is not sent by then stays in the run's folder, and the next attempt sends its curves again.
+FINISH_SECONDS = 120.0
+LOGGED = "logged.json"
+LONGEST_TAG = 64
+LEAST_BYTES = 2**20
 
 
 def _never_fatal(method: Callable) -> Callable:
@@ -25,8 +37,7 @@ def _never_fatal(method: Callable) -> Callable:
             method(self, *args, **kwargs)
         except Exception as error:
             self.off = True
-            reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("W&B: %s; the run goes on without it, and its record is written all the same", reason)
+            log.warning("W&B: %s; the run goes on without it, and its record is written all the same", _said(error))
 
     return guarded
 
@@ -34,141 +45,173 @@ def _never_fatal(method: Callable) -> Callable:
 class WandbTracker:
     """One W&B run, whose id comes from the config's hash, so that a repeated or continued run joins its first.
 
+    Every attempt at a run has a folder of its own below `<folder>/wandb`; `wandb sync` makes one run of them. Points of
+    a curve that an earlier attempt is known to have delivered are not logged again.
+
     Args:
-        options: mode, project, entity, group and tags.
+        options: mode, project, entity, study, group, tags, artifacts and system metrics.
         folder: the run's folder; W&B writes below it.
         name: the run's name.
         run_id: 8 or more hex digits.
         config: the resolved config.
-        group: the group where the options name none.
-        tags: tags beside those of the options.
+        compressor: what the compressor does, in a word.
     """
 
     def __init__(
-        self,
-        options: Tracker,
-        folder: Path,
-        *,
-        name: str,
-        run_id: str,
-        config: dict[str, Any],
-        group: str,
-        tags: list[str],
+        self, options: Tracker, folder: Path, *, name: str, run_id: str, config: dict[str, Any], compressor: str
     ):
-        self.off, self.run = options.mode == "disabled", None
-        self._start(options, folder, name, run_id, config, group, tags)
+        self.off, self.run, self.folder = options.mode == "disabled", None, folder / "wandb"
+        self.options = options
+        self.logged: dict[str, int] = {}
+        self._start(name, run_id, config, metrics.labels(config, compressor))
 
     @_never_fatal
-    def _start(
-        self, options: Tracker, folder: Path, name: str, run_id: str, config: dict, group: str, tags: list[str]
-    ) -> None:
+    def _start(self, name: str, run_id: str, config: dict[str, Any], labels: dict[str, str]) -> None:
         import wandb
 
-        self.run = wandb.init(
-            project=options.project,
-            entity=options.entity,
-            group=options.group or group,
+        self.folder.mkdir(exist_ok=True)
+        self._check_room()
+        start = functools.partial(
+            wandb.init,
+            project=self.options.project,
+            entity=self.options.entity,
+            group=self.options.group or self.options.study or f"{labels['model']}-{labels['compressor']}",
+            job_type=labels["recovery"],
             name=name,
             id=run_id,
             resume="allow",
-            tags=[*tags, *options.tags],
-            config=config,
-            dir=str(folder),
-            mode=mode_of(options.mode),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*labels.values(), *self.options.tags))),
+            config={**config, "labels": labels},
+            dir=str(self.folder.parent),
+            reinit="create_new",  # a run that was not ended, earlier in this process, is no reason to join it
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=START_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+                x_disable_stats=not self.options.system_metrics,
+            ),
         )
+        mode = "online"
+        try:
+            mode = mode_of(self.options.mode)
+            self.run = start(mode=mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning("W&B: %s; the run is logged offline: send it later with `wandb sync`", _said(error))
+            wandb.teardown(exit_code=1)  # W&B's own process still holds the id of the run that it failed to start
+            self.run = start(mode="offline")
         for part in ("train/*", "heldout/*"):
             self.run.define_metric(part, step_metric="training_step")
+        self.logged = self._delivered().get(self._place, {})
 
     @_never_fatal
     def log_training(self, row: dict[str, float]) -> None:
-        """One training step or held-out evaluation: `train/<part>/loss`, `heldout/<part>/loss` and so on."""
-        values: dict[str, float] = {"training_step": row["step"]}
+        """One training step or held-out evaluation: `train/<part>/loss`, `heldout/<part>/loss` and so on.
+
+        A point that was logged before, in this attempt or one that ended in good order, is left out.
+        """
+        values, curve = {}, ""
         for key, value in row.items():
             if key == "step":
                 continue
             part, _, metric = key.rpartition("/")
             kind, metric = ("heldout", "loss") if metric == "heldout_loss" else ("train", metric)
-            values["/".join(filter(None, (kind, part, metric)))] = value
-        self.run.log(values)
+            curve = "/".join(filter(None, (kind, part)))
+            values[f"{curve}/{metric}"] = value
+        if row["step"] > self.logged.get(curve, -1):
+            self.logged[curve] = int(row["step"])
+            self.run.log({"training_step": row["step"], **values})
 
     @_never_fatal
-    def finish(self, record: dict[str, Any]) -> None:
-        """Summary and tables from the record, then the end of the run."""
+    def finish(self, record: dict[str, Any], place: Path, repair: Path | None) -> None:
+        """Summary, tables and artifacts from the record, then the end of the run.
+
+        Args:
+            record: the record.
+            place: its file.
+            repair: the repair's folder, if the model was repaired.
+        """
         import wandb
 
-        self.run.summary.update(summary(record))
-        columns, rows = results_rows(record)
-        self.run.log({"results": wandb.Table(columns=columns, data=rows)})
-        selection = [
-            [task, prompt, count]
-            for task, counts in record["idp"]["selection"].items()
-            for prompt, count in counts.items()
-        ]
-        if selection:
-            self.run.log({"selection": wandb.Table(columns=["task", "prompt", "documents"], data=selection)})
-        self.run.finish()
+        self.run.summary.update(metrics.summary(record))
+        tables = metrics.tables(record)
+        self.run.log({name: wandb.Table(columns=columns, data=rows) for name, (columns, rows) in tables.items()})
+        if self.options.artifacts != "none":
+            self._log_artifacts(place, repair)
+        self._end(0)
 
     @_never_fatal
     def fail(self) -> None:
         """Ends the run as failed; what was logged so far is kept."""
-        self.run.finish(exit_code=1)
+        self._end(1)
+
+    @_never_fatal
+    def flush(self) -> None:
+        """Ends this process's part of a run that is to be continued; W&B shows the run as preempted until then.
+
+        On return everything logged is whole in the run's folder and, online, with the server. Where the server does not
+        answer within `FINISH_SECONDS` there is one warning, and the points are logged again by the next attempt. Call
+        it while an exception unwinds, not inside a signal handler: W&B's own locks may be held there.
+        """
+        self.run.mark_preempting()
+        self._end(1)
+
+    def _end(self, exit_code: int) -> None:
+        run, self.off = self.run, True
+        try:
+            run.finish(exit_code=exit_code)
+            self._check_room()
+            write_json(self.folder / LOGGED, {**self._delivered(), self._place: self.logged})
+        except Exception:
+            self.off = False  # the warning is still to come
+            raise
+
+    def _log_artifacts(self, record: Path, repair: Path | None) -> None:
+        """The record, and the repair's folder, as artifacts that name their files or hold them."""
+        import wandb
+
+        for kind, place in {"record": record, "repair": repair}.items():
+            if place is None:
+                continue
+            artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+            if self.options.artifacts == "reference":
+                artifact.add_reference(place.resolve().as_uri())
+            elif place.is_dir():
+                artifact.add_dir(str(place))
+            else:
+                artifact.add_file(str(place))
+            self.run.log_artifact(artifact)
+
+    @property
+    def _place(self) -> str:
+        return f"{self.options.entity or ''}/{self.options.project}"
+
+    def _delivered(self) -> dict[str, dict[str, int]]:
+        """By project, the last step of each curve that attempts which ended in good order have delivered."""
+        try:
+            return json.loads((self.folder / LOGGED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _check_room(self) -> None:
+        """W&B's own process writes the files, and says nothing here when the disk is full."""
+        if shutil.disk_usage(self.folder).free < LEAST_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
 
-def mode_of(mode: str) -> str | None:
-    """The mode for `wandb.init`: `auto` is online when logged in, else offline; WANDB_MODE is W&B's own business."""
+def mode_of(mode: str) -> str:
+    """The mode for `wandb.init`: `auto` is what WANDB_MODE says, else online when logged in, else offline."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
-        return None
+        return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.login(prompt=False) else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def summary(record: dict[str, Any]) -> dict[str, float]:
-    """The summary metrics: `<task>/<metric>`, `mean/acc`, `params/*`, `ppl/*`, and the baselines under their names."""
-    from idp.report.tables import main_scores
-
-    about = record["idp"]
-    values: dict[str, float] = {
-        "params/model": about["parameters"]["model"],
-        "params/added": about["parameters"]["added"],
-        "params/trainable": about["parameters"]["trainable"],
-        "weights/sparsity": about["weights"]["sparsity"],
-        "weights/bits_per_weight": about["weights"]["bits_per_weight"],
-        "weights/packed_bytes": about["weights"]["packed_bytes"],
-        "weights/effective_bytes": about["weights"]["effective_bytes"],
-    }
-    rows = {"": (record["results"], about["perplexity"])}
-    rows |= {f"{row}/": (found["results"], found["perplexity"]) for row, found in about["baselines"].items()}
-    for prefix, (results, perplexity) in rows.items():
-        for task, metrics in results.items():
-            for key, value in metrics.items():
-                if isinstance(value, (int, float)) and "," in key:
-                    values[f"{prefix}{task}/{key.removesuffix(',none').replace(',', '_')}"] = value
-        scores = main_scores(record, results)
-        values[f"{prefix}mean/acc"] = sum(scores.values()) / len(scores)
-        values |= {f"{prefix}ppl/{corpus}": value for corpus, value in perplexity.items()}
-    for row in (about["latency"] or {}).get("rows", []):
-        name = f"latency/{row['variant']}/{row['batch_size']}x{row['input_tokens']}"
-        values |= {f"{name}/{part}_{key}": row[part][key] for part in ("prefill", "decode") for key in ("p50", "ratio")}
-    for task, found in (about["selector"] or {"entropy": {}})["entropy"].items():
-        values[f"selection/{task}/entropy"] = found["nats"]
-    mean = (about["controls"] or {}).get("mean") or {}
-    values |= {f"controls/{way}": value for way, value in mean.items() if isinstance(value, float)}
-    for name, training in (about["training"] or {}).items():
-        values[f"heldout/{name}/best_loss"] = training["heldout_loss"]
-    return values
-
-
-def results_rows(record: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """The table of results: one row per task, with each model's main score."""
-    from idp.report.tables import main_scores, rows_of
-
-    rows = rows_of(record)
-    scores = {row: main_scores(record, results) for row, results in rows.items()}
-    tasks = record["idp"]["data"]
-    return ["task", "stand_in", *rows], [
-        [task, tasks[task]["stand_in"] or "", *(scores[row][task] for row in rows)] for task in tasks
-    ]
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

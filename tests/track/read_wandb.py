@@ -12,7 +12,7 @@ def read(path: Path) -> dict:
     """Config, summary, history rows, tags and so on of one offline run; a cut-off tail is left out."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
-    found = {"config": {}, "summary": {}, "history": [], "exit_code": None}
+    found = {"config": {}, "summary": {}, "history": [], "exit_code": None, "preempted": False}
     for chunk in _chunks(path.read_bytes()):
         record = protocol.Record()
         record.ParseFromString(chunk)
@@ -20,11 +20,14 @@ def read(path: Path) -> dict:
         if kind == "run":
             run = record.run
             found |= {"id": run.run_id, "project": run.project, "group": run.run_group, "tags": list(run.tags)}
+            found["job_type"] = run.job_type
             found["config"] |= {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "summary":
             found["summary"] |= {_name(item): json.loads(item.value_json) for item in record.summary.update}
         elif kind == "history":
             found["history"].append({_name(item): json.loads(item.value_json) for item in record.history.item})
+        elif kind == "preempting":
+            found["preempted"] = True
         elif kind == "exit":
             found["exit_code"] = record.exit.exit_code
     return found

@@ -24,7 +24,7 @@ from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
 from idp.recover.banks.independent import name_of, seed_of
 from idp.recover.prompt import behind, initial
-from idp.recover.training import History, Report, train
+from idp.recover.training import History, Report, named, train
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def make(
         seed=seed,
         checkpoint=checkpoint / NAME,
         label=label or f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
-        report=report,
+        report=named(report, NAME),
     )
     bank = PromptBank(
         [prompt.detach().cpu() for prompt in parts],

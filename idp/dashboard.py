@@ -1,0 +1,237 @@
+"""`python -m idp.dashboard [FOLDER or RECORD ...]`: a W&B workspace and a report, made for the runs that are there.
+
+Panels are drawn from keys that these runs log (`idp/track/metrics.py`); one whose figures no run has is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from idp.command import failures_in_one_line, quiet_libraries
+from idp.errors import UserError
+from idp.store import write_json
+from idp.track import metrics
+
+TITLE = "Repairs of compressed models"
+STEP = "training_step"
+WIDE, HALF = 24, 12
+
+
+@dataclass
+class Logged:
+    """What a set of runs logs: tasks, summary keys, tables and curves, all in order, and their compressors."""
+
+    tasks: list[str] = field(default_factory=list)
+    summary: set[str] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    parts: list[str] = field(default_factory=list)
+    compressors: list[str] = field(default_factory=list)
+
+    @classmethod
+    def by(cls, records: list[dict[str, Any]]) -> Logged:
+        """What the runs of these records have logged."""
+        found = cls()
+        for record in records:
+            about = record["idp"]
+            found.summary |= metrics.summary(record).keys()
+            found.tables |= metrics.tables(record).keys()
+            for known, new in (
+                (found.tasks, about["data"]),
+                (found.parts, about["training"] or {}),
+                (found.compressors, [about["compressor"]]),
+            ):
+                known += [name for name in new if name not in known]
+        return found
+
+    @property
+    def corpora(self) -> list[str]:
+        return sorted(key.removeprefix("ppl/") for key in self.summary if key.startswith("ppl/"))
+
+
+def specification(records: list[dict[str, Any]], entity: str, project: str) -> tuple[Any, Any]:
+    """The workspace and the report, unsaved; making them needs no server.
+
+    Raises:
+        UserError: `wandb-workspaces` is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+    except ImportError as error:
+        raise UserError("the dashboard needs wandb-workspaces: pip install wandb-workspaces") from error
+
+    logged = Logged.by(records)
+    columns = [f"summary:score/{task}" for task in logged.tasks]
+    columns = [
+        "summary:score/mean",
+        *(["summary:score/recovery"] if "score/recovery" in logged.summary else []),
+        *columns,
+    ]
+    workspace = workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=TITLE,
+        sections=[
+            workspaces.Section(name=name, panels=panels, is_open=True)
+            for name, panels in _sections(logged, reports).items()
+        ],
+        settings=workspaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=workspaces.RunsetSettings(pinned_columns=columns),
+    )
+    report = reports.Report(
+        entity=entity,
+        project=project,
+        title=TITLE,
+        description="What each repair brings back of what compression took, and at what cost.",
+        blocks=_blocks(logged, columns, reports),
+        width="fluid",
+    )
+    return workspace, report
+
+
+def _sections(logged: Logged, reports: Any) -> dict[str, list[Any]]:
+    """The panels of each subject, by its heading; a subject without figures is left out."""
+    scores = [f"score/{task}" for task in logged.tasks]
+    sections = {
+        "Scores": [
+            _table("results", reports),
+            reports.BarPlot(title="Mean score", metrics=["score/mean"], layout=_half(reports)),
+            reports.BarPlot(title="Score by task", metrics=scores, layout=_half(reports)),
+        ],
+        "Recovery and cost": [
+            _scatter("Recovery against added parameters", "params/added", "score/recovery", reports, log_x=True),
+            _scatter("Accuracy against decode latency (ms)", "latency/decode_ms", "score/mean", reports),
+            _scatter("Accuracy against prefill latency (ms)", "latency/prefill_ms", "score/mean", reports),
+            *(
+                _scatter(f"Perplexity ({corpus}) against accuracy", f"ppl/{corpus}", "score/mean", reports, log_x=True)
+                for corpus in logged.corpora
+            ),
+        ],
+        "Selection": [
+            reports.CustomChart(
+                query={"summaryTable": {"tableKey": "selection"}},
+                chart_name="wandb/bar/v0",
+                chart_fields={"label": "prompt", "value": "documents"},
+                chart_strings={"title": "Documents given to each prompt"},
+                layout=_half(reports),
+            ),
+            _table("selection", reports, _half(reports)),
+        ],
+        "Training": [
+            reports.LinePlot(
+                title=title,
+                x=STEP,
+                y=[f"{kind}/{part}/loss" for part in logged.parts],
+                title_y="nats per token",
+                layout=_half(reports),
+            )
+            for kind, title in (("train", "Training loss"), ("heldout", "Held-out loss"))
+        ],
+    }
+    drawn = {}
+    for name, panels in sections.items():
+        if kept := [panel for panel in panels if _has_figures(panel, logged)]:
+            drawn[name] = kept
+    return drawn
+
+
+def _blocks(logged: Logged, columns: list[str], reports: Any) -> list[Any]:
+    """The report: the comparison table and each subject over all runs, then a section for each compressor."""
+    shown = ["run:displayName", *columns]
+    table = {"visible_columns": shown, "column_order": shown, "lock_columns": True}
+    blocks: list[Any] = [
+        reports.TableOfContents(),
+        reports.H1("All runs"),
+        reports.P("Scores of every run by task; a task for which another's documents stand in says so in its table."),
+    ]
+    for number, (name, panels) in enumerate(_sections(logged, reports).items()):
+        runset = reports.Runset(name="All runs", **(table if number == 0 else {}))
+        blocks += [reports.H2(name), reports.PanelGrid(runsets=[runset], panels=panels)]
+    blocks.append(reports.H1("By compressor"))
+    for compressor in logged.compressors:
+        runset = reports.Runset(name=compressor, filters=f"Tags() in [{compressor!r}]", **table)
+        panels = [panel for panels in _sections(logged, reports).values() for panel in panels]
+        blocks += [reports.H2(compressor), reports.PanelGrid(runsets=[runset], panels=panels)]
+    return blocks
+
+
+def _table(name: str, reports: Any, layout: Any = None) -> Any:
+    return reports.WeavePanelSummaryTable(table_name=name, layout=layout or reports.Layout(w=WIDE, h=10))
+
+
+def _half(reports: Any) -> Any:
+    return reports.Layout(w=HALF, h=8)
+
+
+def _scatter(title: str, x: str, y: str, reports: Any, **options: Any) -> Any:
+    x, y = (reports.SummaryMetric(name) for name in (x, y))
+    return reports.ScatterPlot(title=title, x=x, y=y, layout=_half(reports), **options)
+
+
+def _has_figures(panel: Any, logged: Logged) -> bool:
+    """Whether any run logs what the panel draws."""
+    if hasattr(panel, "table_name"):
+        return panel.table_name in logged.tables
+    if hasattr(panel, "query"):
+        return panel.query["summaryTable"]["tableKey"] in logged.tables
+    if hasattr(panel, "metrics"):
+        return bool(panel.metrics)
+    if isinstance(panel.y, list):
+        return bool(panel.y)
+    return {panel.x.name, panel.y.name} <= logged.summary
+
+
+def as_json(workspace: Any, report: Any) -> dict[str, Any]:
+    """The specification as W&B stores it. The library has no public way to it short of saving."""
+    options = {"by_alias": True, "exclude_none": True, "mode": "json"}
+    return {
+        "workspace": workspace._to_model().spec.model_dump(**options),
+        "report": report._to_model().spec.model_dump(**options),
+    }
+
+
+def main() -> None:
+    """Saves both and prints their addresses, or with `--dry-run` writes what would be saved."""
+    parser = argparse.ArgumentParser(prog="python -m idp.dashboard", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("places", nargs="*", default=["outputs/runs"], help="records, or folders of them")
+    parser.add_argument("--project", help="W&B project; otherwise the one that the runs name")
+    parser.add_argument("--entity", help="W&B user or team; otherwise the one that the runs name, or your own")
+    parser.add_argument("--dry-run", metavar="FILE", help="write the specification as JSON; needs no account")
+    options = parser.parse_args()
+    quiet_libraries()
+    with failures_in_one_line():
+        from idp.report.collect import collect
+
+        records = collect(options.places)
+        tracker = records[-1]["idp"]["config"]["tracker"]
+        project, entity = options.project or tracker["project"], options.entity or tracker["entity"]
+        if options.dry_run:
+            file = Path(options.dry_run)
+            write_json(file, as_json(*specification(records, entity or "", project)))
+            print(f"specification: {file}")
+            return
+        workspace, report = specification(records, entity or _own_entity(), project)
+        try:
+            print(f"workspace: {workspace.save().url}")
+            print(f"report: {report.save().url}")
+        except Exception as error:
+            raise UserError(f"W&B: {' '.join(str(error).split())}; nothing else was changed") from error
+
+
+def _own_entity() -> str:
+    import wandb
+
+    try:
+        entity = wandb.Api().default_entity
+    except Exception as error:
+        raise UserError(f"W&B: {' '.join(str(error).split())}; log in with `wandb login`, or use --dry-run") from error
+    if not entity:
+        raise UserError("W&B: your account has no default entity; name one with --entity")
+    return entity
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Searches by Optuna and by W&B: what they vary exists, and what they minimise is what runs return."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from idp.config import conf_dir, register
+
+from .conftest import record_of
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "baselines=false", "evaluation.perplexity=[]")
+
+
+def best_losses(records):
+    return [
+        sum(part["heldout_loss"] for part in record["idp"]["training"].values()) / len(record["idp"]["training"])
+        for record in records
+    ]
+
+
+def test_the_optuna_sweeper_composes_and_searches_what_there_is(compose):
+    register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
+        words = ["hydra/sweeper=optuna", "recovery=prompt", "seed=3"]
+        sweeper = hydra.compose("config", overrides=words, return_hydra_config=True).hydra.sweeper
+    assert sweeper.direction == "minimize" and list(sweeper.params) == ["recovery.training.learning_rate"]
+    assert compose("recovery=prompt", "recovery.training.learning_rate=0.02").recovery.training.learning_rate == 0.02
+
+
+def test_without_the_plugin_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['hydra_plugins.hydra_optuna_sweeper'] = None\n"
+        "sys.modules['hydra_plugins.hydra_optuna_sweeper.optuna_sweeper'] = None\n"
+        "from idp.run import main; main()"
+    )
+    command = [sys.executable, "-c", code, "-m", "hydra/sweeper=optuna", "recovery=prompt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: hydra/sweeper=optuna needs the Optuna sweeper: pip install 'idp[sweep]'"
+
+
+def test_optuna_finds_the_lowest_heldout_loss_and_a_study_in_a_file_goes_on(idp_run, bridges, tmp_path):
+    """Over learning rate, prompt length and the number of prompts."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.study_name=bank")
+    study = f"hydra.sweeper.storage=sqlite:///{tmp_path / 'optuna.db'}"
+    banks = ("recovery=idp", "recovery/bank=specialists", "recovery.lengths=choice([3],[3,3],[5,5])")
+    found = []
+    for _ in range(2):
+        idp_run("-m", *search, study, *SMALL, *bridges, *banks, "recovery.controls=false", "tracker=none")
+        results = yaml.safe_load((tmp_path / "outputs/sweeps/optimization_results.yaml").read_text())
+        records = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/runs/*/record.json")]
+        assert results["best_value"] == pytest.approx(min(best_losses(records)))
+        (best,) = (r for r in records if best_losses([r])[0] == pytest.approx(results["best_value"]))
+        recovery = best["idp"]["config"]["recovery"]
+        params = results["best_params"]
+        assert recovery["training"]["learning_rate"] == pytest.approx(params["recovery.training.learning_rate"])
+        assert str(recovery["lengths"]).replace(" ", "") == params["recovery.lengths"].replace(" ", "")
+        found.append(len(records))
+    assert found == [2, 4]
+
+
+def test_the_wandb_sweep_gives_commands_that_run_and_a_metric_that_is_logged(idp_run, bridges, compose):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    from idp.track import metrics
+
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
+    for end, place in (("min", 0), ("max", -1)):
+        drawn = {
+            key: {"value": space.get("value", space[end] if end in space else space.get("values", [None])[place])}
+            for key, space in sweep["parameters"].items()
+        }
+        words = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+        compose(*words)
+    command = [word for part in sweep["command"] for word in (words if part == "${args_no_hyphens}" else [part])]
+    assert command[:3] == ["python", "-m", "idp.run"]
+    done = idp_run(*command[3:], *SMALL, *bridges, "tracker=none", "compressor=rtn3")
+    assert sweep["metric"]["name"] in metrics.summary(record_of(done))
