@@ -13,22 +13,21 @@ def test_both_tables(tmp_path, monkeypatch, capsys):
         compress, "in_its_own_process", lambda job: {**kinds[job["kind"]](job), "peak_bytes": compress_jobs._peak()}
     )
     options = ["--model", "tiny_llama", "--compressors", "gptq4", "rtn4", "sparsegpt50_gptq4", "--samples", "8"]
-    options += ["--length", "64", "--windows", "2", "--layers", "2", "3", "--widths", "64", "256"]
+    options += ["--length", "64", "--windows", "2", "--draws", "2", "--layers", "2", "3", "--widths", "64", "256"]
     options += ["--store", str(tmp_path / "store"), "--output", str(tmp_path / "bench.json")]
     monkeypatch.setattr(sys, "argv", ["bench", *options])
     compress.main()
     found = json.loads((tmp_path / "bench.json").read_text())
     rows = {row["compressor"]: row for row in found["compared"]}
     for name in ("gptq4", "rtn4"):
-        assert abs(rows[name]["perplexity_ratio"] - 1) < 0.005
-    (joint,) = rows["sparsegpt50_gptq4"]["rounds"]
-    assert joint["ours"]["sparsity"] >= 0.5 > joint["plain"]["sparsity"]
-    after = rows["sparsegpt50_gptq4"]["mask_after"]
-    assert after["sparsity"] >= 0.5 and after["perplexity"] not in (
-        joint["ours"]["perplexity"],
-        joint["plain"]["perplexity"],
-    )
-    assert rows["gptq4"]["mask_after"] is None
+        assert rows[name]["ratios"].keys() == {"plain"}
+        assert [round(ratio, 6) for ratio in rows[name]["ratios"]["plain"]["each"]] == [1, 1]
+    draws = rows["sparsegpt50_gptq4"]["draws"]
+    for joint in draws:
+        assert joint["ours"]["sparsity"] >= 0.5 > joint["plain"]["sparsity"]
+        assert joint["mask_after"]["sparsity"] >= 0.5
+        assert len({joint[way]["perplexity"] for way in joint}) == 3
+    assert draws[0]["ours"]["perplexity"] != draws[1]["ours"]["perplexity"]
     assert [(row["layers"], row["width"]) for row in found["grown"]] == [(2, 64), (3, 64), (2, 256)]
     assert found["grown"][2]["model_bytes"] > 10 * found["grown"][0]["model_bytes"]
     printed = capsys.readouterr().out

@@ -1,9 +1,10 @@
 """`python -m idp.bench.compress`: our compression against llmcompressor called plainly, and how it grows.
 
-Two tables. The first runs each compressor twice on the same calibration blocks, by this project and by llmcompressor's
-own recipe, and compares perplexity and seconds; where it prunes and quantises also a third time, with llmcompressor's
-GPTQ and the mask applied again after each layer. The second compresses Llama models of random weights, and shows how
-seconds and peak memory grow with layers and width. Each figure comes from a process of its own.
+Two tables. The first runs each compressor twice on the same calibration blocks in the same batches, by this project
+and by llmcompressor's own recipe, and compares perplexity and seconds; where it prunes and quantises also a third time,
+with llmcompressor's GPTQ and the mask applied again after each layer. `--draws` repeats that on other calibration
+text: ratios are then geometric means, with the smallest and the largest. The second compresses Llama models of random
+weights, and shows how seconds and peak memory grow with layers and width. Each figure comes from a process of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", help="calibration text, as compressor.calibration.corpus; default: embedded")
     parser.add_argument("--perplexity", default="corpus", help="a corpus by name, or a text file")
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens scored, at most")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of the first table, ways interleaved")
+    parser.add_argument("--draws", type=int, default=1, help="draws of calibration text, ways interleaved in each")
     parser.add_argument("--samples", type=int, default=128, help="calibration sequences")
     parser.add_argument("--length", type=int, default=128, help="tokens of each")
     parser.add_argument("--grow", default="gptq4", help="the compressor of the second table")
@@ -66,18 +67,22 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         overrides.append(f"compressor.calibration.corpus={options.corpus}")
     job = {"kind": "compare", "overrides": overrides, "samples": options.samples, "length": options.length}
     job |= {"perplexity": options.perplexity, "window": 512, "windows": options.windows}
-    rounds = [
-        {way: in_its_own_process({**job, "way": way}) for way in ("ours", "plain")} for _ in range(options.rounds)
+    ways = ["ours", "plain", *(["mask_after"] if name in JOINT else [])]
+    draws = [
+        {way: in_its_own_process({**job, "way": way, "seed": seed}) for way in ways} for seed in range(options.draws)
     ]
-    ours, plain = rounds[0]["ours"], rounds[0]["plain"]
-    after = in_its_own_process({**job, "way": "mask_after"}) if name in JOINT else None
     return {
         "compressor": name,
-        "mask_after": after,
-        "perplexity_ratio": ours["perplexity"] / plain["perplexity"],
-        "seconds_ratio": statistics.median(pair["ours"]["seconds"] / pair["plain"]["seconds"] for pair in rounds),
-        "rounds": rounds,
+        "ratios": {way: _ratios(draws, way, "perplexity") for way in ways[1:]},
+        "seconds_ratio": statistics.median(draw["ours"]["seconds"] / draw["plain"]["seconds"] for draw in draws),
+        "draws": draws,
     }
+
+
+def _ratios(draws: list[dict[str, Any]], way: str, figure: str) -> dict[str, Any]:
+    """Ours over another way's: of each draw, and their geometric mean."""
+    each = [draw["ours"][figure] / draw[way][figure] for draw in draws]
+    return {"each": each, "mean": statistics.geometric_mean(each)}
 
 
 def _grow(layers: int, width: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -89,34 +94,32 @@ def _grow(layers: int, width: int, options: argparse.Namespace) -> dict[str, Any
 def _print_compared(compared: list[dict[str, Any]]) -> None:
     lines = []
     for row in compared:
-        ours, plain = row["rounds"][0]["ours"], row["rounds"][0]["plain"]
+        first, ratios = row["draws"][0], row["ratios"]
+        sparsity = {way: min(draw[way]["sparsity"] for draw in row["draws"]) for way in ("ours", "plain")}
+        peak = {way: max(draw[way]["peak_bytes"] for draw in row["draws"]) for way in ("ours", "plain")}
         lines.append(
             [
                 row["compressor"],
-                f"{ours['perplexity']:.3f}",
-                f"{plain['perplexity']:.3f}",
-                f"{row['perplexity_ratio']:.4f}",
-                f"{row['mask_after']['perplexity']:.3f}" if row["mask_after"] else "",
-                f"{ours['sparsity']:.3f}",
-                f"{plain['sparsity']:.3f}",
-                f"{ours['seconds']:.1f}",
+                f"{first['ours']['perplexity']:.3f}",
+                _of(ratios["plain"]),
+                _of(ratios["mask_after"]) if "mask_after" in ratios else "",
+                f"{sparsity['ours']:.3f}",
+                f"{sparsity['plain']:.3f}",
+                f"{first['ours']['seconds']:.1f}",
                 f"{row['seconds_ratio']:.2f}",
-                f"{ours['peak_bytes'] / 1e9:.2f}",
-                f"{plain['peak_bytes'] / 1e9:.2f}",
+                f"{peak['ours'] / 1e9:.2f}",
+                f"{peak['plain'] / 1e9:.2f}",
             ]
         )
-    headers = [
-        "compressor",
-        "perplexity",
-        "plain",
-        "ratio",
-        "mask after",
-        "least sparse layer",
-        "plain",
-        "seconds",
-        "of plain",
-    ]
-    print(tabulate(lines, [*headers, "peak GB", "plain"], tablefmt="github", disable_numparse=True), flush=True)
+    headers = ["compressor", "perplexity", "of plain", "of mask after", "least sparse layer", "plain", "seconds"]
+    headers += ["of plain", "peak GB", "plain"]
+    print(tabulate(lines, headers, tablefmt="github", disable_numparse=True), flush=True)
+
+
+def _of(ratio: dict[str, Any]) -> str:
+    """A mean ratio, and the smallest and largest of several."""
+    each = ratio["each"]
+    return f"{ratio['mean']:.4f}" + (f" ({min(each):.4f} to {max(each):.4f})" if len(each) > 1 else "")
 
 
 def _print_grown(grown: list[dict[str, Any]]) -> None:
