@@ -206,7 +206,7 @@ def _not_paired(one: Setting, other: Setting) -> str:
         for read in (one.sample[name], other.sample[name])
     ]
     if said[0] == said[1]:
-        said = ["one version of them", "another"]
+        said = ["as many documents", "but others, or put in other words"]
     names = ", ".join(each.split(":", 1)[1] for each in apart)
     return (
         f"not compared: runs of {one.model} read different samples of {names} ({said[0]}; {said[1]}): they stand in"

@@ -100,7 +100,7 @@ def escape_latex(text: str) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    text = re.sub(r"([|*_`<\[\]])", r"\\\1", entry.text) if entry.value is None else entry.text
+    text = re.sub(r"([|*`<\[\]])", r"\\\1", entry.text) if entry.value is None else entry.text
     text = " ".join(text.split())
     return f"**{text}**" if entry.bold else text
 

@@ -21,7 +21,8 @@ def weights_by_layer(model: Measured) -> dict[str, dict[str, Any]]:
     key = model.keys.get("compress")
     if key is None:
         return {}
-    beside = [folder.parent.parent / "store" for folder in model.folders]  # if a run was moved with its store
+    # A run names its store as seen from where it was started; it usually lies beside a folder above the run.
+    beside = [above / "store" for folder in model.folders for above in folder.absolute().parents[:4]]
     for store in [model.store, *beside]:
         try:
             return json.loads((store / "compress" / key / "weights.json").read_text(encoding="utf-8")).get("layers", {})

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; black is for dense.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A8A", "#5D4037", "#B8A900")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+PLACES = tuple(  # of a name beside its point, in points: the nearest first, to the right before the left
+    (side * dx, dy, "left" if side > 0 else "right")
+    for dx, dy in ((5, 0), (4, 6), (4, -6), (3, 11), (3, -11))
+    for side in (1, -1)
+)
 PANELS = 6  # at most, of plots with one for each model
 STYLE = {
     "font.size": 9,
@@ -74,10 +79,12 @@ def recovery_and_parameters(view: View) -> Figure:
         raise NothingToShow("runs with a repair (recovery=prompt, idp, lora, ...) and baselines=true")
     figure, (axes,) = _figure(1)
     colours, markers = _colours(rows), _markers(rows)
+    beside: dict[int, int] = {}  # repairs that add as much stand side by side
     for row in rows:
-        difference, error = view.difference(row), _interval(view, row)
+        difference, error, added = view.difference(row), _interval(view, row), row.first.parameters["added"]
+        beside[added] = beside.get(added, -1) + 1
         axes.errorbar(
-            row.first.parameters["added"],
+            added * 1.07 ** beside[added],
             difference,
             yerr=error,
             color=colours[row.compressor],
@@ -139,7 +146,7 @@ def perplexity_and_accuracy(view: View) -> Figure:
     every = [row for rows in measured.values() for row in rows]
     colours, markers = _colours(every), _markers(every)
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
-        axes.set_xscale("log")
+        axes.set_xscale(_scale([row.perplexity(corpus) for row in rows]))
         for row in rows:
             _point(axes, row.perplexity(corpus), row.mean(view.tasks), row, colours, markers)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=f"mean of {len(view.tasks)} tasks")
@@ -232,7 +239,7 @@ def prompts_selected(view: View) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set(xlim=(0, 1), xlabel="share of documents")
         axes.set_title(row.name, fontsize=9)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=min(len(names), 3), fontsize=7)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=min(len(names), 3), fontsize=7)
     return figure
 
 
@@ -297,7 +304,10 @@ def weights_of_layers(view: View) -> Figure:
             means = [sum(by_depth[depth]) / len(by_depth[depth]) for depth in depths]
             axes.plot(depths, means, label=compressor, **_line(number))
         axes.set(xlabel="layer", ylabel=label)
-    panels[1].set_yscale("log")
+    changes = [
+        value for by_depth in lines["reconstruction_error"].values() for each in by_depth.values() for value in each
+    ]
+    panels[1].set_yscale(_scale(changes))
     panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(lines["sparsity"]) // 14)
     return figure
 
@@ -343,7 +353,7 @@ def _style() -> Iterator[None]:
 
 
 def _figure(
-    panels: int, columns: int = 2, width: float | None = None, height: float = 3.4
+    panels: int, columns: int = 2, width: float | None = None, height: float = 3.8
 ) -> tuple[Figure, list[Axes]]:
     """A figure that no window or global state knows of."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -351,7 +361,7 @@ def _figure(
 
     columns = min(columns, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(width or (5.6 if columns == 1 else 4.6 * columns), height * rows), layout="constrained")
+    figure = Figure(figsize=(width or (6.4 if columns == 1 else 5.0 * columns), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[panels:]:
@@ -379,29 +389,25 @@ def _point(axes: Axes, x: float, y: float, row: Cell, colours: dict[str, str], m
     axes.scatter(x, y, s=34, color=colours[row.compressor], marker=markers[row.first.recovery], linewidth=0)
 
 
-def _say_names(axes: Axes, points: list[tuple[float, float, Cell]]) -> None:
-    """Names the unrepaired models beside their points, where a name does not run into another one."""
-    taken: list[Any] = []
-    axes.figure.draw_without_rendering()
-    renderer = axes.figure.canvas.get_renderer()
-    marks = axes.transData.transform([(x, y) for x, y, _ in points]) if points else []
+def _say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
+    """Names the unrepaired models beside their points, each where it covers nothing; one without room stays unnamed."""
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    figure.draw_without_rendering()
+    renderer, radius = figure.canvas.get_renderer(), 3.2 * figure.dpi / 72
+    centres = axes.transData.transform([(x, y) for x, y, _ in points])
+    taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
+    inside = axes.get_window_extent(renderer)
     for x, y, row in sorted(points, key=lambda point: (point[2].first.role != "dense", -point[1])):
         if row.first.recovery != "none":
             continue
-        for dx, dy, ha, va in (
-            (5, 0, "left", "center"),
-            (-5, 0, "right", "center"),
-            (0, 5, "center", "bottom"),
-            (0, -5, "center", "top"),
-            (5, 7, "left", "bottom"),
-            (5, -7, "left", "top"),
-        ):
+        for dx, dy, ha in PLACES:
             said = axes.annotate(
-                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=7, color="#444"
+                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
             )
             box = said.get_window_extent(renderer)
-            free = not any(box.overlaps(other) for other in taken)
-            if free and sum(box.contains(*mark) for mark in marks) == 0:
+            if box.x0 > inside.x0 and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             said.remove()
@@ -424,6 +430,11 @@ def _added_axis(axes: Axes, added: list[int]) -> None:
         axes.set_xscale("symlog", linthresh=10 ** (len(str(min(positive))) - 1), linscale=0.4)
     else:
         axes.set_xscale("log")
+
+
+def _scale(values: Sequence[float]) -> str:
+    """Logarithmic where values differ by an order of magnitude."""
+    return "log" if values and min(values) > 0 and max(values) > 10 * min(values) else "linear"
 
 
 def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

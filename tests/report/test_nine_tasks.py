@@ -165,7 +165,7 @@ def test_formats_of_one_table():
         [Column("name", "name | x"), Column("score", "50% & more")],
         [{"name": Entry("a_b|<c>*"), "score": Entry("0.500 (0.100)", 0.5, True, 0.1)}, {"name": Entry("=1+1")}],
     )
-    assert "**0.500 (0.100)**" in markdown(table) and "a\\_b\\|\\<c>\\*" in markdown(table)
+    assert "**0.500 (0.100)**" in markdown(table) and "a_b\\|\\<c>\\*" in markdown(table)
     header, first, second = csv.reader(io.StringIO(comma_separated([table])))
     assert header == ["name | x", "50% & more", "50% & more stderr"]
     assert first == ["a_b|<c>*", "0.5", "0.1"] and second == ["'=1+1", "", ""]

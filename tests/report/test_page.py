@@ -45,7 +45,7 @@ def test_every_view_is_drawn(page):
     assert page.locator("#table tbody tr").count() == 5
     assert page.locator("#compare svg").count() >= 1
     assert page.locator("#behaviours details").count() >= 1
-    assert "idp.analyze similarity" in page.locator("#layers").inner_text()
+    assert page.locator("#layers svg").count() >= 1
     assert page.locator("#told li").count() == 1
 
 

@@ -38,7 +38,9 @@ function behaviourControls() {
   }
   const known = state.view.rows.filter(row => state.view.documents.models[row.id] && row.line.length > 1);
   const patterns = PATTERNS[steps().length] ?? [];
-  if (!patterns.some(([pattern]) => pattern === looking.pattern)) looking.pattern = patterns[0]?.[0] ?? "";
+  if (!patterns.some(([pattern]) => pattern === looking.pattern)) {
+    looking.pattern = (patterns.find(([pattern]) => counted(pattern)) ?? patterns[0])?.[0] ?? "";
+  }
   const set = change => { Object.assign(looking, { many: AT_ONCE }, change); behaviourControls(); drawBehaviours(); };
   const tasks = state.view.tasks.filter(task => state.view.documents.tasks[task.id]);
   const words = controls.querySelector("input")?.closest("label");
@@ -85,9 +87,10 @@ function drawBehaviours() {
 
 function documentOf({ task, doc, i }, line, open) {
   const last = doc.context.trim().split("\n").filter(Boolean);
-  const opening = (last.find(words => !/^(Answer:?|A:)$/.test(words.trim())) ?? "").slice(0, 140);
+  const opening = (last.find(words => !/^(Answer:?|A:)$/.test(words.trim())) ?? "");
   const item = el("details", { open },
-    el("summary", {}, el("span", { class: "task" }, `${state.view.tasks.find(each => each.id === task).title} ${doc.id}`), opening));
+    el("summary", {}, el("span", { class: "task" }, `${state.view.tasks.find(each => each.id === task).title} ${doc.id}`),
+      opening.length > 120 ? `${opening.slice(0, 120)}…` : opening));
   const fill = () => {
     if (item.children.length > 1) return;
     item.append(el("div", {}, el("p", { class: "context" }, doc.context), answers(task, doc, i, line)));

@@ -30,7 +30,7 @@ function drawComparison() {
   }
   const label = comparing.difference ? `score above ${reference.name}` : "score, with its standard error over documents";
   part("compare").replaceChildren(Plot.plot({
-    width: width("compare"), marginLeft: 190, marginTop: 30, marginRight: 20,
+    width: width("compare"), style: FONT, marginLeft: 190, marginTop: 30, marginRight: 20,
     height: keys.length * (rows.length * 11 + 16) + 60,
     x: { label, grid: true, axis: "both", nice: true }, fy: { domain: keys.map(title), label: null, padding: 0.18 },
     y: { axis: null, domain: rows.map(row => row.name) }, color: { ...colours(rows), legend: true },

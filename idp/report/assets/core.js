@@ -3,6 +3,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const state = { view: DATA.views[0], chosen: new Set() };
+const FONT = { fontSize: "12px" };
 const drawn = { view: [], chosen: [] }; // what is drawn again when another setting, or other models, are chosen
 
 function onView(draw) { drawn.view.push(draw); }

@@ -45,7 +45,7 @@ function drawLayers() {
   const names = [...new Set(points.map(point => point.name))];
   const positive = points.every(point => point.value > 0);
   part("layers").replaceChildren(Plot.plot({
-    width: width("layers"), height: 380, marginLeft: 60,
+    width: width("layers"), height: 380, style: FONT, marginLeft: 60,
     x: { label: "layer", tickFormat: "d" },
     y: { label: layering.figure, grid: true, type: layering.figure === "weight change" && positive ? "log" : "linear" },
     color: { domain: names, range: names.map((_, i) => d3.schemeObservable10[i % 10]), legend: true },

@@ -11,8 +11,8 @@ function drawMap() {
   const rows = state.view.rows;
   const parents = new Set(rows.map(row => row.id));
   const root = d3.stratify().id(row => row.id).parentId(row => row.parentId)([
-    { id: "", parentId: null },
-    ...rows.map(row => ({ ...row, parentId: parents.has(row.parent) ? row.parent : "" })),
+    { id: "all", parentId: null },
+    ...rows.map(row => ({ ...row, parentId: parents.has(row.parent) ? row.parent : "all" })),
   ]);
   const wide = width("map");
   const column = Math.min(330, (wide - 60) / Math.max(1, root.height));

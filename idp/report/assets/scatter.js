@@ -36,16 +36,17 @@ function drawScatter() {
     const zeros = points.length > positive.length;
     return { label: title(key), grid: true, type: zeros ? "symlog" : "log", constant: zeros ? d3.min(positive) ?? 1 : 1 };
   };
-  const kinds = [...new Set(points.map(point => point.row.kind))];
+  const kind = point => point.row.kind === "none" ? "no repair" : point.row.kind; // `none` would be no colour
+  const kinds = [...new Set(points.map(kind))];
   const plot = Plot.plot({
-    width: width("scatter"), height: 440, marginLeft: 60, marginBottom: 42,
+    width: width("scatter"), height: 440, marginLeft: 60, marginBottom: 42, inset: 12, style: FONT,
     x: { ...scale(axes.x, axes.logX), nice: !axes.logX }, y: { ...scale(axes.y, axes.logY), nice: true },
     color: { legend: true, domain: kinds, range: kinds.map((_, i) => d3.schemeObservable10[i % 10]) },
     marks: [
       Plot.ruleX(points, { x: "x", y1: point => point.y - point.error, y2: point => point.y + point.error,
-        stroke: point => point.row.kind, strokeOpacity: 0.35 }),
-      Plot.dot(points, { x: "x", y: "y", r: point => state.chosen.has(point.row.id) ? 8 : 5, sort: null,
-        fill: point => point.row.kind, stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
+        stroke: kind, strokeOpacity: 0.35 }),
+      Plot.dot(points, { x: "x", y: "y", r: { value: point => state.chosen.has(point.row.id) ? 7 : 5, scale: null }, sort: null,
+        fill: kind, stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
         strokeWidth: 2, ariaLabel: point => point.row.name }),
       Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: point =>
         `${point.row.name}\n${title(axes.x)}: ${text(point.row, axes.x)}\n${title(axes.y)}: ${text(point.row, axes.y)}` })),
