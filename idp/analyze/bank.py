@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idp.analyze.cells import Cell
+from idp.report.cells import Cell
 from idp.report.measured import Measured
 
 Outcomes = dict[str, tuple[list[int], np.ndarray, np.ndarray]]  # of each task: documents, best, chosen
@@ -21,7 +21,7 @@ def best_and_chosen(cell: Cell) -> dict[str, tuple[np.ndarray, np.ndarray]] | No
     Returns:
         of each task two [runs, documents], the greater the better.
     """
-    found = [_of_run(run) for run in cell.runs]
+    found = [_of_run(run) for run in cell.members]
     if any(outcomes is None for outcomes in found):
         return None
     scores = {}

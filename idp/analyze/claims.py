@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.analyze.cells import cells_of
+from idp.analyze.cells import cells_of, title
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import adjust
 from idp.analyze.papers import CLAIMS
@@ -32,7 +32,7 @@ def check(collection: Collection, margin: float = MARGIN) -> dict[str, Any]:
     settings = []
     for setting in collection.settings:
         cells = cells_of(collection, setting)
-        if all(cell.role == DENSE for cell in cells):
+        if all(cell.first.role == DENSE for cell in cells):
             continue
         claims = [claim(cells, margin) for claim in CLAIMS]
         adjust(claims)
@@ -41,6 +41,7 @@ def check(collection: Collection, margin: float = MARGIN) -> dict[str, Any]:
             claim.needs = [need.replace("MODEL", f" model={setting.model} budget={budget}") for need in claim.needs]
         settings.append(
             {
+                "title": title(collection, setting),
                 "model": setting.model,
                 "dtype": setting.dtype,
                 "tasks": setting.tasks,
@@ -65,7 +66,7 @@ def page(result: dict[str, Any]) -> str:
         "",
     ]
     for setting in result["settings"]:
-        lines += [f"## {setting['model']} in {setting['dtype']}, budget {setting['budget']}", ""]
+        lines += [f"## {setting['title']}, budget {setting['budget']}", ""]
         lines += [f"Tasks: {', '.join(setting['tasks'])}.", ""]
         rows = [[claim["title"], f"**{claim['verdict']}**", claim["tally"]] for claim in setting["claims"]]
         lines += [tabulate(rows, headers=["claim", "verdict", "comparisons"], tablefmt="github"), ""]
@@ -85,7 +86,7 @@ def _section(claim: dict[str, Any]) -> list[str]:
             [
                 evidence["what"],
                 _figure(evidence),
-                p_value(evidence["p_adjusted"]) if evidence["p_adjusted"] is not None else "",
+                _p(evidence),
                 evidence["verdict"],
                 evidence["note"],
             ]
@@ -95,6 +96,13 @@ def _section(claim: dict[str, Any]) -> list[str]:
         lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [f"Undecided: needs {need}" for need in claim["needs"]]
     return [*lines, ""] if claim["needs"] else lines
+
+
+def _p(evidence: dict[str, Any]) -> str:
+    """The p-value where it speaks for the claim; that of a figure which points the other way would be misread."""
+    if evidence["p_adjusted"] is None:
+        return ""
+    return "opposite" if evidence["holds"] is False else p_value(evidence["p_adjusted"])
 
 
 def _figure(evidence: dict[str, Any]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from idp.analyze.cells import Cell, cells_of, dense_of, documents, pair, unrepaired_of
+from idp.analyze.cells import cells_of, dense_of, documents, pair, title, unrepaired_of
 from idp.analyze.significance import LEVEL, Interval, holm, mcnemar, paired_bootstrap
+from idp.report.cells import Cell
 from idp.report.collect import Collection
 from idp.report.measured import COMPRESSED, REPAIRED
 
@@ -30,7 +31,7 @@ def compare(collection: Collection) -> dict[str, Any]:
         cells = cells_of(collection, setting)
         found, missing = [], []
         for cell in cells:
-            against = {COMPRESSED: dense_of, REPAIRED: unrepaired_of}.get(cell.role)
+            against = {COMPRESSED: dense_of, REPAIRED: unrepaired_of}.get(cell.first.role)
             if against is None:
                 continue
             before = against(cells, cell)
@@ -44,7 +45,15 @@ def compare(collection: Collection) -> dict[str, Any]:
                 found.append(comparison)
         _adjust([comparison["mean"] for comparison in found])
         _adjust([task for comparison in found for task in comparison["tasks"].values()])
-        settings.append({"model": setting.model, "dtype": setting.dtype, "comparisons": found, "not_compared": missing})
+        settings.append(
+            {
+                "title": title(collection, setting),
+                "model": setting.model,
+                "dtype": setting.dtype,
+                "comparisons": found,
+                "not_compared": missing,
+            }
+        )
     return {"schema": SCHEMA, "level": LEVEL, "settings": settings, "notes": collection.notes}
 
 
@@ -58,7 +67,7 @@ def page(result: dict[str, Any]) -> str:
         "",
     ]
     for setting in result["settings"]:
-        lines += [f"## {setting['model']} in {setting['dtype']}", ""]
+        lines += [f"## {setting['title']}", ""]
         rows = [
             [
                 found["after"],
@@ -106,7 +115,7 @@ def _comparison(before: Cell, after: Cell) -> dict[str, Any] | None:
     return {
         "before": before.name,
         "after": after.name,
-        "runs": [len(before.runs), len(after.runs)],
+        "runs": [len(before.members), len(after.members)],
         "documents": documents({task: list(tables) for task, tables in scores.items()}),
         "left_out": left_out,
         "mean": asdict(paired_bootstrap(scores)),

@@ -16,9 +16,20 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from idp.analyze.cells import Cell, cells_of, dense_of, documents, repairs, together, unrepaired_of
+from idp.analyze.cells import (
+    cells_of,
+    dense_of,
+    documents,
+    one_run,
+    repairs,
+    title,
+    together,
+    unrepaired_of,
+    weights_of,
+)
 from idp.analyze.flips import flips
 from idp.analyze.significance import Interval, run_weights, two_sided
+from idp.report.cells import Cell
 from idp.report.collect import Collection
 from idp.report.measured import Measured
 from idp.resampling import RESAMPLES, resampled_means
@@ -70,7 +81,7 @@ def displaced(collection: Collection) -> dict[str, Any]:
             found.append(
                 {
                     "repair": cell.name,
-                    "runs": len(cell.runs),
+                    "runs": len(cell.members),
                     "documents": fate.documents,
                     "counts": fate.counts,
                     "shares": {name: asdict(share) for name, share in fate.shares.items()},
@@ -79,6 +90,7 @@ def displaced(collection: Collection) -> dict[str, Any]:
             )
         settings.append(
             {
+                "title": title(collection, setting),
                 "model": setting.model,
                 "dtype": setting.dtype,
                 "repairs": found,
@@ -95,13 +107,13 @@ def fate_of(dense: Cell, compressed: Cell, repaired: Cell, seed: int = 0) -> Fat
     Of the dense and the compressed model the first run is taken: they are not trained. Only tasks whose documents are
     right or wrong count.
     """
-    scores, _ = together([_first(dense), _first(compressed), repaired])
+    scores, _ = together([one_run(dense), one_run(compressed), repaired])
     scores = {task: tables for task, tables in scores.items() if all(np.isin(t, (0, 1)).all() for t in tables)}
     if not scores:
         return None
     right = {task: [table == 1 for table in tables] for task, tables in scores.items()}
     counts, restored, broken = [], [], 0
-    for run in range(len(repaired.runs)):
+    for run in range(len(repaired.members)):
         total: dict[str, int] = {}
         brought_back: set[tuple[str, int]] = set()
         for task, (known, kept, fixed) in right.items():
@@ -112,10 +124,6 @@ def fate_of(dense: Cell, compressed: Cell, repaired: Cell, seed: int = 0) -> Fat
         restored.append(brought_back)
         broken = total["broken"]
     return Fate(_shares(right, seed), counts, documents(scores), restored, broken)
-
-
-def _first(cell: Cell) -> Cell:
-    return Cell(cell.name, cell.repair, cell.runs[:1])
 
 
 def _shares(right: dict[str, list[np.ndarray]], seed: int) -> dict[str, Interval]:
@@ -179,7 +187,7 @@ def confidence(dense: Cell, compressed: Cell, repaired: Cell) -> dict[str, Any] 
         that each model gives the right choice, and `returned`, the share of what compression took that the repair gives
         back; None where no document has choices.
     """
-    sides = [_probabilities(cell.runs) for cell in (_first(dense), _first(compressed), repaired)]
+    sides = [_probabilities(cell.members) for cell in (one_run(dense), one_run(compressed), repaired)]
     shared = sorted(set.intersection(*(set(side) for side in sides)))
     if not shared:
         return None
@@ -234,7 +242,7 @@ def _overlaps(found: Sequence[tuple[Cell, Fate]]) -> list[dict[str, Any]]:
     rows = []
     pairs = [(one, one) for one in found] + list(combinations(found, 2))
     for (cell, fate), (other, its) in pairs:
-        if cell.base != other.base or fate.documents != its.documents:
+        if weights_of(cell) != weights_of(other) or fate.documents != its.documents:
             continue
         sets = (
             list(combinations(fate.restored, 2))
@@ -281,7 +289,7 @@ def page(result: dict[str, Any]) -> str:
         "",
     ]
     for setting in result["settings"]:
-        lines += [f"## {setting['model']} in {setting['dtype']}", ""]
+        lines += [f"## {setting['title']}", ""]
         names = (KNOWN, UNKNOWN, RESTORED, LEARNED, BROKEN)
         rows = []
         for found in setting["repairs"]:

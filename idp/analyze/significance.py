@@ -111,6 +111,12 @@ def two_sided(drawn: np.ndarray) -> float:
     return min(1.0, 2 * min(_tail(drawn <= 0), _tail(drawn >= 0)))
 
 
+def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Of each resample, the share of each run among those drawn (one fewer than there are), [resamples, runs]."""
+    drawn = max(1, runs - 1)
+    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
+
+
 def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """The difference, and that of each resample, [resamples]."""
     if not by_task:
@@ -128,12 +134,6 @@ def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.
     )
     difference = np.mean([after.mean() - before.mean() for before, after in pairs])
     return float(difference), (after - before).round(12)  # so that equal means differ by 0, not by their rounding
-
-
-def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Of each resample, the share of each run among those drawn (one fewer than there are), [resamples, runs]."""
-    drawn = max(1, runs - 1)
-    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
 def _tail(beyond: np.ndarray) -> float:

@@ -29,6 +29,18 @@ UNTRAINED = "untrained_prompt"
 SHORTEST = 4  # tokens of an input: with fewer there is nothing to attend to
 
 
+# What the page's first table shows of each model.
+MEASURES = (
+    *(
+        ("attention", name)
+        for name in ("cosine", "cosine_beyond_first", "jensen_shannon", "jensen_shannon_beyond_first")
+    ),
+    ("attention", "prompt_share"),
+    ("activation", "cosine"),
+    ("activation", "cka"),
+)
+
+
 @dataclass
 class Inputs:
     """Token ids that every model is shown, and what is said of them."""
@@ -302,6 +314,10 @@ def page(result: dict[str, Any]) -> str:
         [layer, *("" if values[place] is None else f"{values[place]:.3f}" for values in columns.values())]
         for place, layer in enumerate(result["layers"])
     ]
+    means = [
+        [model.replace("_", " "), *(_mean(found[part][name]) for part, name in MEASURES)]
+        for model, found in result["models"].items()
+    ]
     headers = ["layer", *(name.replace("_", " ") for name in columns)]
     inputs = result["inputs"]
     return "\n".join(
@@ -311,6 +327,20 @@ def page(result: dict[str, Any]) -> str:
             f"{inputs['documents']} inputs of {', '.join(inputs['tasks'])} ({inputs['tokens']} tokens). Cosine is 1 and"
             " Jensen-Shannon divergence (bits) 0 where a model is as the dense one is.",
             "",
+            "Means over layers. `beyond first`: without the first token as a key, the sink that a prompt takes over.",
+            "",
+            tabulate(
+                means,
+                headers=["model", *(f"{part} {name}".replace("_", " ") for part, name in MEASURES)],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
             tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
         ]
     )
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""

@@ -6,8 +6,8 @@ import json
 import math
 from typing import Any
 
-from idp.analyze.cells import Cell
 from idp.analyze.significance import Interval
+from idp.report.cells import Cell
 from idp.report.measured import Measured
 from idp.track.record import RECORD
 
@@ -24,7 +24,7 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
     Returns:
         what was compared, and the reduction with an approximate interval.
     """
-    runs = [next((run for run in cell.runs if run.latency), None) for cell in (idp, lora)]
+    runs = [next((run for run in cell.members if run.latency), None) for cell in (idp, lora)]
     if None in runs or _ran(runs[0].latency) != _ran(runs[1].latency):
         return []
     mine, theirs = _rows(runs[0].latency, "idp"), _rows(runs[1].latency, "lora")
@@ -36,7 +36,7 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
             ratio = one["ratio"] / other["ratio"]
             error = math.hypot(*(_error(row, count) for row, count in zip((one, other), rounds, strict=True)))
             low, high = 1 - ratio * math.exp(WIDE * error), 1 - ratio * math.exp(-WIDE * error)
-            what = f"{part}, {shape[0]} x {shape[1]} tokens: {idp.name} against {lora.repair}"
+            what = f"{part}, {shape[0]} x {shape[1]} tokens: {idp.name} against {lora.recovery}"
             found.append((what, Interval(1 - ratio, low, high, math.nan)))
     return found
 

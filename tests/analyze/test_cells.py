@@ -8,7 +8,7 @@ from tests.analyze.conftest import IDP, LORA, PROMPT
 
 
 def names(study):
-    return {cell.name: len(cell.runs) for cell in cells_of(study.collection, study.setting)}
+    return {cell.name: len(cell.members) for cell in cells_of(study.collection, study.setting)}
 
 
 def test_seeds_are_runs_of_one_cell(study, draw):
@@ -26,21 +26,21 @@ def test_seeds_are_runs_of_one_cell(study, draw):
     assert names(study) == {
         "dense": 1,
         "gptq3": 1,
-        "gptq3 + idp 25+25+50 (attention)": 3,
-        "gptq3 + prompt 25": 3,
-        "gptq3 + prompt 100": 1,
-        "gptq3 + lora r=8": 1,
-        "gptq4 + lora r=8": 1,
-        "lora r=8": 1,
+        "gptq3 + idp (attention)": 3,
+        "gptq3 + prompt length=25": 3,
+        "gptq3 + prompt length=100": 1,
+        "gptq3 + lora": 1,
+        "gptq4 + lora": 1,
+        "dense + lora": 1,
     }
     cells = {cell.name: cell for cell in cells_of(study.collection, study.setting)}
     every = list(cells.values())
-    assert [run.seed for run in cells["gptq3 + prompt 25"].runs] == [0, 1, 2]
-    assert dense_of(every, cells["gptq3 + lora r=8"]) is cells["dense"]
-    assert unrepaired_of(every, cells["gptq3 + lora r=8"]) is cells["gptq3"]
-    assert unrepaired_of(every, cells["lora r=8"]) is cells["dense"]
-    assert unrepaired_of(every, cells["gptq4 + lora r=8"]) is None
-    assert repairs(every, "idp", "lora")[0].name == "gptq3 + idp 25+25+50 (attention)"
+    assert [run.seed for run in cells["gptq3 + prompt length=25"].members] == [0, 1, 2]
+    assert dense_of(every, cells["gptq3 + lora"]) is cells["dense"]
+    assert unrepaired_of(every, cells["gptq3 + lora"]) is cells["gptq3"]
+    assert unrepaired_of(every, cells["dense + lora"]) is cells["dense"]
+    assert unrepaired_of(every, cells["gptq4 + lora"]) is None
+    assert repairs(every, "idp", "lora")[0].name == "gptq3 + idp (attention)"
 
 
 def test_what_a_name_leaves_out_is_told_apart(study, draw):
@@ -56,9 +56,12 @@ def test_what_a_name_leaves_out_is_told_apart(study, draw):
             base=f"{samples}",
             compression={"calibration": calibration | {"samples": samples}},
         )
-    found = list(names(study))
-    assert found[2:] == ["gptq4 (8 x 128 of text, seed 0)", "gptq4 (128 x 128 of text, seed 0)"]
-    assert len(set(found)) == 4 and all(name.startswith("gptq3 + prompt 25 [") for name in found[:2])
+    assert list(names(study)) == [
+        "gptq3 + prompt learning_rate=0.1",
+        "gptq3 + prompt learning_rate=0.2",
+        "gptq4 samples=8",
+        "gptq4 samples=128",
+    ]
 
 
 def test_transfers_of_several_seeds_are_one_cell(study, draw):
@@ -72,7 +75,7 @@ def test_transfers_of_several_seeds_are_one_cell(study, draw):
             "key": f"{seed}",
         }
         study.add("repaired", {"t": draw(0.5)}, "gptq4", {"kind": "transfer", "from": f"run-{seed}"}, transfer=origin)
-    assert names(study) == {"gptq4 + transfer of prompt from gptq3": 2}
+    assert names(study) == {"gptq4 + transfer of prompt (gptq3, c4)": 2}
 
 
 def test_only_the_same_documents_are_compared(study, draw):

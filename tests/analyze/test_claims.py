@@ -52,7 +52,7 @@ def test_better_than_one_prompt(study, bases, turned, verdicts, documents, share
     study.add("repaired", {"t": idp}, "gptq3", IDP)
     claim = verdicts()[BETTER]
     [evidence] = claim["evidence"]
-    assert claim["verdict"] == verdict and evidence["what"].endswith("against prompt 100")
+    assert claim["verdict"] == verdict and evidence["what"].endswith("against prompt length=100")
     assert evidence["value"] == pytest.approx(share, abs=0.001)
 
 
@@ -122,7 +122,7 @@ def test_short_prompts(study, bases, turned, verdicts, lost, verdict):
     study.add("repaired", {"t": long}, "gptq3", PROMPT | {"length": 100})
     claim = verdicts()[SHORT]
     [evidence] = claim["evidence"]
-    assert claim["verdict"] == verdict and evidence["what"] == "gptq3 + prompt 25 against prompt 100"
+    assert claim["verdict"] == verdict and evidence["what"] == "gptq3 + prompt length=25 against prompt length=100"
 
 
 @pytest.mark.parametrize(("gained", "verdict"), [(0, SUPPORTED), (400, NOT_SUPPORTED)])
@@ -168,7 +168,24 @@ def test_displaced_rather_than_forgotten(study, bases, turned, verdicts):
     prompt, idp = verdicts()[DISPLACED]["evidence"]
     assert (prompt["verdict"], idp["verdict"]) == (SUPPORTED, NOT_SUPPORTED)
     assert prompt["value"] == pytest.approx(500 / (0.6 * MANY)) and idp["value"] == 0
-    assert prompt["note"] == "restored 62 %; learned 0 %; newly broken 0 %"
+    assert prompt["note"] == "restored 62 %; learned 0 %; newly broken 0 %; all documents +6.2 points"
+
+
+def test_the_same_repair_of_the_dense_model_stands_beside_it(study, bases, turned, verdicts):
+    dense, compressed = bases(MANY)
+    study.add("repaired", {"t": turned(dense, lost=480)}, recovery=PROMPT)
+    study.add("repaired", {"t": compressed}, "gptq3", PROMPT)
+    [evidence] = verdicts()[DISPLACED]["evidence"]
+    assert evidence["note"].endswith("on dense it breaks 10 % of the known")
+
+
+def test_where_nothing_was_lost_nothing_is_displaced(study, draw, turned, verdicts):
+    dense = draw(0.6, FEW)
+    study.add("dense", {"t": dense})
+    study.add("compressed", {"t": turned(dense, lost=1, gained=1)}, "gptq8")
+    study.add("repaired", {"t": turned(dense, lost=20)}, "gptq8", PROMPT)
+    [evidence] = verdicts()[DISPLACED]["evidence"]
+    assert evidence["verdict"] == UNDECIDED and "took nothing measurable" in evidence["note"]
 
 
 def test_missing_runs_are_named_with_their_command(study, bases, verdicts):

@@ -20,22 +20,22 @@ def test_effects_and_their_tests(study, draw, turned):
     result = compare(study.collection)
     [setting] = result["settings"]
     by_name = {found["after"]: found for found in setting["comparisons"]}
-    assert list(by_name) == ["gptq3", "gptq3 + lora r=8", "gptq3 + idp 25+25+50 (attention)"]
+    assert list(by_name) == ["gptq3", "gptq3 + lora", "gptq3 + idp (attention)"]
     assert by_name["gptq3"]["mean"]["difference"] == pytest.approx(-0.15)
-    lora = by_name["gptq3 + lora r=8"]
+    lora = by_name["gptq3 + lora"]
     assert (lora["before"], lora["runs"], lora["documents"]) == ("gptq3", [1, 1], 800)
     assert lora["mean"]["difference"] == pytest.approx((50 / 400 + 1 / 400) / 2)
     assert (
         lora["tasks"]["b"]["p"] == mcnemar(compressed["b"], repaired["b"]) and lora["tasks"]["b"]["test"] == "mcnemar"
     )
-    idp = by_name["gptq3 + idp 25+25+50 (attention)"]
+    idp = by_name["gptq3 + idp (attention)"]
     assert idp["runs"] == [1, 3] and idp["tasks"]["a"]["test"] == "bootstrap"
     tasks = [task for found in setting["comparisons"] for task in found["tasks"].values()]
     assert [task["p_adjusted"] for task in tasks] == holm([task["p"] for task in tasks])
-    assert setting["not_compared"] == ["gptq4 + lora r=8: what it was made from was not measured"]
+    assert setting["not_compared"] == ["gptq4 + lora: what it was made from was not measured"]
     text = page(result)
     assert "**-15.0 (-" in text and "a +12.5" in text and "b +0.2" not in text
-    assert "not compared: gptq4 + lora r=8" in text
+    assert "not compared: gptq4 + lora" in text
 
 
 def test_models_of_other_documents_are_named(study, draw):

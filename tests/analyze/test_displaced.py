@@ -114,15 +114,15 @@ def test_the_whole_analysis(study):
     result = displaced(study.collection)
     [setting] = result["settings"]
     assert [found["repair"] for found in setting["repairs"]] == [
-        "gptq3 + idp 25+25+50 (attention)",
-        "gptq3 + lora r=8",
+        "gptq3 + idp (attention)",
+        "gptq3 + lora",
     ]
     assert setting["repairs"][0]["runs"] == len(setting["repairs"][0]["counts"]) == 2
     pairs = {tuple(found["repairs"]): found for found in setting["overlaps"]}
     idp, lora = (found["repair"] for found in setting["repairs"])
     assert pairs[idp, idp]["jaccard"] == 1 and pairs[idp, lora]["pairs_of_runs"] == 2
     assert pairs[idp, lora]["jaccard"] < 1 and (lora, lora) not in pairs
-    assert setting["not_compared"] == ["gptq4 + lora r=8: the dense or the compressed model was not measured"]
+    assert setting["not_compared"] == ["gptq4 + lora: the dense or the compressed model was not measured"]
     text = page(result)
-    assert "gptq3 + lora r=8" in text and "by chance" in text
+    assert "gptq3 + lora" in text and "by chance" in text
     assert len(list(itertools.chain(setting["overlaps"]))) == 2

@@ -18,7 +18,7 @@ def test_analyses_of_runs(analysis, finished_run, tmp_path, capsys):
     assert f"written: {written}" in said and written.read_text() in said.replace("\n\nwritten", "\nwritten")
     result = json.loads((tmp_path / "analysis" / f"{analysis}.json").read_text())
     assert result["schema"] == 1 and result["settings"][0]["model"] == "tiny_llama"
-    assert "gptq3 + idp 3+5 (attention)" in said
+    assert "gptq3 + idp (attention)" in said
 
 
 def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):
