@@ -69,6 +69,15 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "given prompt_" in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.analyze"]:
+        from idp.analyze.__main__ import main
+
+        run, _ = finished_run(*IDP)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "outputs" / "runs").mkdir(parents=True)
+        (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
+        main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
+        assert "written: " in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.bench.training"]:
         tiny = ["--shape", "tiny", "--rounds", "2", "--steps", "1", "--output", str(tmp_path / "training.json")]
         done = subprocess.run([sys.executable, *words[1:], *tiny], cwd=tmp_path, capture_output=True, text=True)

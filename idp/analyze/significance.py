@@ -23,6 +23,14 @@ class Interval:
     p: float
 
 
+@dataclass(frozen=True)
+class Equivalence(Interval):
+    """The same, of two one-sided tests: `not_worse` and `not_better` are their p-values, `p` the larger one."""
+
+    not_worse: float
+    not_better: float
+
+
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
     """McNemar's exact test (1947): the two-sided p-value of as many documents turning right as turning wrong.
 
@@ -60,13 +68,12 @@ def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0,
     """
     difference, drawn = _differences(by_task, resamples, seed)
     low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
-    p = min(1.0, 2 * min(_tail(drawn <= 0), _tail(drawn >= 0)))
-    return Interval(difference, float(low), float(high), p)
+    return Interval(difference, float(low), float(high), two_sided(drawn))
 
 
 def equivalence(
     by_task: Paired, margin: float, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> Interval:
+) -> Equivalence:
     """Whether two models differ by less than `margin` either way: two one-sided tests (Schuirmann, 1987).
 
     A difference that is not significant is no evidence of there being none; this test asks for such evidence.
@@ -76,12 +83,13 @@ def equivalence(
         margin: the largest difference that still counts as none, in units of the scores.
 
     Returns:
-        after - before. The interval is 90 % wide: it lies within the margin where p < 0.05, p being the larger one of
-        the two tests.
+        after - before. The interval is 90 % wide: it lies within the margin where p < 0.05. `not_worse` alone is the
+        test of non-inferiority.
     """
     difference, drawn = _differences(by_task, resamples, seed)
     low, high = np.quantile(drawn, [level, 1 - level])
-    return Interval(difference, float(low), float(high), max(_tail(drawn <= -margin), _tail(drawn >= margin)))
+    worse, better = _tail(drawn <= -margin), _tail(drawn >= margin)
+    return Equivalence(difference, float(low), float(high), max(worse, better), worse, better)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -98,6 +106,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def two_sided(drawn: np.ndarray) -> float:
+    """The p-value of no difference, from resampled differences."""
+    return min(1.0, 2 * min(_tail(drawn <= 0), _tail(drawn >= 0)))
+
+
+def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Of each resample, the share of each run among those drawn (one fewer than there are), [resamples, runs]."""
+    drawn = max(1, runs - 1)
+    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
+
+
 def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """The difference, and that of each resample, [resamples]."""
     if not by_task:
@@ -110,17 +129,11 @@ def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.
     generator = np.random.default_rng(seed)
     means = resampled_means([np.concatenate(pair).T for pair in pairs], generator, resamples)
     before, after = (
-        (means[:, part] * _weights(count, resamples, generator)).sum(1)
+        (means[:, part] * run_weights(count, resamples, generator)).sum(1)
         for part, count in ((slice(first), first), (slice(first, None), second))
     )
     difference = np.mean([after.mean() - before.mean() for before, after in pairs])
     return float(difference), (after - before).round(12)  # so that equal means differ by 0, not by their rounding
-
-
-def _weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Of each resample, the share of each run among those drawn, [resamples, runs]."""
-    drawn = max(1, runs - 1)
-    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
 def _tail(beyond: np.ndarray) -> float:

@@ -1,0 +1,116 @@
+"""`python -m idp.analyze <analysis> key=value ...`: what finished runs say, written beside their records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
+from idp.errors import UserError
+
+quiet_libraries()
+
+OPENING = """idp.analyze: what finished runs say, written beside their records (analysis/<name>.md and .json)
+
+  python -m idp.analyze claims                                  what the papers claim, and what these runs say
+  python -m idp.analyze compare runs=outputs/runs               every repair and compressor: effect, interval, test
+  python -m idp.analyze displaced runs=outputs/runs             what became of the documents that compression broke
+  python -m idp.analyze similarity record=outputs/runs/<run>    attention and activations against the dense model"""
+
+
+@dataclass
+class Runs:
+    """Of an analysis of many runs."""
+
+    runs: str = word("folders of runs or records, with commas between them", default="outputs/runs")
+    out: str | None = word("the folder under which analysis/ is made; else the first of the runs", default=None)
+
+
+@dataclass
+class Claims(Runs):
+    """Of the claim check."""
+
+    margin: str = word("accuracy that counts as a difference, in points", default="1")
+
+
+@dataclass
+class Similarity:
+    """Of the analysis that opens models."""
+
+    record: str = word("a run's record.json, or its folder")
+    documents: int = word("documents of each task", default=16)
+    tokens: int = word("tokens of a document at most", default=256)
+    store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
+
+
+OPTIONS = {"claims": Claims, "compare": Runs, "displaced": Runs, "similarity": Similarity}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line: every failure is one line on standard error and a non-zero exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or {"-h", "--help"} & set(words):
+        print(OPENING)
+        for name, options in OPTIONS.items():
+            print(help_text(options, f"\n{name}:"))
+        sys.exit(0 if words else "error: which analysis?")
+    with failures_in_one_line():
+        name, *rest = words
+        if name not in OPTIONS:
+            raise UserError(f"{name}: no such analysis; choose one of {', '.join(OPTIONS)}")
+        options = parse(OPTIONS[name], rest)
+        written = _similarity(options) if isinstance(options, Similarity) else _of_runs(name, options)
+        print("\n".join(f"written: {file}" for file in written))
+
+
+def _of_runs(name: str, options: Runs) -> list[Path]:
+    from idp.analyze import claims, compare, displaced
+    from idp.analyze.files import write
+    from idp.report.collect import collect
+
+    margin = _margin(options.margin) if isinstance(options, Claims) else None
+    places = [place.strip() for place in options.runs.split(",") if place.strip()]
+    collection = collect(places)
+    if name == "claims":
+        result = claims.check(collection, margin)
+        text = claims.page(result)
+    else:
+        made = {"compare": (compare.compare, compare.page), "displaced": (displaced.displaced, displaced.page)}
+        analyse, page = made[name]
+        result = analyse(collection)
+        text = page(result)
+    print(f"{text}\n")
+    return write(options.out or places[0], name, result, text)
+
+
+def _similarity(options: Similarity) -> list[Path]:
+    from idp.analyze.files import write
+    from idp.analyze.similarity import SHORTEST, page, similarity
+    from idp.finished import find
+
+    for name, least in (("documents", 1), ("tokens", SHORTEST)):
+        if getattr(options, name) < least:
+            raise UserError(f"{name}={getattr(options, name)}: must be at least {least}")
+    run = find(options.record, options.store)
+    place = Path(options.record).expanduser()
+    folder = place if place.is_dir() else place.parent
+    result = similarity(run, folder, options.documents, options.tokens)
+    text = page(result)
+    print(f"{text}\n")
+    return write(folder, "similarity", result, text)
+
+
+def _margin(points: str) -> float:
+    try:
+        value = float(points)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise UserError(f"margin={points}: give points of accuracy between 0 and 100, such as margin=1")
+    return value / 100
+
+
+if __name__ == "__main__":
+    main()

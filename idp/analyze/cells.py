@@ -1,0 +1,91 @@
+"""The rows of a study and what they stand on: which is compared with which, on which documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from idp.report import cells
+from idp.report.cells import Cell
+from idp.report.collect import Collection
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Setting
+from idp.report.outcomes import paired
+
+Scores = dict[str, list[np.ndarray]]  # of each task, [runs, documents] of each cell
+
+
+def cells_of(collection: Collection, setting: Setting) -> list[Cell]:
+    """The cells of one setting, in the collection's order; upper bounds that peek at the answers are left out."""
+    return [cell for cell in cells.cells(collection, setting) if not cell.first.peeks]
+
+
+def title(collection: Collection, setting: Setting) -> str:
+    """What a setting is called, also where a model was measured on several samples of documents."""
+    alike = [each for each in collection.settings if (each.model, each.dtype) == (setting.model, setting.dtype)]
+    number = f", sample {alike.index(setting) + 1} of {len(alike)}" if len(alike) > 1 else ""
+    return f"{setting.model} in {setting.dtype}{number}"
+
+
+def weights_of(cell: Cell) -> tuple[str, ...]:
+    """Keys of the weights that a cell's models have, or that their repair is on."""
+    return tuple(cell.first.keys[stage] for stage in ("load", "compress") if stage in cell.first.keys)
+
+
+def dense_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
+    """The dense model of a cell's own."""
+    return next(
+        (each for each in every if each.first.role == DENSE and weights_of(each)[:1] == weights_of(cell)[:1]), None
+    )
+
+
+def unrepaired_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
+    """The model that a cell repairs: compressed, or dense where nothing was compressed."""
+    if cell.first.compressor == "none":
+        return dense_of(every, cell)
+    return next(
+        (each for each in every if each.first.role == COMPRESSED and weights_of(each) == weights_of(cell)), None
+    )
+
+
+def repairs(every: Sequence[Cell], *kinds: str) -> list[Cell]:
+    """The repaired cells, of the given kinds of recovery if any are given."""
+    return [cell for cell in every if cell.first.role == REPAIRED and (not kinds or cell.first.recovery in kinds)]
+
+
+def one_run(cell: Cell) -> Cell:
+    """A cell's first run alone: of models that nothing trained one is as good as several."""
+    return replace(cell, members=cell.members[:1])
+
+
+def together(chosen: Sequence[Cell]) -> tuple[Scores, list[str]]:
+    """What every run of several cells scored on the same documents, the greater the better.
+
+    Returns:
+        of each task one [runs, documents] per cell; and the tasks that not all of them measured on the same documents,
+        of which therefore nothing is compared.
+    """
+    runs = [run for cell in chosen for run in cell.members]
+    scores: Scores = {}
+    left_out = []
+    for task in dict.fromkeys(task for run in runs for task in run.tasks):
+        found = paired(runs, task)
+        if found is None:
+            left_out.append(task)
+            continue
+        sign = 1.0 if runs[0].tasks[task].higher_is_better else -1.0
+        rows = iter(found)
+        scores[task] = [np.array([sign * next(rows) for _ in cell.members], dtype=float) for cell in chosen]
+    return scores, left_out
+
+
+def pair(before: Cell, after: Cell) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """As `together` for two, in the form that the tests take."""
+    scores, left_out = together([before, after])
+    return {task: (first, second) for task, (first, second) in scores.items()}, left_out
+
+
+def documents(scores: Scores) -> int:
+    """Documents of all tasks together."""
+    return sum(tables[0].shape[1] for tables in scores.values())

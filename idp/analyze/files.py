@@ -1,0 +1,33 @@
+"""Where analyses are kept: beside the records that they read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from idp.store import write_json
+
+FOLDER = "analysis"
+
+
+def folder_of(place: str | Path) -> Path:
+    """The folder of analyses of a run, a record or a folder of runs; made where there is none."""
+    path = Path(place).expanduser()
+    folder = (path.parent if path.is_file() else path) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write(place: str | Path, name: str, result: dict[str, Any], text: str) -> list[Path]:
+    """Writes an analysis as `name.json` and `name.md`; each file is replaced as a whole.
+
+    Returns:
+        the files.
+    """
+    folder = folder_of(place)
+    write_json(folder / f"{name}.json", result)
+    page, temporary = folder / f"{name}.md", folder / f".{name}.md.tmp"
+    temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+    os.replace(temporary, page)
+    return [page, folder / f"{name}.json"]

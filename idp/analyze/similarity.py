@@ -1,0 +1,346 @@
+"""How near a run's models are to the dense one inside: attention and activations, layer by layer, on the same inputs.
+
+Hoang et al. (2310.00867) tell two regimes apart by it: a repair that makes the model attend as the dense one does, and
+one that gets the answers right while it attends elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError, out_of_memory_is_explained
+from idp.store import Product, Store, digest, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from idp.finished import Finished
+    from idp.prompting.repaired import RepairedModel
+
+SCHEMA, VERSION = 1, 1
+FILE = "similarity.json"
+UNTRAINED = "untrained_prompt"
+SHORTEST = 4  # tokens of an input: with fewer there is nothing to attend to
+
+
+# What the page's first table shows of each model.
+MEASURES = (
+    *(
+        ("attention", name)
+        for name in ("cosine", "cosine_beyond_first", "jensen_shannon", "jensen_shannon_beyond_first")
+    ),
+    ("attention", "prompt_share"),
+    ("activation", "cosine"),
+    ("activation", "cka"),
+)
+
+
+@dataclass
+class Inputs:
+    """Token ids that every model is shown, and what is said of them."""
+
+    tokens: list[list[int]]
+    described: dict[str, Any]
+
+
+@dataclass
+class Look:
+    """What a model did with one input.
+
+    `attention[layer]` is [heads, tokens, tokens], the weights on the input's own tokens, which sum to less than 1
+    behind a prompt; `prompt_share[layer]` is what went to the prompt, the mean over heads and tokens; `hidden[layer]`
+    is [tokens, hidden_size], what the layer hands on (the last layer's behind the final normalisation).
+    """
+
+    attention: list[torch.Tensor]
+    prompt_share: list[float]
+    hidden: list[torch.Tensor]
+
+
+def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict[str, Any]:
+    """Compares the compressed and the repaired model of a run with the dense one, layer by layer.
+
+    What was compared before, by this run or another one with the same models and inputs, is read from the store. A
+    repair that puts a prompt before the input has a control beside it: as many random tokens of the vocabulary, not
+    trained, before the compressed model. What they move as well is moved by any prompt.
+
+    Args:
+        run: the run.
+        folder: of its record.
+        documents: per task, evenly spaced among those that the run measured.
+        tokens: of an input at most; the last ones are kept.
+
+    Returns:
+        JSON: `inputs`, `layers`, and of each of `models` its `attention` and `activation`, a value for each layer.
+
+    Raises:
+        UserError: the run has only a dense model, or what was stored of it is gone, or no model can choose its prompt.
+    """
+    variants = [variant for variant in run.variants if variant != "dense"]
+    if not variants:
+        raise UserError(f"{run.said}: the run compressed nothing and repaired nothing, so there is nothing to compare")
+    if run.recovery.selector is not None and run.recovery.selector.kind == "oracle":
+        raise UserError(
+            f"{run.said}: its prompts were chosen with the answers in hand (oracle), which no model can do; name a run"
+            " with another selector"
+        )
+    for variant in ("dense", *variants):
+        run.check(variant)
+    load = run.product("load")
+    store = Store(load.path.parents[1])
+    inputs = find_inputs(run, folder, documents, tokens, load)
+    found = {}
+    for name in [*variants, *([UNTRAINED] if _prompt_length(run) else [])]:
+        found[name] = _compared(run, name, inputs, store).read(FILE)
+    layers = len(next(iter(found.values()))["activation"]["cosine"])
+    result = {
+        "schema": SCHEMA,
+        "run": run.name,
+        "inputs": inputs.described,
+        "layers": list(range(layers)),
+        "models": found,
+    }
+    return result
+
+
+def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: Product) -> Inputs:
+    """The contexts of documents that the run measured, evenly spaced over each task, as token ids.
+
+    Args:
+        run: the run.
+        folder: of its record, beside which its documents are.
+        documents: per task.
+        tokens: of an input at most.
+        load: the dense model, for its tokenizer and its window.
+    """
+    from pyarrow import parquet
+    from transformers import AutoConfig, AutoTokenizer
+
+    from idp.evaluate.tasks import document_indices
+    from idp.models import model_folder
+    from idp.track.record import SAMPLES
+
+    place = model_folder(load)
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=run.model.trust_remote_code)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=run.model.trust_remote_code).get_text_config()
+    room = min(tokens, config.max_position_embeddings - (_prompt_length(run) or 0))
+    file = folder / SAMPLES
+    if not file.is_file():
+        raise UserError(f"{file}: it is gone; the inputs are the documents in it. Run the record's command again")
+    table = parquet.read_table(file, columns=["asked_for", "model", "context"]).to_pylist()
+    contexts: dict[str, list[str]] = {}
+    for row in table:
+        if row["model"] == run.record["idp"]["row"]:
+            contexts.setdefault(row["asked_for"], []).append(row["context"])
+    ids, per_task = [], {}
+    for task, texts in contexts.items():
+        chosen = [tokenizer.encode(texts[index])[-room:] for index in document_indices(len(texts), documents)]
+        kept = [row for row in chosen if len(row) >= SHORTEST]
+        ids += kept
+        per_task[task] = len(kept)
+    if not ids:
+        raise UserError(f"{file}: no document has a context of {SHORTEST} tokens; measure other tasks")
+    described = {
+        "documents": len(ids),
+        "tokens": sum(map(len, ids)),
+        "longest": max(map(len, ids)),
+        "tasks": per_task,
+        "fingerprint": digest(ids),
+    }
+    return Inputs(ids, described)
+
+
+def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequence[int]], label: str) -> dict[str, Any]:
+    """Both models' likeness per layer, each a mean over inputs; the inputs stream through, one at a time.
+
+    Args:
+        dense: the model that is compared with.
+        other: the compressed or repaired model.
+        inputs: token ids.
+        label: what is said beside the progress bar.
+    """
+    from idp.analyze.measures import LinearCKA, attention_likeness, hidden_cosine
+    from idp.progress import progress
+
+    sums: list[dict[str, float]] = []
+    alignments: list[LinearCKA] = []
+    with (
+        eager_attention(dense),
+        eager_attention(other),
+        progress(len(inputs), f"similarity of {label}", "inputs") as bar,
+    ):
+        for tokens in inputs:
+            mine, theirs = look(dense, tokens), look(other, tokens)
+            if not sums:
+                sums = [{} for _ in mine.hidden]
+                alignments = [LinearCKA() for _ in mine.hidden]
+            for layer, (total, alignment) in enumerate(zip(sums, alignments, strict=True)):
+                whole = attention_likeness(mine.attention[layer], theirs.attention[layer])
+                beyond = attention_likeness(mine.attention[layer], theirs.attention[layer], beyond=1)
+                values = whole | {f"{name}_beyond_first": value for name, value in beyond.items()}
+                values |= {"prompt_share": theirs.prompt_share[layer]}
+                values |= {"hidden_cosine": hidden_cosine(mine.hidden[layer], theirs.hidden[layer])}
+                for name, value in values.items():
+                    total[name] = total.get(name, 0.0) + value / len(inputs)
+                alignment.add(mine.hidden[layer], theirs.hidden[layer])
+            bar.update(1)
+    measures = [name for name in sums[0] if name != "hidden_cosine"]
+    return {
+        "attention": {name: [total[name] for total in sums] for name in measures},
+        "activation": {
+            "cosine": [total["hidden_cosine"] for total in sums],
+            "cka": [alignment.value() for alignment in alignments],
+        },
+    }
+
+
+def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
+    """One input through a model, behind the prompt that it is given. To be called within `eager_attention`.
+
+    Raises:
+        UserError: the architecture does not show its attention.
+    """
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.tensor([list(tokens)], device=model.device)
+        width = ids.shape[1]
+        visible = torch.ones(1, width, width, dtype=torch.bool, device=model.device).tril()
+        positions = torch.arange(width, device=model.device)[None]
+        inputs = model.attention_inputs(visible, positions, model.choose([list(tokens)]))
+        output = model.model.base_model(
+            input_ids=ids, **inputs, output_attentions=True, output_hidden_states=True, return_dict=True
+        )
+    if not output.attentions or any(weights is None for weights in output.attentions):
+        raise UserError(f"{type(model.model).__name__}: it does not show its attention, so it cannot be compared")
+    weights = [rows[0].float().cpu() for rows in output.attentions]
+    return Look(
+        [rows[:, :, -width:] for rows in weights],
+        [float(rows[:, :, :-width].sum(-1).mean()) for rows in weights],
+        [states[0].float().cpu() for states in output.hidden_states[1:]],
+    )
+
+
+@contextlib.contextmanager
+def eager_attention(model: RepairedModel) -> Iterator[None]:
+    """Within the block, attention is computed in the plain way, which alone keeps its weights."""
+    config = model.model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def untrained(model: RepairedModel, length: int) -> RepairedModel:
+    """The model behind a prompt of `length` random rows of its embedding: always the same ones."""
+    import torch
+
+    from idp.models import LoadedModel
+    from idp.prompting.bank import PromptBank
+    from idp.prompting.repaired import RepairedModel
+
+    table = model.model.get_input_embeddings().weight
+    drawn = torch.randint(len(table), (length,), generator=torch.Generator().manual_seed(0))
+    bank = PromptBank([table[drawn.to(table.device)].detach().float().cpu()], [UNTRAINED])
+    return RepairedModel(LoadedModel(model.model, model.tokenizer), bank)
+
+
+def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product:
+    """One model's likeness to the dense one, as a product."""
+    from idp.models import numerics
+
+    stages = run.record["idp"]["stages"]
+    keys = {stage: stages[stage]["key"] for stage in ("load", "compress", "recover", "select") if stages.get(stage)}
+    weights = keys["compress"] if "compressed" in run.variants else keys["load"]
+    length = _prompt_length(run)
+    made_of: dict[str, Any] = {"weights": weights, "untrained": length if name == UNTRAINED else None}
+    if name == "repaired":
+        selector = run.recovery.selector
+        made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and asdict(selector)}
+
+    def make(folder: Path) -> None:
+        dense = run.open("dense")
+        if name == UNTRAINED:
+            other = untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length)
+        else:
+            other = run.open(name)
+        write_json(folder / FILE, compare(dense, other, inputs.tokens, name))
+        del dense, other
+        gc.collect()
+
+    with out_of_memory_is_explained("load"):
+        return store.get_or_make(
+            "similarity",
+            parent=keys["load"],
+            config={"of": made_of, "inputs": inputs.described["fingerprint"], **numerics(run.model)},
+            version=VERSION,
+            make=make,
+            label=name,
+        )
+
+
+def _prompt_length(run: Finished) -> int | None:
+    """Tokens of the longest prompt of the run's repair; None where it has none."""
+    repair = run.product("recover")
+    if repair is None or not (repair.path / "bank").is_dir():
+        return None
+    described = json.loads((repair.path / "bank" / "bank.json").read_text(encoding="utf-8"))
+    return max(described["lengths"])
+
+
+def page(result: dict[str, Any]) -> str:
+    """The analysis as Markdown: a row for each layer, the measures of each model side by side."""
+    from tabulate import tabulate
+
+    columns = {
+        f"{model} {part} {name}": found[part][name]
+        for model, found in result["models"].items()
+        for part, name in (
+            ("attention", "cosine"),
+            ("attention", "jensen_shannon"),
+            ("activation", "cosine"),
+            ("activation", "cka"),
+        )
+    }
+    rows = [
+        [layer, *("" if values[place] is None else f"{values[place]:.3f}" for values in columns.values())]
+        for place, layer in enumerate(result["layers"])
+    ]
+    means = [
+        [model.replace("_", " "), *(_mean(found[part][name]) for part, name in MEASURES)]
+        for model, found in result["models"].items()
+    ]
+    headers = ["layer", *(name.replace("_", " ") for name in columns)]
+    inputs = result["inputs"]
+    return "\n".join(
+        [
+            f"# How near to the dense model: {result['run']}",
+            "",
+            f"{inputs['documents']} inputs of {', '.join(inputs['tasks'])} ({inputs['tokens']} tokens). Cosine is 1 and"
+            " Jensen-Shannon divergence (bits) 0 where a model is as the dense one is.",
+            "",
+            "Means over layers. `beyond first`: without the first token as a key, the sink that a prompt takes over.",
+            "",
+            tabulate(
+                means,
+                headers=["model", *(f"{part} {name}".replace("_", " ") for part, name in MEASURES)],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
+            tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+        ]
+    )
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""

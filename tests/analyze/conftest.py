@@ -1,0 +1,139 @@
+"""Invented studies: measured models whose every outcome is known, as the collection of records gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from idp.report.collect import Collection
+from idp.report.measured import Measured, Perplexity, Score, Setting
+from idp.store import digest
+
+METRIC = "acc,none"
+
+
+class Study:
+    """A collection to which models are added, each with the documents that it has right."""
+
+    def __init__(self, place: Path):
+        self.place = place
+        self.setting = Setting("setting", "toy", "float32", {})
+        self.collection = Collection(settings=[self.setting])
+
+    def add(
+        self,
+        role: str,
+        right: dict[str, np.ndarray],
+        compressor: str = "none",
+        recovery: dict | None = None,
+        *,
+        seed: int = 0,
+        added: int = 0,
+        perplexity: dict[str, float] | None = None,
+        sure: float = 0.7,
+        doc_ids: dict[str, list[int]] | None = None,
+        **more,
+    ) -> Measured:
+        """Adds a model; `sure` is the probability that it gives to the choice it takes."""
+        import pyarrow as arrow
+        from pyarrow import parquet
+
+        number = len(self.collection.models)
+        folder = self.place / f"run-{number}"
+        folder.mkdir(parents=True)
+        rows = []
+        for task, outcomes in right.items():
+            self.setting.sample[f"task:{task}"] = (task,)
+            for place, outcome in enumerate(outcomes):
+                shares = [sure, 1 - sure] if outcome else [1 - sure, sure]
+                rows.append(
+                    {
+                        "model": role,
+                        "asked_for": task,
+                        "doc_id": (doc_ids or {}).get(task, range(len(outcomes)))[place],
+                        "choices": [" yes", " no"],
+                        "loglikelihoods": np.log(shares).tolist(),
+                        "target": " yes",
+                        f"metric:{METRIC}": float(outcome),
+                    }
+                )
+        parquet.write_table(arrow.Table.from_pylist(rows), folder / "samples.parquet")
+        kind = recovery["kind"] if recovery else "none"
+        keys = {"load": "dense"}
+        if compressor != "none":
+            keys["compress"] = more.pop("base", compressor)
+        if recovery:
+            keys["recover"] = digest([recovery, seed, keys])
+        model = Measured(
+            id=str(number),
+            parent=None,
+            role=role,
+            model="toy",
+            dtype="float32",
+            compressor=compressor,
+            recovery=kind,
+            selector=(recovery or {}).get("selector", {}).get("kind"),
+            peeks=more.pop("peeks", False),
+            seed=seed,
+            budget="small",
+            setting=self.setting.id,
+            keys=keys,
+            config={
+                "compressor": more.pop("compression", {"calibration": {}}) if compressor != "none" else None,
+                "recovery": recovery,
+                "corpus": {"name": "text"},
+            },
+            parameters={"model": 1000, "added": added, "trainable": added},
+            repair_bytes=0,
+            weights={},
+            store=self.place,
+            runs=[folder.name],
+            folders=[folder],
+            perplexity={name: Perplexity(value, None, None, None) for name, value in (perplexity or {}).items()},
+            **more,
+        )
+        for task, outcomes in right.items():
+            value = float(np.mean(outcomes))
+            model.tasks[task] = Score(
+                task, task, METRIC, value, None, len(outcomes), {METRIC: value}, True, folder / "samples.parquet", role
+            )
+        self.collection.models.append(model)
+        return model
+
+
+@pytest.fixture
+def study(tmp_path):
+    """An empty study."""
+    return Study(tmp_path / "study")
+
+
+@pytest.fixture
+def draw():
+    """`draw(share, documents, seed)`: as many documents right as the share says, at random places."""
+
+    def drawn(share: float, documents: int = 400, seed: int = 0) -> np.ndarray:
+        right = np.zeros(documents, bool)
+        right[: round(share * documents)] = True
+        return np.random.default_rng(seed).permutation(right)
+
+    return drawn
+
+
+@pytest.fixture
+def turned():
+    """`turned(right, gained, lost)`: the first wrong documents turned right, and the first right ones wrong."""
+
+    def changed(right: np.ndarray, gained: int = 0, lost: int = 0) -> np.ndarray:
+        after = right.copy()
+        after[np.flatnonzero(~right)[:gained]] = True
+        after[np.flatnonzero(right)[:lost]] = False
+        return after
+
+    return changed
+
+
+PROMPT = {"kind": "prompt", "length": 25}
+IDP = {"kind": "idp", "lengths": [25, 25, 50], "selector": {"kind": "attention"}}
+LORA = {"kind": "lora", "rank": 8}
