@@ -19,7 +19,6 @@ from idp.store import digest
 from idp.track.record import RECORD, SCHEMA_VERSION, comparable
 from idp.track.status import STATUS
 
-
 EXAMPLE = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke`"
 
 
