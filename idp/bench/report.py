@@ -48,8 +48,12 @@ def main(words: Sequence[str] | None = None) -> None:
             for count in sorted({options.page, options.records}):
                 runs = Path(place, f"runs-{count}")
                 synthesise(folder, runs, count)
-                seconds, peak, size = measure(runs, Path(place, f"report-{count}"))
-                print(f"{count} records: {seconds:.1f} s, {peak / 1e6:.0f} MB of memory, page of {size / 1e6:.1f} MB")
+                seconds, processor, peak, size = measure(runs, Path(place, f"report-{count}"))
+                print(
+                    f"{count} records: {seconds:.1f} s ({processor:.1f} s of processor time), {peak / 1e6:.0f} MB of"
+                    f" memory, page of {size / 1e6:.1f} MB",
+                    flush=True,
+                )
 
 
 def synthesise(run: Path, folder: Path, count: int) -> None:
@@ -84,8 +88,8 @@ def synthesise(run: Path, folder: Path, count: int) -> None:
         parquet.write_table(changed, place / "samples.parquet")
 
 
-def measure(runs: Path, report: Path) -> tuple[float, int, int]:
-    """Seconds and peak memory (bytes) of a report over `runs` in a process of its own, and its page's bytes."""
+def measure(runs: Path, report: Path) -> tuple[float, float, int, int]:
+    """Seconds, processor seconds and peak memory (bytes) of a report in a process of its own, and its page's bytes."""
     command = [sys.executable, "-m", "idp.report", str(runs), f"output={report}"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -93,7 +97,7 @@ def measure(runs: Path, report: Path) -> tuple[float, int, int]:
     seconds = time.perf_counter() - started
     if status:
         raise RuntimeError(f"{' '.join(command)} failed")
-    return seconds, usage.ru_maxrss * 1024, (report / "index.html").stat().st_size
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, (report / "index.html").stat().st_size
 
 
 def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:

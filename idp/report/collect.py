@@ -19,6 +19,8 @@ from idp.store import digest
 from idp.track.record import RECORD, SCHEMA_VERSION, comparable
 from idp.track.status import STATUS
 
+EXAMPLE = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke`"
+
 
 @dataclass(frozen=True)
 class Unfinished:
@@ -102,7 +104,7 @@ def _files(places: Sequence[str | Path], unfinished: list[Unfinished]) -> list[P
     for place in map(Path, places):
         place = place.expanduser()
         if not place.exists():
-            raise UserError(f"{place}: there is nothing here; give a folder of runs, such as outputs/runs")
+            raise UserError(f"{place}: there is nothing here; name a folder of runs, or make one: {EXAMPLE}")
         for file in [place] if place.is_file() else _below(place, unfinished):
             files.setdefault(file.resolve(), file)
     return sorted(files.values())
@@ -152,8 +154,7 @@ def _nothing(places: Sequence[str | Path], unfinished: list[Unfinished], faults:
     if unfinished:
         runs = "; ".join(f"{run.name} ({run.state}: {run.error or run.stage})" for run in unfinished[:3])
         raise UserError(f"{place}: no record here, but {len(unfinished)} unfinished: {runs}")
-    made = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke` makes one"
-    raise UserError(f"{place}: no record here; {made}")
+    raise UserError(f"{place}: no record here; {EXAMPLE} makes one")
 
 
 def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:

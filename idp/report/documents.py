@@ -121,7 +121,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Any:
     """The file of the last model or two: its tasks are asked for one after another."""
     from pyarrow import parquet
 
-    return parquet.read_table(path, columns=["model", "asked_for", "doc_id", *columns])
+    return parquet.read_table(path, columns=["model", "asked_for", "doc_id", *columns], use_threads=False)
 
 
 def _text(identity: int, document: dict[str, Any]) -> dict[str, Any]:

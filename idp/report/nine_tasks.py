@@ -44,7 +44,8 @@ def score_table(view: View) -> Table:
     notes = [
         "score (standard error over documents); of several seeds the mean ± standard deviation over them",
         "difference: of a repair to its compressed model, of a compressed model to dense, by a paired bootstrap over"
-        " documents; bold: p < 0.05 after Holm's correction over this table (McNemar's exact test for single scores)",
+        " documents; bold: p < 0.05 after Holm's correction over this table (McNemar's exact test on one run's score,"
+        " else a t-test paired over documents)",
         "damage brought back: (repaired - compressed) / (dense - compressed) of the means, where the damage is itself"
         " beyond noise",
     ]

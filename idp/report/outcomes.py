@@ -61,12 +61,13 @@ def _file(path: Path) -> dict[tuple[str, str, str], Outcomes]:
     try:
         names = parquet.read_schema(path).names
         metrics = [name for name in names if name.startswith("metric:")]
-        table = parquet.read_table(path, columns=["model", "asked_for", "doc_id", *metrics])
+        names = ["model", "asked_for"]
+        table = parquet.read_table(path, columns=[*names, "doc_id", *metrics], read_dictionary=names, use_threads=False)
     except (OSError, ValueError, ArrowException):
         return {}
     parts = {}
     for name in ("model", "asked_for"):
-        column = table[name].combine_chunks().dictionary_encode()
+        column = table[name].combine_chunks()
         parts[name] = column.dictionary.to_pylist(), column.indices.to_numpy(zero_copy_only=False)
     doc_ids = table["doc_id"].to_numpy()
     values = {name: table[name].to_numpy().astype(np.float32) for name in metrics}

@@ -63,6 +63,8 @@ def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]
         try:
             with _style():
                 figure = draw(view)
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # it is laid out: not again for every file
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
                 figure.savefig(folder / f"{name}.png", dpi=144, bbox_inches="tight")
         except NothingToShow as reason:

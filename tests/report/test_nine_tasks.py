@@ -8,7 +8,7 @@ import pytest
 
 from idp.report.cells import Cell
 from idp.report.collect import collect
-from idp.report.comparisons import compare
+from idp.report.comparisons import compare, t_test
 from idp.report.formats import Column, Entry, Table, comma_separated, latex, markdown
 from idp.report.nine_tasks import cost_table, score_table
 from idp.report.view import views
@@ -177,3 +177,15 @@ def test_formats_of_one_table():
 def test_nothing_is_compared_without_a_parent(real):
     (view,) = views(collect([real[0]]))
     assert compare([Cell("x", view.rows[2].members)], view.tasks) == {}
+
+
+def test_the_t_test_is_the_paired_one():
+    from scipy.stats import ttest_rel
+
+    generator = np.random.default_rng(0)
+    before, after = generator.random((2, 1, 40))
+    assert t_test({"task": (before, after)}) == pytest.approx(ttest_rel(after[0], before[0]).pvalue)
+    # Seeds that disagree with one another make a difference less sure.
+    one = np.stack([after[0], after[0] + 0.3])
+    assert t_test({"task": (before, one)}) > t_test({"task": (before, one.mean(0, keepdims=True))})
+    assert t_test({"task": (before, before)}) == 1 and t_test({"task": (before, before + 1)}) < 1e-9
