@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -21,11 +22,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them unless given")
     parser.add_argument("--count", type=int, help="kills, configs, damages, full disks; unless given 50, 200, all, all")
     parser.add_argument("--seed", type=int, default=0, help="draws moments, mutations, bits")
+    parser.add_argument("--verbose", action="store_true", help="say what became of each mutated config")
     parser.add_argument("--folder", type=Path, help="where runs are made; unless given a temporary one")
     options = parser.parse_args(words)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]}: {', '.join(PARTS)}")
 
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     from tests.faults.runs import Fault, import_all
 
     failed = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import random
 import shutil
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.runs import Bench, Ended, Fault, limit
+from tests.faults.runs import Bench, Ended, Fault, limit, track
+
+log = logging.getLogger(__name__)
 
 OPENED = "opened"  # a file that says that a model was brought into memory
 SECONDS, GIGABYTES = 60, 6  # of the processor's time and of memory, for one run
@@ -82,13 +85,16 @@ def check(folder: Path, count: int, seed: int) -> Figures:
         Fault: one said more or less than one line, or said it with a model in memory.
     """
     bench, figures, faults = Bench(folder, SMALL), Figures(), []
-    for number in range(count):
+    for number in track(range(count), "mutated configs"):
         kind = list(KINDS)[number % len(KINDS)]
         words = KINDS[kind](random.Random(f"{seed} {number}"), _broken_files(folder / "broken"))
         try:
-            _judge(_run(bench, words), bench, kind, figures)
+            verdict = _judge(_run(bench, words), bench)
         except Fault as fault:
             faults.append(f"{' '.join(words)}\n    {fault}")
+        else:
+            getattr(figures, verdict)[kind] += 1
+            log.info("%s, %s: %s", kind, verdict, " ".join(words)[:200])
     if faults:
         raise Fault(f"{len(faults)} of {count}:\n" + "\n".join(faults))
     return figures
@@ -118,19 +124,19 @@ def _run(bench: Bench, words: list[str]) -> Ended:
     return bench.start(*words, prepare=prepare).wait()
 
 
-def _judge(ended: Ended, bench: Bench, kind: str, figures: Figures) -> None:
+def _judge(ended: Ended, bench: Bench) -> str:
+    """The name of the figure that a run counts for."""
     if ended.status == -signal.SIGXCPU:
-        figures.stopped[kind] += 1
-    elif ended.status == 0:
+        return "stopped"
+    if ended.status == 0:
         if "record: " not in ended.out:
             raise Fault(f"no record, and no error: {ended.out}")
-        figures.ran[kind] += 1
-    elif ended.one_error is None:
+        return "ran"
+    if ended.one_error is None:
         raise Fault(f"exit status {ended.status}, not one line: {ended.errors[-1500:]}")
-    elif (bench.folder / OPENED).exists():
+    if (bench.folder / OPENED).exists():
         raise Fault(f"said with a model in memory: {ended.one_error}")
-    else:
-        figures.refused[kind] += 1
+    return "refused"
 
 
 def _unknown(draw: random.Random, broken: list[str]) -> list[str]:

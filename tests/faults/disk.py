@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.runs import Bench, Ended, Fault, Result, same
+from tests.faults.runs import Bench, Ended, Fault, Result, same, track
 
 SIZE = 64 << 20
 ROOM = (0, 0, 1, 3, 20)  # pages that are left at the moment when the disk fills up
@@ -73,7 +73,7 @@ def check(folder: Path, count: int | None, seed: int) -> Figures:
         if count is not None:
             numbers = sorted({round(number * (len(opened) - 1) / max(count - 1, 1)) for number in range(count)})
         figures = Figures()
-        for number in numbers:
+        for number in track(numbers, "full disks"):
             bench.clear()
             room = random.Random(f"{seed} {number}").choice(ROOM)
             ended, opened = disk.watch(bench, number, room)

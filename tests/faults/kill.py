@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.faults.runs import STAGES, Bench, Fault, Process, same, wait_until
+from tests.faults.runs import STAGES, Bench, Fault, Process, same, track, wait_until
 
 LONG = ("recover", "measure")  # stages that are hit twice as often
 MOST_KILLS = 3  # of one run
@@ -42,7 +42,7 @@ def check(bench: Bench, count: int, seed: int) -> Figures:
     undisturbed = bench.result()
     targets = [stage for stage in STAGES for _ in range(1 + (stage in LONG))]
     figures = Figures()
-    for trial in range(count):
+    for trial in track(range(count), "killed runs"):
         draw = random.Random(f"{seed} {trial}")
         bench.clear()
         landed = 0

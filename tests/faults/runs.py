@@ -17,11 +17,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idp.progress import progress
 from idp.store import MANIFEST
 from idp.track.record import RECORD, SAMPLES, comparable
 from idp.track.status import STATUS
@@ -276,3 +277,11 @@ def wait_until(condition: Callable[[], bool], process: Process) -> bool:
             return True
         time.sleep(0.001)
     return False
+
+
+def track(cases: Sequence[Any], label: str) -> Iterator[Any]:
+    """The cases one by one, with their progress on standard error."""
+    with progress(len(cases), label, unit="cases") as bar:
+        for case in cases:
+            yield case
+            bar.update(1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.runs import Bench, Fault, Result, same, wait_until
+from tests.faults.runs import Bench, Fault, Result, same, track, wait_until
 
 DAMAGES = ("truncated", "flipped", "deleted")
 FLIPS = 8  # of each file that a killed run goes on from: most bits of a number lie in digits that no parser misses
@@ -19,14 +19,14 @@ FLIPS = 8  # of each file that a killed run goes on from: most bits of a number 
 class Figures:
     """Damages by the stage whose file it was, and what became of them."""
 
-    files: Counter = field(default_factory=Counter)
+    files: dict[str, set[Path]] = field(default_factory=lambda: defaultdict(set))
     damages: Counter = field(default_factory=Counter)
     set_aside: Counter = field(default_factory=Counter)
 
     def rows(self) -> list[list[object]]:
         """For a table."""
-        rows = [[stage, self.files[stage], self.damages[stage], self.set_aside[stage]] for stage in self.files]
-        return [*rows, ["**all**", *(sum(counts.values()) for counts in (self.files, self.damages, self.set_aside))]]
+        rows = [[stage, len(self.files[stage]), self.damages[stage], self.set_aside[stage]] for stage in self.files]
+        return [*rows, ["**all**", *(sum(row[column] for row in rows) for column in (1, 2, 3))]]
 
 
 def check(bench: Bench, count: int | None, seed: int) -> Figures:
@@ -44,7 +44,9 @@ def check(bench: Bench, count: int | None, seed: int) -> Figures:
     bench.run()
     figures, whole = Figures(), bench.result()
     cases = [(file, damage) for file in _files(bench.store) for damage in DAMAGES]
-    for file, damage in cases if count is None else _some(cases, bench.store, count, seed):
+    if count is not None:
+        cases = list(_some(cases, bench.store, count, seed))
+    for file, damage in track(cases, "damages"):
         _damage_finished(bench, whole, file, damage, random.Random(f"{seed} {file.name} {damage}"), figures)
     for stage, pattern in {"recover": "**/step-*.safetensors", "measure": "**/batches-*"}.items():
         _damage_unfinished(bench, whole, stage, pattern, FLIPS if count is None else 2, seed, figures)
@@ -77,7 +79,7 @@ def _damage_finished(
         raise Fault(f"{file} {damage}: {fault}\n{ended.errors}") from fault
     for folder in aside:
         shutil.rmtree(folder)
-    figures.files[stage] += damage == DAMAGES[0]
+    figures.files[stage].add(file)
     figures.damages[stage] += 1
     figures.set_aside[stage] += len(aside)
 
@@ -101,7 +103,7 @@ def _damage_unfinished(
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(bench.output, kept)
     for file in sorted(kept / path.relative_to(bench.output) for path in left):
-        figures.files[label] += 1
+        figures.files[label].add(file)
         for number, damage in enumerate(("truncated", "deleted", *["flipped"] * flips)):
             bench.clear()
             shutil.copytree(kept, bench.output)
