@@ -54,7 +54,7 @@ class Receiver:
 
     def __init__(self, key: str = KEY):
         self.key, self.runs, self.operations, self.unknown, self.down = key, {}, [], [], False
-        self.numbers, self.lock, self.artifacts = itertools.count(), threading.Lock(), {}
+        self.numbers, self.lock, self.artifacts, self.views = itertools.count(), threading.Lock(), {}, []
 
     def __enter__(self) -> "Receiver":
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"receiver": self}))
@@ -173,6 +173,18 @@ class Receiver:
     def _CommitArtifact(self, variables: dict) -> dict:
         self.artifacts[variables["artifactID"]]["committed"] = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
+
+    def _ArtifactType(self, _: dict) -> dict:
+        return {"project": None}
+
+    def _UpsertView2(self, variables: dict) -> dict:
+        self.views.append(variables)
+        view = {"id": f"view-{next(self.numbers)}", "name": variables["name"], "displayName": variables["displayName"]}
+        view |= {"type": variables["type"], "description": "", "spec": variables["spec"], "updatedAt": None}
+        view["project"] = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    _upsertView = _UpsertView2
 
     def _ClientIDMapping(self, variables: dict) -> dict:
         return {"clientIDMapping": {"serverID": variables["clientID"]}}

@@ -53,7 +53,7 @@ def test_every_key_is_logged(part, specified, logged):
         if panel["viewType"] == "Run History Line Plot":
             assert {config["xAxis"], *config["metrics"]} <= logged["history"]
         elif panel["viewType"] == "Scatter Plot":
-            axes = {config[axis].removeprefix("summary_metrics.") for axis in ("xAxis", "yAxis")}
+            axes = {config[axis].removeprefix("summary:") for axis in ("xAxis", "yAxis")}
             assert axes <= logged["summary"], axes - logged["summary"]
         elif panel["viewType"] == "Bar Chart":
             assert config["metrics"] and set(config["metrics"]) <= logged["summary"]

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ def received(swept, tmp_path_factory):
     runs, records = swept
     with Receiver() as receiver:
         environment = {**os.environ, **receiver.environment(tmp_path_factory.mktemp("home"))}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         for shared in ("WANDB_MODE", "WANDB_SERVICE"):
             environment.pop(shared, None)
         command = "wandb sync outputs/runs/*/wandb".replace("outputs/runs", str(runs))
