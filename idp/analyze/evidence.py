@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from idp.analyze.significance import LEVEL, Interval, holm
+from idp.analyze.significance import LEVEL, Interval, holm, unseen
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
@@ -72,8 +72,16 @@ class Claim:
         return ", ".join(f"{count} {kind}" for kind in kinds if (count := verdicts.count(kind)))
 
 
-def difference(what: str, found: Interval, margin: float, note: str = "") -> Evidence:
-    """Evidence for a claim that something is better: refuted where it is worse, or better by less than the margin."""
+def difference(what: str, found: Interval, margin: float, documents: int, note: str = "") -> Evidence:
+    """Evidence for a claim that something is better: refuted where it is worse, or better by less than the margin.
+
+    Args:
+        what: was compared.
+        found: the difference.
+        margin: see above.
+        documents: that were compared; too few refute nothing.
+        note: more of it.
+    """
     return Evidence(
         what,
         found.difference,
@@ -82,7 +90,7 @@ def difference(what: str, found: Interval, margin: float, note: str = "") -> Evi
         "points",
         p=found.p,
         holds=found.difference > 0,
-        refuted=found.high < margin,
+        refuted=found.high < margin and unseen(margin, documents) < LEVEL,
         note=note,
     )
 

@@ -12,7 +12,7 @@ from idp.analyze import bank, displaced, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
-from idp.analyze.significance import LEVEL, Paired, equivalence, paired_bootstrap
+from idp.analyze.significance import LEVEL, Paired, equivalence, paired_bootstrap, unseen
 from idp.report.cells import Cell
 from idp.report.measured import COMPRESSED, DENSE
 
@@ -37,12 +37,10 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
         whole = sum(idp.first.config["recovery"]["lengths"])
         prompts.sort(key=lambda cell: (_length(cell) == whole, _length(cell), len(cell.members)))
         if prompts and (scores := pair(prompts[-1], idp)[0]):
-            claim.evidence.append(
-                difference(_against(idp, prompts[-1]), paired_bootstrap(scores), margin, _measured(scores))
-            )
+            claim.evidence.append(_difference(_against(idp, prompts[-1]), scores, margin))
         if scores := bank.best_and_chosen(idp):
             what = f"{idp.name} against the best prompt of its bank"
-            claim.evidence.append(difference(what, paired_bootstrap(scores), margin, _measured(scores)))
+            claim.evidence.append(_difference(what, scores, margin))
     if not claim.evidence:
         claim.needs.append(_need("recovery=prompt and recovery=idp on one compressed model", "nine_tasks"))
     return claim
@@ -163,7 +161,7 @@ def perplexity_misleads(cells: Sequence[Cell], margin: float) -> Claim:
                 "points",
                 p=found.p,
                 holds=found.difference < 0,
-                refuted=found.low > -margin,
+                refuted=found.low > -margin and unseen(margin, _documents(scores)) < LEVEL,
             )
         )
     if ranks := _opposite(cells):
@@ -191,7 +189,7 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         note = ""
         if native and (own := pair(before, _main(native))[0]):
             note = f"learned in place: {100 * paired_bootstrap(own).difference:+.1f}"
-        claim.evidence.append(difference(f"{cell.name} against no repair", paired_bootstrap(scores), margin, note))
+        claim.evidence.append(_difference(f"{cell.name} against no repair", scores, margin, note))
     if not claim.evidence:
         claim.needs.append(_need("recovery=transfer", "transfer recovery.from=outputs/nine_tasks/runs/RUN"))
     return claim
@@ -272,7 +270,16 @@ def _against(after: Cell, before: Cell) -> str:
 def _measured(scores: Paired) -> str:
     runs = [len(side) for side in next(iter(scores.values()))]
     many = f"{runs[0]} and {runs[1]} runs" if max(runs) > 1 else "1 run each"
-    return f"{len(scores)} tasks, {sum(pair[0].shape[1] for pair in scores.values())} documents, {many}"
+    return f"{len(scores)} task{'s' * (len(scores) > 1)}, {_documents(scores)} documents, {many}"
+
+
+def _documents(scores: Paired) -> int:
+    return sum(before.shape[1] for before, _ in scores.values())
+
+
+def _difference(what: str, scores: Paired, margin: float, note: str = "") -> Evidence:
+    said = "; ".join(part for part in (_measured(scores), note) if part)
+    return difference(what, paired_bootstrap(scores), margin, _documents(scores), said)
 
 
 def _not_worse(what: str, scores: Paired, margin: float) -> Evidence:

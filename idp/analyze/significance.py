@@ -83,12 +83,13 @@ def equivalence(
         margin: the largest difference that still counts as none, in units of the scores.
 
     Returns:
-        after - before. The interval is 90 % wide: it lies within the margin where p < 0.05. `not_worse` alone is the
-        test of non-inferiority.
+        after - before. The interval is 90 % wide: it lies within the margin where p < 0.05, unless there are too few
+        documents (see `unseen`). `not_worse` alone is the test of non-inferiority.
     """
     difference, drawn = _differences(by_task, resamples, seed)
     low, high = np.quantile(drawn, [level, 1 - level])
-    worse, better = _tail(drawn <= -margin), _tail(drawn >= margin)
+    least = unseen(margin, sum(np.shape(before)[-1] for before, _ in by_task.values()))
+    worse, better = (max(least, _tail(beyond)) for beyond in (drawn <= -margin, drawn >= margin))
     return Equivalence(difference, float(low), float(high), max(worse, better), worse, better)
 
 
@@ -104,6 +105,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
     return adjusted.tolist()
+
+
+def unseen(margin: float, documents: int) -> float:
+    """The chance that none of so many documents differs, though a share of `margin` does.
+
+    A bootstrap resamples what it has seen: eight documents on which two models agree give an interval of no width.
+    Where this chance is not small, they rule out nothing.
+    """
+    return (1 - margin) ** documents
 
 
 def two_sided(drawn: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from tests.analyze.conftest import IDP, LORA, PROMPT
 
 BETTER, COMPARABLE, FEWER, FASTER, SHORT, PERPLEXITY, TRANSFER, DISPLACED = range(8)
 MANY, FEW = 8000, 60
+ORIGIN = {"kind": "prompt", "compressor": "gptq2", "corpus": "c4", "seed": 0, "from": "run", "key": "k"}
 
 
 @pytest.fixture
@@ -148,12 +149,22 @@ def test_models_that_perplexity_and_tasks_rank_in_opposite_order(study, bases, t
 @pytest.mark.parametrize(("gained", "verdict"), [(400, SUPPORTED), (0, NOT_SUPPORTED)])
 def test_prompts_transfer(study, bases, turned, verdicts, gained, verdict):
     _, compressed = bases(MANY)
-    origin = {"kind": "prompt", "compressor": "gptq2", "corpus": "c4", "seed": 0, "from": "run", "key": "k"}
-    study.add("repaired", {"t": turned(compressed, gained=gained)}, "gptq3", {"kind": "transfer"}, transfer=origin)
+    study.add("repaired", {"t": turned(compressed, gained=gained)}, "gptq3", {"kind": "transfer"}, transfer=ORIGIN)
     study.add("repaired", {"t": turned(compressed, gained=800)}, "gptq3", PROMPT)
     claim = verdicts()[TRANSFER]
     assert claim["verdict"] == verdict
-    assert claim["evidence"][0]["note"] == "learned in place: +10.0"
+    assert claim["evidence"][0]["note"] == "1 task, 8000 documents, 1 run each; learned in place: +10.0"
+
+
+def test_a_few_documents_refute_nothing(study, bases, verdicts):
+    """None of them differs, so the interval has no width."""
+    _, compressed = bases(FEW)
+    study.add("repaired", {"t": compressed}, "gptq3", {"kind": "transfer"}, transfer=ORIGIN)
+    study.add("repaired", {"t": compressed}, "gptq3", IDP)
+    study.add("repaired", {"t": compressed}, "gptq3", LORA)
+    claims = verdicts()
+    assert claims[TRANSFER]["verdict"] == claims[COMPARABLE]["verdict"] == UNDECIDED
+    assert claims[TRANSFER]["evidence"][0]["high"] == 0
 
 
 def test_displaced_rather_than_forgotten(study, bases, turned, verdicts):

@@ -121,6 +121,9 @@ def test_equivalence_needs_evidence():
     # The margin's two sides are one-sided tests at 5 %, so its interval is the 90 % one.
     drawn = paired_bootstrap({"t": (before, after)}, level=0.1)
     assert (close.low, close.high) == (drawn.low, drawn.high)
+    # Documents on which nothing differs are evidence by their number alone.
+    alike = [equivalence({"t": (before[:count], before[:count])}, margin=0.01).p for count in (8, 250, 350)]
+    assert alike == pytest.approx([0.99**8, 0.99**250, 0.99**350], rel=1e-6)
     beyond = equivalence({"t": (np.zeros(50), np.ones(50))}, margin=0.5)  # better by far, so surely not worse
     assert beyond.p == beyond.not_better == pytest.approx(1) and beyond.not_worse < 0.001
 
