@@ -234,6 +234,8 @@ def packed_attention(
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **rest: Any) -> Any:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if rest.get("s_aux") is not None:
+            raise UserError(f"{type(model).__name__}: attention sinks with weights of their own are not supported")
         if module.layer_idx == stop_at:
             raise Reached(query[0].transpose(0, 1), key[0].transpose(0, 1), scaling)
         prefix = None
@@ -242,9 +244,13 @@ def packed_attention(
         output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         for group in packed.groups:
-            found = _attend(group, query, key, value, prefix, scaling, rest.get("sliding_window"))
+            found = _attend(group, query, key, value, prefix, scaling, rest.get("sliding_window"), cap(rest))
             output[group.start : group.stop] = found
         return output[None], None
+
+    def cap(given: dict[str, Any]) -> float | None:
+        """Gemma-2's bound on scores, as the model's own implementation heeds it: torch's fused attention does not."""
+        return None if before == "sdpa" else given.get("softcap")
 
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -313,7 +319,14 @@ def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, scaling: floa
 
 
 def _attend(
-    group: Group, query: Any, key: Any, value: Any, prefix: tuple[Any, Any] | None, scaling: float, window: int | None
+    group: Group,
+    query: Any,
+    key: Any,
+    value: Any,
+    prefix: tuple[Any, Any] | None,
+    scaling: float,
+    window: int | None,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """Attention of a group's tokens, [tokens of the group, heads, head_dim].
 
@@ -328,6 +341,7 @@ def _attend(
         prefix: keys and values of all prefixes, [prefixes, kv_heads, longest, head_dim].
         scaling: of the products.
         window: the layer's sliding window.
+        cap: bounds the scaled products s to cap * tanh(s / cap); None: not at all.
     """
     (rows, width), (heads, kv_heads), count = (
         group.positions.shape,
@@ -342,14 +356,19 @@ def _attend(
     )
     mask = group.mask(window, query.dtype, query.device)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
-    for scores, part in _in_blocks(group, query, keys, mask, scaling):
+    for scores, part in _in_blocks(group, query, keys, mask, scaling, cap):
         seen = scores.shape[-1]
         output[:, part] = scores.softmax(dim=-1).view(len(query), -1, seen) @ values[:, :seen]
     return output.view(len(places), -1).index_select(0, back).view(-1, heads, values.shape[-1])
 
 
 def _in_blocks(
-    group: Group, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scaling: float
+    group: Group,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    cap: float | None = None,
 ) -> Iterator[tuple[torch.Tensor, slice]]:
     """Masked scaled products, a block of queries at a time, with the keys up to the block's end.
 
@@ -359,6 +378,7 @@ def _in_blocks(
         keys: [kv_heads * rows, keys, head_dim].
         mask: [rows or 1, width, keys], added to the products.
         scaling: of the products.
+        cap: as for `_attend`.
 
     Yields:
         [kv_heads, rows, queries, heads that share a key head, keys seen], and where the queries stand in `query`.
@@ -372,6 +392,9 @@ def _in_blocks(
         stop = min(start + block, width)
         part, seen = slice(start * repeats, stop * repeats), -(-(group.prefix_length + stop) // vector) * vector
         scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(-1, rows, stop - start, repeats, seen)
+        if cap is not None:
+            yield mask[None, :, start:stop, None, :seen] + cap * torch.tanh(scores * (scaling / cap)), part
+            continue
         yield torch.add(mask[None, :, start:stop, None, :seen], scores, alpha=scaling), part
 
 

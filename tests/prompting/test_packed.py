@@ -76,6 +76,22 @@ def test_groups_hold_rows_of_about_one_length_behind_prefixes_of_one_length(open
     assert len(groups) == 4
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_capped_scores_are_capped_as_the_model_s_own_attention_does(open_tiny, implementation):
+    model = open_tiny("gemma2").model
+    model.set_attn_implementation(implementation)
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.001  # all but flattens the scores
+    tokens = torch.randint(1, 250, (1, 40), generator=torch.Generator().manual_seed(0))
+    rows, places = tokens.tolist(), [list(range(40))]
+    packed = pack(rows, places, [[TRUNK] * 40], None, None, model, torch.device("cpu"))
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+        with packed_attention(model, packed, None) as inputs:
+            found = model(**inputs).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_model_whose_attention_cannot_be_replaced_is_refused(open_tiny, monkeypatch):
     model = open_tiny("llama").model
     packed = pack([[1, 2]], [[0, 1]], [[TRUNK] * 2], None, None, model, torch.device("cpu"))
