@@ -525,6 +525,8 @@ def one_line(error: Exception) -> str:
 
 
 def _check_fields(node: Any, prefix: str) -> None:
+    if added := vars(node).keys() - {item.name for item in dataclasses.fields(node)}:  # Hydra's `+` adds anything
+        raise UserError(f"{prefix}{min(added)}: there is no such option; drop it (see python -m idp.run --help)")
     for item in dataclasses.fields(node):
         value, name = getattr(node, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
@@ -535,6 +537,8 @@ def _check_fields(node: Any, prefix: str) -> None:
             known = ", ".join("null" if choice is None else str(choice) for choice in choices)
             raise UserError(f"{name}={value}: choose one of {known}")
         for number in value if isinstance(value, list) else [value]:
+            if isinstance(value, list) and isinstance(number, (list, dict)):  # OmegaConf lets it pass
+                raise UserError(f"{name}={value}: give a plain list ({item.metadata['help']})")
             _check_range(name, number, item.metadata)
 
 
