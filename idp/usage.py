@@ -36,6 +36,7 @@ Afterwards:
   python -m idp.report outputs/runs                  one table over many runs
   python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume
   python -m idp.dashboard outputs/runs               a W&B workspace and report over them
+  python -m idp.analyze claims runs=outputs          what the papers claim, and what these runs say
   python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
   python -m idp.export record=... out=...            the model as others can load it
   idp.load("outputs/runs/...")                       the model from Python
