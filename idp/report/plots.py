@@ -24,6 +24,7 @@ PLACES = tuple(  # of a name beside its point, in points: the nearest first, to 
     for dx, dy in ((5, 0), (4, 6), (4, -6), (3, 11), (3, -11))
     for side in (1, -1)
 )
+NAMED = 60  # points at most in a plot that names them
 PANELS = 6  # at most, of plots with one for each model
 STYLE = {
     "font.size": 9,
@@ -149,8 +150,7 @@ def perplexity_and_accuracy(view: View) -> Figure:
     colours, markers = _colours(every), _markers(every)
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
         axes.set_xscale(_scale([row.perplexity(corpus) for row in rows]))
-        for row in rows:
-            _point(axes, row.perplexity(corpus), row.mean(view.tasks), row, colours, markers)
+        _points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=f"mean of {len(view.tasks)} tasks")
     _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
@@ -168,8 +168,7 @@ def accuracy_and_size(view: View) -> Figure:
     colours, markers = _colours(rows), _markers(rows)
     labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        for row in rows:
-            _point(axes, row.first.weights[key], row.mean(view.tasks), row, colours, markers)
+        _points(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows], colours, markers)
         axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks")
     _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, key in zip(panels, labels, strict=True):
@@ -387,14 +386,22 @@ def _line(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": styles[number // len(COLOURS) % 4], "linewidth": 1.2}
 
 
-def _point(axes: Axes, x: float, y: float, row: Cell, colours: dict[str, str], markers: dict[str, str]) -> None:
-    axes.scatter(x, y, s=34, color=colours[row.compressor], marker=markers[row.first.recovery], linewidth=0)
+def _points(
+    axes: Axes, points: Sequence[tuple[float, float, Cell]], colours: dict[str, str], markers: dict[str, str]
+) -> None:
+    kinds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for x, y, row in points:
+        kinds.setdefault((row.compressor, row.first.recovery), []).append((x, y))
+    for (compressor, recovery), places in kinds.items():
+        axes.scatter(*zip(*places, strict=True), s=34, color=colours[compressor], marker=markers[recovery], linewidth=0)
 
 
 def _say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
     """Names the unrepaired models beside their points, each where it covers nothing; one without room stays unnamed."""
     from matplotlib.transforms import Bbox
 
+    if len(points) > NAMED:
+        return
     figure = axes.figure
     figure.draw_without_rendering()
     renderer, radius = figure.canvas.get_renderer(), 3.2 * figure.dpi / 72
