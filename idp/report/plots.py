@@ -87,7 +87,7 @@ def recovery_and_parameters(view: View) -> Figure:
         difference, error, added = view.difference(row), _interval(view, row), row.first.parameters["added"]
         beside[added] = beside.get(added, -1) + 1
         axes.errorbar(
-            added * 1.07 ** beside[added],
+            added * 1.03 ** beside[added],
             difference,
             yerr=error,
             color=colours[row.compressor],
@@ -416,7 +416,7 @@ def _say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
                 row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
             )
             box = said.get_window_extent(renderer)
-            if box.x0 > inside.x0 and not any(box.overlaps(other) for other in taken):
+            if inside.x0 < box.x0 and box.x1 < inside.x1 + radius and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             said.remove()
