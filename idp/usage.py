@@ -20,6 +20,7 @@ GROUPS = (
     "budget",
     "latency",
     "tracker",
+    "optuna",
 )
 
 
@@ -50,7 +51,6 @@ Options (any can be overridden, such as recovery.training.steps=200):
   --cfg job            print the config and exit
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
-  hydra/sweeper=...    basic (the grid), or optuna (docs/sweepers.md)
 """
 
 
@@ -61,8 +61,8 @@ def options(group: str) -> list[str]:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
-    if "hydra_optuna_sweeper" in str(error):
-        return "hydra/sweeper=optuna needs the Optuna sweeper: pip install 'idp[sweep]'"
+    if re.search(r"hydra/sweeper[/'=\s]+optuna|hydra_optuna_sweeper", str(error)):
+        return "the Optuna sweeper is not installed: pip install 'idp[sweep]'"
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -25,37 +25,42 @@ def best_losses(records):
     ]
 
 
-def test_the_optuna_sweeper_composes_and_searches_what_there_is(compose):
+@pytest.mark.parametrize(("search", "recovery"), [("prompt", "recovery=prompt"), ("bank", "recovery=idp")])
+def test_every_search_composes_and_varies_what_there_is(search, recovery, compose):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        words = ["hydra/sweeper=optuna", "recovery=prompt", "seed=3"]
+        words = [f"optuna={search}", recovery]
         sweeper = hydra.compose("config", overrides=words, return_hydra_config=True).hydra.sweeper
-    assert sweeper.direction == "minimize" and list(sweeper.params) == ["recovery.training.learning_rate"]
-    assert compose("recovery=prompt", "recovery.training.learning_rate=0.02").recovery.training.learning_rate == 0.02
+    assert sweeper._target_.endswith("OptunaSweeper") and sweeper.direction == "minimize"
+    ends = {"recovery.training.learning_rate": "0.1", "recovery.length": "50", "recovery.lengths": "[25,25,25,25]"}
+    compose(recovery, *(f"{name}={ends[name]}" for name in sweeper.params))
 
 
-def test_without_the_plugin_the_error_says_what_to_install():
+@pytest.mark.parametrize("word", ["optuna=prompt", "hydra/sweeper=optuna"])
+def test_without_the_plugin_the_error_says_what_to_install(word):
     code = (
         "import sys; sys.modules['hydra_plugins.hydra_optuna_sweeper'] = None\n"
         "sys.modules['hydra_plugins.hydra_optuna_sweeper.optuna_sweeper'] = None\n"
         "from idp.run import main; main()"
     )
-    command = [sys.executable, "-c", code, "-m", "hydra/sweeper=optuna", "recovery=prompt"]
+    command = [sys.executable, "-W", "ignore", "-c", code, "-m", word, "recovery=prompt"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: hydra/sweeper=optuna needs the Optuna sweeper: pip install 'idp[sweep]'"
+    assert done.stderr.strip() == "error: the Optuna sweeper is not installed: pip install 'idp[sweep]'"
 
 
 def test_optuna_finds_the_lowest_heldout_loss_and_a_study_in_a_file_goes_on(idp_run, bridges, tmp_path):
     """Over learning rate, prompt length and the number of prompts."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.study_name=bank")
-    study = f"hydra.sweeper.storage=sqlite:///{tmp_path / 'optuna.db'}"
+    search = ("optuna=bank", "hydra.sweeper.n_trials=2")
+    file = f"hydra.sweeper.storage=sqlite:///{tmp_path / 'optuna.db'}"
     banks = ("recovery=idp", "recovery/bank=specialists", "recovery.lengths=choice([3],[3,3],[5,5])")
     found = []
-    for _ in range(2):
-        idp_run("-m", *search, study, *SMALL, *bridges, *banks, "recovery.controls=false", "tracker=none")
+    for seed in (0, 1):  # with the same one it would draw the same trials again
+        study = ("hydra.sweeper.study_name=bank", f"hydra.sweeper.sampler.seed={seed}", file)
+        idp_run("-m", *search, *study, *SMALL, *bridges, *banks, "recovery.controls=false", "tracker=none")
         results = yaml.safe_load((tmp_path / "outputs/sweeps/optimization_results.yaml").read_text())
         records = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/runs/*/record.json")]
         assert results["best_value"] == pytest.approx(min(best_losses(records)))

@@ -92,7 +92,16 @@ class Receiver:
 
     def _Viewer(self, _: dict) -> dict:
         viewer = {"id": "u", "entity": "me", "username": "me", "email": "me@localhost", "flags": "{}"}
+        viewer |= {"__typename": "User", "name": "me", "admin": False, "deletedAt": None, "apiKeys": {"edges": []}}
         return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    _GetDefaultEntity = _Viewer
+
+    def _GetProjects(self, variables: dict) -> dict:
+        project = {"__typename": "Project", "id": "p", "name": "demo", "entityName": variables["entity"], "user": None}
+        project |= {"createdAt": "2024-01-01T00:00:00Z", "isBenchmark": False}
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": page, "edges": [{"node": project}]}}
 
     def _ServerFeaturesQuery(self, _: dict) -> dict:
         return {"serverInfo": {"features": []}}

@@ -1,6 +1,7 @@
 """The dashboard draws what runs log: every key of its specification is one that a real run has logged."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from idp import dashboard
 from idp.track import metrics
 
 from .read_wandb import read
+from .receiver import Receiver
 
 PANELS = {"Run History Line Plot", "Scatter Plot", "Bar Chart", "Vega2", "Weave"}
 
@@ -100,6 +102,32 @@ def test_what_no_run_measured_is_left_out(swept):
     titles = {node["chartTitle"] for node in nodes(spec) if "chartTitle" in node}
     assert "Score by task" in titles and not any("latency" in title or "loss" in title for title in titles)
     assert "Vega2" not in {node.get("viewType") for node in nodes(spec)}
+
+
+def test_it_is_saved_as_it_was_specified(swept, specified, tmp_path):
+    with Receiver() as receiver:
+        environment = {**os.environ, **receiver.environment(tmp_path)}
+        for shared in ("WANDB_MODE", "WANDB_SERVICE"):
+            environment.pop(shared, None)
+        command = [sys.executable, "-m", "idp.dashboard", str(swept[0])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not receiver.unknown
+        saved = {view["type"]: view for view in receiver.views}
+    assert saved.keys() == {"project-view", "runs"}
+    assert {(view["entityName"], view["projectName"]) for view in saved.values()} == {("me", "demo")}
+    for kind, part in (("project-view", "workspace"), ("runs", "report")):
+        panels = [node["config"] for node in nodes(json.loads(saved[kind]["spec"])) if "viewType" in node]
+        assert panels == [node["config"] for node in nodes(specified[part]) if "viewType" in node]
+    assert [line.split(": http")[0] for line in done.stdout.splitlines()] == ["workspace", "report"]
+
+
+def test_without_an_account_the_error_says_so(swept, tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
+    command = [sys.executable, "-m", "idp.dashboard", str(swept[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: W&B: ")
+    assert "--dry-run" in done.stderr
 
 
 def test_without_the_package_the_error_says_what_to_install(swept):

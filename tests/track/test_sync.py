@@ -109,3 +109,14 @@ def test_artifacts_name_their_files_or_hold_them(received):
         else:
             (entry,) = json.loads(held["wandb_manifest.json"])["contents"].values()
             assert entry["ref"].startswith("file://") and entry["ref"].endswith("/record.json")
+
+
+def test_the_terminal_shows_what_was_logged(swept, tmp_path):
+    runs, records = swept
+    for name, record in records.items():
+        (folder,) = runs.glob(f"*-{name}/wandb")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+        shown = json.loads(done.stdout)
+        assert (shown["run_id"], shown["state"]) == (name, "finished")
+        assert shown["summary"]["score/mean"] == pytest.approx(metrics.summary(record)["score/mean"])
