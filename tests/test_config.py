@@ -74,6 +74,7 @@ def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
     covered |= {f"experiment/{name}" for name in options("experiment")}
+    covered |= {"hydra/launcher/slurm"}  # tests/sweep
     covered |= {f"optuna/{name}" for name in ("prompt", "bank")}  # tests/test_sweepers.py
     for group in ("selector", "bank", "training", "search", "fit", "storage"):
         covered |= {f"recovery/{group}/{name}" for name in options(f"recovery/{group}")}
