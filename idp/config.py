@@ -60,7 +60,10 @@ class Model:
         "auto: bfloat16 where the device has it, else float32", choices=("auto", "float32", "bfloat16", "float16")
     )
     device: str = option("auto, cpu, cuda or cuda:N")
-    device_map: Optional[str] = option("auto: spread a model larger than one device; null: one device")
+    device_map: Optional[str] = option(
+        "auto: spread a model larger than one device; null: one device",
+        choices=(None, "auto", "balanced", "balanced_low_0", "sequential"),
+    )
     trust_remote_code: bool = option("run code that comes with the model; off unless you trust its author")
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 

@@ -116,6 +116,7 @@ def test_the_budget_reaches_every_stage(compose):
         (["compressor=wanda50", "compressor.quantization.method=rtn"], "bits is null: rtn needs compressor.quantiz"),
         (["compressor=rtn4", "compressor.quantization.actorder=static"], "actorder=static: only gptq goes through"),
         (["compressor=gptq4", "compressor.quantization.actorder=group"], "actorder=group: choose one of null, static"),
+        (["model.device_map=cpu"], "model.device_map=cpu: choose one of null, auto, balanced"),
         (["model.dtype=int8"], "model.dtype=int8: choose one of auto, float32"),
         (["recovery=prompt", "recovery.length=0"], "recovery.length=0: must be at least 1"),
         (["recovery=idp", "recovery.lengths=[]"], "recovery.lengths is empty"),
