@@ -373,7 +373,9 @@ class Budget:
 @dataclass
 class Evaluation:
     batch_tokens: int = option("tokens per forward pass; halved when memory runs out", minimum=64)
-    processes: Optional[int] = option("processes, each with its own copy; null: one per GPU, one on a CPU", minimum=1)
+    processes: Optional[int] = option(
+        "processes, each with its own copy; null: one per GPU, one on a CPU", minimum=1, maximum=1024
+    )
     perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
     perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
     perplexity_window: int = option("tokens per window", minimum=16)

@@ -194,7 +194,7 @@ def devices(config: Model, processes: int | None) -> list[str]:
     """The device of each evaluation process: with `processes` null one per GPU, or a single one on a CPU.
 
     Raises:
-        UserError: more processes than GPUs or processors, or several with a model that is itself spread over devices.
+        UserError: more processes than GPUs, or several with a model that is itself spread over devices.
     """
     import torch
 
@@ -209,8 +209,6 @@ def devices(config: Model, processes: int | None) -> list[str]:
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     if device.type == "cuda" and processes is not None and processes > gpus:
         raise UserError(f"evaluation.processes={processes}: there are {gpus} GPUs to use")
-    if device.type == "cpu" and (processes or 1) > (os.cpu_count() or 1):
-        raise UserError(f"evaluation.processes={processes}: there are {os.cpu_count()} processors to use")
     wanted = processes or gpus
     return (
         [f"cuda:{number}" for number in range(wanted)]

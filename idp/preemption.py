@@ -31,41 +31,46 @@ class Stopped(BaseException):
         self.on_refusal: Callable[[str], None] = lambda reason: None
 
 
-class Postponed:
-    """Whether a stop was asked for that waits for the next safe moment."""
+class Stop:
+    """Whether a stop was asked for, and whether it must wait for a safe moment."""
 
     def __init__(self) -> None:
-        self.depth = 0
         self.number: int | None = None
+        self.postponed = 0
 
     @property
     def asked(self) -> bool:
         return self.number is not None
 
-    def stop_if_asked(self) -> None:
-        """The safe moment.
+    def now_if_asked(self) -> None:
+        """A safe moment.
 
         Raises:
-            Stopped: a signal came since the last one.
+            Stopped: a signal came.
         """
         if self.number is not None:
-            number, self.number = self.number, None
-            raise Stopped(number)
+            raise Stopped(self.number)
+
+    def cause(self, error: BaseException) -> Stopped | None:
+        """The stop behind an error, if one was asked for: a library may have made something else of it on its way."""
+        if isinstance(error, Stopped) or self.number is None:
+            return error if isinstance(error, Stopped) else None
+        return Stopped(self.number)
 
 
-_postponed = Postponed()
+STOP = Stop()
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[Postponed]:
-    """Within, a signal to stop waits for `stop_if_asked` or the end: work that must be saved in one piece."""
-    _postponed.depth += 1
+def postponed() -> Iterator[Stop]:
+    """Within, a signal to stop waits for `now_if_asked` or the end: work that must be saved in one piece."""
+    STOP.postponed += 1
     try:
-        yield _postponed
+        yield STOP
     finally:
-        _postponed.depth -= 1
-    if not _postponed.depth:
-        _postponed.stop_if_asked()
+        STOP.postponed -= 1
+    if not STOP.postponed:
+        STOP.now_if_asked()
 
 
 @contextlib.contextmanager
@@ -82,16 +87,13 @@ def requeued() -> Iterator[None]:
     if "SUBMITIT_EXECUTOR" not in os.environ or not callable(requeue):
         yield
         return
-    owner, stopping = os.getpid(), False
+    owner = os.getpid()
 
     def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        if os.getpid() != owner or stopping:  # a forked worker inherits the handler; the second signal is too late
+        if os.getpid() != owner or STOP.asked:  # a forked worker inherits the handler; a second signal says nothing new
             return
-        stopping = True
-        if _postponed.depth:
-            _postponed.number = number
-        else:
+        STOP.number = number
+        if not STOP.postponed:
             raise Stopped(number)
 
     numbers = [asks, *([signal.SIGTERM] if os.environ["SUBMITIT_EXECUTOR"] == "slurm" else [])]
@@ -109,5 +111,6 @@ def requeued() -> Iterator[None]:
             raise
         raise
     finally:
+        STOP.number = None
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """SLURM's signals: a run stops in good order, at a safe moment where it asks for one, and only then is requeued."""
 
+import contextlib
 import os
 import signal
 
@@ -44,8 +45,22 @@ def test_work_in_one_piece_is_finished_first(job):
                 be_preempted()
                 be_preempted()  # a second time is once
             done.append((step, stop.asked))
-            stop.stop_if_asked()
+            stop.now_if_asked()
     assert done == [(0, False), (1, False), (2, True)] and job == [signal.SIGUSR2]
+
+
+def test_it_stops_whatever_a_library_makes_of_it(job, tmp_path):
+    with pytest.raises(Stopped), requeued(), run_folder(tmp_path / "run", "run"):
+        try:
+            be_preempted()
+        except BaseException as error:
+            raise ImportError("no such module") from error
+    assert job == [signal.SIGUSR2]
+    with pytest.raises(Stopped), requeued(), run_folder(tmp_path / "run", "run") as status:
+        with contextlib.suppress(BaseException):
+            be_preempted()
+        status.stage("the next one")
+    assert len(job) == 2
 
 
 def test_asked_in_the_last_piece_it_stops_at_its_end(job):

@@ -123,7 +123,7 @@ def train(
                 evaluate(step)
             if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
                 _save(checkpoint, step, history, best, parameters, optimizer)
-            stop.stop_if_asked()
+            stop.now_if_asked()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])

@@ -16,7 +16,7 @@ from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
 from idp.lease import lease
-from idp.preemption import Stopped
+from idp.preemption import STOP, Stopped
 from idp.store import write_json
 
 log = logging.getLogger("idp")
@@ -54,7 +54,12 @@ class Status:
         write_json(self.path, {**self.values, "updated": _now()})
 
     def stage(self, name: str) -> None:
-        """Says which stage the run is in."""
+        """Says which stage the run is in.
+
+        Raises:
+            Stopped: SLURM wants it to stop.
+        """
+        STOP.now_if_asked()
         log.info("stage: %s", name)
         self.update(stage=name)
 
@@ -98,15 +103,10 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         status.update()
         yield status
         status.update(state="done", stage="end")
-    except Stopped as stopped:
-        log.warning("stopped at stage %s by SLURM (%s)", status.values["stage"], stopped)
-        if stopped.requeues:
-            status.update(state="queued")
-            stopped.on_refusal = lambda reason: status.update(state="failed", error=reason)
-        else:
-            status.update(state="failed", error=f"SLURM ended it at stage {status.values['stage']} ({stopped})")
-        raise
     except BaseException as error:
+        if stopped := STOP.cause(error):
+            _say_stopped(status, stopped)
+            raise stopped from (None if stopped is error else error)
         said = _said(error, status.values["stage"], folder)
         log.debug("failed at stage %s\n%s", status.values["stage"], traceback.format_exc())
         with contextlib.suppress(OSError):
@@ -120,6 +120,18 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         root.removeHandler(handler)
         handler.close()
         lock.release()
+
+
+def _say_stopped(status: Status, stopped: Stopped) -> None:
+    """The state of a run that SLURM stopped, and what becomes of it if SLURM does not queue it again."""
+    stage = status.values["stage"]
+    log.warning("stopped at stage %s by SLURM (%s)", stage, stopped)
+    with contextlib.suppress(OSError):
+        if stopped.requeues:
+            status.update(state="queued")
+            stopped.on_refusal = lambda reason: status.update(state="failed", error=reason)
+        else:
+            status.update(state="failed", error=f"SLURM ended it at stage {stage} ({stopped})")
 
 
 def _said(error: BaseException, stage: str, folder: Path) -> BaseException:
