@@ -205,7 +205,7 @@ def main() -> None:
     with failures_in_one_line():
         from idp.report.collect import collect
 
-        records = collect(options.places)
+        records = collect(options.places).records
         tracker = records[-1]["idp"]["config"]["tracker"]
         project, entity = options.project or tracker["project"], options.entity or tracker["entity"]
         if options.dry_run:

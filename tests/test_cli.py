@@ -46,7 +46,7 @@ def test_cfg_job_prints_the_config(idp_run):
         (["recovery=lora", "recovery.targets=[nothing]"], "no layer is called nothing; there are"),
         (["recovery=lora", "recovery.rank=33"], "recovery.rank=33: model.layers.0.self_attn.v_proj is 32 x 64; use 32"),
         (["latency=default", "latency.input_tokens=[2020]"], "that makes 2052, and the model's window is 2048"),
-        (["evaluation.processes=4096"], "evaluation.processes=4096: there are"),
+        (["evaluation.processes=4096"], "evaluation.processes=4096: must be from 1 to 1024"),
         (["store=/dev/null/store"], "store=/dev/null/store: cannot write there"),
         (["recovery=prompt", "evaluation.perplexity_window=2040"], "with a prompt of 25 tokens it does not fit"),
         (["recovery=prompt", "recovery.length=2000"], "do not fit in the model's window of 2048"),
