@@ -121,11 +121,11 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     wider = idp("run", *words[:-1], "recovery.length=2,3,4,5,6,7")  # has these four in common with the first
     assert wider.stdout.startswith("2 of 6 cells submitted, 4 done")
     idp("sweep", "wait")
-    assert len(list(Path("outputs/sweeps").iterdir())) == 2 + 1  # and the lock
+    assert len([place for place in Path("outputs/sweeps").iterdir() if place.is_dir()]) == 2
 
 
 def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed):
-    work = ("recovery.training.steps=400", "recovery.training.checkpoint_every=100000", "task.documents=800")
+    work = ("recovery.training.steps=400", "recovery.training.checkpoint_every=100000", "task.documents=2000")
     work += ("evaluation.batch_tokens=512",)
     idp("run", "-m", *JOBS, *BASE, corpus, *work, "tracker.mode=offline")
     assert states(cells()) in (["queued"], ["running"])
@@ -138,7 +138,8 @@ def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, un
     preempt()
     until(lambda: statuses(restarts=1))
     before = made()
-    until(lambda: list(Path("outputs/store/measure").glob("*.part/checkpoint/batches-*.jsonl")))
+    journals = "outputs/store/measure/*.part/checkpoint/batches-*.jsonl"
+    until(lambda: any(file.stat().st_size for file in Path().glob(journals)))
     preempt()
     until(lambda: statuses(restarts=2) or statuses(state="done"))
     assert statuses(restarts=2), "it had finished before it could be preempted"
@@ -147,7 +148,9 @@ def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, un
     assert before.items() <= made().items(), "a finished stage was made again"
     (file,) = log("stopped at stage recover by SLURM")()
     assert re.search(r"training continues after step \d+", file.read_text())
-    assert "finished batches found; going on with the others" in file.read_text()
+    # SLURM takes its time to preempt: the signal may also fall between two tasks, where no batch is left to go on with.
+    going_on = "finished batches found; going on with the others" in file.read_text()
+    assert going_on or "stopped at stage measure by SLURM" in file.read_text()
     assert same(record(stands), undisturbed(*work))
 
     parts = [read(part) for part in sorted(file.parent.glob("wandb/offline-run-*/run-*.wandb"))]
