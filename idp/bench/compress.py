@@ -35,8 +35,9 @@ def main() -> None:
     compared = [_compare(name, options) for name in options.compressors]
     _print_compared(compared)
     grown = [_grow(layers, options.widths[0], options) for layers in options.layers]
-    grown += [_grow(options.layers[0], width, options) for width in options.widths[1:]]
-    _print_grown(grown)
+    grown += [_grow(layers, width, options) for layers in options.layers[:1] for width in options.widths[1:]]
+    if grown:
+        _print_grown(grown)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     about = {key: value for key, value in vars(options).items() if key != "output"}
     write_json(options.output, {"options": about, "compared": compared, "grown": grown})
@@ -54,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128, help="calibration sequences")
     parser.add_argument("--length", type=int, default=128, help="tokens of each")
     parser.add_argument("--grow", default="gptq4", help="the compressor of the second table")
-    parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16], help="at the first width")
+    parser.add_argument("--layers", type=int, nargs="*", default=[4, 8, 16], help="at the first width; none: no growth")
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048], help="at the first layer count")
     parser.add_argument("--store", default="outputs/store", help="folder of stored artifacts")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/compress.json"), help="where the JSON goes")
