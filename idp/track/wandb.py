@@ -103,6 +103,9 @@ class WandbTracker:
             log.warning("W&B: %s; the run is logged offline: send it later with `wandb sync`", _said(error))
             wandb.teardown(exit_code=1)  # W&B's own process still holds the id of the run that it failed to start
             self.run = start(mode="offline")
+        if self.run.disabled:  # by W&B's own settings: nothing arrives anywhere
+            self.off = True
+            return
         for part in ("train/*", "heldout/*"):
             self.run.define_metric(part, step_metric="training_step")
         self.logged = self._delivered().get(self._place, {})
@@ -187,10 +190,10 @@ class WandbTracker:
 
     @property
     def _place(self) -> str:
-        return f"{self.options.entity or ''}/{self.options.project}"
+        return f"{self.options.entity or ''}/{self.options.project}/{self.run.id}"
 
     def _delivered(self) -> dict[str, dict[str, int]]:
-        """By project, the last step of each curve that attempts which ended in good order have delivered."""
+        """By the run's place in W&B, the last step of each curve that attempts have delivered to it."""
         try:
             return json.loads((self.folder / LOGGED).read_text(encoding="utf-8"))
         except (OSError, ValueError):

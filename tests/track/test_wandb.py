@@ -205,7 +205,7 @@ def test_errors_of_wandb_at_any_moment_are_warnings(moment, monkeypatch, tmp_pat
     import wandb
 
     class Run:
-        id, summary, define_metric = "0", {}, staticmethod(lambda *_, **__: None)
+        id, disabled, summary, define_metric = "0", False, {}, staticmethod(lambda *_, **__: None)
 
         def log(self, *_, **__):
             if moment == "log":
@@ -251,6 +251,14 @@ def test_long_words_are_no_trouble_and_runs_do_not_join_one_that_was_not_ended(c
     first, second = logged(tmp_path)
     assert (steps(first, "train/loss"), steps(second, "train/loss")) == ([0], [1])
     assert max(map(len, first["tags"])) == tracking.LONGEST_TAG and "W&B: " not in caplog.text
+
+
+def test_what_wandb_did_not_take_is_not_taken_for_delivered(compose, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = tracker_of(compose("tracker.mode=auto").tracker, tmp_path)
+    tracker.log_training({"step": 1, "loss": 2.0})
+    tracker.flush()
+    assert tracker.off and not (tmp_path / "wandb" / tracking.LOGGED).exists()
 
 
 def test_disabled_means_disabled(run_here, tmp_path):
