@@ -102,7 +102,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":
-        assert subprocess.run(["wandb", words[1], "--help"], capture_output=True).returncode == 0
+        wandb = Path(sys.executable).with_name("wandb")
+        assert subprocess.run([wandb, words[1], "--help"], capture_output=True).returncode == 0
     else:
         pytest.fail(f"no way to try: {command}")
 
