@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
-from idp.lease import lease
+from idp.lease import lease, wait_for
 from idp.memory import peak_bytes, start_peak
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _acquired(held: SoftFileLease, what: str) -> bool:
         held.acquire(timeout=0)
     except Timeout:
         log.warning("%s: another run is making it; waiting (%s)", what, held.lock_file)
-        held.acquire()
+        wait_for(held)
         held.release()
         return False
     return True

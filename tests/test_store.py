@@ -196,6 +196,16 @@ def test_a_maker_on_another_node_that_died(tmp_path, monkeypatch, stuck):
     assert time.monotonic() - started >= 2
 
 
+def test_a_lease_that_a_crash_of_the_node_left_empty_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 0.5)
+    key = digest({"stage": "stage", "parent": None, "config": {"a": 1}, "version": 1})
+    lock = tmp_path / "locks" / f"stage-{key}.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert not ask(Store(tmp_path), writes()).reused
+    assert not lock.exists()
+
+
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there .* Choose another folder with store="):

@@ -18,7 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from idp.errors import UserError
-from idp.lease import lease
+from idp.lease import lease, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.standing import Standing, standings, wait
 from idp.track.record import RECORD, heldout_loss
@@ -61,7 +61,7 @@ class SlurmLauncher(SubmititLauncher):
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
         wanted = {tuple(words): number for number, words in enumerate(job_overrides, start=initial_job_idx)}
         sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
-        with lease(sweep.folder.parent / ".lock"):  # another sweep may have cells in common with this one
+        with wait_for(lease(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
             found = standings(sweep)
             todo = [stands.cell for stands in found if stands.open and stands.cell.folder is not None]
             for start in range(0, len(todo), LARGEST_ARRAY):

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
-from idp.lease import lease
+from idp.lease import lease, wait_for
 from idp.preemption import STOP, Stopped
 from idp.store import write_json
 
@@ -93,7 +93,7 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         lock.acquire(timeout=0)
     except Timeout:
         log.warning("%s: the same run is going on in another process; waiting for it", folder)
-        lock.acquire()
+        wait_for(lock)
     root = logging.getLogger()
     root.addHandler(handler)
     status = Status(folder, name)
