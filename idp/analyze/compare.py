@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
 from idp.analyze.cells import cells_of, dense_of, documents, pair, title, unrepaired_of
-from idp.analyze.significance import LEVEL, Interval, holm, mcnemar, paired_bootstrap
+from idp.analyze.significance import LEVEL, holm, paired_bootstrap, t_test, task_test
 from idp.report.cells import Cell
 from idp.report.collect import Collection
 from idp.report.measured import COMPRESSED, REPAIRED
@@ -62,8 +62,8 @@ def page(result: dict[str, Any]) -> str:
     lines = ["# What compression costs and what repairs bring back", ""]
     lines += [
         "Differences in points (hundredths) of accuracy, with 95 % intervals from a paired bootstrap over documents,"
-        " and over runs where there are several. p is adjusted (Holm) over the table; bold where it is below 0.05. Per"
-        " task: McNemar's exact test for single runs, else the bootstrap.",
+        " and over runs where there are several. p is that of a paired t-test (a single task of single runs: McNemar's"
+        " exact test), adjusted (Holm) over the table; bold where it is below 0.05.",
         "",
     ]
     for setting in result["settings"]:
@@ -118,18 +118,15 @@ def _comparison(before: Cell, after: Cell) -> dict[str, Any] | None:
         "runs": [len(before.members), len(after.members)],
         "documents": documents({task: list(tables) for task, tables in scores.items()}),
         "left_out": left_out,
-        "mean": asdict(paired_bootstrap(scores)),
+        "mean": asdict(replace(paired_bootstrap(scores), p=t_test(scores))),
         "tasks": {task: _of_task(*tables) for task, tables in scores.items()},
     }
 
 
 def _of_task(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    p, test = task_test(before, after)
     found = paired_bootstrap({"task": (before, after)})
-    single = len(before) == len(after) == 1
-    if single and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
-        exact = mcnemar(before[0] == 1, after[0] == 1)
-        return {**asdict(Interval(found.difference, found.low, found.high, exact)), "test": "mcnemar"}
-    return {**asdict(found), "test": "bootstrap"}
+    return {**asdict(replace(found, p=p)), "test": test}
 
 
 def _adjust(tests: Sequence[dict[str, Any]]) -> None:

@@ -71,6 +71,45 @@ def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0,
     return Interval(difference, float(low), float(high), two_sided(drawn))
 
 
+def t_test(by_task: Paired) -> float:
+    """Two-sided p-value of no difference in the unweighted mean over tasks, paired over documents.
+
+    The variance is that of the mean over documents, and where a side has several runs that of the mean over those;
+    degrees of freedom as by Welch and Satterthwaite. A bootstrap's p-values cannot get below one in the number of its
+    resamples, which is not enough for a table of hundreds of rows that are adjusted together.
+
+    Args:
+        by_task: as for `paired_bootstrap`.
+    """
+    from scipy.stats import t
+
+    pairs = _pairs(by_task)
+    differences = [after.mean(0) - before.mean(0) for before, after in pairs]
+    difference = sum(each.mean() for each in differences) / len(pairs)
+    parts = [(each.var(ddof=1) / len(each) / len(pairs) ** 2, len(each) - 1) for each in differences if len(each) > 1]
+    for side in (0, 1):
+        runs = sum(pair[side].mean(1) for pair in pairs) / len(pairs)
+        if len(runs) > 1:
+            parts.append((runs.var(ddof=1) / len(runs), len(runs) - 1))
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return 1.0 if abs(difference) < 1e-9 else 0.0
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(2 * t.sf(abs(difference) / variance**0.5, freedom))
+
+
+def task_test(before: np.ndarray, after: np.ndarray) -> tuple[float, str]:
+    """The p-value of one task's difference, and the test's name: McNemar's for single runs' answers, else `t_test`.
+
+    Args:
+        before: scores of one model, [runs, documents].
+        after: of the other, on the same documents.
+    """
+    if len(before) == len(after) == 1 and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        return mcnemar(before[0] == 1, after[0] == 1), "mcnemar"
+    return t_test({"task": (before, after)}), "t_test"
+
+
 def equivalence(
     by_task: Paired, margin: float, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Equivalence:
@@ -129,13 +168,8 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
 
 def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.ndarray]:
     """The difference, and that of each resample, [resamples]."""
-    if not by_task:
-        raise ValueError("no tasks to compare")
-    pairs = [_same_documents(*(np.atleast_2d(np.asarray(side, float)) for side in pair)) for pair in by_task.values()]
-    runs = {(len(before), len(after)) for before, after in pairs}
-    if len(runs) > 1:
-        raise ValueError("tasks were scored by different numbers of runs")
-    [(first, second)] = runs
+    pairs = _pairs(by_task)
+    first, second = (len(side) for side in pairs[0])
     generator = np.random.default_rng(seed)
     means = resampled_means([np.concatenate(pair).T for pair in pairs], generator, resamples)
     before, after = (
@@ -144,6 +178,16 @@ def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.
     )
     difference = np.mean([after.mean() - before.mean() for before, after in pairs])
     return float(difference), (after - before).round(12)  # so that equal means differ by 0, not by their rounding
+
+
+def _pairs(by_task: Paired) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each task the scores before and after, each [runs, documents]."""
+    if not by_task:
+        raise ValueError("no tasks to compare")
+    pairs = [_same_documents(*(np.atleast_2d(np.asarray(side, float)) for side in pair)) for pair in by_task.values()]
+    if len({(len(before), len(after)) for before, after in pairs}) > 1:
+        raise ValueError("tasks were scored by different numbers of runs")
+    return pairs
 
 
 def _tail(beyond: np.ndarray) -> float:

@@ -29,7 +29,7 @@ def test_effects_and_their_tests(study, draw, turned):
         lora["tasks"]["b"]["p"] == mcnemar(compressed["b"], repaired["b"]) and lora["tasks"]["b"]["test"] == "mcnemar"
     )
     idp = by_name["gptq3 + idp (attention)"]
-    assert idp["runs"] == [1, 3] and idp["tasks"]["a"]["test"] == "bootstrap"
+    assert idp["runs"] == [1, 3] and idp["tasks"]["a"]["test"] == "t_test"
     tasks = [task for found in setting["comparisons"] for task in found["tasks"].values()]
     assert [task["p_adjusted"] for task in tasks] == holm([task["p"] for task in tasks])
     assert setting["not_compared"] == ["gptq4 + lora: what it was made from was not measured"]

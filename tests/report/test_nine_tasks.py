@@ -6,9 +6,10 @@ import io
 import numpy as np
 import pytest
 
+from idp.analyze.significance import t_test
 from idp.report.cells import Cell
 from idp.report.collect import collect
-from idp.report.comparisons import compare, t_test
+from idp.report.comparisons import compare
 from idp.report.formats import Column, Entry, Table, comma_separated, latex, markdown
 from idp.report.nine_tasks import cost_table, score_table
 from idp.report.view import views
