@@ -1,6 +1,6 @@
 """The typed schema of everything in `conf/`: one dataclass per choice, each field with its help.
 
-The types are checked by Hydra as it composes, the ranges and choices by `check`; both before any model is loaded.
+The types are checked by Hydra as it composes, the ranges and choices by `idp.checks`; both before any model is loaded.
 Values live in the YAML files alone: a field without a default here must be set there.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 from idp.errors import UserError
 
@@ -478,21 +477,6 @@ def _slurm_launcher() -> type:
     return dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))
 
 
-def check(config: DictConfig) -> Config:
-    """The config as dataclasses, every interpolation resolved and every value checked.
-
-    Raises:
-        UserError: a value is missing, of the wrong type, or outside its choices or range.
-    """
-    try:
-        typed = OmegaConf.to_object(config)
-    except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
-        raise UserError(one_line(error)) from error
-    _check_fields(typed, "")
-    _check_together(typed)
-    return typed
-
-
 def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     """A part of the config as a record holds it: plain JSON values, as the dataclasses that they were.
 
@@ -529,35 +513,6 @@ def one_line(error: Exception) -> str:
     return f"{key}: {text}" if key and key not in text else text
 
 
-def _check_fields(node: Any, prefix: str) -> None:
-    if added := vars(node).keys() - {item.name for item in dataclasses.fields(node)}:  # Hydra's `+` adds anything
-        raise UserError(f"{prefix}{min(added)}: there is no such option; drop it (see python -m idp.run --help)")
-    for item in dataclasses.fields(node):
-        value, name = getattr(node, item.name), f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(value):
-            _check_fields(value, f"{name}.")
-            continue
-        choices = item.metadata.get("choices", ())
-        if choices and value not in choices:
-            known = ", ".join("null" if choice is None else str(choice) for choice in choices)
-            raise UserError(f"{name}={value}: choose one of {known}")
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(value, list) and isinstance(number, (list, dict)):  # OmegaConf lets it pass
-                raise UserError(f"{name}={value}: give a plain list ({item.metadata['help']})")
-            _check_range(name, number, item.metadata)
-
-
-def _check_range(name: str, number: Any, metadata: Any) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return
-    low, high = metadata.get("minimum"), metadata.get("maximum")
-    endless = isinstance(number, float) and not math.isfinite(number)
-    if endless or (low is not None and number < low) or (high is not None and number > high):
-        wanted = "a finite number" if low is None else f"at least {low:g}"
-        wanted = wanted if high is None else f"from {low:.10g} to {high:.10g}"
-        raise UserError(f"{name}={number}: must be {wanted} ({metadata['help']})")
-
-
 def n_of_m(pattern: str) -> tuple[int, int]:
     """N and M of a sparsity pattern `N:M`: in every M consecutive weights of a row at most N are not zero.
 
@@ -568,136 +523,3 @@ def n_of_m(pattern: str) -> tuple[int, int]:
     if not (keep.isdigit() and of.isdigit() and 0 < int(keep) < int(of)):
         raise UserError(f"compressor.sparsity.pattern={pattern}: use N:M with 0 < N < M, such as 2:4, or null")
     return int(keep), int(of)
-
-
-def _check_sparsity(sparsity: Sparsity) -> None:
-    level, method, pattern = sparsity.level, sparsity.method, sparsity.pattern
-    if pattern is not None:
-        keep, of = n_of_m(pattern)
-        if method is not None and abs(level - (1 - keep / of)) > 1e-6:
-            raise UserError(
-                f"compressor.sparsity.level={level}: the pattern {pattern} sets {1 - keep / of:g} of the weights to"
-                f" zero; say compressor.sparsity.level={1 - keep / of:g}, or compressor.sparsity.pattern=null"
-            )
-    if method is None and (level > 0 or pattern is not None):
-        given = f"pattern={pattern}" if pattern is not None else f"level={level}"
-        raise UserError(
-            f"compressor.sparsity.{given}: nothing would prune; add compressor.sparsity.method=magnitude, wanda or"
-            " sparsegpt"
-        )
-    if method is not None and level == 0:
-        raise UserError(
-            f"compressor.sparsity.level=0: {method} would prune nothing; give a level between 0 and 1, or"
-            " compressor.sparsity.method=null"
-        )
-
-
-def _check_quantization(quantization: Quantization) -> None:
-    size = quantization.group_size
-    if size != "auto" and not (isinstance(size, int) and not isinstance(size, bool) and (size == -1 or size > 0)):
-        raise UserError(f"compressor.quantization.group_size={size}: use auto, -1 (a whole row) or a positive number")
-    if quantization.method is None and quantization.bits is not None:
-        raise UserError(
-            f"compressor.quantization.bits={quantization.bits}: nothing would quantise; add"
-            " compressor.quantization.method=gptq, rtn or awq"
-        )
-    if quantization.method is not None and quantization.bits is None:
-        raise UserError(
-            f"compressor.quantization.bits is null: {quantization.method} needs compressor.quantization.bits=2, 3, 4"
-            " or 8"
-        )
-    if quantization.actorder is not None and quantization.method != "gptq":
-        raise UserError(
-            f"compressor.quantization.actorder={quantization.actorder}: only gptq goes through columns in an order;"
-            " use null"
-        )
-
-
-def _check_external(compressor: Compressor) -> None:
-    if compressor.path == "":
-        raise UserError(
-            "compressor.path is not set: give a folder, hub id or GGUF file, such as compressor.path=/models/mine-4bit"
-        )
-    for part in ("sparsity", "quantization"):
-        if compressor.path is not None and getattr(compressor, part).method is not None:
-            raise UserError(
-                f"compressor.path={compressor.path}: it is compressed already; drop compressor.{part}, or drop the path"
-            )
-    if compressor.path is None and compressor.revision is not None:
-        raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
-
-
-def _check_selection(recovery: Idp | Transfer, latency: Latency) -> None:
-    prompt = getattr(recovery.selector, "prompt", 0)
-    if prompt not in ("best", "worst") and (isinstance(prompt, bool) or not isinstance(prompt, int) or prompt < 0):
-        raise UserError(f"recovery.selector.prompt={prompt}: use best, worst or a prompt's number, from 0")
-    if recovery.fit.reads > recovery.fit.tokens:
-        raise UserError(
-            f"recovery.fit.reads={recovery.fit.reads}: a block has recovery.fit.tokens={recovery.fit.tokens} tokens;"
-            " read that many or fewer"
-        )
-    if isinstance(recovery.selector, OracleSelector) and latency.enabled:
-        raise UserError(
-            "recovery.selector=oracle chooses with the answers in hand and runs no model: it has no latency; use"
-            " latency=none or another selector"
-        )
-
-
-def _check_training(recovery: Trained, place: str) -> None:
-    training, search = recovery.training, recovery.search
-    if training.warmup_steps >= training.steps:
-        raise UserError(
-            f"{place}.training.warmup_steps={training.warmup_steps}: must be less than {place}.training.steps="
-            f"{training.steps}"
-        )
-    if isinstance(recovery, LoraIdp):
-        _check_training(recovery.lora, f"{place}.lora")
-    known = {item.name: item.metadata["choices"] for item in dataclasses.fields(recovery) if item.name == "init"}
-    for init in search.inits:
-        if init not in known.get("init", ()):
-            wanted = f"choose among {', '.join(known['init'])}" if known else f"{recovery.kind} has none; use []"
-            raise UserError(f"{place}.search.inits={init}: {wanted}")
-
-
-def _check_together(config: Config) -> None:
-    recovery = config.recovery
-    _check_sparsity(config.compressor.sparsity)
-    _check_quantization(config.compressor.quantization)
-    _check_external(config.compressor)
-    if not config.task.names:
-        raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
-    for name in ("batch_sizes", "input_tokens"):
-        if not getattr(config.latency, name):
-            raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
-    if isinstance(recovery, Idp) and not recovery.lengths:
-        raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
-    if isinstance(recovery, Idp) or (isinstance(recovery, Transfer) and recovery.selector is not None):
-        _check_selection(recovery, config.latency)
-    if isinstance(recovery, Transfer) and not getattr(recovery, "from"):
-        raise UserError(
-            "recovery.from is not set: name the run whose repair is used, such as recovery.from=outputs/runs/<its"
-            " folder>"
-        )
-    if isinstance(recovery, Idp) and isinstance(recovery.bank, AssembledBank) and not getattr(recovery.bank, "from"):
-        raise UserError(
-            "recovery.bank.from is empty: name folders of prompts, such as recovery.bank.from=[prompts/one,prompts/two]"
-        )
-    specialists = isinstance(recovery, Idp) and isinstance(recovery.bank, SpecialistsBank)
-    if specialists and recovery.training.objective != "lm":
-        raise UserError(
-            f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
-            " likely it is; use recovery.training.objective=lm or another recovery/bank"
-        )
-    if isinstance(recovery, LoraIdp) and isinstance(recovery.bank, AssembledBank):
-        raise UserError(
-            "recovery/bank=assembled: recovery=lora_idp trains its prompts before its own adapter; use recovery=idp"
-        )
-    for place, lora in {"recovery": recovery, "recovery.lora": getattr(recovery, "lora", None)}.items():
-        if isinstance(lora, Lora) and not lora.targets:
-            raise UserError(
-                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
-            )
-    if isinstance(recovery, Trained):
-        _check_training(recovery, "recovery")
-    if isinstance(recovery, HardPrompt) and not recovery.text.strip():
-        raise UserError("recovery.text is empty: give the prompt's text, or use recovery=none")

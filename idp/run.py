@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
-from idp.config import check, conf_dir, register
+from idp.config import conf_dir, register
 from idp.errors import UserError
 from idp.track.record import heldout_loss
 

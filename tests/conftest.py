@@ -148,7 +148,8 @@ def compose():
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from idp.config import check, conf_dir, register
+    from idp.checks import check
+    from idp.config import conf_dir, register
 
     def composed(*overrides: str):
         register()

@@ -104,7 +104,8 @@ def grow(job: dict[str, Any]) -> dict[str, Any]:
 def _config(job: dict[str, Any]) -> Any:
     import hydra
 
-    from idp.config import check, conf_dir, register
+    from idp.checks import check
+    from idp.config import conf_dir, register
 
     register()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):

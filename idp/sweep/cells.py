@@ -119,7 +119,7 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
 def _cell(config: Any, loader: Any, overrides: list[str]) -> Cell:
     from omegaconf import open_dict
 
-    from idp.config import check
+    from idp.checks import check
     from idp.pipeline import whereabouts
 
     composed = loader.load_sweep_config(config, overrides)

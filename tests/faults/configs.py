@@ -188,7 +188,8 @@ def _leaves(base: tuple[str, ...]) -> list[tuple[str, Any]]:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from idp.config import check, conf_dir, register
+    from idp.checks import check
+    from idp.config import conf_dir, register
 
     def walk(node: Any, prefix: str) -> list[tuple[str, Any]]:
         found = []
