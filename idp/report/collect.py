@@ -1,7 +1,8 @@
 """Records, wherever they lie, as one structure: a row for each model that was measured.
 
 A sweep is read as it stands. What cannot be used (half a record, one of another schema, the same run twice) is left
-out, and said in `notes`; a run without a record is listed with what its `status.json` says.
+out, and said in `notes`; a run without a record is listed with what its `status.json` says, and a cell that was not
+even started is known from the sweep's own list.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from typing import Any
 from idp.errors import UserError
 from idp.report.measured import Measured, Setting, models_of, sample_of
 from idp.store import digest
+from idp.sweep.cells import SWEEP
+from idp.sweep.cells import read as cells_of_sweep
 from idp.track.record import RECORD, SCHEMA_VERSION, comparable
 from idp.track.status import STATUS
 
+RUNS, SWEEPS = "runs", "sweeps"
 EXAMPLE = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke`"
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run without a record: still going, failed, or killed."""
+    """A run without a record: still going, failed, killed, or a sweep's cell that was never started."""
 
     name: str
     folder: Path
-    state: str  # running, failed, unknown
+    state: str  # running, failed, unknown, missing
     stage: str
     error: str | None
 
@@ -76,7 +80,11 @@ def collect(places: Sequence[str | Path]) -> Collection:
     found = Collection()
     read: list[tuple[Path, dict[str, Any]]] = []
     faults: list[str] = []
-    for file in _files(places, found.unfinished):
+    sweeps: list[Path] = []
+    files = _files(places, found.unfinished, sweeps)
+    started = {file.parent.name for file in files} | {run.folder.name for run in found.unfinished}
+    found.unfinished += _never_started(sweeps, started)
+    for file in files:
         try:
             read.append((file, _read(file)))
         except UserError as error:
@@ -98,19 +106,21 @@ def collect(places: Sequence[str | Path]) -> Collection:
     return found
 
 
-def _files(places: Sequence[str | Path], unfinished: list[Unfinished]) -> list[Path]:
-    """The records in the given places, each once, and the runs that have none."""
+def _files(places: Sequence[str | Path], unfinished: list[Unfinished], sweeps: list[Path]) -> list[Path]:
+    """The records in the given places, each once; the runs that have none, and the lists of sweeps, are added."""
     files: dict[Path, Path] = {}
     for place in map(Path, places):
         place = place.expanduser()
         if not place.exists():
             raise UserError(f"{place}: there is nothing here; name a folder of runs, or make one: {EXAMPLE}")
-        for file in [place] if place.is_file() else _below(place, unfinished):
+        for file in [place] if place.is_file() else _below(place, unfinished, sweeps):
             files.setdefault(file.resolve(), file)
+        if place.name == RUNS:
+            sweeps += sorted(place.parent.glob(f"{SWEEPS}/*/{SWEEP}"))
     return sorted(files.values())
 
 
-def _below(place: Path, unfinished: list[Unfinished]) -> Iterable[Path]:
+def _below(place: Path, unfinished: list[Unfinished], sweeps: list[Path]) -> Iterable[Path]:
     for folder, folders, names in os.walk(place, followlinks=True):
         # Stored products, trackers' folders and other reports hold no runs, but many files.
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in ("wandb", "plots"))
@@ -120,6 +130,8 @@ def _below(place: Path, unfinished: list[Unfinished]) -> Iterable[Path]:
             yield Path(folder, RECORD)
         elif STATUS in names:
             unfinished.append(_unfinished(Path(folder)))
+        elif SWEEP in names:
+            sweeps.append(Path(folder, SWEEP))
 
 
 def _unfinished(folder: Path) -> Unfinished:
@@ -128,6 +140,23 @@ def _unfinished(folder: Path) -> Unfinished:
         return Unfinished(values["name"], folder, values["state"], values["stage"], values["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return Unfinished(folder.name, folder, "unknown", "unknown", None)
+
+
+def _never_started(sweeps: Iterable[Path], started: Iterable[str]) -> list[Unfinished]:
+    """Cells that a sweep lists and of which there is no folder; a cell in two sweeps, or two lists, once."""
+    known, found = set(started), []
+    for file in dict.fromkeys(file.resolve() for file in sweeps):
+        try:
+            cells = cells_of_sweep(file.parent).cells
+        except UserError:  # a sweep that was killed as it began: its cells are not known
+            continue
+        for cell in cells:
+            name = Path(cell.folder).name if cell.folder is not None else " ".join(cell.overrides)
+            if name not in known:
+                known.add(name)
+                state = "missing" if cell.error is None else "failed"
+                found.append(Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error))
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

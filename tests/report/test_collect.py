@@ -7,7 +7,10 @@ import pytest
 
 from idp.errors import UserError
 from idp.report.collect import collect
+from idp.report.nine_tasks import score_table
 from idp.report.outcomes import outcomes, paired
+from idp.report.view import views
+from idp.sweep.cells import Cell, Sweep
 
 
 def another_repair(record):
@@ -125,6 +128,21 @@ def test_what_cannot_be_used_is_said(vary, runs):
         ("going", "running", None),
         ("torn", "unknown", None),
     ]
+
+
+def test_cells_of_a_sweep_that_were_never_started_are_missing(vary, runs, tmp_path):
+    name = vary("first").name
+    cells = [Cell(["seed=0"], str(runs / name)), Cell(["seed=1"], "/elsewhere/runs/tiny_llama-gptq3-lora-smoke-0123")]
+    cells.append(Cell(["seed=-1"], None, "seed=-1: must be from 0"))
+    for sweep in ("one", "another"):
+        Sweep(runs.parent / "sweeps" / sweep, ["-m", "seed=0,1,-1"], str(tmp_path), "basic", cells).write()
+    for place in (runs, runs.parent):
+        assert [(run.name, run.state, run.error) for run in collect([place]).unfinished] == [
+            ("tiny_llama-gptq3-lora-smoke-0123", "missing", None),
+            ("seed=-1", "failed", "seed=-1: must be from 0"),
+        ]
+    (row,) = (row for row in score_table(views(collect([runs]))[0]).rows if "missing" in row["recovery"].text)
+    assert (row["compressor"].text, row["recovery"].text) == ("gptq3", "lora [missing]")
 
 
 def test_of_two_results_of_one_config_the_newer_stands(vary, runs):
