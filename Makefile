@@ -21,10 +21,10 @@ demo: $(READY) ## compress, repair and evaluate the embedded model: 15 minutes o
 	$(BIN)/python -m idp.run compressor=gptq4 recovery=idp task=all
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 quick: $(READY) ## all tests but the slow ones
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup -m 'not slow'
 
 bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores; BENCH=options
 	$(BIN)/python -m idp.bench $(BENCH)

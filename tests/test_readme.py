@@ -83,10 +83,9 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
-    elif words[:3] == ["python", "-m", "idp.bench.training"]:
-        tiny = ["--shape", "tiny", "--rounds", "2", "--steps", "1", "--output", str(tmp_path / "training.json")]
-        done = subprocess.run([sys.executable, *words[1:], *tiny], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0 and "ours is faster by" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
+        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.faults"]:  # it runs in tests/faults/test_faults.py
         done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "--count" in done.stdout, done.stderr

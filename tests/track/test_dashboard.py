@@ -13,6 +13,8 @@ from idp.track import metrics
 from .read_wandb import read
 from .receiver import Receiver
 
+pytestmark = pytest.mark.xdist_group("swept")  # one sweep serves them all
+
 PANELS = {"Run History Line Plot", "Scatter Plot", "Bar Chart", "Vega2", "Weave"}
 
 

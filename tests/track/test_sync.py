@@ -13,6 +13,8 @@ from idp.track import metrics
 
 from .receiver import Receiver
 
+pytestmark = pytest.mark.xdist_group("swept")  # one sweep serves them all
+
 
 @pytest.fixture(scope="module")
 def received(swept, tmp_path_factory):
