@@ -11,25 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from idp.config import (
-    AssembledBank,
-    Compressor,
-    Config,
-    HardPrompt,
-    Idp,
-    Latency,
-    Lora,
-    LoraIdp,
-    OracleSelector,
-    Quantization,
-    Sparsity,
-    SpecialistsBank,
-    Trained,
-    Transfer,
-    n_of_m,
-    one_line,
-)
+from idp.config import Compressor, Config, Quantization, Recovery, Sparsity, n_of_m, one_line
 from idp.errors import UserError
+from idp.kinds import kind_of
 
 
 def check(config: DictConfig) -> Config:
@@ -133,36 +117,15 @@ def _check_external(compressor: Compressor) -> None:
         raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
 
 
-def _check_selection(recovery: Idp | Transfer, latency: Latency) -> None:
-    prompt = getattr(recovery.selector, "prompt", 0)
-    if prompt not in ("best", "worst") and (isinstance(prompt, bool) or not isinstance(prompt, int) or prompt < 0):
-        raise UserError(f"recovery.selector.prompt={prompt}: use best, worst or a prompt's number, from 0")
-    if recovery.fit.reads > recovery.fit.tokens:
-        raise UserError(
-            f"recovery.fit.reads={recovery.fit.reads}: a block has recovery.fit.tokens={recovery.fit.tokens} tokens;"
-            " read that many or fewer"
-        )
-    if isinstance(recovery.selector, OracleSelector) and latency.enabled:
-        raise UserError(
-            "recovery.selector=oracle chooses with the answers in hand and runs no model: it has no latency; use"
-            " latency=none or another selector"
-        )
-
-
-def _check_training(recovery: Trained, place: str) -> None:
-    training, search = recovery.training, recovery.search
-    if training.warmup_steps >= training.steps:
-        raise UserError(
-            f"{place}.training.warmup_steps={training.warmup_steps}: must be less than {place}.training.steps="
-            f"{training.steps}"
-        )
-    if isinstance(recovery, LoraIdp):
-        _check_training(recovery.lora, f"{place}.lora")
-    known = {item.name: item.metadata["choices"] for item in dataclasses.fields(recovery) if item.name == "init"}
-    for init in search.inits:
-        if init not in known.get("init", ()):
-            wanted = f"choose among {', '.join(known['init'])}" if known else f"{recovery.kind} has none; use []"
-            raise UserError(f"{place}.search.inits={init}: {wanted}")
+def _check_kinds(recovery: Recovery) -> None:
+    parts = {"recovery": recovery, "recovery/selector": getattr(recovery, "selector", None)}
+    parts["recovery/bank"] = getattr(recovery, "bank", None)
+    for group, node in parts.items():
+        if node is not None and node.kind != kind_of(node):
+            name = group.replace("/", ".")
+            raise UserError(
+                f"{name}.kind={node.kind}: its options are those of {kind_of(node)}; say {group}={node.kind}"
+            )
 
 
 def _check_together(config: Config) -> None:
@@ -175,35 +138,11 @@ def _check_together(config: Config) -> None:
     for name in ("batch_sizes", "input_tokens"):
         if not getattr(config.latency, name):
             raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
-    if isinstance(recovery, Idp) and not recovery.lengths:
-        raise UserError("recovery.lengths is empty: give one length per prompt, such as recovery.lengths=[25,25,50]")
-    if isinstance(recovery, Idp) or (isinstance(recovery, Transfer) and recovery.selector is not None):
-        _check_selection(recovery, config.latency)
-    if isinstance(recovery, Transfer) and not getattr(recovery, "from"):
+    _check_kinds(recovery)
+    recovery.check()
+    selector = getattr(recovery, "selector", None)
+    if selector is not None and selector.peeks and config.latency.enabled:
         raise UserError(
-            "recovery.from is not set: name the run whose repair is used, such as recovery.from=outputs/runs/<its"
-            " folder>"
+            f"recovery.selector={selector.kind} chooses with the answers in hand and runs no model: it has no latency;"
+            " use latency=none or another selector"
         )
-    if isinstance(recovery, Idp) and isinstance(recovery.bank, AssembledBank) and not getattr(recovery.bank, "from"):
-        raise UserError(
-            "recovery.bank.from is empty: name folders of prompts, such as recovery.bank.from=[prompts/one,prompts/two]"
-        )
-    specialists = isinstance(recovery, Idp) and isinstance(recovery.bank, SpecialistsBank)
-    if specialists and recovery.training.objective != "lm":
-        raise UserError(
-            f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
-            " likely it is; use recovery.training.objective=lm or another recovery/bank"
-        )
-    if isinstance(recovery, LoraIdp) and isinstance(recovery.bank, AssembledBank):
-        raise UserError(
-            "recovery/bank=assembled: recovery=lora_idp trains its prompts before its own adapter; use recovery=idp"
-        )
-    for place, lora in {"recovery": recovery, "recovery.lora": getattr(recovery, "lora", None)}.items():
-        if isinstance(lora, Lora) and not lora.targets:
-            raise UserError(
-                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
-            )
-    if isinstance(recovery, Trained):
-        _check_training(recovery, "recovery")
-    if isinstance(recovery, HardPrompt) and not recovery.text.strip():
-        raise UserError("recovery.text is empty: give the prompt's text, or use recovery=none")

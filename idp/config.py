@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, ClassVar, Optional
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from idp.errors import UserError
-
-Node = TypeVar("Node")
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
 SEEDS, MANY, WIDE = 2**32 - 1, 10**7, 2**16
@@ -140,53 +136,34 @@ class Search:
 
 @dataclass
 class Selector:
-    kind: str = option(
-        "how one prompt of the bank is chosen for an input",
-        choices=("attention", "random", "fixed", "likelihood", "nearest", "learned", "oracle"),
-    )
+    """What the stages ask of a selector's options; each kind is a file in `idp/prompting/selectors`."""
 
+    kind: str = option("how one prompt of the bank is chosen for an input; choose with recovery/selector=...")
 
-@dataclass
-class AttentionSelector(Selector):
-    layer: int = option("decoder layer whose attention is read", minimum=0)
-    softmax: str = option("attention before (pre) or after (post) the softmax", choices=("pre", "post"))
-    reduce: str = option("over a prompt's tokens: mean or sum", choices=("mean", "sum"))
-    heads: Optional[list[int]] = option("attention heads to read; null: all")
-    calibrated: bool = option("standardise each prompt's score by its mean and deviation over held-out text")
+    @property
+    def fits(self) -> bool:
+        """Whether it learns something from held-out text before it can choose."""
+        return False
 
+    @property
+    def peeks(self) -> bool:
+        """Whether it chooses with the answers in hand: it is measured, and cannot be used."""
+        return False
 
-@dataclass
-class RandomSelector(Selector):
-    seed: int = option("the choice for an input depends on this and on the input alone", minimum=0, maximum=SEEDS)
+    def check(self) -> None:
+        """Raises a UserError where the options do not go together."""
 
+    def check_model(self, model: Any, prompts: int | None = None) -> None:
+        """Raises a UserError where the model or the bank does not have what the options name.
 
-@dataclass
-class FixedSelector(Selector):
-    prompt: Any = option("best or worst by held-out loss, or a prompt's number, from 0")
+        Args:
+            model: the model's config, of transformers.
+            prompts: of the bank; None where that is not known yet.
+        """
 
-
-@dataclass
-class LikelihoodSelector(Selector):
-    pass
-
-
-@dataclass
-class NearestSelector(Selector):
-    pass
-
-
-@dataclass
-class LearnedSelector(Selector):
-    objective: str = option(
-        "expected: the least expected loss; best: cross-entropy to each block's best prompt",
-        choices=("expected", "best"),
-    )
-    penalty: float = option("weight of half the squared norm of the router's weights", minimum=0.0, maximum=1e6)
-
-
-@dataclass
-class OracleSelector(Selector):
-    pass
+    def build(self) -> Any:
+        """The `idp.prompting.selectors.base.Selector` that they describe, not fitted yet where it needs that."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -194,6 +171,14 @@ class Fitting:
     blocks: int = option("held-out blocks on which prompts are compared and selectors are fitted", minimum=2)
     tokens: int = option("tokens of each of those blocks", minimum=8)
     reads: int = option("tokens at the start of a block that a selector is shown", minimum=1)
+
+    def check(self) -> None:
+        """Raises a UserError where more is read of a block than it has."""
+        if self.reads > self.tokens:
+            raise UserError(
+                f"recovery.fit.reads={self.reads}: a block has recovery.fit.tokens={self.tokens} tokens; read that many"
+                " or fewer"
+            )
 
 
 @dataclass
@@ -206,61 +191,62 @@ class Storage:
 
 @dataclass
 class Bank:
-    kind: str = option("how the prompts of a bank come to differ")
+    """What IDP asks of the way in which its prompts come to differ; each kind is a file in `idp/recover/banks`."""
 
+    kind: str = option("how the prompts of a bank come to differ; choose with recovery/bank=...")
 
-@dataclass
-class IndependentBank(Bank):
-    pass
+    @property
+    def trains(self) -> bool:
+        """Whether its prompts are trained; else they exist already."""
+        return True
 
+    @property
+    def shares(self) -> bool:
+        """Whether its prompts share the training text out among them; else each reads all of it."""
+        return False
 
-@dataclass
-class ClusterBank(Bank):
-    blocks: Optional[int] = option("training blocks that are embedded and clustered at most; null: all", minimum=1)
-    restarts: int = option("starts of k-means, of which the best is kept", minimum=1)
-    smallest: float = option(
-        "a cluster with fewer blocks than this share of an equal one is filled up with the nearest of the others",
-        minimum=0.0,
-        maximum=1.0,
-    )
+    def check(self, recovery: Recovery) -> None:
+        """Raises a UserError where the options, or the recovery's, do not go together."""
 
-
-@dataclass
-class SpecialistsBank(Bank):
-    mixture: str = option(
-        "hard: a block updates the prompt that it is assigned to; soft: all prompts, by their responsibilities",
-        choices=("hard", "soft"),
-    )
-    balanced: bool = option("every prompt gets an equal share of each batch; without it one prompt tends to take all")
-    temperature: float = option(
-        "mixture=soft: of the responsibilities, in nats per token", minimum=1e-4, maximum=1000.0
-    )
-    diversity: float = option(
-        "weight of the mean cosine similarity of two prompts in the loss", minimum=0.0, maximum=1000.0
-    )
-
-
-@dataclass
-@keyword_option(
-    "from", "list[str]", "PEFT prompt folders, bank folders, run folders or records whose prompts are joined"
-)
-class AssembledBank(Bank):
-    pass
+    def make(self, options: Any, loaded: Any, text: Any, **common: Any) -> Any:
+        """Trains the bank; arguments and results are those of `idp.recover.idp.make`."""
+        raise NotImplementedError
 
 
 @dataclass
 class Recovery:
-    kind: str = option("none, hard_prompt, prompt, ptune, prefix, idp, lora, lora_idp or transfer")
+    """What the stages ask of a recovery's options; each kind is a file in `idp/recover`, with how it is made."""
 
+    kind: str = option("which one it is; choose with recovery=...")
 
-@dataclass
-class NoRecovery(Recovery):
-    pass
+    @property
+    def trains(self) -> bool:
+        """Whether it trains anything."""
+        return False
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the compressed model's weights are needed to make it."""
+        return True
 
-@dataclass
-class HardPrompt(Recovery):
-    text: str = option("the instruction placed before every input")
+    @property
+    def beneath(self) -> Recovery | None:
+        """The recovery that is made first, and on whose repaired model this one is made."""
+        return None
+
+    def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
+        """Tokens of each prompt that it puts before the input."""
+        return []
+
+    def check(self, place: str = "recovery") -> None:
+        """Raises a UserError where the options do not go together; `place` is what they are called in messages."""
+
+    def check_model(self, empty: Any, place: str = "recovery") -> None:
+        """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
+
+    def make(self, work: Any) -> Any:
+        """Makes the repair: an `idp.recover.work.Made` out of an `idp.recover.work.Work`."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -268,66 +254,32 @@ class Trained(Recovery):
     training: Training = field(default_factory=Training)
     search: Search = field(default_factory=Search)
 
+    part: ClassVar[str] = "prompt"  # what a search is of, in the record
 
-@dataclass
-class PromptTuning(Trained):
-    length: int = option("prompt tokens", minimum=1)
-    init: str = option(
-        "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
-        " random: Gaussian with the embedding's own mean and deviation",
-        choices=("vocabulary", "first_rows", "text", "random"),
-    )
-    init_text: str = option("the text for init=text, repeated to the prompt's length")
-    storage: Storage = field(default_factory=Storage, kw_only=True)
+    @property
+    def trains(self) -> bool:
+        return True
 
+    @property
+    def texts(self) -> int:
+        """How many times the text of one training it reads."""
+        return 1
 
-@dataclass
-class PTuning(PromptTuning):
-    encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
-    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1, maximum=WIDE)
-    residual: bool = option("add the encoder's input to its output, which then starts at zero")
+    def candidate(self) -> Trained:
+        """What a search trains in its place, to compare learning rates and initial values."""
+        return self
 
-
-@dataclass
-class PrefixTuning(PromptTuning):
-    encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
-    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1, maximum=WIDE)
-    residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
-
-
-@dataclass
-class Idp(Trained):
-    lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
-    init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
-    init_text: str = option("the text for init=text, repeated to the prompt's length")
-    selector: Selector = field(default_factory=Selector)
-    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
-    fit: Fitting = field(default_factory=Fitting)
-    bank: Bank = field(default_factory=Bank, kw_only=True)
-    storage: Storage = field(default_factory=Storage, kw_only=True)
-
-
-@dataclass
-class Lora(Trained):
-    rank: int = option("rank of the update", minimum=1, maximum=WIDE)
-    alpha: float = option("the update is scaled by alpha / rank", minimum=0.0, maximum=WIDE)
-    dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
-    targets: list[str] = option("names of the linear layers that are adapted")
-
-
-@dataclass
-class LoraIdp(Idp):
-    lora: Lora = field(default_factory=Lora)
-
-
-@dataclass
-@keyword_option("from", "str", "the run whose repair is used: its record.json, its folder, or the repair's own folder")
-class Transfer(Recovery):
-    selector: Optional[Selector] = field(
-        default=None, metadata={"help": "how one of several prompts is chosen; null: as in the run that it is from"}
-    )
-    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
-    fit: Fitting = field(default_factory=Fitting)
+    def check(self, place: str = "recovery") -> None:
+        if self.training.warmup_steps >= self.training.steps:
+            raise UserError(
+                f"{place}.training.warmup_steps={self.training.warmup_steps}: must be less than {place}.training.steps="
+                f"{self.training.steps}"
+            )
+        known = {item.name: item.metadata["choices"] for item in dataclasses.fields(self) if item.name == "init"}
+        for init in self.search.inits:
+            if init not in known.get("init", ()):
+                wanted = f"choose among {', '.join(known['init'])}" if known else f"{self.kind} has none; use []"
+                raise UserError(f"{place}.search.inits={init}: {wanted}")
 
 
 @dataclass
@@ -423,85 +375,6 @@ class Config:
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")
     store: str = option("folder of stored artifacts, shared by all runs")
-
-
-RECOVERIES = {
-    "none": NoRecovery,
-    "hard_prompt": HardPrompt,
-    "prompt": PromptTuning,
-    "ptune": PTuning,
-    "prefix": PrefixTuning,
-    "idp": Idp,
-    "lora": Lora,
-    "lora_idp": LoraIdp,
-    "transfer": Transfer,
-}
-SELECTORS = {
-    "attention": AttentionSelector,
-    "random": RandomSelector,
-    "fixed": FixedSelector,
-    "likelihood": LikelihoodSelector,
-    "nearest": NearestSelector,
-    "learned": LearnedSelector,
-    "oracle": OracleSelector,
-}
-BANKS = {
-    "independent": IndependentBank,
-    "cluster": ClusterBank,
-    "specialists": SpecialistsBank,
-    "assembled": AssembledBank,
-}
-
-
-def register() -> None:
-    """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="schema", name="training", node=Training)
-    store.store(group="schema", name="search", node=Search)
-    store.store(group="schema", name="fit", node=Fitting)
-    store.store(group="schema", name="storage", node=Storage)
-    store.store(group="schema", name="slurm_launcher", node=_slurm_launcher())
-    for kind, node in RECOVERIES.items():
-        store.store(group="schema/recovery", name=kind, node=node)
-    for kind, node in SELECTORS.items():
-        store.store(group="schema/selector", name=kind, node=node)
-    for kind, node in BANKS.items():
-        store.store(group="schema/bank", name=kind, node=node)
-
-
-def _slurm_launcher() -> type:
-    """The options of `hydra/launcher=slurm`: submitit's, and `wait`."""
-    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
-
-    return dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))
-
-
-def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
-    """A part of the config as a record holds it: plain JSON values, as the dataclasses that they were.
-
-    Args:
-        node: the part's dataclass; for a selector the general one: its kind says which.
-        values: the record's values.
-        name: what the part is called in messages.
-
-    Raises:
-        UserError: the values have an option that this version does not have, or lack one that it has.
-    """
-    if node is Selector:
-        if values.get("kind") not in SELECTORS:
-            raise UserError(f"{name}.kind={values.get('kind')}: this version has {', '.join(SELECTORS)}")
-        node = SELECTORS[values["kind"]]
-    known = {item.name: item for item in dataclasses.fields(node)}
-    hints = typing.get_type_hints(node)
-    if unknown := [key for key in values if key not in known]:
-        raise UserError(f"{name}.{unknown[0]}: this version has no such option; the run was made by another one")
-    lacking = [key for key, item in known.items() if item.default is MISSING and key not in values]
-    if lacking:
-        raise UserError(f"{name}.{lacking[0]} is not in the record: the run was made by another version")
-    nested = {key for key in values if dataclasses.is_dataclass(hints[key])}
-    made = {key: restore(hints[key], values[key], f"{name}.{key}") for key in nested}
-    return node(**{**values, **made})
 
 
 def one_line(error: Exception) -> str:

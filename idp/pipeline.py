@@ -12,11 +12,12 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, NoRecovery, OracleSelector, Recovery
+from idp.config import Config, Recovery
 from idp.errors import UserError
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
+from idp.recover.none import NoRecovery
 from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
@@ -201,7 +202,7 @@ def measure(
 
     measured = {}
     for name, row in rows.items():
-        if row.selection is not None and isinstance(row.selection.options, OracleSelector):
+        if row.selection is not None and row.selection.options.peeks:
             measured[name] = oracle.measure(
                 name,
                 alone,
@@ -228,7 +229,7 @@ def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store
     row = list(rows.values())[-1]
     if row.selection is None:
         return []
-    if not (config.recovery.controls or isinstance(row.selection.options, OracleSelector)):
+    if not (config.recovery.controls or row.selection.options.peeks):
         return []
     measured = []
     for number, prompt in enumerate(row.selection.prompts):

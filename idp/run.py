@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
-from idp.config import conf_dir, register
+from idp.config import conf_dir
 from idp.errors import UserError
+from idp.kinds import register
 from idp.track.record import heldout_loss
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.

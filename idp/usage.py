@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import typing
 
-from idp import config
+from idp import config, kinds
 from idp.config import conf_dir, one_line
 
 GROUPS = (
@@ -92,6 +93,7 @@ def _unknown(key: str, message: str) -> str:
 
 def _all_names() -> set[str]:
     nodes = [getattr(config, name) for name in dir(config)]
+    nodes += [node for kind in (kinds.recoveries, kinds.banks, kinds.selectors) for node in kind().values()]
     return {
         item.name
         for node in nodes
@@ -101,10 +103,10 @@ def _all_names() -> set[str]:
 
 
 def _fields(prefix: str, node: type) -> str:
-    lines = []
+    lines, hints = [], typing.get_type_hints(node)
     for item in dataclasses.fields(node):
-        nested = getattr(config, item.type.split("[")[-1].rstrip("]"), None) if isinstance(item.type, str) else None
-        if nested is not None and dataclasses.is_dataclass(nested):
+        types = [hints[item.name], *typing.get_args(hints[item.name])]
+        if (nested := next(filter(dataclasses.is_dataclass, types), None)) is not None:
             if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
@@ -126,15 +128,15 @@ def _recoveries() -> str:
     return (
         "\n".join(
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
-            for kind, node in config.RECOVERIES.items()
+            for kind, node in kinds.recoveries().items()
             if kind != "none"
         )
         + "".join(
-            f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in config.BANKS.items()
+            f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in kinds.banks().items()
         )
         + "".join(
             f"\nwith recovery/selector={kind}:\n{fields}"
-            for kind, node in config.SELECTORS.items()
+            for kind, node in kinds.selectors().items()
             if (fields := _own_fields("recovery.selector.", node, config.Selector))
         )
         + f"\nwith every recovery that is trained:\n{_fields('recovery.training.', config.Training)}"

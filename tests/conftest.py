@@ -149,7 +149,8 @@ def compose():
     from hydra.core.global_hydra import GlobalHydra
 
     from idp.checks import check
-    from idp.config import conf_dir, register
+    from idp.config import conf_dir
+    from idp.kinds import register
 
     def composed(*overrides: str):
         register()

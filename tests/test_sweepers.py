@@ -10,7 +10,8 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from idp.config import conf_dir, register
+from idp.config import conf_dir
+from idp.kinds import register
 
 from .conftest import record_of
 

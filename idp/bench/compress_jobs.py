@@ -105,7 +105,8 @@ def _config(job: dict[str, Any]) -> Any:
     import hydra
 
     from idp.checks import check
-    from idp.config import conf_dir, register
+    from idp.config import conf_dir
+    from idp.kinds import register
 
     register()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):

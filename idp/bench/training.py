@@ -201,8 +201,8 @@ def _start(loaded: Any, options: argparse.Namespace) -> Any:
 def _ours(loaded: Any, options: argparse.Namespace) -> tuple[Any, Callable]:
     """The prompt and its loss as `recovery=prompt` trains it."""
     from idp.config import Training
+    from idp.recover.nets.reparameterization import Itself
     from idp.recover.prompt import loss_with
-    from idp.recover.reparameterization import Itself
 
     settings = Training(
         **dict.fromkeys(("steps", "warmup_steps", "evaluate_every", "heldout_sequences", "checkpoint_every"), 1),

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from idp.config import HardPrompt
-from idp.models import LoadedModel
+from dataclasses import dataclass
+from typing import Any
+
+from idp import config
+from idp.config import option
+from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.recover.prompt import embed
+from idp.recover.work import Made, Work
 
 
-def make(options: HardPrompt, loaded: LoadedModel) -> PromptBank:
-    """The bank that holds the text's own token embeddings."""
-    tokens = loaded.tokenizer(options.text, add_special_tokens=False)["input_ids"]
-    return PromptBank([embed(loaded, tokens)], ["hard"])
+@dataclass
+class HardPrompt(config.Recovery):
+    text: str = option("the instruction placed before every input")
+
+    def check(self, place: str = "recovery") -> None:
+        if not self.text.strip():
+            raise UserError(f"{place}.text is empty: give the prompt's text, or use recovery=none")
+
+    def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
+        return [len(self._tokens(tokenizer))]
+
+    def make(self, work: Work) -> Made:
+        return Made(PromptBank([embed(work.loaded, self._tokens(work.loaded.tokenizer))], ["hard"]))
+
+    def _tokens(self, tokenizer: Any) -> list[int]:
+        return tokenizer(self.text, add_special_tokens=False)["input_ids"]

@@ -6,21 +6,80 @@ attention selector adds no parameter.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import config
+from idp.config import Bank, Fitting, Selector, Storage, option
+from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.recover.banks import cluster, independent, specialists
+from idp.recover.prompt import PromptTuning
 from idp.recover.training import History, Report
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
 
 
+@dataclass
+class Idp(config.Trained):
+    lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
+    init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
+    init_text: str = option("the text for init=text, repeated to the prompt's length")
+    selector: Selector = field(default_factory=Selector)
+    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
+    fit: Fitting = field(default_factory=Fitting)
+    bank: Bank = field(default_factory=Bank, kw_only=True)
+    storage: Storage = field(default_factory=Storage, kw_only=True)
+
+    @property
+    def trains(self) -> bool:
+        return self.bank.trains
+
+    @property
+    def reads_weights(self) -> bool:
+        return self.bank.trains
+
+    @property
+    def texts(self) -> int:
+        return len(self.lengths) if self.bank.shares else 1
+
+    def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
+        return self.lengths
+
+    def candidate(self) -> PromptTuning:
+        """One prompt of the longest length."""
+        return PromptTuning(
+            kind="prompt",
+            length=max(self.lengths),
+            init=self.init,
+            init_text=self.init_text,
+            training=self.training,
+            search=self.search,
+        )
+
+    def check(self, place: str = "recovery") -> None:
+        if not self.lengths:
+            raise UserError(f"{place}.lengths is empty: give one length per prompt, such as {place}.lengths=[25,25,50]")
+        self.selector.check()
+        self.fit.check()
+        self.bank.check(self)
+        super().check(place)
+
+    def check_model(self, empty: LoadedModel, place: str = "recovery") -> None:
+        self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
+
+    def make(self, work: Work) -> Made:
+        bank, histories = make(
+            self, work.loaded, work.text, checkpoint=work.checkpoint, label=work.label, **work.common()
+        )
+        return Made(bank, bank.parameters, histories=histories)
+
+
 def make(
-    options: config.Idp | config.PromptTuning,
+    options: Idp,
     loaded: LoadedModel,
     text: tuple[torch.Tensor, torch.Tensor],
     *,
@@ -30,10 +89,10 @@ def make(
     report: Report | None = None,
     teacher: LoadedModel | None = None,
 ) -> tuple[PromptBank, dict[str, History]]:
-    """Trains the bank: for IDP one prompt per length, for prompt tuning the one.
+    """Makes the bank, one prompt per length.
 
     Args:
-        options: lengths, initialisation, training, and for IDP how the prompts come to differ.
+        options: lengths, initialisation, training, and how the prompts come to differ.
         loaded: the frozen model.
         text: training and held-out blocks, each [blocks, tokens].
         seed: everything random draws from it.
@@ -42,16 +101,5 @@ def make(
         report: called with each step's figures.
         teacher: the dense model, for objective=distill; not for specialists.
     """
-    common = {"seed": seed, "checkpoint": checkpoint, "label": label, "report": report}
-    if isinstance(options, config.Idp) and isinstance(options.bank, config.SpecialistsBank):
-        return specialists.make(options, loaded, text, **common)
-    common["teacher"] = teacher
-    if isinstance(options, config.Idp) and isinstance(options.bank, config.ClusterBank):
-        return cluster.make(options, loaded, text, **common)
-    return independent.make(options, loaded, [text] * len(independent.lengths_of(options)), **common)
-
-
-def share(options: config.Recovery) -> int:
-    """How many times the text of one prompt's training a bank reads: prompts trained on different text share it out."""
-    apart = isinstance(options, config.Idp) and isinstance(options.bank, config.ClusterBank | config.SpecialistsBank)
-    return len(options.lengths) if apart else 1
+    common = {"seed": seed, "checkpoint": checkpoint, "label": label, "report": report, "teacher": teacher}
+    return options.bank.make(options, loaded, text, **common)

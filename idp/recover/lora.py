@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from idp.config import Lora
+from idp import config
+from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, train
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+
+
+@dataclass
+class Lora(config.Trained):
+    rank: int = option("rank of the update", minimum=1, maximum=WIDE)
+    alpha: float = option("the update is scaled by alpha / rank", minimum=0.0, maximum=WIDE)
+    dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
+    targets: list[str] = option("names of the linear layers that are adapted")
+
+    part: ClassVar[str] = "lora"
+
+    def check(self, place: str = "recovery") -> None:
+        if not self.targets:
+            raise UserError(
+                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
+            )
+        super().check(place)
+
+    def check_model(self, empty: LoadedModel, place: str = "recovery") -> None:
+        check_targets(empty, self.targets)
+        check_rank(empty, self.targets, self.rank)
+
+    def make(self, work: Work) -> Made:
+        adapter, history = tune(
+            work.loaded,
+            self,
+            work.text,
+            work.folder / "adapter",
+            checkpoint=work.checkpoint,
+            label=work.label,
+            **work.common("lora"),
+        )
+        return Made(None, adapter, adapter, {"lora": history})
 
 
 def tune(

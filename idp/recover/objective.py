@@ -54,7 +54,7 @@ class Objective:
         """
         from torch import nn
 
-        from idp.recover.head_loss import head_loss, logits_loss
+        from idp.recover.nets.head_loss import head_loss, logits_loss
 
         head = model.get_output_embeddings()
         if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
@@ -65,7 +65,7 @@ class Objective:
         return head_loss(hidden, head, self._loss(tokens, hidden.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
-        from idp.recover.head_loss import distill, lm, mixture
+        from idp.recover.nets.head_loss import distill, lm, mixture
 
         options = self.options
         wished = lm(tokens[:, 1:].flatten().to(device))

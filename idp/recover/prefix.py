@@ -6,22 +6,34 @@ noise where data are few (its section 7.4).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idp.config import PrefixTuning
+from idp.config import WIDE, option
 from idp.models import LoadedModel
 from idp.prompting.prefix import flatten, run_prompt
-from idp.recover.prompt import initial
+from idp.recover.prompt import PromptTuning, initial, make_with
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass
+class PrefixTuning(PromptTuning):
+    encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
+    encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1, maximum=WIDE)
+    residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
+
+    def make(self, work: Work) -> Made:
+        return make_with(encoder(self, work.loaded, work.seed), self, work, "prefix")
 
 
 def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int) -> nn.Module:
     """What gives the prefix, [tokens, 2 * layers * kv_heads * head_dim], while it is trained."""
     import torch
 
-    from idp.recover.reparameterization import Itself, PrefixEncoder
+    from idp.recover.nets.reparameterization import Itself, PrefixEncoder
 
     embedded = initial(loaded, options.length, options.init, options.init_text, seed)
     with torch.no_grad():

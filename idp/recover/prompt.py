@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import Training
+from idp import config
+from idp.config import Storage, Training, option
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import attention_mask, cache_of, states
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, train
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
+
+
+@dataclass
+class PromptTuning(config.Trained):
+    length: int = option("prompt tokens", minimum=1)
+    init: str = option(
+        "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
+        " random: Gaussian with the embedding's own mean and deviation",
+        choices=("vocabulary", "first_rows", "text", "random"),
+    )
+    init_text: str = option("the text for init=text, repeated to the prompt's length")
+    storage: Storage = field(default_factory=Storage, kw_only=True)
+
+    def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
+        return [self.length]
+
+    def make(self, work: Work) -> Made:
+        from idp.recover.banks import independent
+
+        bank, histories = independent.make(
+            self, [self.length], work.loaded, [work.text], checkpoint=work.checkpoint, label=work.label, **work.common()
+        )
+        return Made(bank, bank.parameters, histories=histories)
+
+
+def make_with(encoder: nn.Module, options: PromptTuning, work: Work, kind: str) -> Made:
+    """A prompt or prefix that an encoder makes while it is trained, and that alone is kept; `kind` as in `PromptBank`.
+
+    Its name in the bank is that of the recovery and its length.
+    """
+    prompt, history = tune(
+        work.loaded,
+        encoder,
+        work.text,
+        options.training,
+        checkpoint=work.checkpoint / "prompt_0",
+        label=work.label or f"{options.kind} of {options.length} tokens",
+        kind=kind,
+        **work.common("prompt_0"),
+    )
+    bank = PromptBank([prompt], [f"{options.kind}_{options.length}_tokens"], kind)
+    return Made(bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history})
 
 
 def tune(
@@ -54,7 +100,7 @@ def tune(
     """
     import torch
 
-    from idp.recover.reparameterization import Itself
+    from idp.recover.nets.reparameterization import Itself
 
     maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(loaded.device)
     loss_of = loss_with(loaded, maker, kind, options, teacher)

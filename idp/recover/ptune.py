@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idp.config import PTuning
+from idp.config import WIDE, option
 from idp.models import LoadedModel
-from idp.recover.prompt import initial
+from idp.recover.prompt import PromptTuning, initial, make_with
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@dataclass
+class PTuning(PromptTuning):
+    encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
+    encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1, maximum=WIDE)
+    residual: bool = option("add the encoder's input to its output, which then starts at zero")
+
+    def make(self, work: Work) -> Made:
+        return make_with(encoder(self, work.loaded, work.seed), self, work, "prompt")
+
+
 def encoder(options: PTuning, loaded: LoadedModel, seed: int) -> nn.Module:
     """What makes the prompt, [tokens, hidden_size], while it is trained."""
-    from idp.recover.reparameterization import PromptEncoder
+    from idp.recover.nets.reparameterization import PromptEncoder
 
     start = initial(loaded, options.length, options.init, options.init_text, seed)
     return PromptEncoder(start, options.encoder, options.encoder_hidden_size, options.residual, seed)

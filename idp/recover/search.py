@@ -82,15 +82,7 @@ def _candidate(recovery: config.Trained, rate: float, init: str | None) -> confi
         evaluate_every=min(training.evaluate_every, steps),
         checkpoint_every=min(training.checkpoint_every, steps),
     )
-    if isinstance(recovery, config.Idp):
-        return config.PromptTuning(
-            kind="prompt",
-            length=max(recovery.lengths),
-            init=init,
-            init_text=recovery.init_text,
-            training=training,
-            search=recovery.search,
-        )
+    recovery = recovery.candidate()
     return replace(recovery, training=training, **({"init": init} if init is not None else {}))
 
 

@@ -16,7 +16,8 @@ from idp import config as schema
 from idp import models
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
-from idp.prompting import selectors
+from idp.prompting.selectors.fixed import FixedSelector
+from idp.prompting.selectors.nearest import NearestSelector
 from idp.store import Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Selection:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
-        if isinstance(self.options, schema.FixedSelector) and self.fitted is not None:
+        if isinstance(self.options, FixedSelector) and self.fitted is not None:
             return asdict(fixed(self.fitted.read(DESCRIPTION)["prompt"]))
         options = asdict(self.options)
         return options if self.fitted is None else options | {"fitted": self.fitted.key}
@@ -71,9 +72,9 @@ def prompts_of(repair: Product | None) -> list[str]:
     return repair.read("bank/bank.json")["names"]
 
 
-def fixed(prompt: int) -> schema.FixedSelector:
+def fixed(prompt: int) -> FixedSelector:
     """The selector that always takes one prompt."""
-    return schema.FixedSelector(kind="fixed", prompt=prompt)
+    return FixedSelector(kind="fixed", prompt=prompt)
 
 
 def select(
@@ -96,13 +97,13 @@ def select(
     options = getattr(recovery, "selector", None)
     if len(prompts) < 2 or options is None:
         return None
-    if isinstance(options, schema.FixedSelector) and isinstance(options.prompt, int) and options.prompt >= len(prompts):
-        raise UserError(f"recovery.selector.prompt={options.prompt}: the bank has prompts 0 to {len(prompts) - 1}")
+    if isinstance(options, FixedSelector):
+        options.check_model(None, len(prompts))
     fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
     opened = _Once(open_bank)
     centres = repair.path / "bank" / CENTRES
-    given = isinstance(options, schema.NearestSelector) and centres.exists()
-    fits = selectors.needs_fit(options)
+    given = isinstance(options, NearestSelector) and centres.exists()
+    fits = options.fits
     heldout = None
     with out_of_memory_is_explained("select"):
         if recovery.controls or (fits and not given):
@@ -140,8 +141,8 @@ def restored(options: schema.Selector, fitted: Path | None) -> Selector:
     """
     from safetensors.torch import load_file
 
-    selector = selectors.build(options)
-    if not selectors.needs_fit(options):
+    selector = options.build()
+    if not options.fits:
         return selector
     if fitted is None or not (fitted / STATE).is_file():
         raise UserError(f"recovery.selector={options.kind}: it has not been fitted on held-out text; run idp.run first")
@@ -212,7 +213,7 @@ def _fit(
     contexts = _blocks(fit, text, loaded)[:, : fit.reads].tolist()
 
     def fitted(rows: slice) -> Selector:
-        selector = selectors.build(options)
+        selector = options.build()
         selector.bind(loaded.model, prefixes)
         selector.fit(contexts[rows], losses[rows])
         return selector
@@ -236,7 +237,7 @@ def _fit(
         halves = [slice(0, None, 2), slice(1, None, 2)]
         unseen = [_chosen(fitted(mine), contexts[other], losses[other]) for mine, other in (halves, reversed(halves))]
         described["chosen_loss_unseen"] = float(sum(part.sum() for part in unseen) / len(contexts))
-    if isinstance(options, schema.FixedSelector):
+    if isinstance(options, FixedSelector):
         described["prompt"] = int(state["prompt"])
     write_json(folder / DESCRIPTION, described)
 
@@ -259,7 +260,7 @@ def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Pa
     (centres,) = load_file(file).values()
     if centres.dim() != 2 or len(centres) != prompts:
         raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
-    selector = selectors.build(options)
+    selector = options.build()
     selector.restore({"centres": centres})
     save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
     write_json(folder / DESCRIPTION, {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"})

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from idp import config as schema
 from idp import models
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.prompting import selectors, storage
+from idp.prompting import storage
 from idp.prompting.bank import PromptBank
-from idp.recover import hard_prompt, lora, prefix, ptune, search, transfer
-from idp.recover import idp as dynamic
+from idp.recover import lora, search, transfer
 from idp.recover.banks import assembled
-from idp.recover.prompt import tune
 from idp.recover.training import History, Report, named, rows
+from idp.recover.work import Made, Work
 from idp.store import CHECKPOINT, Product, Store, write_json
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ def find(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
     Raises:
         UserError: a file is not there, damaged, or not what it should be.
     """
-    if isinstance(recovery, schema.Transfer):
+    if isinstance(recovery, transfer.Transfer):
         source = transfer.find(getattr(recovery, "from"))
         return transfer.resolved(recovery, source), Given([], source)
     if _joined(recovery):
@@ -54,21 +53,17 @@ def find(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
     return recovery, Given([], None)
 
 
-def trains(recovery: schema.Recovery) -> bool:
-    """Whether a recovery trains anything."""
-    return hasattr(recovery, "training") and not _joined(recovery)
-
-
 def reads_corpus(recovery: schema.Recovery) -> bool:
     """Whether a recovery reads the run's corpus: to train on it, to compare prompts on it, or to fit a selector."""
-    return trains(recovery) or _compares(recovery)
+    return recovery.trains or _compares(recovery)
 
 
 def _compares(recovery: schema.Recovery) -> bool:
     """Whether a recovery compares its prompts on held-out text: as controls, or to fit their selector."""
-    if not isinstance(recovery, schema.Idp | schema.Transfer) or recovery.selector is None:
+    selector = getattr(recovery, "selector", None)
+    if selector is None or len(recovery.prompt_lengths()) < 2:
         return False
-    return len(_lengths(recovery)) > 1 and (recovery.controls or selectors.needs_fit(recovery.selector))
+    return recovery.controls or selector.fits
 
 
 def check_given(given: Given, model: schema.Model, dense: Product, empty: models.LoadedModel) -> None:
@@ -97,18 +92,11 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     """
     from idp.corpus import blocks
 
-    config = empty.model.config.get_text_config()
-    if isinstance(recovery, schema.Lora):
-        lora.check_targets(empty, recovery.targets)
-        lora.check_rank(empty, recovery.targets, recovery.rank)
-    if isinstance(recovery, schema.LoraIdp):
-        check(recovery.lora, empty, text)
-    if isinstance(recovery, schema.Idp | schema.Transfer) and recovery.selector is not None:
-        selectors.check(recovery.selector, config, len(_lengths(recovery)))
+    recovery.check_model(empty)
     longest = longest_prompt(recovery, empty)
-    training = recovery.training if trains(recovery) else None
+    training = recovery.training if recovery.trains else None
     needed = longest + (training.sequence_length if training is not None else 0)
-    window = config.max_position_embeddings
+    window = empty.model.config.get_text_config().max_position_embeddings
     if needed > window:
         raise UserError(
             f"recovery: a prompt of {longest} tokens and {needed - longest} of text do not fit in the model's window"
@@ -132,18 +120,7 @@ def _check_fit(fit: schema.Fitting, longest: int, window: int) -> None:
 
 def longest_prompt(recovery: schema.Recovery, empty: models.LoadedModel) -> int:
     """Tokens of the longest prompt that a recovery puts before the input."""
-    if isinstance(recovery, schema.HardPrompt):
-        return len(empty.tokenizer(recovery.text, add_special_tokens=False)["input_ids"])
-    return max(_lengths(recovery), default=0)
-
-
-def _lengths(recovery: schema.Recovery) -> list[int]:
-    """Tokens of each prompt that a recovery makes or takes over."""
-    if isinstance(recovery, schema.Transfer):
-        return transfer.find(getattr(recovery, "from")).lengths
-    if isinstance(recovery, schema.Idp):
-        return recovery.lengths
-    return [recovery.length] if isinstance(recovery, schema.PromptTuning) else []
+    return max(recovery.prompt_lengths(empty.tokenizer), default=0)
 
 
 def recover(
@@ -171,9 +148,9 @@ def recover(
         report: called with each training step's figures.
         dense: the product of stage 1, the teacher where the objective is to be like it.
     """
-    if isinstance(recovery, schema.NoRecovery):
+    if recovery.kind == "none":
         return None
-    if isinstance(recovery, schema.Transfer):
+    if isinstance(recovery, transfer.Transfer):
         return transfer.apply(transfer.find(getattr(recovery, "from")), compressed, store)
     repair = _make(recovery, model, compressed, text, seed, store, report, dense)
     stored = getattr(recovery, "storage", None)
@@ -191,38 +168,26 @@ def _make(
     dense: Product,
 ) -> Product:
     def make(folder: Path) -> None:
-        joined = _joined(recovery)
-        opened = models.open_empty if joined else models.open_model
-        loaded = opened(models.model_folder(compressed), model)
-        made = Made()
-        if isinstance(recovery, schema.HardPrompt):
-            made.bank = hard_prompt.make(recovery, loaded)
-        if isinstance(recovery, schema.LoraIdp):  # its first half is what recovery=lora makes, and is shared with it
-            adapter = recover(recovery.lora, model, compressed, text, seed, store, report, dense=dense)
-            if adapter.reused and report is not None:
-                for row in training_rows(adapter):
-                    report(row)
-            shutil.copytree(adapter.path / "adapter", folder / "adapter", dirs_exist_ok=True)
-            loaded = lora.attach(loaded, folder / "adapter")
-            made.trainable = made.adapter = adapter.read("repair.json")["added"]
-            if (adapter.path / SEARCH).exists():
-                made.searches = adapter.read(SEARCH)
-            made.histories = {name: History(**values) for name, values in adapter.read("history.json").items()}
-        if joined:
-            made.bank = assembled.make(recovery.bank)
-            made.trainable = made.bank.parameters
-        elif isinstance(recovery, schema.Trained):
-            if loaded.device.type == "cpu":
+        opened = models.open_model if recovery.reads_weights else models.open_empty
+        work = Work(opened(models.model_folder(compressed), model), seed, folder / CHECKPOINT, folder, report=report)
+        beneath = Made()
+        if recovery.beneath is not None:
+            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
+            beneath = _take_over(first, work)
+        if recovery.trains:
+            if work.loaded.device.type == "cpu":
                 models.keep_freed_memory()
-            blocks = _text(recovery.training, text, loaded, seed, dynamic.share(recovery))
-            work = Work(loaded, blocks, seed, folder / CHECKPOINT, folder, report)
+            work.text = _text(recovery.training, text, work.loaded, seed, recovery.texts)
             if recovery.training.objective == "distill":
                 work.teacher = models.open_model(models.model_folder(dense), model)
-            _train(recovery, work, made)
+            made = _trained(recovery, work)
+        else:
+            made = recovery.make(work)
+        made = made.on(beneath)
         if made.bank is not None:
-            made.bank.save(folder / "bank", loaded.model.config, str(models.model_folder(compressed)))
-        # A written prompt stores its text's embeddings, yet adds nothing: the model has them already.
-        added = 0 if isinstance(recovery, schema.HardPrompt) else made.stored
+            made.bank.save(folder / "bank", work.loaded.model.config, str(models.model_folder(compressed)))
+        # What is not trained adds nothing where it is the model's own: a written prompt's embeddings are in it.
+        added = made.stored if made.trainable else 0
         described = {"kind": recovery.kind, "added": added, "trainable": made.trainable}
         write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if added else 0})
         write_json(folder / "history.json", {name: vars(history) for name, history in made.histories.items()})
@@ -245,7 +210,7 @@ def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: i
     if _joined(recovery):
         return {"prompts": assembled.identity(recovery.bank)}
     config = {"recovery": _options(recovery), **models.numerics(model)}
-    parts = [part for part in (recovery, getattr(recovery, "lora", None)) if isinstance(part, schema.Trained)]
+    parts = [part for part in (recovery, recovery.beneath) if part is not None and part.trains]
     if parts:
         config |= {"seed": seed, "corpus": text.fingerprint}
     if any(part.training.objective == "distill" for part in parts):
@@ -272,8 +237,9 @@ def _options(recovery: schema.Recovery) -> dict[str, Any]:
             del options["encoder_hidden_size"], options["residual"]
         if search.wanted(recovery):
             options["search"] = tried
-    if isinstance(recovery, schema.LoraIdp):
-        options["lora"] = _options(recovery.lora)
+    for item in fields(recovery):
+        if isinstance(part := getattr(recovery, item.name), schema.Recovery):
+            options[item.name] = _options(part)
     return options
 
 
@@ -310,92 +276,46 @@ def _bytes(folder: Path) -> int:
     return sum(storage.tensor_bytes(place) for place in (*folder.glob("bank/prompt_*"), folder / "adapter"))
 
 
-@dataclass
-class Work:
-    """What every training needs: model, training and held-out blocks, seed, and folders for checkpoint and adapter."""
-
-    loaded: models.LoadedModel
-    text: tuple[Any, Any]
-    seed: int
-    checkpoint: Path
-    folder: Path
-    report: Report | None = None
-    teacher: models.LoadedModel | None = None
-    label: str | None = None
-
-
-@dataclass
-class Made:
-    """What became of it: a bank, numbers trained, those of an adapter, curves, and what searches tried."""
-
-    bank: PromptBank | None = None
-    trainable: int = 0
-    adapter: int = 0
-    histories: dict[str, History] = field(default_factory=dict)
-    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def stored(self) -> int:
-        """Numbers that the repair adds to the model."""
-        return self.adapter + (self.bank.parameters if self.bank is not None else 0)
+def _take_over(first: Product, work: Work) -> Made:
+    """Puts the repair beneath on the model and into the product, and gives what became of it when it was made."""
+    if first.reused and work.report is not None:
+        for row in training_rows(first):
+            work.report(row)
+    shutil.copytree(first.path / "adapter", work.folder / "adapter", dirs_exist_ok=True)
+    work.loaded = lora.attach(work.loaded, work.folder / "adapter")
+    repair = first.read("repair.json")
+    return Made(
+        None,
+        repair["trainable"],
+        repair["added"],
+        {name: History(**values) for name, values in first.read("history.json").items()},
+        first.read(SEARCH) if (first.path / SEARCH).exists() else {},
+    )
 
 
-def _train(recovery: schema.Trained, work: Work, made: Made) -> None:
-    """Trains a recovery, after the search that it asks for, and adds what comes out to `made`."""
-    if search.wanted(recovery):
-        part = "lora" if isinstance(recovery, schema.Lora) else "prompt"
-        recovery, made.searches[part] = search.search(
-            recovery,
-            lambda candidate, place, label: _tried(
-                candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
-            ),
-            work.checkpoint / "search",
-        )
-        recovery = replace(recovery, search=schema.Search([], [], recovery.search.steps))
-    common = {"seed": work.seed, "report": work.report, "teacher": work.teacher}
-    if isinstance(recovery, schema.Lora):
-        made.adapter, made.histories["lora"] = lora.tune(
-            work.loaded,
-            recovery,
-            work.text,
-            work.folder / "adapter",
-            checkpoint=work.checkpoint,
-            label=work.label,
-            **common | {"report": named(work.report, "lora")},
-        )
-        made.trainable += made.adapter
-    elif isinstance(recovery, schema.PTuning | schema.PrefixTuning):
-        kind, source = ("prompt", ptune) if isinstance(recovery, schema.PTuning) else ("prefix", prefix)
-        encoder = source.encoder(recovery, work.loaded, work.seed)
-        prompt, made.histories["prompt_0"] = tune(
-            work.loaded,
-            encoder,
-            work.text,
-            recovery.training,
-            checkpoint=work.checkpoint / "prompt_0",
-            label=work.label or f"{recovery.kind} of {recovery.length} tokens",
-            kind=kind,
-            **common | {"report": named(work.report, "prompt_0")},
-        )
-        made.bank = PromptBank([prompt], [f"{recovery.kind}_{recovery.length}_tokens"], kind)
-        made.trainable += sum(parameter.numel() for parameter in encoder.parameters())
-    else:
-        made.bank, histories = dynamic.make(
-            recovery, work.loaded, work.text, checkpoint=work.checkpoint, label=work.label, **common
-        )
-        made.histories |= histories
-        made.trainable += made.bank.parameters
+def _trained(recovery: schema.Trained, work: Work) -> Made:
+    """What training gives, after the search that is asked for."""
+    if not search.wanted(recovery):
+        return recovery.make(work)
+    recovery, found = search.search(
+        recovery,
+        lambda candidate, place, label: _tried(
+            candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
+        ),
+        work.checkpoint / "search",
+    )
+    made = recovery.make(work)
+    made.searches[recovery.part] = found
+    return made
 
 
 def _tried(candidate: schema.Trained, work: Work) -> History:
     """The training curve of one candidate of a search."""
-    made = Made()
-    _train(replace(candidate, search=schema.Search([], [], 1)), work, made)
-    return next(iter(made.histories.values()))
+    return next(iter(candidate.make(work).histories.values()))
 
 
 def _joined(recovery: schema.Recovery) -> bool:
-    return isinstance(recovery, schema.Idp) and isinstance(recovery.bank, schema.AssembledBank)
+    return isinstance(getattr(recovery, "bank", None), assembled.AssembledBank)
 
 
 def prompts(repair: Product | None) -> int:

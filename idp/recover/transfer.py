@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from idp import config, models
+from idp import config, kinds, models
+from idp.config import Fitting, Selector, keyword_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.store import MANIFEST, Product, Store, write_json
@@ -26,6 +27,33 @@ if TYPE_CHECKING:
 
 VERSION = 1
 REPAIR = "repair.json"
+
+
+@dataclass
+@keyword_option("from", "str", "the run whose repair is used: its record.json, its folder, or the repair's own folder")
+class Transfer(config.Recovery):
+    selector: Optional[Selector] = field(
+        default=None, metadata={"help": "how one of several prompts is chosen; null: as in the run that it is from"}
+    )
+    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
+    fit: Fitting = field(default_factory=Fitting)
+
+    def check(self, place: str = "recovery") -> None:
+        if not getattr(self, "from"):
+            raise UserError(
+                f"{place}.from is not set: name the run whose repair is used, such as {place}.from=outputs/runs/<its"
+                " folder>"
+            )
+        if self.selector is not None:
+            self.selector.check()
+            self.fit.check()
+
+    def check_model(self, empty: models.LoadedModel, place: str = "recovery") -> None:
+        if self.selector is not None:
+            self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
+
+    def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
+        return find(getattr(self, "from")).lengths
 
 
 @dataclass
@@ -52,7 +80,7 @@ class Source:
     def selector(self) -> config.Selector | None:
         """What chose among its prompts in the run that it is from."""
         values = self.record["idp"]["config"]["recovery"].get("selector") if self.record else None
-        return config.restore(config.Selector, values, "recovery.selector") if values else None
+        return kinds.restore(config.Selector, values, "recovery.selector") if values else None
 
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
@@ -127,7 +155,7 @@ def refuse_evaluated(source: Source, tasks: list[TaskSource]) -> None:
             )
 
 
-def resolved(recovery: config.Transfer, source: Source) -> config.Transfer:
+def resolved(recovery: Transfer, source: Source) -> Transfer:
     """The recovery with the selector that will be used: its own, else that of the run that it is from.
 
     Raises:

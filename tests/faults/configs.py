@@ -189,7 +189,8 @@ def _leaves(base: tuple[str, ...]) -> list[tuple[str, Any]]:
     from hydra.core.global_hydra import GlobalHydra
 
     from idp.checks import check
-    from idp.config import conf_dir, register
+    from idp.config import conf_dir
+    from idp.kinds import register
 
     def walk(node: Any, prefix: str) -> list[tuple[str, Any]]:
         found = []

@@ -4,11 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from idp.config import AttentionSelector
 from idp.errors import UserError
-from idp.prompting import selectors
 from idp.prompting.prefix import bind
-from idp.prompting.selectors.attention import Attention
+from idp.prompting.selectors.attention import Attention, AttentionSelector
 
 CONTEXTS = [[3, 40, 41, 42, 43], [4, 50], [5, *range(60, 90)]]
 
@@ -113,6 +111,6 @@ def test_a_context_s_scores_do_not_depend_on_the_others(open_tiny, make_bank):
 def test_layers_and_heads_that_do_not_exist(open_tiny):
     shape = open_tiny("llama").model.config
     with pytest.raises(UserError, match="layers 0 to 1"):
-        selectors.check(AttentionSelector("attention", 2, "post", "mean", None), shape)
+        AttentionSelector("attention", 2, "post", "mean", None).check_model(shape)
     with pytest.raises(UserError, match="heads, 0 to 3"):
-        selectors.check(AttentionSelector("attention", 0, "post", "mean", [4]), shape)
+        AttentionSelector("attention", 0, "post", "mean", [4]).check_model(shape)

@@ -7,17 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from idp import config
 from idp.errors import UserError
-from idp.prompting import selectors
 from idp.prompting.embedding import mean_embeddings
 from idp.prompting.prefix import bind
-from idp.prompting.selectors.attention import Attention
-from idp.prompting.selectors.fixed import Fixed
-from idp.prompting.selectors.learned import Learned
-from idp.prompting.selectors.likelihood import Likelihood
-from idp.prompting.selectors.nearest import Nearest
-from idp.prompting.selectors.random import Random
+from idp.prompting.selectors.attention import Attention, AttentionSelector
+from idp.prompting.selectors.fixed import Fixed, FixedSelector
+from idp.prompting.selectors.learned import Learned, LearnedSelector
+from idp.prompting.selectors.likelihood import Likelihood, LikelihoodSelector
+from idp.prompting.selectors.nearest import Nearest, NearestSelector
+from idp.prompting.selectors.oracle import OracleSelector
+from idp.prompting.selectors.random import Random, RandomSelector
 
 CONTEXTS = [[3, 40, 41, 42, 43], [4, 50], [5, *range(60, 90)], [7], [8, 9, 10, 11, 12, 13]]
 LENGTHS = [4, 9, 6]
@@ -165,10 +164,10 @@ def test_fixed_takes_one_prompt(prompt, expected, open_tiny, make_bank):
 @pytest.mark.parametrize(
     "options",
     [
-        config.AttentionSelector("attention", 0, "post", "mean", None, True),
-        config.FixedSelector("fixed", "worst"),
-        config.NearestSelector("nearest"),
-        config.LearnedSelector("learned", "expected", 0.01),
+        AttentionSelector("attention", 0, "post", "mean", None, True),
+        FixedSelector("fixed", "worst"),
+        NearestSelector("nearest"),
+        LearnedSelector("learned", "expected", 0.01),
     ],
     ids=lambda options: options.kind,
 )
@@ -176,11 +175,11 @@ def test_a_fit_survives_files(options, open_tiny, make_bank, tmp_path):
     loaded = open_tiny("llama")
     bank = make_bank(loaded, LENGTHS)
     contexts, losses = kinds_of_text(20)
-    assert selectors.needs_fit(options)
-    selector = bound(selectors.build(options), loaded, bank)
+    assert options.fits
+    selector = bound(options.build(), loaded, bank)
     selector.fit(contexts, losses)
     save_file(selector.state(), tmp_path / "selector.safetensors")
-    again = bound(selectors.build(options), loaded, bank)
+    again = bound(options.build(), loaded, bank)
     again.restore(load_file(tmp_path / "selector.safetensors"))
     assert torch.equal(again.scores(CONTEXTS), selector.scores(CONTEXTS))
     assert (again.added, again.trainable) == (selector.added, selector.trainable)
@@ -188,11 +187,11 @@ def test_a_fit_survives_files(options, open_tiny, make_bank, tmp_path):
 
 def test_what_needs_no_fit_and_what_cannot_choose():
     for options in (
-        config.AttentionSelector("attention", 0, "post", "mean", None, False),
-        config.RandomSelector("random", 0),
-        config.FixedSelector("fixed", 1),
-        config.LikelihoodSelector("likelihood"),
+        AttentionSelector("attention", 0, "post", "mean", None, False),
+        RandomSelector("random", 0),
+        FixedSelector("fixed", 1),
+        LikelihoodSelector("likelihood"),
     ):
-        assert not selectors.needs_fit(options) and selectors.build(options).state() in ({}, {"prompt": 1})
+        assert not options.fits and options.build().state() in ({}, {"prompt": 1})
     with pytest.raises(UserError, match="oracle chooses with the answers in hand"):
-        selectors.build(config.OracleSelector("oracle"))
+        OracleSelector("oracle").build()

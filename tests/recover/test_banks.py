@@ -7,22 +7,16 @@ import logging
 import pytest
 import torch
 
-from idp.config import (
-    AssembledBank,
-    ClusterBank,
-    Fitting,
-    Idp,
-    IndependentBank,
-    Search,
-    Selector,
-    SpecialistsBank,
-    Storage,
-    Training,
-)
+from idp.config import Fitting, Search, Selector, Storage, Training
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.recover import idp
 from idp.recover.banks import assembled, cluster, specialists
+from idp.recover.banks.assembled import AssembledBank
+from idp.recover.banks.cluster import ClusterBank
+from idp.recover.banks.independent import IndependentBank
+from idp.recover.banks.specialists import SpecialistsBank
+from idp.recover.idp import Idp
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
 QUICK = (*TINY, "recovery=idp", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")

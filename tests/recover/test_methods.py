@@ -64,7 +64,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_best(method, recovered, m
     """From the fourth training step on the loss is NaN."""
     from safetensors.torch import load_file
 
-    from idp.recover import head_loss
+    from idp.recover.nets import head_loss
 
     steps = []
     plain = head_loss._HeadLoss.forward

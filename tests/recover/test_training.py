@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from idp.config import Lora, Search, Training
+from idp.config import Search, Training
 from idp.errors import UserError
 from idp.prompting.prefix import attention_mask
 from idp.recover import lora
+from idp.recover.lora import Lora
 from idp.recover.prompt import embed, initial, tune
 from idp.recover.training import schedule, train
 

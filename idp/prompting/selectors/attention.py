@@ -9,8 +9,12 @@ default is layer 0, after the softmax, all heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
 
+from idp import config
+from idp.config import option
+from idp.errors import UserError
 from idp.prompting.packed import TRUNK, own_mass, pack, queries_and_keys
 from idp.prompting.selectors.base import Selector
 
@@ -18,6 +22,34 @@ if TYPE_CHECKING:
     import torch
 
 FITTED_AT_ONCE = 32  # contexts
+
+
+@dataclass
+class AttentionSelector(config.Selector):
+    layer: int = option("decoder layer whose attention is read", minimum=0)
+    softmax: str = option("attention before (pre) or after (post) the softmax", choices=("pre", "post"))
+    reduce: str = option("over a prompt's tokens: mean or sum", choices=("mean", "sum"))
+    heads: Optional[list[int]] = option("attention heads to read; null: all")
+    calibrated: bool = option("standardise each prompt's score by its mean and deviation over held-out text")
+
+    @property
+    def fits(self) -> bool:
+        return self.calibrated
+
+    def check_model(self, model: Any, prompts: int | None = None) -> None:
+        if self.layer >= model.num_hidden_layers:
+            raise UserError(
+                f"recovery.selector.layer={self.layer}: the model has layers 0 to {model.num_hidden_layers - 1}"
+            )
+        for head in self.heads or ():
+            if not 0 <= head < model.num_attention_heads:
+                raise UserError(
+                    f"recovery.selector.heads: {head} is not one of the model's heads, 0 to"
+                    f" {model.num_attention_heads - 1}"
+                )
+
+    def build(self) -> Attention:
+        return Attention(self.layer, self.softmax, self.reduce, self.heads, self.calibrated)
 
 
 class Attention(Selector):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from idp import config
+from idp.config import option
 from idp.errors import UserError
 from idp.prompting.selectors.base import Selector
 
@@ -13,6 +16,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from idp.prompting.prefix import Prefixes
+
+
+@dataclass
+class FixedSelector(config.Selector):
+    prompt: Any = option("best or worst by held-out loss, or a prompt's number, from 0")
+
+    @property
+    def fits(self) -> bool:
+        return not isinstance(self.prompt, int)
+
+    def check(self) -> None:
+        number = isinstance(self.prompt, int) and not isinstance(self.prompt, bool) and self.prompt >= 0
+        if not number and self.prompt not in ("best", "worst"):
+            raise UserError(f"recovery.selector.prompt={self.prompt}: use best, worst or a prompt's number, from 0")
+
+    def check_model(self, model: Any, prompts: int | None = None) -> None:
+        if prompts is not None and isinstance(self.prompt, int) and self.prompt >= prompts:
+            raise UserError(f"recovery.selector.prompt={self.prompt}: the bank has prompts 0 to {prompts - 1}")
+
+    def build(self) -> Fixed:
+        return Fixed(self.prompt)
 
 
 class Fixed(Selector):

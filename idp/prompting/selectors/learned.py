@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from idp import config
+from idp.config import option
 from idp.prompting.embedding import mean_embeddings
 from idp.prompting.selectors.base import Selector
 
@@ -12,6 +15,22 @@ if TYPE_CHECKING:
     import torch
 
 STEPS = 200  # of L-BFGS
+
+
+@dataclass
+class LearnedSelector(config.Selector):
+    objective: str = option(
+        "expected: the least expected loss; best: cross-entropy to each block's best prompt",
+        choices=("expected", "best"),
+    )
+    penalty: float = option("weight of half the squared norm of the router's weights", minimum=0.0, maximum=1e6)
+
+    @property
+    def fits(self) -> bool:
+        return True
+
+    def build(self) -> Learned:
+        return Learned(self.objective, self.penalty)
 
 
 class Learned(Selector):

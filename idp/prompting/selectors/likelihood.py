@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from idp import config
 from idp.prompting.packed import TRUNK, pack
 from idp.prompting.repaired import head_is_bare, logits_at
 from idp.prompting.selectors.base import Selector
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from idp.prompting.prefix import Prefixes
 
 TOGETHER = 2**14  # tokens of a forward pass, those of all prompts counted
+
+
+@dataclass
+class LikelihoodSelector(config.Selector):
+    def build(self) -> Likelihood:
+        return Likelihood()
 
 
 class Likelihood(Selector):

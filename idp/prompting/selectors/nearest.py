@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from idp import config
 from idp.prompting.embedding import mean_embeddings
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass
+class NearestSelector(config.Selector):
+    @property
+    def fits(self) -> bool:
+        return True
+
+    def build(self) -> Nearest:
+        return Nearest()
 
 
 class Nearest(Selector):

@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from idp import config
+from idp.config import SEEDS, option
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass
+class RandomSelector(config.Selector):
+    seed: int = option("the choice for an input depends on this and on the input alone", minimum=0, maximum=SEEDS)
+
+    def build(self) -> Random:
+        return Random(self.seed)
 
 
 class Random(Selector):

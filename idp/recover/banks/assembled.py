@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config
+from idp.config import keyword_option
 from idp.errors import UserError
 from idp.prompting import peft_files
 from idp.prompting.bank import PromptBank
@@ -19,6 +20,31 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+@keyword_option(
+    "from", "list[str]", "PEFT prompt folders, bank folders, run folders or records whose prompts are joined"
+)
+class AssembledBank(config.Bank):
+    @property
+    def trains(self) -> bool:
+        return False
+
+    def check(self, recovery: config.Recovery) -> None:
+        if not getattr(self, "from"):
+            raise UserError(
+                "recovery.bank.from is empty: name folders of prompts, such as"
+                " recovery.bank.from=[prompts/one,prompts/two]"
+            )
+        if recovery.beneath is not None:
+            raise UserError(
+                f"recovery/bank=assembled: recovery={recovery.kind} trains its prompts on its own adapter; use"
+                " recovery=idp"
+            )
+
+    def make(self, options: Any, loaded: Any, text: Any, **common: Any) -> Any:
+        return make(self), {}
 
 
 @dataclass
@@ -32,7 +58,7 @@ class Member:
     dense: str | None  # key of the dense model, where it was trained here
 
 
-def members(options: config.AssembledBank) -> list[Member]:
+def members(options: AssembledBank) -> list[Member]:
     """The prompts of `recovery.bank.from`, in order, each with a name of its own.
 
     Raises:
@@ -49,7 +75,7 @@ def members(options: config.AssembledBank) -> list[Member]:
     return found
 
 
-def identity(options: config.AssembledBank) -> list[Any]:
+def identity(options: AssembledBank) -> list[Any]:
     """What the joined bank is made of, for the store's key: names and content, wherever the files are."""
     return [
         [member.name, list(member.prompt.shape), hashlib.sha256(member.prompt.numpy().tobytes()).hexdigest()]
@@ -95,7 +121,7 @@ def check(found: list[Member], model: config.Model, dense: str, hidden_size: int
             )
 
 
-def make(options: config.AssembledBank) -> PromptBank:
+def make(options: AssembledBank) -> PromptBank:
     """The joined bank."""
     found = members(options)
     return PromptBank(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Optional
 
 from idp import config
+from idp.config import option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.progress import progress
@@ -27,8 +29,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class ClusterBank(config.Bank):
+    blocks: Optional[int] = option("training blocks that are embedded and clustered at most; null: all", minimum=1)
+    restarts: int = option("starts of k-means, of which the best is kept", minimum=1)
+    smallest: float = option(
+        "a cluster with fewer blocks than this share of an equal one is filled up with the nearest of the others",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+    @property
+    def shares(self) -> bool:
+        return True
+
+    def make(self, options: Any, loaded: LoadedModel, text: Any, **common: Any) -> Any:
+        return make(options, loaded, text, **common)
+
+
 def make(
-    options: config.Idp,
+    options: Any,
     loaded: LoadedModel,
     text: tuple[torch.Tensor, torch.Tensor],
     *,
@@ -55,7 +75,15 @@ def make(
     judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
     texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
     bank, histories = independent.make(
-        options, loaded, texts, seed=seed, checkpoint=checkpoint, label=label, report=report, teacher=teacher
+        options,
+        options.lengths,
+        loaded,
+        texts,
+        seed=seed,
+        checkpoint=checkpoint,
+        label=label,
+        report=report,
+        teacher=teacher,
     )
     bank.centres = centres(loaded, [blocks[own] for own in members])
     counts = found["labels"].bincount(minlength=prompts).tolist()
@@ -131,7 +159,7 @@ def fill_up(labels: torch.Tensor, distances: torch.Tensor, smallest: float) -> l
 
 
 def _cluster(
-    loaded: LoadedModel, options: config.Idp, blocks: torch.Tensor, heldout: torch.Tensor, seed: int
+    loaded: LoadedModel, options: Any, blocks: torch.Tensor, heldout: torch.Tensor, seed: int
 ) -> dict[str, torch.Tensor]:
     import torch
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import config
 from idp.models import LoadedModel
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass
+class IndependentBank(config.Bank):
+    def make(self, options: Any, loaded: LoadedModel, text: Any, **common: Any) -> Any:
+        return make(options, options.lengths, loaded, [text] * len(options.lengths), **common)
+
+
 def make(
-    options: config.Idp | config.PromptTuning,
+    options: Any,
+    lengths: list[int],
     loaded: LoadedModel,
     texts: list[tuple[torch.Tensor, torch.Tensor]],
     *,
@@ -29,7 +37,8 @@ def make(
     """Trains prompt i on `texts[i]`, training and held-out blocks, each [blocks, tokens].
 
     Args:
-        options: lengths, initialisation and training.
+        options: initialisation and training, of `Idp` or `PromptTuning`.
+        lengths: tokens of each prompt.
         loaded: the frozen model.
         texts: one for each prompt.
         seed: prompt i draws from seed and i.
@@ -38,7 +47,6 @@ def make(
         report: called with each step's figures, their names preceded by the prompt's.
         teacher: the dense model, for objective=distill.
     """
-    lengths = lengths_of(options)
     bank, histories = PromptBank([], []), {}
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
@@ -57,11 +65,6 @@ def make(
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
     return bank, histories
-
-
-def lengths_of(options: config.Idp | config.PromptTuning) -> list[int]:
-    """Tokens of each prompt that is asked for."""
-    return options.lengths if isinstance(options, config.Idp) else [options.length]
 
 
 def seed_of(seed: int, number: int) -> int:

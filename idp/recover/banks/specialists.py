@@ -14,11 +14,13 @@ Equal shares per batch are those of SwAV (Caron et al., 2006.09882).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import config
+from idp.config import option
+from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
@@ -34,8 +36,37 @@ SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-3  # at low temperatures it takes 
 LAST_BATCHES = 32  # training blocks from which the centres are taken, in batches
 
 
+@dataclass
+class SpecialistsBank(config.Bank):
+    mixture: str = option(
+        "hard: a block updates the prompt that it is assigned to; soft: all prompts, by their responsibilities",
+        choices=("hard", "soft"),
+    )
+    balanced: bool = option("every prompt gets an equal share of each batch; without it one prompt tends to take all")
+    temperature: float = option(
+        "mixture=soft: of the responsibilities, in nats per token", minimum=1e-4, maximum=1000.0
+    )
+    diversity: float = option(
+        "weight of the mean cosine similarity of two prompts in the loss", minimum=0.0, maximum=1000.0
+    )
+
+    @property
+    def shares(self) -> bool:
+        return True
+
+    def check(self, recovery: config.Recovery) -> None:
+        if recovery.training.objective != "lm":
+            raise UserError(
+                f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
+                " likely it is; use recovery.training.objective=lm or another recovery/bank"
+            )
+
+    def make(self, options: Any, loaded: LoadedModel, text: Any, teacher: Any = None, **common: Any) -> Any:
+        return make(options, loaded, text, **common)
+
+
 def make(
-    options: config.Idp,
+    options: Any,
     loaded: LoadedModel,
     text: tuple[torch.Tensor, torch.Tensor],
     *,
@@ -123,7 +154,7 @@ def row_losses(loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor) -
     return each.view(len(batch), -1).mean(1)
 
 
-def responsibilities(costs: torch.Tensor, options: config.SpecialistsBank, free: bool = False) -> torch.Tensor:
+def responsibilities(costs: torch.Tensor, options: SpecialistsBank, free: bool = False) -> torch.Tensor:
     """How much of each block each prompt answers for, [blocks, prompts], rows summing to 1.
 
     Args:
@@ -195,7 +226,7 @@ def _sinkhorn(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _assigned(
-    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, options: config.Idp, free: bool
+    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, options: Any, free: bool
 ) -> torch.Tensor:
     """The prompt of each block, [blocks]: its best one, or with equal shares over all blocks."""
     import torch

@@ -5,11 +5,11 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from idp.models import LoadedModel
-from idp.recover import head_loss as losses
+from idp.recover.nets import head_loss as losses
 from idp.recover.objective import Objective
 
-from ..conftest import FAMILIES
-from .test_training import options
+from ...conftest import FAMILIES
+from ..test_training import options
 
 
 def plain(objective, temperature, lm_weight, logits, targets, teacher):

@@ -55,7 +55,7 @@ def test_every_parameter_learns(method, small, open_tiny):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_folded_bank_gives_the_loss_of_training(method, recovered, text):
     """The stored bank alone, put before the held-out text, has the best loss that training saw with the encoder."""
-    from idp.recover.reparameterization import Itself
+    from idp.recover.nets.reparameterization import Itself
 
     config, dense, repair = recovered(method)
     loaded = models.open_model(models.model_folder(dense), config.model)

@@ -1,0 +1,66 @@
+"""What a recovery is given to make a repair with, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp.recover.training import History, Report, named
+
+if TYPE_CHECKING:
+    import torch
+
+    from idp.models import LoadedModel
+    from idp.prompting.bank import PromptBank
+
+
+@dataclass
+class Work:
+    """The frozen model, and for a recovery that is trained its text, teacher and places.
+
+    `text` are training and held-out blocks, each [blocks, tokens]; `checkpoint` is a folder that survives a kill,
+    `folder` the product's own, where an adapter goes. `label` is what is said beside the progress bar, if not what the
+    recovery itself would say.
+    """
+
+    loaded: LoadedModel
+    seed: int
+    checkpoint: Path
+    folder: Path
+    text: tuple[torch.Tensor, torch.Tensor] | None = None
+    report: Report | None = None
+    teacher: LoadedModel | None = None
+    label: str | None = None
+
+    def common(self, part: str | None = None) -> dict[str, Any]:
+        """The arguments that all trainings share; figures of a named part are reported under its name."""
+        report: Callable[..., Any] | None = self.report if part is None else named(self.report, part)
+        return {"seed": self.seed, "report": report, "teacher": self.teacher}
+
+
+@dataclass
+class Made:
+    """What became of it: a bank, numbers trained, those of an adapter, curves, and what searches tried."""
+
+    bank: PromptBank | None = None
+    trainable: int = 0
+    adapter: int = 0
+    histories: dict[str, History] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> int:
+        """Numbers that the repair adds to the model."""
+        return self.adapter + (self.bank.parameters if self.bank is not None else 0)
+
+    def on(self, beneath: Made) -> Made:
+        """Both together: this, which was made on the repaired model of the other."""
+        return Made(
+            self.bank if self.bank is not None else beneath.bank,
+            self.trainable + beneath.trainable,
+            self.adapter + beneath.adapter,
+            beneath.histories | self.histories,
+            beneath.searches | self.searches,
+        )
