@@ -1,6 +1,8 @@
 """A new recovery, bank or selector is one file and one YAML, and everything else finds it."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,48 +11,9 @@ from idp.errors import UserError
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", "compressor=rtn3")
 
-LAST = '''
-from dataclasses import dataclass
-
-from idp import config
-from idp.config import option
-from idp.prompting.selectors.fixed import Fixed
-
-
-@dataclass
-class LastSelector(config.Selector):
-    back: int = option("prompts to count from the end", minimum=0)
-
-    def build(self):
-        return Last(self.back)
-
-
-class Last(Fixed):
-    """The last prompt, or one a few before it."""
-
-    def bind(self, model, prefixes):
-        self.prompt = len(prefixes.lengths) - 1 - self.prompt
-        super().bind(model, prefixes)
-'''
-TWICE = """
-from dataclasses import dataclass
-
-from idp.prompting.bank import PromptBank
-from idp.recover.prompt import PromptTuning
-from idp.recover.work import Made
-
-
-@dataclass
-class Twice(PromptTuning):
-    def prompt_lengths(self, tokenizer=None):
-        return [2 * self.length]
-
-    def make(self, work):
-        made = super().make(work)
-        (prompt,) = made.bank.prompts
-        bank = PromptBank([prompt.repeat(2, 1)], ["twice"])
-        return Made(bank, made.trainable, histories=made.histories)
-"""
+PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+BY_LENGTH, DOUBLED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BY_LENGTH_YAML, DOUBLED_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -74,19 +37,20 @@ def added(tmp_path, monkeypatch):
         known.cache_clear()
 
 
-def test_a_selector(added, run_here):
-    yaml = "defaults:\n  - /schema/selector/last@_here_\n  - _self_\nkind: last\nback: 1\n"
-    found = added("idp.prompting.selectors", "recovery/selector", "last", LAST, yaml)
-    idp = ("recovery=idp", "recovery.lengths=[2,3,4]", "recovery.controls=false")
-    record = run_here(found, *TINY, *idp, "recovery/selector=last")
-    first, second, third = record["idp"]["selection"]["arc_easy"].values()
-    assert first == third == 0 and second > 0
+def test_the_page_s_selector(added, run_here):
+    found = added("idp.prompting.selectors", "recovery/selector", "by_length", BY_LENGTH, BY_LENGTH_YAML)
+    idp = ("recovery=idp", "recovery.lengths=[2,3,4]", "recovery.controls=false", "recovery/selector=by_length")
+    for tokens, place in ((1, 2), (2000, 0)):
+        record = run_here(found, *TINY, *idp, f"recovery.selector.tokens={tokens}")
+        counts = list(record["idp"]["selection"]["arc_easy"].values())
+        assert counts[place] == sum(counts) > 0
+    with pytest.raises(UserError, match="recovery.selector.tokens=0: must be at least 1"):
+        run_here(found, *TINY, *idp, "recovery.selector.tokens=0")
 
 
-def test_a_recovery(added, run_here):
-    yaml = "defaults:\n  - prompt@_here_\n  - /schema/recovery/twice@_here_\n  - _self_\nkind: twice\nlength: 3\n"
-    found = added("idp.recover", "recovery", "twice", TWICE, yaml)
-    record = run_here(found, *TINY, "recovery=twice")
+def test_the_page_s_recovery(added, run_here):
+    found = added("idp.recover", "recovery", "doubled", DOUBLED, DOUBLED_YAML)
+    record = run_here(found, *TINY, "recovery=doubled", "recovery.length=3")
     assert record["idp"]["parameters"]["added"] == 2 * record["idp"]["parameters"]["trainable"] == 2 * 3 * 64
 
 
