@@ -241,7 +241,7 @@ class Recovery:
     def check(self, place: str = "recovery") -> None:
         """Raises a UserError where the options do not go together; `place` is what they are called in messages."""
 
-    def check_model(self, empty: Any, place: str = "recovery") -> None:
+    def check_model(self, empty: Any) -> None:
         """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
 
     def make(self, work: Any) -> Any:

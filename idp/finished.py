@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import Compressor, Model, Recovery, Selector, conf_dir, restore
+from idp.config import Compressor, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
+from idp.kinds import restore
 from idp.store import Product, Store
 from idp.track import reading
 from idp.track.record import RECORD

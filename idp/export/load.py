@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from idp import models
 from idp.compress.terminal import no_bars
-from idp.config import Model, Selector, conf_dir, restore
+from idp.config import Model, Selector, conf_dir
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.export.checkpoint import PROVENANCE
 from idp.export.repair import LORA, PROMPTS
+from idp.kinds import restore
 
 if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel

@@ -68,7 +68,7 @@ class Idp(config.Trained):
         self.bank.check(self)
         super().check(place)
 
-    def check_model(self, empty: LoadedModel, place: str = "recovery") -> None:
+    def check_model(self, empty: LoadedModel) -> None:
         self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
 
     def make(self, work: Work) -> Made:

@@ -35,7 +35,7 @@ class Lora(config.Trained):
             )
         super().check(place)
 
-    def check_model(self, empty: LoadedModel, place: str = "recovery") -> None:
+    def check_model(self, empty: LoadedModel) -> None:
         check_targets(empty, self.targets)
         check_rank(empty, self.targets, self.rank)
 

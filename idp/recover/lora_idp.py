@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from idp.models import LoadedModel
 from idp.recover.idp import Idp
 from idp.recover.lora import Lora
 
@@ -21,7 +20,3 @@ class LoraIdp(Idp):
     def check(self, place: str = "recovery") -> None:
         self.lora.check(f"{place}.lora")
         super().check(place)
-
-    def check_model(self, empty: LoadedModel, place: str = "recovery") -> None:
-        self.lora.check_model(empty, f"{place}.lora")
-        super().check_model(empty, place)

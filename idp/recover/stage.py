@@ -92,6 +92,8 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     """
     from idp.corpus import blocks
 
+    if recovery.beneath is not None:
+        check(recovery.beneath, empty, text)
     recovery.check_model(empty)
     longest = longest_prompt(recovery, empty)
     training = recovery.training if recovery.trains else None

@@ -48,7 +48,7 @@ class Transfer(config.Recovery):
             self.selector.check()
             self.fit.check()
 
-    def check_model(self, empty: models.LoadedModel, place: str = "recovery") -> None:
+    def check_model(self, empty: models.LoadedModel) -> None:
         if self.selector is not None:
             self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
 
