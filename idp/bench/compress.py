@@ -69,9 +69,13 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     job = {"kind": "compare", "overrides": overrides, "samples": options.samples, "length": options.length}
     job |= {"perplexity": options.perplexity, "window": 512, "windows": options.windows}
     ways = ["ours", "plain", *(["mask_after"] if name in JOINT else [])]
-    draws = [
-        {way: in_its_own_process({**job, "way": way, "seed": seed}) for way in ways} for seed in range(options.draws)
-    ]
+    draws: list[dict[str, Any]] = []
+    for seed in range(options.draws):
+        draws.append({})
+        for way in ways:
+            found = draws[-1][way] = in_its_own_process({**job, "way": way, "seed": seed})
+            said = f"perplexity {found['perplexity']:.3f}, {found['seconds']:.1f} s"
+            print(f"{name} {way}, draw {seed + 1} of {options.draws}: {said}", file=sys.stderr, flush=True)
     return {
         "compressor": name,
         "ratios": {way: _ratios(draws, way, "perplexity") for way in ways[1:]},
