@@ -35,7 +35,7 @@ def start(folder: Path, cpus: int = 2) -> dict[str, str]:
     """Starts the daemons with all that they write in `folder`.
 
     Args:
-        folder: is emptied.
+        folder: is emptied; a cluster that runs there is stopped.
         cpus: what the node claims to have, and as many GPUs; each may be used by one job.
 
     Returns:
@@ -44,6 +44,8 @@ def start(folder: Path, cpus: int = 2) -> dict[str, str]:
     Raises:
         RuntimeError: no node was ready in time; the daemons' logs are in `folder`.
     """
+    if (folder / "slurmctld.pid").exists():
+        stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
