@@ -21,6 +21,7 @@ class DeadInputsModifier(Modifier):
     requires_calibration_data: bool = True
 
     _alive: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _all_alive: set[str] = PrivateAttr(default_factory=set)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -35,8 +36,12 @@ class DeadInputsModifier(Modifier):
         for name in self.names:
 
             def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: Any, name: str = name) -> None:
+                if name in self._all_alive:  # nearly every layer, from its first batch on
+                    return
                 moved = (arguments[0] != 0).flatten(0, -2).any(dim=0)
                 self._alive[name] = moved | self._alive[name] if name in self._alive else moved
+                if bool(self._alive[name].all()):
+                    self._all_alive.add(name)
 
             self.register_hook(state.model.get_submodule(name), watch, "forward")
 
