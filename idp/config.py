@@ -231,7 +231,7 @@ class Recovery:
 
     @property
     def beneath(self) -> Recovery | None:
-        """The recovery that is made first, and on whose repaired model this one is made."""
+        """The recovery that is made first, and on whose adapter this one is made."""
         return None
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:

@@ -25,7 +25,8 @@ class HardPrompt(config.Recovery):
         return [len(self._tokens(tokenizer))]
 
     def make(self, work: Work) -> Made:
-        return Made(PromptBank([embed(work.loaded, self._tokens(work.loaded.tokenizer))], ["hard"]))
+        prompt = embed(work.loaded, self._tokens(work.loaded.tokenizer))
+        return Made(PromptBank([prompt], ["hard"]), borrowed=True)
 
     def _tokens(self, tokenizer: Any) -> list[int]:
         return tokenizer(self.text, add_special_tokens=False)["input_ids"]

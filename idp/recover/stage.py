@@ -188,10 +188,8 @@ def _make(
         made = made.on(beneath)
         if made.bank is not None:
             made.bank.save(folder / "bank", work.loaded.model.config, str(models.model_folder(compressed)))
-        # What is not trained adds nothing where it is the model's own: a written prompt's embeddings are in it.
-        added = made.stored if made.trainable else 0
-        described = {"kind": recovery.kind, "added": added, "trainable": made.trainable}
-        write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if added else 0})
+        described = {"kind": recovery.kind, "added": made.added, "trainable": made.trainable}
+        write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if made.added else 0})
         write_json(folder / "history.json", {name: vars(history) for name, history in made.histories.items()})
         if made.searches:
             write_json(folder / SEARCH, made.searches)

@@ -42,18 +42,22 @@ class Work:
 
 @dataclass
 class Made:
-    """What became of it: a bank, numbers trained, those of an adapter, curves, and what searches tried."""
+    """What became of it: a bank, numbers trained, those of an adapter, curves, and what searches tried.
+
+    A bank that is `borrowed` holds numbers that the model has already, such as its own embeddings.
+    """
 
     bank: PromptBank | None = None
     trainable: int = 0
     adapter: int = 0
     histories: dict[str, History] = field(default_factory=dict)
     searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    borrowed: bool = False
 
     @property
-    def stored(self) -> int:
+    def added(self) -> int:
         """Numbers that the repair adds to the model."""
-        return self.adapter + (self.bank.parameters if self.bank is not None else 0)
+        return self.adapter + (self.bank.parameters if self.bank is not None and not self.borrowed else 0)
 
     def on(self, beneath: Made) -> Made:
         """Both together: this, which was made on the repaired model of the other."""
@@ -63,4 +67,5 @@ class Made:
             self.adapter + beneath.adapter,
             beneath.histories | self.histories,
             beneath.searches | self.searches,
+            self.borrowed,
         )
