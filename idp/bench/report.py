@@ -1,7 +1,7 @@
 """`python -m idp.bench.report record=<run folder>`: time, memory and page size of a report over many records.
 
 The records are copies of one real run in which keys, names and outcomes differ: several compressors, several repairs
-of each, every one with its own documents' outcomes.
+of each, every one with its own documents' outcomes. With playwright and a Chromium, the page is opened as well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,8 @@ def main(words: Sequence[str] | None = None) -> None:
                     f" memory, page of {size / 1e6:.1f} MB",
                     flush=True,
                 )
+                for line in opened(Path(place, f"report-{count}", "index.html")):
+                    print(f"  {line}", flush=True)
 
 
 def synthesise(run: Path, folder: Path, count: int) -> None:
@@ -98,6 +101,40 @@ def measure(runs: Path, report: Path) -> tuple[float, float, int, int]:
     if status:
         raise RuntimeError(f"{' '.join(command)} failed")
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, (report / "index.html").stat().st_size
+
+
+def opened(page: Path) -> list[str]:
+    """What a reader waits for: the page, and a sort, a filter and a choice in it; nothing without a browser."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return []
+    if chromium is None:
+        return []
+    actions = {
+        "sort": "document.querySelector('#table button[data-key]').click()",
+        "filter": "(box => { box.value = 'lora'; box.dispatchEvent(new Event('input', {bubbles: true})); })"
+        "(document.querySelector('#table input[type=search]'))",
+        "another axis": "(box => { box.selectedIndex = (box.selectedIndex + 1) % box.options.length;"
+        " box.dispatchEvent(new Event('change', {bubbles: true})); })(document.querySelector('#scatter select'))",
+    }
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page()
+        begun = time.perf_counter()
+        tab.goto(page.as_uri(), timeout=120_000)
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+        lines = [f"opened in Chromium: {time.perf_counter() - begun:.2f} s until every control answers"]
+        for name, action in actions.items():
+            # The second frame begins once what the handlers changed was painted.
+            seconds = tab.evaluate(
+                f"() => new Promise(done => {{ const begun = performance.now(); {action};"
+                " requestAnimationFrame(() => requestAnimationFrame(() => done((performance.now() - begun) / 1000))) })"
+            )
+            lines.append(f"{name}: {seconds:.2f} s until it is painted")
+        browser.close()
+    return lines
 
 
 def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
