@@ -70,6 +70,17 @@ def test_every_cell_of_an_experiment_composes(experiment, compose):
             assert (config.output, config.store) == (f"outputs/{experiment}", "outputs/store")
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_the_seeds_of_a_study_share_one_compressed_model(experiment, compose):
+    """Unless the draw of calibration text is what it asks about: seeds are compared document by document."""
+    swept = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
+    if "seed" in swept:
+        given = [f"{key}={value.split(',')[0]}" for key, value in swept.items() if key in ("compressor", "recovery")]
+        assert compose(f"+experiment={experiment}", *given, "seed=2").compressor.calibration.seed == 0
+    else:
+        assert experiment in ("calibration", "transfer", "latency_and_parameters", "attention_regimes")
+
+
 def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
