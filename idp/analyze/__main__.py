@@ -17,6 +17,7 @@ OPENING = """idp.analyze: what finished runs say, written beside their records (
   python -m idp.analyze claims                                  what the papers claim, and what these runs say
   python -m idp.analyze compare runs=outputs/runs               every repair and compressor: effect, interval, test
   python -m idp.analyze displaced runs=outputs/runs             what became of the documents that compression broke
+  python -m idp.analyze choice record=outputs/runs/<run>        what there is to choose between a bank's prompts
   python -m idp.analyze similarity record=outputs/runs/<run>    attention and activations against the dense model"""
 
 
@@ -36,16 +37,29 @@ class Claims(Runs):
 
 
 @dataclass
-class Similarity:
-    """Of the analysis that opens models."""
+class Run:
+    """Of an analysis of one run, which opens its models."""
 
     record: str = word("a run's record.json, or its folder")
+
+
+@dataclass
+class Choice(Run):
+    """Of what choosing could earn."""
+
+    store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
+
+
+@dataclass
+class Similarity(Run):
+    """Of the comparison with the dense model, layer by layer."""
+
     documents: int = word("documents of each task", default=16)
     tokens: int = word("tokens of a document at most", default=256)
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
 
 
-OPTIONS = {"claims": Claims, "compare": Runs, "displaced": Runs, "similarity": Similarity}
+OPTIONS = {"claims": Claims, "compare": Runs, "displaced": Runs, "choice": Choice, "similarity": Similarity}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -61,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if name not in OPTIONS:
             raise UserError(f"{name}: no such analysis; choose one of {', '.join(OPTIONS)}")
         options = parse(OPTIONS[name], rest)
-        written = _similarity(options) if isinstance(options, Similarity) else _of_runs(name, options)
+        written = _of_run(name, options) if isinstance(options, Run) else _of_runs(name, options)
         print("\n".join(f"written: {file}" for file in written))
 
 
@@ -85,21 +99,26 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
     return write(options.out or places[0], name, result, text)
 
 
-def _similarity(options: Similarity) -> list[Path]:
+def _of_run(name: str, options: Choice | Similarity) -> list[Path]:
+    from idp.analyze import choice, similarity
     from idp.analyze.files import write
-    from idp.analyze.similarity import SHORTEST, page, similarity
     from idp.finished import find
 
-    for name, least in (("documents", 1), ("tokens", SHORTEST)):
-        if getattr(options, name) < least:
-            raise UserError(f"{name}={getattr(options, name)}: must be at least {least}")
+    if isinstance(options, Similarity):
+        for option, least in (("documents", 1), ("tokens", similarity.SHORTEST)):
+            if getattr(options, option) < least:
+                raise UserError(f"{option}={getattr(options, option)}: must be at least {least}")
     run = find(options.record, options.store)
     place = Path(options.record).expanduser()
     folder = place if place.is_dir() else place.parent
-    result = similarity(run, folder, options.documents, options.tokens)
-    text = page(result)
+    if isinstance(options, Similarity):
+        result = similarity.similarity(run, folder, options.documents, options.tokens)
+        text = similarity.page(result)
+    else:
+        result = choice.choice(run, folder)
+        text = choice.page(result)
     print(f"{text}\n")
-    return write(folder, "similarity", result, text)
+    return write(folder, name, result, text)
 
 
 def _margin(points: str) -> float:

@@ -1,0 +1,326 @@
+"""How much there is to choose between the prompts of a bank, for selectors that know more and more.
+
+A selector earns what it finds out about an input, and at most what there is to find. So the run's own selector is held
+beside ways to choose that may read what it may not: the answers of *other* documents. The best prompt of each task, and
+a router that is trained on outcomes, are fitted on nine tenths of the documents and tried on the last, over and over.
+What even these do not earn no selector will find in the same text; what only the oracle has is mostly the luck of the
+best of several draws.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from idp.errors import UserError, out_of_memory_is_explained
+from idp.store import Store, digest
+
+if TYPE_CHECKING:
+    from idp.finished import Finished
+
+SCHEMA, VERSION = 1, 1
+FILE = "embeddings.safetensors"
+FOLDS, REPEATS = 10, 10
+COMPONENTS = 128  # of the texts' embeddings that the router reads
+PENALTIES = tuple(10.0**power for power in range(-1, 8))
+
+READS = {
+    "best": "held-out text",
+    "random": "nothing",
+    "chosen": "the input",
+    "one prompt": "answers of other documents",
+    "by task": "the task; answers of other documents",
+    "router": "the input, the task; answers of other documents",
+    "oracle": "its own answer",
+}
+
+
+@dataclass
+class Outcomes:
+    """What each prompt alone scored on a task's documents.
+
+    `scores` is [documents, prompts], the greater the better; `chosen` [documents] is what the run's selector took;
+    `contexts` are the documents' texts, in the same order.
+    """
+
+    scores: np.ndarray
+    chosen: np.ndarray
+    contexts: list[str]
+
+
+def choice(run: Finished, folder: Path) -> dict[str, Any]:
+    """What each way to choose among a run's prompts scores, and its difference to the best one by held-out loss.
+
+    Args:
+        run: the run; its repair has several prompts, each of which was measured alone.
+        folder: of its record.
+
+    Returns:
+        JSON: `documents`; `differ`, the share of each task's documents on which prompts score differently; and of each
+        of `ways` what it `reads`, its score on each of `tasks`, their `mean`, the `difference` to `best`, its 95 %
+        interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, which peeks.
+
+    Raises:
+        UserError: the run has no bank or did not measure its prompts alone, or what was stored of it is gone.
+    """
+    from idp.analyze.significance import holm, paired_bootstrap, t_test
+
+    best, prompts, tasks = find_outcomes(run, folder)
+    ways = of_answers({name: task.scores for name, task in tasks.items()}, _embeddings(run, tasks), best)
+    for name, task in tasks.items():
+        documents = np.arange(len(task.scores))
+        ways["best"][name] = task.scores[:, best]
+        ways["random"][name] = task.scores.mean(1)
+        ways["chosen"][name] = task.scores[documents, task.chosen]
+        ways["oracle"][name] = task.scores.max(1)
+    found: dict[str, Any] = {}
+    for way, reads in READS.items():
+        scores = ways[way]
+        means = {name: float(values.mean()) for name, values in scores.items()}
+        found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
+        if way != "best":
+            pairs = {name: (ways["best"][name], values) for name, values in scores.items()}
+            interval = paired_bootstrap(pairs)
+            found[way] |= {"difference": interval.difference, "low": interval.low, "high": interval.high}
+            found[way]["p"] = t_test(pairs)
+    judged = [way for way in found if way not in ("best", "oracle")]
+    for way, p in zip(judged, holm([found[way]["p"] for way in judged]), strict=True):
+        found[way]["p"] = p
+    found["oracle"]["p"] = None
+    return {
+        "schema": SCHEMA,
+        "run": run.name,
+        "selector": run.recovery.selector.kind,
+        "prompts": prompts,
+        "best": prompts[best],
+        "documents": sum(len(task.scores) for task in tasks.values()),
+        "differ": {name: float((np.ptp(task.scores, axis=1) > 0).mean()) for name, task in tasks.items()},
+        "folds": FOLDS,
+        "repeats": REPEATS,
+        "ways": found,
+    }
+
+
+def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str, Outcomes]]:
+    """The best prompt by held-out loss, the prompts' names, and each task's outcomes, from the files beside a record.
+
+    Raises:
+        UserError: as said above.
+    """
+    from pyarrow import parquet
+
+    from idp.evaluate.selection import OUTCOMES
+    from idp.track.record import SAMPLES
+
+    about = run.record["idp"]
+    controls = about.get("controls")
+    if not controls or controls["heldout_loss"] is None:
+        raise UserError(
+            f"{run.said}: the run has not measured each prompt of a bank alone; make one with several prompts and"
+            " recovery.controls=true, such as recovery=idp"
+        )
+    files = [folder / OUTCOMES, folder / SAMPLES]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: it is gone; run the record's command again")
+    texts = {
+        (row["asked_for"], row["doc_id"]): row["context"]
+        for row in parquet.read_table(files[1], columns=["asked_for", "doc_id", "model", "context"]).to_pylist()
+        if row["model"] == about["row"]
+    }
+    prompts = controls["prompts"]
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in parquet.read_table(files[0]).to_pylist():
+        if row["chosen"] is not None:
+            rows[row["task"]].append(row)
+    tasks = {}
+    for name, own in rows.items():
+        runs = about["data"][name]["stand_in"] or name
+        higher = run.record["higher_is_better"][runs].get(own[0]["metric"].split(",")[0]) is not False
+        scores = np.array([[row[prompt] for prompt in prompts] for row in own], float)
+        tasks[name] = Outcomes(
+            scores if higher else -scores,
+            np.array([row["chosen"] for row in own]),
+            [texts[name, row["doc_id"]] for row in own],
+        )
+    return int(np.argmin(controls["heldout_loss"])), prompts, tasks
+
+
+def of_answers(
+    scores: Mapping[str, np.ndarray], embeddings: Mapping[str, np.ndarray], best: int, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """What a choice scores that is made with the answers of other documents: never with a document's own.
+
+    The documents of each task are cut into `FOLDS` parts; what is learned on the others is tried on each part in turn,
+    and all of it is done `REPEATS` times with other parts. Tasks weigh alike. Ties go to the best prompt by held-out
+    loss.
+
+    - `one prompt`: the prompt with the best mean over tasks.
+    - `by task`: the prompt with the best mean on the document's task.
+    - `router`: ridge regression of each prompt's outcome, less the mean of all prompts on that document, on the
+      embedding of the text and its task; the penalty is that of the least leave-one-out error.
+
+    Args:
+        scores: of each task [documents, prompts], the greater the better.
+        embeddings: of each task's texts [documents, numbers].
+        best: the best prompt by held-out loss.
+        seed: of the parts.
+
+    Returns:
+        of each way and task [documents], the mean over repeats; of the other ways empty.
+    """
+    generator = np.random.default_rng(seed)
+    names, m = list(scores), next(iter(scores.values())).shape[1]
+    order = [best, *(prompt for prompt in range(m) if prompt != best)]  # the first of equals is taken
+    all_scores = np.concatenate([scores[name][:, order] for name in names])
+    task_of = np.repeat(np.arange(len(names)), [len(scores[name]) for name in names])
+    features = _features(np.concatenate([embeddings[name] for name in names]), task_of, len(names))
+    weights = 1 / np.bincount(task_of)[task_of]
+    rows = np.arange(len(all_scores))
+    totals = {way: np.zeros(len(all_scores)) for way in ("one prompt", "by task", "router")}
+    for _ in range(REPEATS):
+        fold = np.concatenate([generator.permutation(len(scores[name])) % FOLDS for name in names])
+        for part in range(FOLDS):
+            own, others = rows[fold == part], fold != part
+            means = np.stack(
+                [
+                    all_scores[others & (task_of == task)].mean(0)
+                    if (others & (task_of == task)).any()
+                    else np.zeros(m)
+                    for task in range(len(names))
+                ]
+            )
+            picks = {
+                "one prompt": np.full(len(own), means.mean(0).round(12).argmax()),
+                "by task": means.round(12).argmax(1)[task_of[own]],
+                "router": _routed(features, all_scores, weights, others, own),
+            }
+            for way, picked in picks.items():
+                totals[way][own] += all_scores[own, picked] / REPEATS
+    ways: dict[str, dict[str, np.ndarray]] = {way: {} for way in READS}
+    for way, values in totals.items():
+        ways[way] = {name: values[task_of == task] for task, name in enumerate(names)}
+    return ways
+
+
+def _routed(
+    features: np.ndarray, scores: np.ndarray, weights: np.ndarray, others: np.ndarray, own: np.ndarray
+) -> np.ndarray:
+    """The prompt that the router gives to each document of `own`, having learned from `others`."""
+    from sklearn.linear_model import RidgeCV
+
+    above = scores - scores.mean(1, keepdims=True)
+    if others.sum() < 2 or not np.ptp(above[others]):
+        return np.zeros(len(own), int)
+    model = RidgeCV(alphas=PENALTIES).fit(features[others], above[others], sample_weight=weights[others])
+    return model.predict(features[own]).reshape(len(own), -1).round(12).argmax(1)
+
+
+def _features(embeddings: np.ndarray, task_of: np.ndarray, tasks: int) -> np.ndarray:
+    """What the router reads: the first principal components of the standardised embeddings, and the task."""
+    from sklearn.decomposition import PCA
+
+    standard = (embeddings - embeddings.mean(0)) / np.maximum(embeddings.std(0), 1e-6)
+    components = min(COMPONENTS, len(standard) - 1, standard.shape[1])
+    reduced = PCA(components, random_state=0).fit_transform(standard) if components > 0 else standard
+    spread = max(float(reduced[:, 0].std()), 1e-6) if reduced.size else 1.0
+    return np.concatenate([reduced / spread, np.eye(tasks)[task_of]], axis=1)
+
+
+def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.ndarray]:
+    """The mean final hidden state of each context in the model that is repaired, as cluster banks embed text."""
+    from safetensors.numpy import load_file, save_file
+
+    from idp.models import numerics
+
+    stages = run.record["idp"]["stages"]
+    weights = "compressed" if "compressed" in run.variants else "dense"
+    store = Store(run.product("load").path.parents[1])
+
+    def make(place: Path) -> None:
+        opened = run.open(weights)
+        texts = [text for task in tasks.values() for text in task.contexts]
+        save_file({"embeddings": embed(opened, texts, run.batch_tokens)}, place / FILE)
+
+    with out_of_memory_is_explained("load"):
+        product = store.get_or_make(
+            "embeddings",
+            parent=(stages["compress"] if weights == "compressed" else stages["load"])["key"],
+            config={"texts": digest({name: task.contexts for name, task in tasks.items()}), **numerics(run.model)},
+            version=VERSION,
+            make=make,
+            label=f"{sum(len(task.contexts) for task in tasks.values())} documents",
+        )
+    found = load_file(product.path / FILE)["embeddings"]
+    ends = np.cumsum([len(task.contexts) for task in tasks.values()])[:-1]
+    return dict(zip(tasks, np.split(found, ends), strict=True))
+
+
+def embed(model: Any, texts: list[str], batch_tokens: int) -> np.ndarray:
+    """The mean final hidden state of each text, [texts, hidden_size] float32; texts of one length go together.
+
+    Args:
+        model: a repaired model, whose repair is not used.
+        texts: an empty one is embedded as zeros.
+        batch_tokens: of a batch at most; the end of a text that is longer than the model's window is read.
+    """
+    import torch
+
+    from idp.progress import progress
+
+    config = model.model.config.get_text_config()
+    ids = [model.tokenizer.encode(text)[-config.max_position_embeddings :] for text in texts]
+    lengths: dict[int, list[int]] = defaultdict(list)
+    for place, tokens in enumerate(ids):
+        lengths[len(tokens)].append(place)
+    found = torch.zeros(len(texts), config.hidden_size)
+    with torch.inference_mode(), progress(len(texts), "text embeddings", unit="documents") as bar:
+        for length, places in lengths.items():
+            size = max(1, batch_tokens // max(length, 1))
+            for batch in (places[start : start + size] for start in range(0, len(places), size)):
+                if length:
+                    tokens = torch.tensor([ids[place] for place in batch], device=model.device)
+                    hidden = model.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+                    found[batch] = hidden.float().mean(1).cpu()
+                bar.update(len(batch))
+    return found.numpy()
+
+
+def page(result: dict[str, Any]) -> str:
+    """The analysis as Markdown."""
+    from tabulate import tabulate
+
+    rows = []
+    for way, found in result["ways"].items():
+        name = {"best": f"best by held-out loss ({result['best']})", "chosen": result["selector"]}.get(way, way)
+        against, p = "", ""
+        if way != "best":
+            against = f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+            p = "" if found["p"] is None else f"{found['p']:.2g}"
+        rows.append([name, found["reads"], f"{100 * found['mean']:.1f}", against, p])
+    differ = [[task, f"{100 * share:.0f} %"] for task, share in result["differ"].items()]
+    return "\n".join(
+        [
+            f"# What there is to choose: {result['run']}",
+            "",
+            f"{len(result['prompts'])} prompts, {result['documents']} documents of {len(result['differ'])} tasks;"
+            " percent of the main metric, mean over tasks. What reads the answers of other documents is learned on nine"
+            f" tenths of them and tried on the last ({result['folds']} parts, {result['repeats']} times).",
+            "",
+            tabulate(
+                rows,
+                headers=["choice", "reads", "score", "less the best by held-out loss (95 %)", "p (Holm)"],
+                tablefmt="github",
+                disable_numparse=True,
+            ),
+            "",
+            "Documents on which the prompts score differently; on the others there is nothing to choose:",
+            "",
+            tabulate(differ, headers=["task", "documents"], tablefmt="github", disable_numparse=True),
+        ]
+    )
