@@ -2,7 +2,7 @@
 
 A selector earns what it finds out about an input, and at most what there is to find. So the run's own selector is held
 beside ways to choose that may read what it may not: the answers of *other* documents. The best prompt of each task, and
-a router that is trained on outcomes, are fitted on nine tenths of the documents and tried on the last, over and over.
+a router that is trained on outcomes, are fitted on one half of the documents and tried on the other, over and over.
 What even these do not earn no selector will find in the same text; what only the oracle has is mostly the luck of the
 best of several draws.
 """
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 SCHEMA, VERSION = 1, 1
 FILE = "embeddings.safetensors"
-FOLDS, REPEATS = 10, 10
+HALVES = 2  # with more and smaller parts the tests reject too often where there is nothing to find
+REPEATS = 20
+RESAMPLES = 2000
 COMPONENTS = 128  # of the texts' embeddings that the router reads
 PENALTIES = tuple(10.0**power for power in range(-1, 8))
 
@@ -68,26 +70,22 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the run has no bank or did not measure its prompts alone, or what was stored of it is gone.
     """
-    from idp.analyze.significance import holm, paired_bootstrap, t_test
+    from idp.analyze.significance import holm
 
     best, prompts, tasks = find_outcomes(run, folder)
     ways = of_answers({name: task.scores for name, task in tasks.items()}, _embeddings(run, tasks), best)
     for name, task in tasks.items():
         documents = np.arange(len(task.scores))
-        ways["best"][name] = task.scores[:, best]
-        ways["random"][name] = task.scores.mean(1)
-        ways["chosen"][name] = task.scores[documents, task.chosen]
-        ways["oracle"][name] = task.scores.max(1)
+        ways["best"][name] = task.scores[None, :, best]
+        ways["random"][name] = task.scores.mean(1)[None]
+        ways["chosen"][name] = task.scores[None, documents, task.chosen]
+        ways["oracle"][name] = task.scores.max(1)[None]
     found: dict[str, Any] = {}
     for way, reads in READS.items():
-        scores = ways[way]
-        means = {name: float(values.mean()) for name, values in scores.items()}
+        means = {name: float(values.mean()) for name, values in ways[way].items()}
         found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
         if way != "best":
-            pairs = {name: (ways["best"][name], values) for name, values in scores.items()}
-            interval = paired_bootstrap(pairs)
-            found[way] |= {"difference": interval.difference, "low": interval.low, "high": interval.high}
-            found[way]["p"] = t_test(pairs)
+            found[way] |= _difference(ways["best"], ways[way])
     judged = [way for way in found if way not in ("best", "oracle")]
     for way, p in zip(judged, holm([found[way]["p"] for way in judged]), strict=True):
         found[way]["p"] = p
@@ -100,7 +98,6 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         "best": prompts[best],
         "documents": sum(len(task.scores) for task in tasks.values()),
         "differ": {name: float((np.ptp(task.scores, axis=1) > 0).mean()) for name, task in tasks.items()},
-        "folds": FOLDS,
         "repeats": REPEATS,
         "ways": found,
     }
@@ -156,9 +153,8 @@ def of_answers(
 ) -> dict[str, dict[str, np.ndarray]]:
     """What a choice scores that is made with the answers of other documents: never with a document's own.
 
-    The documents of each task are cut into `FOLDS` parts; what is learned on the others is tried on each part in turn,
-    and all of it is done `REPEATS` times with other parts. Tasks weigh alike. Ties go to the best prompt by held-out
-    loss.
+    The documents of each task are cut in halves; what is learned on one is tried on the other, and all of it is done
+    `REPEATS` times with other halves. Tasks weigh alike. Ties go to the best prompt by held-out loss.
 
     - `one prompt`: the prompt with the best mean over tasks.
     - `by task`: the prompt with the best mean on the document's task.
@@ -169,10 +165,10 @@ def of_answers(
         scores: of each task [documents, prompts], the greater the better.
         embeddings: of each task's texts [documents, numbers].
         best: the best prompt by held-out loss.
-        seed: of the parts.
+        seed: of the halves.
 
     Returns:
-        of each way and task [documents], the mean over repeats; of the other ways empty.
+        of each way and task [repeats, documents]; of the other ways empty.
     """
     generator = np.random.default_rng(seed)
     names, m = list(scores), next(iter(scores.values())).shape[1]
@@ -182,11 +178,11 @@ def of_answers(
     features = _features(np.concatenate([embeddings[name] for name in names]), task_of, len(names))
     weights = 1 / np.bincount(task_of)[task_of]
     rows = np.arange(len(all_scores))
-    totals = {way: np.zeros(len(all_scores)) for way in ("one prompt", "by task", "router")}
-    for _ in range(REPEATS):
-        fold = np.concatenate([generator.permutation(len(scores[name])) % FOLDS for name in names])
-        for part in range(FOLDS):
-            own, others = rows[fold == part], fold != part
+    totals = {way: np.zeros((REPEATS, len(all_scores))) for way in ("one prompt", "by task", "router")}
+    for repeat in range(REPEATS):
+        half = np.concatenate([generator.permutation(len(scores[name])) % HALVES for name in names])
+        for part in range(HALVES):
+            own, others = rows[half == part], half != part
             means = np.stack(
                 [
                     all_scores[others & (task_of == task)].mean(0)
@@ -201,11 +197,31 @@ def of_answers(
                 "router": _routed(features, all_scores, weights, others, own),
             }
             for way, picked in picks.items():
-                totals[way][own] += all_scores[own, picked] / REPEATS
+                totals[way][repeat, own] = all_scores[own, picked]
     ways: dict[str, dict[str, np.ndarray]] = {way: {} for way in READS}
     for way, values in totals.items():
-        ways[way] = {name: values[task_of == task] for task, name in enumerate(names)}
+        ways[way] = {name: values[:, task_of == task] for task, name in enumerate(names)}
     return ways
+
+
+def _difference(best: Mapping[str, np.ndarray], way: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By how much a way is better: the mean over repeats, their median interval, and twice their median p-value.
+
+    Twice the median keeps its level however the repeats depend on one another (Meinshausen, Meier and Buehlmann,
+    2009). A way without repeats has its own interval and p-value.
+    """
+    from idp.analyze.significance import paired_bootstrap, t_test
+
+    repeats = len(next(iter(way.values())))
+    pairs = [{name: (best[name][0], values[repeat]) for name, values in way.items()} for repeat in range(repeats)]
+    intervals = [paired_bootstrap(each, RESAMPLES) for each in pairs]
+    p = float(np.median([t_test(each) for each in pairs]))
+    return {
+        "difference": float(np.mean([each.difference for each in intervals])),
+        "low": float(np.median([each.low for each in intervals])),
+        "high": float(np.median([each.high for each in intervals])),
+        "p": p if repeats == 1 else min(1.0, 2 * p),
+    }
 
 
 def _routed(
@@ -309,8 +325,8 @@ def page(result: dict[str, Any]) -> str:
             f"# What there is to choose: {result['run']}",
             "",
             f"{len(result['prompts'])} prompts, {result['documents']} documents of {len(result['differ'])} tasks;"
-            " percent of the main metric, mean over tasks. What reads the answers of other documents is learned on nine"
-            f" tenths of them and tried on the last ({result['folds']} parts, {result['repeats']} times).",
+            " percent of the main metric, mean over tasks. What reads the answers of other documents is learned on one"
+            f" half of them and tried on the other ({result['repeats']} times).",
             "",
             tabulate(
                 rows,

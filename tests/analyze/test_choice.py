@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from idp.analyze.__main__ import main
-from idp.analyze.choice import embed, of_answers
+from idp.analyze.choice import _difference, embed, of_answers
 from idp.prompting.repaired import RepairedModel
 
 IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
@@ -61,6 +61,23 @@ def test_luck_is_not_found(generator, noise):
     assert mean({task: each.max(1) for task, each in scores.items()}) > chance + 0.35
     for way in ("one prompt", "by task", "router"):
         assert mean(ways[way]) < chance + 0.04
+
+
+def test_where_there_is_nothing_to_find_little_is_found():
+    """The tests keep their level: equal prompts, and texts that say nothing, forty times over."""
+    rejected = dict.fromkeys(("one prompt", "by task", "router"), 0)
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        scores, texts = {}, {}
+        for task in ("a", "b", "c", "d"):
+            base = generator.random((60, 1)) < 0.4
+            scores[task] = np.where(generator.random((60, 3)) < 0.1, ~base, base).astype(float)
+            texts[task] = generator.normal(size=(60, 10))
+        ways = of_answers(scores, texts, best=0, seed=seed)
+        best = {task: each[None, :, 0] for task, each in scores.items()}
+        for way in rejected:
+            rejected[way] += _difference(best, ways[way])["p"] < 0.05
+    assert all(count <= 4 for count in rejected.values()), rejected
 
 
 def test_a_document_is_not_chosen_for_by_its_own_answer(noise):
