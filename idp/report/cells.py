@@ -71,6 +71,12 @@ class Cell:
         """Perplexity on a text, over seeds."""
         return self._over_seeds(lambda model: model.perplexity[corpus].value if corpus in model.perplexity else None)
 
+    def perplexity_spread(self, corpus: str) -> float | None:
+        """Its standard deviation over seeds; None for one seed, or where one lacks it."""
+        if len(self.members) < 2 or any(corpus not in model.perplexity for model in self.members):
+            return None
+        return statistics.stdev(model.perplexity[corpus].value for model in self.members)
+
     def latency(self, part: str) -> tuple[float, float | None] | None:
         """Ratio to the compressed model of `prefill` or `decode` (the first shape timed), and that of merged LoRA."""
         for model in self.members:

@@ -70,8 +70,7 @@ def cost_table(view: View) -> Table:
     for row in view.rows:
         line, weights = _names(row), row.first.weights
         for corpus in setting.corpora:
-            value = row.perplexity(corpus)
-            line[f"{corpus} perplexity"] = Entry(f"{value:.2f}", value) if value is not None else MISSING
+            line[f"{corpus} perplexity"] = _perplexity(row, corpus)
         added = row.first.parameters["added"]
         line |= {
             "added": Entry(f"{added:,}", added),
@@ -89,6 +88,8 @@ def cost_table(view: View) -> Table:
     notes = ["ratio of median latency to the compressed model, on decompressed weights: it compares repairs alone"]
     if not any(line["prefill"] is not MISSING for line in lines if "prefill" in line):
         notes = ["no run has timed its models: add latency=default"]
+    if any(line[key].spread is not None for line in lines for key in line if key.endswith(" perplexity")):
+        notes.append("perplexity of several seeds: the mean ± standard deviation over them")
     notes.append("packed and effective sizes are computed from the measured weights; effective leaves zeros out")
     return Table("Costs", columns, lines, notes)
 
@@ -112,6 +113,13 @@ def _score(row: Cell, tasks: list[str], bold: bool = False) -> Entry:
     if error is not None:
         text += f" ({error:.3f})"
     return Entry(text, value, bold, error, spread)
+
+
+def _perplexity(row: Cell, corpus: str) -> Entry:
+    value, spread = row.perplexity(corpus), row.perplexity_spread(corpus)
+    if value is None:
+        return MISSING
+    return Entry(f"{value:.2f}" + (f" ±{spread:.2f}" if spread is not None else ""), value, spread=spread)
 
 
 def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:

@@ -11,6 +11,7 @@ from idp.report.cells import Cell
 from idp.report.collect import collect
 from idp.report.comparisons import compare
 from idp.report.formats import Column, Entry, Table, comma_separated, latex, markdown
+from idp.report.measured import Perplexity
 from idp.report.nine_tasks import cost_table, score_table
 from idp.report.view import views
 from tests.report.conftest import of_compressor, of_seed
@@ -36,6 +37,17 @@ def test_seeds_are_one_row_with_mean_and_spread(sweep):
     assert rows[2]["seeds"] == "0, 1" and other == one + 1 / 8
     assert rows[2]["arc_easy"].startswith(f"{(one + other) / 2:.3f} ±{np.std([one, other], ddof=1):.3f} (")
     assert rows[0]["seeds"] == "" and rows[5]["arc_easy"] == "-"
+
+
+def test_perplexity_has_its_spread_over_seeds(sweep):
+    (view,) = views(collect([sweep]))
+    first, second = view.rows[2].members
+    view.setting.sample["corpus:text"] = ("text",)
+    first.perplexity, second.perplexity = ({"text": Perplexity(value, None, None, None)} for value in (12.0, 14.0))
+    table = cost_table(view)
+    assert table.rows[2]["text perplexity"].text == "13.00 ±1.41"
+    assert table.rows[3]["text perplexity"].text == "-"
+    assert any("standard deviation" in note for note in table.notes)
 
 
 def test_differences_are_to_the_parent_over_the_same_documents(vary, runs):
