@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.report.cells import Cell
+from idp.report.drawing import (
+    COLOURS,
+    MARKERS,
+    PANELS,
+    added_axis,
+    colours_of,
+    draw_legend,
+    draw_points,
+    interval_of,
+    line_style,
+    markers_of,
+    new_figure,
+    pareto_front,
+    plot_style,
+    say_names,
+    scale_of,
+)
 from idp.report.layers import depth_and_part, similarity, weights_by_layer
 from idp.report.view import View
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, told apart by colour-blind readers; black is for dense.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A8A", "#5D4037", "#B8A900")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
-PLACES = tuple(  # of a name beside its point, in points: the nearest first, to the right before the left
-    (side * dx, dy, "left" if side > 0 else "right")
-    for dx, dy in ((5, 0), (4, 6), (4, -6), (3, 11), (3, -11))
-    for side in (1, -1)
-)
-NAMED = 60  # points at most in a plot that names them
-PANELS = 6  # at most, of plots with one for each model
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "idp",
-}
 
 
 class NothingToShow(Exception):
@@ -62,7 +53,7 @@ def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]
         for suffix in (".png", ".svg"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)  # of an earlier report
         try:
-            with _style():
+            with plot_style():
                 figure = draw(view)
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")  # it is laid out: not again for every file
@@ -80,11 +71,11 @@ def recovery_and_parameters(view: View) -> Figure:
     rows = [row for row in view.repaired if view.difference(row) is not None]
     if not rows:
         raise NothingToShow("runs with a repair (recovery=prompt, idp, lora, ...) and baselines=true")
-    figure, (axes,) = _figure(1)
-    colours, markers = _colours(rows), _markers(rows)
+    figure, (axes,) = new_figure(1)
+    colours, markers = colours_of(view, rows), markers_of(view, rows)
     beside: dict[int, int] = {}  # repairs that add as much stand side by side
     for row in rows:
-        difference, error, added = view.difference(row), _interval(view, row), row.first.parameters["added"]
+        difference, error, added = view.difference(row), interval_of(view, row), row.first.parameters["added"]
         beside[added] = beside.get(added, -1) + 1
         axes.errorbar(
             added * 1.03 ** beside[added],
@@ -103,9 +94,9 @@ def recovery_and_parameters(view: View) -> Figure:
         if damage is not None:
             axes.axhline(-damage, color=colours[compressor], linewidth=0.9, linestyle="--")
     axes.axhline(0, color="#555", linewidth=0.8)
-    _added_axis(axes, [row.first.parameters["added"] for row in rows])
+    added_axis(axes, [row.first.parameters["added"] for row in rows])
     axes.set(xlabel="added parameters", ylabel=f"mean of {len(view.tasks)} tasks, above compressed")
-    _legend(axes, colours, markers, dashed="dense")
+    draw_legend(axes, colours, markers, dashed="dense")
     return figure
 
 
@@ -114,8 +105,8 @@ def accuracy_and_latency(view: View) -> Figure:
     rows = [row for row in view.rows if row.mean(view.tasks) is not None and row.latency("prefill")]
     if len(rows) < 2:
         raise NothingToShow("runs that time their models (latency=default)")
-    figure, panels = _figure(2)
-    colours, markers = _colours(rows), _markers(rows)
+    figure, panels = new_figure(2)
+    colours, markers = colours_of(view, rows), markers_of(view, rows)
     for axes, part in zip(panels, ("prefill", "decode"), strict=True):
         points = []
         for row in rows:
@@ -127,10 +118,10 @@ def accuracy_and_latency(view: View) -> Figure:
                     face = colours[row.compressor] if filled else "none"
                     marker = markers[row.first.recovery]
                     axes.scatter(value, mean, s=36, marker=marker, facecolor=face, edgecolor=colours[row.compressor])
-        front = _pareto(points)
+        front = pareto_front(points)
         axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=f"mean of {len(view.tasks)} tasks")
-    _legend(panels[-1], colours, markers, dashed="Pareto front")
+    draw_legend(panels[-1], colours, markers, dashed="Pareto front")
     return figure
 
 
@@ -145,16 +136,16 @@ def perplexity_and_accuracy(view: View) -> Figure:
     measured = {corpus: rows for corpus, rows in measured.items() if len(rows) > 1}
     if not measured:
         raise NothingToShow("two models or more with perplexity and tasks (evaluation.perplexity=[wikitext2])")
-    figure, panels = _figure(len(measured))
+    figure, panels = new_figure(len(measured))
     every = [row for rows in measured.values() for row in rows]
-    colours, markers = _colours(every), _markers(every)
+    colours, markers = colours_of(view, every), markers_of(view, every)
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
-        axes.set_xscale(_scale([row.perplexity(corpus) for row in rows]))
-        _points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
+        axes.set_xscale(scale_of([row.perplexity(corpus) for row in rows]))
+        draw_points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=f"mean of {len(view.tasks)} tasks")
-    _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
-        _say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
+        say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
     return figure
 
 
@@ -164,15 +155,15 @@ def accuracy_and_size(view: View) -> Figure:
     weights = {(row.first.weights["bits_per_weight"], row.first.weights["sparsity"]) for row in rows}
     if len(weights) < 2:
         raise NothingToShow("two compressors or more (-m compressor=gptq4,gptq3,sparsegpt50)")
-    figure, panels = _figure(2)
-    colours, markers = _colours(rows), _markers(rows)
+    figure, panels = new_figure(2)
+    colours, markers = colours_of(view, rows), markers_of(view, rows)
     labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        _points(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows], colours, markers)
+        draw_points(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows], colours, markers)
         axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks")
-    _legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, key in zip(panels, labels, strict=True):
-        _say_names(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows])
+        say_names(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows])
     return figure
 
 
@@ -198,11 +189,11 @@ def prompt_length_and_bank_size(view: View) -> Figure:
         raise NothingToShow(
             "one repair with several lengths (-m recovery=prompt recovery.length=10,25,50) or bank sizes"
         )
-    figure, panels = _figure(len(panels_of))
+    figure, panels = new_figure(len(panels_of))
     for axes, (label, lines) in zip(panels, panels_of.items(), strict=True):
         for number, (name, points) in enumerate(sorted(lines.items())):
             points = sorted(points, key=lambda point: point[0])
-            errors = [_interval(view, row) or [[0], [0]] for _, row in points]
+            errors = [interval_of(view, row) or [[0], [0]] for _, row in points]
             axes.errorbar(
                 [x for x, _ in points],
                 [view.difference(row) for _, row in points],
@@ -225,7 +216,7 @@ def prompts_selected(view: View) -> Figure:
     rows = [row for row in view.repaired if any(len(counts) > 1 for counts in row.first.selection.values())]
     if not rows:
         raise NothingToShow("runs that choose among several prompts (recovery=idp)")
-    figure, panels = _figure(min(len(rows), PANELS), columns=2, height=0.28 * len(view.tasks) + 1.2)
+    figure, panels = new_figure(min(len(rows), PANELS), columns=2, height=0.28 * len(view.tasks) + 1.2)
     for axes, row in zip(panels, rows, strict=False):
         selection = row.first.selection
         tasks = [task for task in view.tasks if task in selection]
@@ -270,7 +261,7 @@ def transfer_matrix(view: View) -> Figure:
         [sum(each) / len(each) if (each := found.get((origin, target))) else float("nan") for target in targets]
         for origin in origins
     ]
-    figure, (axes,) = _figure(1, width=1.1 * len(targets) + 3.2, height=0.5 * len(origins) + 1.6)
+    figure, (axes,) = new_figure(1, width=1.1 * len(targets) + 3.2, height=0.5 * len(origins) + 1.6)
     largest = max(abs(value) for row in values for value in row if value == value) or 1e-9
     image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     axes.grid(visible=False)
@@ -297,18 +288,18 @@ def weights_of_layers(view: View) -> Figure:
                     lines[key].setdefault(row.compressor, {}).setdefault(place[0], []).append(figures[key])
     if not any(lines.values()):
         raise NothingToShow("compressed models whose products are in the store (store=...)")
-    figure, panels = _figure(2)
+    figure, panels = new_figure(2)
     labels = {"sparsity": "sparsity", "reconstruction_error": "weight change (relative squared error)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
         for number, (compressor, by_depth) in enumerate(sorted(lines[key].items())):
             depths = sorted(by_depth)
             means = [sum(by_depth[depth]) / len(by_depth[depth]) for depth in depths]
-            axes.plot(depths, means, label=compressor, **_line(number))
+            axes.plot(depths, means, label=compressor, **line_style(number))
         axes.set(xlabel="layer", ylabel=label)
     changes = [
         value for by_depth in lines["reconstruction_error"].values() for each in by_depth.values() for value in each
     ]
-    panels[1].set_yscale(_scale(changes))
+    panels[1].set_yscale(scale_of(changes))
     panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(lines["sparsity"]) // 14)
     return figure
 
@@ -321,12 +312,12 @@ def similarity_to_dense(view: View) -> Figure:
     kinds = [
         (kind, measure) for kind in ("attention", "activation") for measure in next(iter(found.values())).get(kind, {})
     ]
-    figure, panels = _figure(len(kinds), columns=2)
+    figure, panels = new_figure(len(kinds), columns=2)
     for axes, (kind, measure) in zip(panels, kinds, strict=True):
         for number, (name, like) in enumerate(found.items()):
             values = like.get(kind, {}).get(measure)
             if values:
-                axes.plot(like["layers"], values, label=name, **_line(number))
+                axes.plot(like["layers"], values, label=name, **line_style(number))
         axes.set(xlabel="layer", ylabel=f"{kind}: {measure.replace('_', '-')}")
     panels[min(1, len(panels) - 1)].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return figure
@@ -343,130 +334,3 @@ PLOTS: dict[str, Callable[[View], Any]] = {
     "Weights of the layers": weights_of_layers,
     "Similarity to dense, by layer": similarity_to_dense,
 }
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _figure(
-    panels: int, columns: int = 2, width: float | None = None, height: float = 3.8
-) -> tuple[Figure, list[Axes]]:
-    """A figure that no window or global state knows of."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(width or (6.4 if columns == 1 else 5.0 * columns), height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[panels:]:
-        unused.remove()
-    return figure, axes[:panels]
-
-
-def _colours(rows: Sequence[Cell]) -> dict[str, str]:
-    names = dict.fromkeys(row.compressor for row in rows)
-    others = [name for name in names if name != "none"]
-    return {name: "#111111" if name == "none" else COLOURS[others.index(name) % len(COLOURS)] for name in names}
-
-
-def _markers(rows: Sequence[Cell]) -> dict[str, str]:
-    kinds = sorted({row.first.recovery for row in rows}, key=lambda kind: (kind != "none", kind))
-    return {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds)}
-
-
-def _line(number: int) -> dict[str, Any]:
-    styles = ("-", "--", ":", "-.")
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": styles[number // len(COLOURS) % 4], "linewidth": 1.2}
-
-
-def _points(
-    axes: Axes, points: Sequence[tuple[float, float, Cell]], colours: dict[str, str], markers: dict[str, str]
-) -> None:
-    kinds: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for x, y, row in points:
-        kinds.setdefault((row.compressor, row.first.recovery), []).append((x, y))
-    for (compressor, recovery), places in kinds.items():
-        axes.scatter(*zip(*places, strict=True), s=34, color=colours[compressor], marker=markers[recovery], linewidth=0)
-
-
-def _say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
-    """Names the unrepaired models beside their points, each where it covers nothing; one without room stays unnamed."""
-    from matplotlib.transforms import Bbox
-
-    if len(points) > NAMED:
-        return
-    figure = axes.figure
-    figure.draw_without_rendering()
-    renderer, radius = figure.canvas.get_renderer(), 3.2 * figure.dpi / 72
-    centres = axes.transData.transform([(x, y) for x, y, _ in points])
-    taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
-    inside = axes.get_window_extent(renderer)
-    for x, y, row in sorted(points, key=lambda point: (point[2].first.role != "dense", -point[1])):
-        if row.first.recovery != "none":
-            continue
-        for dx, dy, ha in PLACES:
-            said = axes.annotate(
-                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
-            )
-            box = said.get_window_extent(renderer)
-            if inside.x0 < box.x0 and box.x1 < inside.x1 + radius and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            said.remove()
-
-
-def _interval(view: View, row: Cell) -> list[list[float]] | None:
-    comparison = view.compared.get(row.id)
-    if comparison is None or comparison.mean is None:
-        return None
-    found = comparison.mean
-    return [[max(0.0, found.difference - found.low)], [max(0.0, found.high - found.difference)]]
-
-
-def _added_axis(axes: Axes, added: list[int]) -> None:
-    """Logarithmic; a repair that adds nothing stands at the left end."""
-    positive = [value for value in added if value]
-    if not positive:
-        return
-    if len(positive) < len(added):
-        axes.set_xscale("symlog", linthresh=10 ** (len(str(min(positive))) - 1), linscale=0.4)
-    else:
-        axes.set_xscale("log")
-
-
-def _scale(values: Sequence[float]) -> str:
-    """Logarithmic where values differ by an order of magnitude."""
-    return "log" if values and min(values) > 0 and max(values) > 10 * min(values) else "linear"
-
-
-def _pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points than which none is both faster and better."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
-    return front
-
-
-def _legend(axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "") -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker="o", linestyle="none", color=colour, label="dense" if name == "none" else name)
-        for name, colour in colours.items()
-    ]
-    handles += [
-        Line2D([], [], marker=marker, linestyle="none", color="#777", label="no repair" if kind == "none" else kind)
-        for kind, marker in markers.items()
-    ]
-    if dashed:
-        handles.append(Line2D([], [], linestyle="--", linewidth=0.9, color="#777", label=dashed))
-    if handles:
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(handles) // 18)

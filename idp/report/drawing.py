@@ -1,0 +1,181 @@
+"""What all plots share: their style, panels, axes, colours, markers, names beside points, and legends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from idp.report.cells import Cell
+from idp.report.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black is for dense.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A8A", "#5D4037", "#B8A900")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+PLACES = tuple(  # of a name beside its point, in points: the nearest first, to the right before the left
+    (side * dx, dy, "left" if side > 0 else "right")
+    for dx, dy in ((5, 0), (4, 6), (4, -6), (3, 11), (3, -11))
+    for side in (1, -1)
+)
+NAMED = 60  # points at most in a plot that names them
+PANELS = 6  # at most, of plots with one for each model
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "idp",
+}
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(
+    panels: int, columns: int = 2, width: float | None = None, height: float = 3.8
+) -> tuple[Figure, list[Axes]]:
+    """A figure that no window or global state knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width or (6.4 if columns == 1 else 5.0 * columns), height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, axes[:panels]
+
+
+def colours_of(view: View, rows: Sequence[Cell]) -> dict[str, str]:
+    """A colour for each compressor of `rows`, the same one in every plot of the view."""
+    others = [name for name in dict.fromkeys(row.compressor for row in view.rows) if name != "none"]
+    shown = dict.fromkeys(row.compressor for row in rows)
+    return {name: "#111111" if name == "none" else COLOURS[others.index(name) % len(COLOURS)] for name in shown}
+
+
+def markers_of(view: View, rows: Sequence[Cell]) -> dict[str, str]:
+    """A marker for each kind of repair in `rows`, the same one in every plot of the view; "none" has the first."""
+    kinds = ["none", *sorted({row.first.recovery for row in view.rows} - {"none"})]
+    shown = {row.first.recovery for row in rows}
+    return {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds) if kind in shown}
+
+
+def line_style(number: int) -> dict[str, Any]:
+    styles = ("-", "--", ":", "-.")
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": styles[number // len(COLOURS) % 4], "linewidth": 1.2}
+
+
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, float, Cell]], colours: dict[str, str], markers: dict[str, str]
+) -> None:
+    kinds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for x, y, row in points:
+        kinds.setdefault((row.compressor, row.first.recovery), []).append((x, y))
+    for (compressor, recovery), places in kinds.items():
+        axes.scatter(*zip(*places, strict=True), s=34, color=colours[compressor], marker=markers[recovery], linewidth=0)
+
+
+def say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
+    """Names the unrepaired models beside their points, each where it covers nothing; one without room stays unnamed."""
+    from matplotlib.transforms import Bbox
+
+    if len(points) > NAMED:
+        return
+    figure = axes.figure
+    figure.draw_without_rendering()
+    renderer, radius = figure.canvas.get_renderer(), 3.2 * figure.dpi / 72
+    centres = axes.transData.transform([(x, y) for x, y, _ in points])
+    taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
+    inside = axes.get_window_extent(renderer)
+    for x, y, row in sorted(points, key=lambda point: (point[2].first.role != "dense", -point[1])):
+        if row.first.recovery != "none":
+            continue
+        for dx, dy, ha in PLACES:
+            said = axes.annotate(
+                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
+            )
+            box = said.get_window_extent(renderer)
+            if inside.x0 < box.x0 and box.x1 < inside.x1 + radius and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            said.remove()
+
+
+def interval_of(view: View, row: Cell) -> list[list[float]] | None:
+    comparison = view.compared.get(row.id)
+    if comparison is None or comparison.mean is None:
+        return None
+    found = comparison.mean
+    return [[max(0.0, found.difference - found.low)], [max(0.0, found.high - found.difference)]]
+
+
+def added_axis(axes: Axes, added: list[int]) -> None:
+    """Logarithmic; a repair that adds nothing stands at the left end."""
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter
+
+    positive = [value for value in added if value]
+    if not positive:
+        return
+    least, most = min(positive), max(positive)
+    decade = 10 ** (len(str(least)) - 1)
+    steps = (1,) if most > 300 * least else (1, 2, 5)
+    ticks = [step * 10**power for power in range(len(str(most)) + 1) for step in steps]
+    ticks = [tick for tick in ticks if decade <= tick <= 1.6 * most]
+    if len(positive) < len(added):
+        axes.set_xscale("symlog", linthresh=decade, linscale=0.4)
+        axes.set_xlim(-0.4 * decade, 1.6 * most)
+        ticks = [0, *ticks]
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(least / 1.6, 1.6 * most)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def scale_of(values: Sequence[float]) -> str:
+    """Logarithmic where values differ by an order of magnitude."""
+    return "log" if values and min(values) > 0 and max(values) > 10 * min(values) else "linear"
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points than which none is both faster and better."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def draw_legend(axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "") -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", color=colour, label="dense" if name == "none" else name)
+        for name, colour in colours.items()
+    ]
+    handles += [
+        Line2D([], [], marker=marker, linestyle="none", color="#777", label="no repair" if kind == "none" else kind)
+        for kind, marker in markers.items()
+    ]
+    if dashed:
+        handles.append(Line2D([], [], linestyle="--", linewidth=0.9, color="#777", label=dashed))
+    if handles:
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(handles) // 18)
