@@ -159,7 +159,7 @@ def of_record(
     """
     try:
         config = record["idp"]["config"]
-        places = [Path(store).expanduser()] if store else reading.stores(record, file)
+        places = [Path(store).expanduser()] if store else reading.stores(config["store"], file and file.parent)
         recovery = config["recovery"]
         chosen = recovery.get("selector")
         return Finished(

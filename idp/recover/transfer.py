@@ -112,7 +112,7 @@ def find(place: str, setting: str = "recovery.from") -> Source:
     repair = record["idp"]["stages"].get("recover")
     if repair is None:
         raise UserError(f"{setting}={place}: that run made no repair (recovery=none)")
-    places = reading.stores(record, file)
+    places = reading.stores(record["idp"]["config"]["store"], file.parent)
     root = next((root for root in places if (root / "recover" / repair["key"]).is_dir()), None)
     if root is None:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from idp.report.measured import Measured
+from idp.track.reading import stores
 
 SIMILARITY = Path("analysis", "similarity.json")
 SIMILARITY_SCHEMA = 1
@@ -21,9 +22,7 @@ def weights_by_layer(model: Measured) -> dict[str, dict[str, Any]]:
     key = model.keys.get("compress")
     if key is None:
         return {}
-    # A run names its store as seen from where it was started; it usually lies beside a folder above the run.
-    beside = [above / "store" for folder in model.folders for above in folder.absolute().parents[:4]]
-    for store in [model.store, *beside]:
+    for store in [place for folder in model.folders for place in stores(model.store, folder)]:
         try:
             return json.loads((store / "compress" / key / "weights.json").read_text(encoding="utf-8")).get("layers", {})
         except (OSError, ValueError, AttributeError):

@@ -30,16 +30,18 @@ def read(place: str | Path, said: str) -> tuple[dict[str, Any], Path]:
     return record, file
 
 
-def stores(record: dict[str, Any], file: Path | None = None) -> list[Path]:
-    """Where the store of a run may be: where its record says, or beside its folder, if both were moved.
+def stores(named: str | Path, folder: str | Path | None = None) -> list[Path]:
+    """Where the store of a run may be: where its config says, or beside a folder above the run.
 
     Args:
-        record: the run's record. The store that it names may be relative to a folder that it does not name.
-        file: where it was read from; None: not from a file.
+        named: the store in the run's config, as seen from where the run was started.
+        folder: of the run's record; None: it is not from a file.
     """
-    places = [Path(record["idp"]["config"]["store"]).expanduser()]
-    if file is not None:
-        places.append(file.parents[min(2, len(file.parents) - 1)] / "store")
+    places = [Path(named).expanduser()]
+    if folder is not None:
+        above = Path(folder).absolute().parents
+        beside = [place / "store" for place in above[:4]]
+        places += [place for place in beside if place.is_dir()] or beside[min(1, len(beside) - 1) :][:1]
     return places
 
 
