@@ -54,13 +54,15 @@ class Objective:
         """
         from torch import nn
 
+        from idp.recover.nets.attention import plain_attention
         from idp.recover.nets.head_loss import head_loss, logits_loss
 
         head = model.get_output_embeddings()
-        if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
-            logits = model(**inputs).logits[:, :-1].flatten(0, 1)
-            return logits_loss(logits, self._loss(tokens, logits.device))
-        hidden = hidden_at_head(model, inputs)
+        with plain_attention(model):
+            if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
+                logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+                return logits_loss(logits, self._loss(tokens, logits.device))
+            hidden = hidden_at_head(model, inputs)
         hidden = hidden.view(*tokens.shape, -1)[:, :-1].flatten(0, 1)
         return head_loss(hidden, head, self._loss(tokens, hidden.device))
 
