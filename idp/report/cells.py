@@ -13,7 +13,8 @@ from idp.report.collect import Collection
 from idp.report.measured import REPAIRED, Measured, Setting
 from idp.store import digest
 
-NOT_NAMED = ("seed", "from", "kind", "made_from")  # never what sets two rows apart
+SAME_MODEL = ("seed", "from", "controls")  # options that one cell's models may differ in
+NOT_NAMED = ("kind", "made_from", *SAME_MODEL)  # never what sets two rows apart
 
 
 @dataclass
@@ -152,7 +153,7 @@ def _identity(model: Measured) -> str:
 
 def _seedless(config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: _seedless(value) for key, value in config.items() if key not in ("seed", "from")}
+        return {key: _seedless(value) for key, value in config.items() if key not in SAME_MODEL}
     return config
 
 
@@ -195,6 +196,8 @@ def _flat(node: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for key, value in node.items():
         if isinstance(value, dict):
+            if "kind" in value:
+                pairs.append((f"{above}{key}", value["kind"]))
             pairs += _flat(value, f"{above}{key}.")
         elif key not in NOT_NAMED:
             pairs.append((f"{above}{key}", value))
@@ -202,9 +205,18 @@ def _flat(node: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def _apart(configs: list[dict[str, Any]]) -> dict[str, str]:
-    """The settings in which configs differ, and the shortest name of each."""
-    keys = {key: None for config in configs for key in config}
-    differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+    """The settings in which configs differ, and the shortest name of each.
+
+    Options of a kind, such as a bank's, count where two of that kind differ in them: else the kind says it all.
+    """
+
+    def differs(key: str) -> bool:
+        values: dict[str, set[str]] = defaultdict(set)
+        for config in configs:
+            values[repr(config.get(key.rpartition(".")[0]))].add(repr(config.get(key)))
+        return any(len(each) > 1 for each in values.values())
+
+    differing = [key for key in {key: None for config in configs for key in config} if differs(key)]
     ends = [key.rsplit(".", 1)[-1] for key in differing]
     return {
         key: end if ends.count(end) == 1 else ".".join(key.split(".")[-2:])

@@ -64,6 +64,25 @@ def test_what_a_name_leaves_out_is_told_apart(study, draw):
     ]
 
 
+def test_a_kind_says_what_its_own_options_would(study, draw):
+    """Banks of two kinds are told apart by the kind alone, two of one kind by what differs in them."""
+    right = {"t": draw(0.5)}
+    for bank in ({"kind": "independent"}, {"kind": "cluster", "blocks": 8}, {"kind": "cluster", "blocks": 64}):
+        study.add("repaired", right, "gptq3", IDP | {"bank": bank})
+    assert list(names(study)) == [
+        "gptq3 + idp (attention) bank=independent",
+        "gptq3 + idp (attention) bank=cluster blocks=8",
+        "gptq3 + idp (attention) bank=cluster blocks=64",
+    ]
+
+
+def test_whether_prompts_were_measured_alone_makes_no_other_model(study, draw):
+    for seed, controls in ((0, True), (1, False), (2, False)):
+        study.add("repaired", {"t": draw(0.5, seed=seed)}, "gptq3", IDP | {"controls": controls}, seed=seed)
+    (cell,) = cells_of(study.collection, study.setting)
+    assert cell.name == "gptq3 + idp (attention)" and cell.seeds == [0, 1, 2]
+
+
 def test_transfers_of_several_seeds_are_one_cell(study, draw):
     for seed in (0, 1):
         origin = {
