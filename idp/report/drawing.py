@@ -150,6 +150,11 @@ def added_axis(axes: Axes, added: list[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def score_label(view: View) -> str:
+    """What an axis of mean scores is called."""
+    return f"mean of {len(view.tasks)} tasks" if len(view.tasks) > 1 else "".join(view.tasks)
+
+
 def scale_of(values: Sequence[float]) -> str:
     """Logarithmic where values differ by an order of magnitude."""
     return "log" if values and min(values) > 0 and max(values) > 10 * min(values) else "linear"
@@ -164,7 +169,9 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
     return front
 
 
-def draw_legend(axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "") -> None:
+def draw_legend(
+    axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "", hollow: str = ""
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -175,6 +182,8 @@ def draw_legend(axes: Axes, colours: dict[str, str], markers: dict[str, str], da
         Line2D([], [], marker=marker, linestyle="none", color="#777", label="no repair" if kind == "none" else kind)
         for kind, marker in markers.items()
     ]
+    if hollow:
+        handles.append(Line2D([], [], marker="o", linestyle="none", fillstyle="none", color="#777", label=hollow))
     if dashed:
         handles.append(Line2D([], [], linestyle="--", linewidth=0.9, color="#777", label=dashed))
     if handles:

@@ -24,6 +24,7 @@ from idp.report.drawing import (
     plot_style,
     say_names,
     scale_of,
+    score_label,
 )
 from idp.report.layers import depth_and_part, similarity, weights_by_layer
 from idp.report.view import View
@@ -95,7 +96,7 @@ def recovery_and_parameters(view: View) -> Figure:
             axes.axhline(-damage, color=colours[compressor], linewidth=0.9, linestyle="--")
     axes.axhline(0, color="#555", linewidth=0.8)
     added_axis(axes, [row.first.parameters["added"] for row in rows])
-    axes.set(xlabel="added parameters", ylabel=f"mean of {len(view.tasks)} tasks, above compressed")
+    axes.set(xlabel="added parameters", ylabel=f"{score_label(view)}, above compressed")
     draw_legend(axes, colours, markers, dashed="dense")
     return figure
 
@@ -120,8 +121,9 @@ def accuracy_and_latency(view: View) -> Figure:
                     axes.scatter(value, mean, s=36, marker=marker, facecolor=face, edgecolor=colours[row.compressor])
         front = pareto_front(points)
         axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
-        axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=f"mean of {len(view.tasks)} tasks")
-    draw_legend(panels[-1], colours, markers, dashed="Pareto front")
+        axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=score_label(view))
+    merged = any(row.latency("prefill")[1] for row in rows)
+    draw_legend(panels[-1], colours, markers, dashed="Pareto front", hollow="merged into the weights" if merged else "")
     return figure
 
 
@@ -142,7 +144,7 @@ def perplexity_and_accuracy(view: View) -> Figure:
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
         axes.set_xscale(scale_of([row.perplexity(corpus) for row in rows]))
         draw_points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
-        axes.set(xlabel=f"{corpus} perplexity", ylabel=f"mean of {len(view.tasks)} tasks")
+        axes.set(xlabel=f"{corpus} perplexity", ylabel=score_label(view))
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
         say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
@@ -160,7 +162,7 @@ def accuracy_and_size(view: View) -> Figure:
     labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
         draw_points(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows], colours, markers)
-        axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks")
+        axes.set(xlabel=label, ylabel=score_label(view))
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
     for axes, key in zip(panels, labels, strict=True):
         say_names(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows])
@@ -206,7 +208,7 @@ def prompt_length_and_bank_size(view: View) -> Figure:
             )
         axes.axhline(0, color="#555", linewidth=0.8)
         axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
-        axes.set(xlabel=label, ylabel=f"mean of {len(view.tasks)} tasks, above compressed")
+        axes.set(xlabel=label, ylabel=f"{score_label(view)}, above compressed")
         axes.legend()
     return figure
 
