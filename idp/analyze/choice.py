@@ -82,6 +82,8 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         ways["oracle"][name] = task.scores.max(1)[None]
     found: dict[str, Any] = {}
     for way, reads in READS.items():
+        if way == "chosen" and run.recovery.selector.peeks:
+            continue  # it is the oracle
         means = {name: float(values.mean()) for name, values in ways[way].items()}
         found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
         if way != "best":

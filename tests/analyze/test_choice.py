@@ -118,6 +118,13 @@ def test_a_run(finished_run, capsys, monkeypatch):
     assert json.loads(file.read_text()) == result
 
 
+def test_a_selector_that_peeks_is_the_oracle(finished_run):
+    folder, _ = finished_run(*IDP, "recovery/selector=oracle")
+    main(["choice", f"record={folder}"])
+    ways = json.loads((folder / "analysis" / "choice.json").read_text())["ways"]
+    assert "chosen" not in ways and ways["oracle"]["p"] is None
+
+
 def test_a_run_with_nothing_to_choose_is_refused(finished_run):
     folder, _ = finished_run("baselines=true")
     with pytest.raises(SystemExit, match="has not measured each prompt of a bank alone"):
