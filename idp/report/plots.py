@@ -267,7 +267,8 @@ def transfer_matrix(view: View) -> Figure:
     largest = max(abs(value) for row in values for value in row if value == value) or 1e-9
     image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     axes.grid(visible=False)
-    axes.set_xticks(range(len(targets)), targets, rotation=30, ha="right")
+    shown = ["dense" if target == "none" else target for target in targets]
+    axes.set_xticks(range(len(targets)), shown, rotation=30, ha="right")
     axes.set_yticks(range(len(origins)), origins)
     axes.set(xlabel="applied to")
     for y, row in enumerate(values):
@@ -275,7 +276,7 @@ def transfer_matrix(view: View) -> Figure:
             if value == value:
                 colour = "white" if abs(value) > 0.6 * largest else "black"
                 axes.text(x, y, f"{value:+.3f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="above compressed")
+    figure.colorbar(image, ax=axes, label="above the same model without it")
     return figure
 
 
