@@ -39,13 +39,18 @@ def here(slurm, tmp_path, monkeypatch):
 
 @pytest.fixture
 def undisturbed(compose, corpus, tmp_path_factory):
-    """`undisturbed(*overrides)`: the record of a cell that nobody disturbed."""
+    """`undisturbed(*overrides)`: the record of a cell that nobody disturbed, on one thread, as the jobs are."""
+    import torch
+
     from idp.pipeline import run
 
     from .test_slurm import BASE
 
     root = tmp_path_factory.mktemp("undisturbed")
-    return lambda *overrides: run(compose(*BASE, corpus, *overrides, "tracker=none", f"output={root}"))[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more of them, sums are rounded otherwise
+    yield lambda *overrides: run(compose(*BASE, corpus, *overrides, "tracker=none", f"output={root}"))[0]
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
