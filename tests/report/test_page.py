@@ -41,7 +41,7 @@ def page(browser, sweep, tmp_path, capsys):
 
 def test_every_view_is_drawn(page):
     assert page.locator("#map .node").count() == 5
-    assert page.locator("#scatter [aria-label='dot'] circle").count() == 5
+    assert page.locator("#scatter [aria-label='dot'] > *").count() == 5
     assert page.locator("#table tbody tr").count() == 5
     assert page.locator("#compare svg").count() >= 1
     assert page.locator("#behaviours details").count() >= 1
@@ -85,7 +85,7 @@ def test_models_are_chosen_by_keyboard_everywhere(page):
     page.locator("#map .node").nth(1).focus()
     page.keyboard.press("Enter")
     assert chosen() == 1 and page.locator("#map .node[aria-pressed='true']").count() == 1
-    page.locator("#scatter circle[tabindex]").nth(3).focus()
+    page.locator("#scatter [data-id]").nth(3).focus()
     page.keyboard.press("Space")
     assert chosen() == 2
     page.locator("#table tbody input").first.focus()
@@ -99,7 +99,7 @@ def test_axes_are_the_readers_choice(page):
     said = page.locator("#scatter svg").last.text_content()
     assert "bits" in said and "sparsity" in said
     page.locator("#scatter label", has_text="logarithmic across").locator("input").check()
-    assert page.locator("#scatter [aria-label='dot'] circle").count() == 5
+    assert page.locator("#scatter [aria-label='dot'] > *").count() == 5
 
 
 def test_behaviours_are_those_of_the_outcomes(page, sweep):

@@ -17,7 +17,8 @@ const looking = { row: null, task: "", pattern: "", words: "", many: AT_ONCE };
 
 onView(() => {
   const known = state.view.rows.filter(row => state.view.documents.models[row.id] && row.line.length > 1);
-  looking.row = (known.find(row => row.role === "repaired") ?? known[0])?.id ?? null;
+  const repaired = known.filter(row => row.role === "repaired");
+  looking.row = (repaired.find(row => row.line.length > 2) ?? repaired[0] ?? known[0])?.id ?? null; // of a compressed model first
   Object.assign(looking, { task: "", pattern: "", words: "", many: AT_ONCE });
   behaviourControls();
   drawBehaviours();
