@@ -39,13 +39,15 @@ def depth_and_part(name: str) -> tuple[int, str] | None:
 def similarity(model: Measured) -> dict[str, Any] | None:
     """Likeness to the dense model of what `python -m idp.analyze similarity` wrote beside one of the model's runs.
 
-    `layers`, and of `attention` and `activation` each measure's value by layer. None where nothing was written for it.
+    `layers`, of `attention` and `activation` each measure's value by layer, and as `control` the same of a prompt
+    that was not trained, where the model has one. None where nothing was written for it.
     """
     for folder in model.folders:
         try:
             found = json.loads((folder / SIMILARITY).read_text(encoding="utf-8"))
             if found["schema"] == SIMILARITY_SCHEMA and model.role in found["models"]:
-                return {"layers": found["layers"], **found["models"][model.role]}
+                control = found["models"].get("untrained_prompt") if model.role == "repaired" else None
+                return {"layers": found["layers"], **found["models"][model.role], "control": control}
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

@@ -308,21 +308,39 @@ def weights_of_layers(view: View) -> Figure:
 
 
 def similarity_to_dense(view: View) -> Figure:
-    """How alike attention and activations are to the dense model's, by layer."""
-    found = {row.name: like for row in view.rows if (like := similarity(row.first)) is not None}
+    """How alike attention and activations are to the dense model's, by layer: a column of panels a compressor."""
+    found = {row.id: (row, like) for row in view.rows if (like := similarity(row.first)) is not None}
     if not found:
         raise NothingToShow("`python -m idp.analyze similarity record=<run>` for the runs to compare")
-    kinds = [
-        (kind, measure) for kind in ("attention", "activation") for measure in next(iter(found.values())).get(kind, {})
-    ]
-    figure, panels = new_figure(len(kinds), columns=2)
-    for axes, (kind, measure) in zip(panels, kinds, strict=True):
-        for number, (name, like) in enumerate(found.items()):
-            values = like.get(kind, {}).get(measure)
-            if values:
-                axes.plot(like["layers"], values, label=name, **line_style(number))
-        axes.set(xlabel="layer", ylabel=f"{kind}: {measure.replace('_', '-')}")
-    panels[min(1, len(panels) - 1)].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    first = next(iter(found.values()))[1]
+    kinds = [(kind, measure) for kind in ("attention", "activation") for measure in first.get(kind, {})]
+    columns = list(dict.fromkeys(row.compressor for row, _ in found.values()))
+    repairs = list(dict.fromkeys(row.recovery for row in view.rows if row.recovery != "none"))
+    figure, panels = new_figure(len(kinds) * len(columns), columns=len(columns), height=2.7)
+    for number, axes in enumerate(panels):
+        (kind, measure), compressor = kinds[number // len(columns)], columns[number % len(columns)]
+        for row, like in (each for each in found.values() if each[0].compressor == compressor):
+            repair = row.recovery
+            colour = "#111111" if repair == "none" else COLOURS[repairs.index(repair) % len(COLOURS)]
+            for values, style in ((like, "-"), (like["control"] or {}, ":")):
+                if measure in values.get(kind, {}):
+                    axes.plot(like["layers"], values[kind][measure], color=colour, linestyle=style, linewidth=1.2)
+        axes.set(xlabel="layer", ylabel=f"{kind}: {measure.replace('_', ' ')}")
+        if number < len(columns):
+            axes.set_title("dense" if compressor == "none" else compressor)
+    for start in range(0, len(panels), len(columns)):  # one scale for a row of panels
+        row_of_panels = panels[start : start + len(columns)]
+        limits = [axes.get_ylim() for axes in row_of_panels]
+        for axes in row_of_panels:
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    shown = {row.recovery for row, _ in found.values()}
+    entries = [("no repair", "#111111", "-")] if "none" in shown else []
+    entries += [(name, COLOURS[number % len(COLOURS)], "-") for number, name in enumerate(repairs) if name in shown]
+    if any(like["control"] for _, like in found.values()):
+        entries.append(("as long a prompt, not trained", "#777777", ":"))
+    for name, colour, style in entries:
+        panels[0].plot([], [], label=name, color=colour, linestyle=style)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

@@ -85,7 +85,7 @@ def test_plots_of_everything(vary, runs, tmp_path):
                 "schema": 1,
                 "inputs": {},
                 "layers": [0, 1],
-                "models": {"compressed": likeness, "repaired": likeness},
+                "models": {"compressed": likeness, "repaired": likeness, "untrained_prompt": likeness},
             }
             (place / "analysis").mkdir()
             (place / "analysis" / "similarity.json").write_text(json.dumps(said))
