@@ -23,9 +23,9 @@ def cells_of(collection: Collection, setting: Setting) -> list[Cell]:
 
 def title(collection: Collection, setting: Setting) -> str:
     """What a setting is called, also where a model was measured on several samples of documents."""
-    alike = [each for each in collection.settings if (each.model, each.dtype) == (setting.model, setting.dtype)]
-    number = f", sample {alike.index(setting) + 1} of {len(alike)}" if len(alike) > 1 else ""
-    return f"{setting.model} in {setting.dtype}{number}"
+    alike = [each for each in collection.settings if each.title == setting.title]
+    number = f" (sample {alike.index(setting) + 1})" if len(alike) > 1 else ""
+    return setting.title + number
 
 
 def weights_of(cell: Cell) -> tuple[str, ...]:

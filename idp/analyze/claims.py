@@ -65,6 +65,11 @@ def page(result: dict[str, Any]) -> str:
         " claims of a setting, and the intervals are not. A verdict holds for this model, these tasks and this budget.",
         "",
     ]
+    if len(result["settings"]) > 1:  # at one look, what more documents or another model decide
+        verdicts = zip(*(setting["claims"] for setting in result["settings"]), strict=True)
+        rows = [[of_all[0]["title"], *(claim["verdict"] for claim in of_all)] for of_all in verdicts]
+        headers = ["claim", *(setting["title"] for setting in result["settings"])]
+        lines += [tabulate(rows, headers=headers, tablefmt="github"), ""]
     for setting in result["settings"]:
         lines += [f"## {setting['title']}, budget {setting['budget']}", ""]
         lines += [f"Tasks: {', '.join(setting['tasks'])}.", ""]

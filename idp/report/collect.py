@@ -189,16 +189,20 @@ def _nothing(places: Sequence[str | Path], unfinished: list[Unfinished], faults:
 def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
     """Each run once, by name: the newer of two records."""
     newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    same: list[tuple[Path, Path]] = []
     for file, record in sorted(read, key=lambda pair: pair[0].stat().st_mtime, reverse=True):
         name = record["idp"]["name"]
         if name in newest:
             place, other = newest[name]
-            how = (
-                "the same as" if comparable(record) == comparable(other) else "an older result of the same config than"
-            )
-            notes.append(f"left out: {file}: {how} {place}")
+            if comparable(record) == comparable(other):  # as of studies that have a store and runs in common
+                same.append((file, place))
+            else:
+                notes.append(f"left out: {file}: an older result of the same config than {place}")
             continue
         newest[name] = file, record
+    if same:
+        (file, place), others = same[0], f", and {len(same) - 1} more such copies" if len(same) > 1 else ""
+        notes.append(f"left out: {file}: the same as {place}{others}")
     return [newest[name] for name in sorted(newest)]
 
 

@@ -92,6 +92,13 @@ class Setting:
     sample: dict[str, tuple]  # task or corpus -> what was read of it
 
     @property
+    def title(self) -> str:
+        """What it is called: `smollm2_135m in bfloat16, 100 documents a task`."""
+        counts = sorted({read[2] for name, read in self.sample.items() if name.startswith("task:")})
+        documents = "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        return f"{self.model} in {self.dtype}" + (f", {documents} documents a task" if documents else "")
+
+    @property
     def tasks(self) -> list[str]:
         """The tasks that any of its runs measured."""
         return [name.removeprefix("task:") for name in self.sample if name.startswith("task:")]

@@ -80,16 +80,9 @@ def views(found: Collection) -> list[View]:
         mine = [run for run in left if run.name.startswith(f"{setting.model}-")]
         left = [run for run in left if run not in mine]
         rows = cells(found, setting)
-        made.append(View(found, setting, rows, compare(rows, task_order(setting.tasks)), mine, _title(setting)))
+        made.append(View(found, setting, rows, compare(rows, task_order(setting.tasks)), mine, setting.title))
     titles = [view.title for view in made]
     for number, view in enumerate(made):
         if titles.count(titles[number]) > 1:
             view.title = f"{view.title} (sample {titles[: number + 1].count(titles[number])})"
     return made
-
-
-def _title(setting: Setting) -> str:
-    counts = sorted({read[2] for name, read in setting.sample.items() if name.startswith("task:")})
-    documents = "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    said = f", {documents} documents a task" if documents else ""
-    return f"{setting.model} in {setting.dtype}{said}"

@@ -25,6 +25,7 @@ RECORD, SAMPLES = "record.json", "samples.parquet"
 SCHEMA_VERSION = 1
 # What may differ between two runs of one config: when and how fast, not what came out.
 TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes")
+NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
 def build(
@@ -145,8 +146,10 @@ def write(
 
 
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without timings and machine: equal for two runs of one config, however often they were killed."""
+    """The record without timings, machine, places: equal for two runs of one config, however often they were killed."""
     result = copy.deepcopy(record)
+    for name in NOT_OF_THE_RESULT:
+        result["idp"]["config"].pop(name, None)
 
     def strip(node: Any) -> None:
         if isinstance(node, dict):
@@ -164,7 +167,7 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
 
 def identity(config: dict[str, Any]) -> str:
     """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
-    return digest({key: value for key, value in config.items() if key not in ("tracker", "output", "store")})
+    return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
 
 
 def heldout_loss(record: dict[str, Any]) -> float | None:

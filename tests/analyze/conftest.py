@@ -45,7 +45,7 @@ class Study:
         folder.mkdir(parents=True)
         rows = []
         for task, outcomes in right.items():
-            self.setting.sample[f"task:{task}"] = (task,)
+            self.setting.sample[f"task:{task}"] = (task, "fingerprint", len(outcomes))
             for place, outcome in enumerate(outcomes):
                 shares = [sure, 1 - sure] if outcome else [1 - sure, sure]
                 rows.append(

@@ -222,6 +222,17 @@ def test_a_page(study, bases, turned):
     assert "Undecided: needs recovery=idp and recovery=lora" in text and "- left out: half a record" in text
 
 
+def test_several_samples_are_seen_at_one_look(study, bases, turned):
+    _, compressed = bases(MANY)
+    study.add("repaired", {"t": turned(compressed, gained=400)}, "gptq3", PROMPT)
+    result = check(study.collection)
+    (setting,) = result["settings"]
+    result["settings"].append(setting | {"title": "the same on more documents"})
+    first_table = page(result).split("## ")[0]
+    assert "| the same on more documents" in first_table
+    assert first_table.count("undecided") == 2 * sum(claim["verdict"] == "undecided" for claim in setting["claims"])
+
+
 def test_nothing_to_judge(study, draw):
     study.add("dense", {"t": draw(0.5)})
     assert "nothing to judge" in page(check(study.collection))

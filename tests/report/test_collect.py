@@ -145,6 +145,17 @@ def test_cells_of_a_sweep_that_were_never_started_are_missing(vary, runs, tmp_pa
     assert (row["compressor"].text, row["recovery"].text) == ("gptq3", "lora [missing]")
 
 
+def test_copies_that_several_studies_hold_of_their_runs_are_one_line(vary, runs):
+    def elsewhere(record):
+        record["idp"]["name"] = "first"
+        record["idp"]["config"] |= {"output": "outputs/another", "store": "another/store"}
+
+    for name in ("first", "second", "third"):
+        vary(name, elsewhere)
+    (note,) = collect([runs]).notes
+    assert ": the same as " in note and note.endswith(", and 1 more such copies")
+
+
 def test_of_two_results_of_one_config_the_newer_stands(vary, runs):
     def other(record):
         record["idp"]["name"] = "first"
