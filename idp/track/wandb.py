@@ -24,6 +24,7 @@ FINISH_SECONDS = 120.0
 LOGGED = "logged.json"
 LONGEST_TAG = 64
 LEAST_BYTES = 2**20
+SERVICE = "WANDB_SERVICE"
 
 
 def _never_fatal(method: Callable) -> Callable:
@@ -67,6 +68,7 @@ class WandbTracker:
 
     @_never_fatal
     def _start(self, name: str, run_id: str, config: dict[str, Any], labels: dict[str, str]) -> None:
+        _forget_others_service()
         import wandb
 
         self.folder.mkdir(exist_ok=True)
@@ -203,6 +205,16 @@ class WandbTracker:
         """W&B's own process writes the files, and says nothing here when the disk is full."""
         if shutil.disk_usage(self.folder).free < LEAST_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+
+
+def _forget_others_service() -> None:
+    """Removes what would have this process log through the `wandb-core` of the one that started it.
+
+    SLURM hands the whole environment to a job, which may well outlive that process and its `wandb-core`, or run on
+    another node; W&B then does not start at all.
+    """
+    if os.environ.get(SERVICE, "").split("-")[1:2] != [str(os.getpid())]:  # 3-<process>-unix-<socket>
+        os.environ.pop(SERVICE, None)
 
 
 def mode_of(mode: str) -> str:

@@ -47,7 +47,7 @@ def until(happens):
     """What `happens()` gives, once it is not empty."""
     deadline = time.monotonic() + PATIENCE
     while not (seen := happens()):
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, f"it never happened; the runs: {statuses()}"
         time.sleep(0.05)
     return seen
 

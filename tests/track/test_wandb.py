@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import wandb
 
 from idp.track import metrics
 from idp.track import wandb as tracking
@@ -108,8 +109,8 @@ def test_a_killed_run_loses_no_point(run_here, tmp_path):
 
 
 def own_environment():
-    """This process's variables but for those that would have a child share its W&B mode and W&B's own process."""
-    return {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SERVICE")}
+    """This process's variables but for the one that would have a child share its W&B mode."""
+    return {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
 
 
 def impatient(idp_overrides, tmp_path, environment):
@@ -123,6 +124,19 @@ def impatient(idp_overrides, tmp_path, environment):
     warnings = [line for line in done.stderr.splitlines() if line.startswith("W&B: ")]
     assert len(warnings) == 1 and "Traceback" not in done.stderr, done.stderr
     return record_of(done), warnings[0]
+
+
+@pytest.mark.parametrize("whose", ["an ended process", "the caller"])
+def test_w_and_b_of_the_process_that_started_a_run_is_not_the_run_s(idp_run, tmp_path, monkeypatch, whose):
+    token = f"3-{os.getpid()}-unix-{tmp_path / 'nowhere.sock'}"
+    if whose == "the caller":
+        wandb.setup()
+        token = os.environ[tracking.SERVICE]
+    monkeypatch.setenv(tracking.SERVICE, token)  # as SLURM hands it to a job
+    done = idp_run(*QUICK, "tracker.mode=offline")
+    (run,) = logged(tmp_path)
+    assert run["summary"]["score/mean"] == metrics.summary(record_of(done))["score/mean"]
+    assert "W&B: " not in done.stdout + done.stderr
 
 
 def test_an_unreachable_server_costs_a_warning_and_the_run_is_logged_offline(tmp_path):
