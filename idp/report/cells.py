@@ -13,6 +13,7 @@ from idp.report.collect import Collection
 from idp.report.measured import REPAIRED, Measured, Setting
 from idp.store import digest
 
+FOLLOWS = {"warmup_steps": "steps"}  # settings that are chosen by another one
 SAME_MODEL = ("seed", "from", "controls")  # options that one cell's models may differ in
 NOT_NAMED = ("kind", "made_from", *SAME_MODEL)  # never what sets two rows apart
 
@@ -217,11 +218,20 @@ def _apart(configs: list[dict[str, Any]]) -> dict[str, str]:
         return any(len(each) > 1 for each in values.values())
 
     differing = [key for key in {key: None for config in configs for key in config} if differs(key)]
+    differing = [key for key in differing if not _goes_without_saying(key, differing, configs)]
     ends = [key.rsplit(".", 1)[-1] for key in differing]
     return {
         key: end if ends.count(end) == 1 else ".".join(key.split(".")[-2:])
         for key, end in zip(differing, ends, strict=True)
     }
+
+
+def _goes_without_saying(key: str, differing: list[str], configs: list[dict[str, Any]]) -> bool:
+    """Whether a setting follows from another one that is said, as the warm-up does where it grows with the steps."""
+    above, _, end = key.rpartition(".")
+    leader = f"{above}.{FOLLOWS[end]}" if end in FOLLOWS else None
+    pairs = {(repr(config.get(leader)), repr(config.get(key))) for config in configs}
+    return leader in differing and len(pairs) == len({first for first, _ in pairs})
 
 
 def _value(value: Any) -> str:

@@ -129,7 +129,7 @@ def test_rows_are_told_apart_by_what_differs(vary, runs):
     def longer(record):
         of_seed(1)(record)
         record["idp"]["config"]["recovery"]["lengths"] = [3, 50]
-        record["idp"]["config"]["recovery"]["training"]["steps"] = 7
+        record["idp"]["config"]["recovery"]["training"] |= {"steps": 7, "warmup_steps": 70}
 
     def calibrated(record):
         of_compressor("gptq3")(record)
@@ -142,7 +142,19 @@ def test_rows_are_told_apart_by_what_differs(vary, runs):
     names = {row.name for row in view.rows}
     assert len(names) == len(view.rows)
     assert any("lengths=3+50" in name and "steps=7" in name for name in names)
+    assert not any("warmup_steps" in name for name in names), "the steps say it already"
     assert any("samples=3" in name for name in names)
+
+
+def test_a_warm_up_that_the_steps_do_not_tell_is_told(vary, runs):
+    def warmed(record):
+        of_seed(1)(record)
+        record["idp"]["config"]["recovery"]["training"]["warmup_steps"] = 70
+
+    vary("first")
+    vary("second", warmed)
+    (view,) = views(collect([runs]))
+    assert any("warmup_steps=70" in row.name for row in view.rows)
 
 
 def test_costs(real):

@@ -121,6 +121,16 @@ def test_behaviours_are_those_of_the_outcomes(page, sweep):
             assert "given prompt_" in page.locator("#behaviours details").first.locator("thead").inner_text()
 
 
+def test_bars_of_equal_shares_are_equally_long_in_all_columns(page):
+    page.locator("#behaviours select").nth(2).select_option("111")
+    bars = page.locator("#behaviours details").first.locator(".share")
+    drawn = bars.evaluate_all(
+        "bars => bars.map(bar => [parseInt(bar.innerText), bar.querySelector('i').getBoundingClientRect().width])"
+    )
+    per_percent = [width / share for share, width in drawn if share]
+    assert len(per_percent) > 4 and max(per_percent) / min(per_percent) < 1.05
+
+
 def test_themes(page):
     def background():
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

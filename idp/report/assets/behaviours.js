@@ -13,6 +13,7 @@ const PATTERNS = {
   ],
 };
 const AT_ONCE = 20;
+const BAR = 7; // rem: how wide 100 % is drawn
 const looking = { row: null, task: "", pattern: "", words: "", many: AT_ONCE };
 
 onView(() => {
@@ -120,7 +121,7 @@ function answers(task, doc, i, line) {
           const share = of.p?.[i]?.[n];
           if (share == null) return el("td", {}, "-");
           const bar = el("i");
-          bar.style.width = `${share}%`;
+          bar.style.width = `${share / 100 * BAR}rem`; // the same for all models, however wide their columns
           return el("td", { class: "share" }, bar, el("b", {}, `${share} %${of.pick?.[i] === n ? " ▸" : ""}`));
         }));
     });
