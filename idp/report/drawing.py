@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from idp.report.cells import Cell
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED
 from idp.report.view import View
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ PLACES = tuple(  # of a name beside its point, in points: the nearest first, to 
     for dx, dy in ((5, 0), (4, 6), (4, -6), (3, 11), (3, -11))
     for side in (1, -1)
 )
+ROLES = (DENSE, COMPRESSED, REPAIRED)
 NAMED = 60  # points at most in a plot that names them
 PANELS = 6  # at most, of plots with one for each model
 STYLE = {
@@ -93,8 +96,13 @@ def draw_points(
 
 
 def say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
-    """Names the unrepaired models beside their points, each where it covers nothing; one without room stays unnamed."""
+    """Names what colour and shape do not tell beside its point, where it covers nothing; without room it stays unnamed.
+
+    That is unrepaired models, and the settings of repairs of one kind on one compressed model.
+    """
     from matplotlib.transforms import Bbox
+
+    alike = Counter((row.compressor, row.first.recovery) for _, _, row in points)
 
     if len(points) > NAMED:
         return
@@ -104,12 +112,13 @@ def say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
     centres = axes.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
     inside = axes.get_window_extent(renderer)
-    for x, y, row in sorted(points, key=lambda point: (point[2].first.role != "dense", -point[1])):
-        if row.first.recovery != "none":
+    for x, y, row in sorted(points, key=lambda point: (ROLES.index(point[2].first.role), -point[1])):
+        name = row.name if row.first.role != REPAIRED else row.recovery.partition(" ")[2]
+        if row.first.role == REPAIRED and alike[row.compressor, row.first.recovery] == 1:
             continue
         for dx, dy, ha in PLACES:
             said = axes.annotate(
-                row.name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
+                name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
             )
             box = said.get_window_extent(renderer)
             if inside.x0 < box.x0 and box.x1 < inside.x1 + radius and not any(box.overlaps(other) for other in taken):

@@ -27,6 +27,7 @@ from idp.report.drawing import (
     score_label,
 )
 from idp.report.layers import depth_and_part, similarity, weights_by_layer
+from idp.report.measured import REPAIRED
 from idp.report.view import View
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ def recovery_and_parameters(view: View) -> Figure:
     figure, (axes,) = new_figure(1)
     colours, markers = colours_of(view, rows), markers_of(view, rows)
     beside: dict[int, int] = {}  # repairs that add as much stand side by side
+    points = []
     for row in rows:
         difference, error, added = view.difference(row), interval_of(view, row), row.first.parameters["added"]
         beside[added] = beside.get(added, -1) + 1
+        points.append((added * 1.03 ** beside[added], difference, row))
         axes.errorbar(
-            added * 1.03 ** beside[added],
-            difference,
+            *points[-1][:2],
             yerr=error,
             color=colours[row.compressor],
             marker=markers[row.first.recovery],
@@ -98,6 +100,7 @@ def recovery_and_parameters(view: View) -> Figure:
     added_axis(axes, [row.first.parameters["added"] for row in rows])
     axes.set(xlabel="added parameters", ylabel=f"{score_label(view)}, above compressed")
     draw_legend(axes, colours, markers, dashed="dense")
+    say_names(axes, points)
     return figure
 
 
@@ -128,7 +131,7 @@ def accuracy_and_latency(view: View) -> Figure:
 
 
 def perplexity_and_accuracy(view: View) -> Figure:
-    """Perplexity against mean accuracy: how far the one tells the other."""
+    """Perplexity against mean accuracy: how far the one tells the other. A line leads to each repair from its model."""
     measured = {
         corpus: [
             row for row in view.rows if isfinite(row.perplexity(corpus) or inf) and row.mean(view.tasks) is not None
@@ -143,6 +146,11 @@ def perplexity_and_accuracy(view: View) -> Figure:
     colours, markers = colours_of(view, every), markers_of(view, every)
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
         axes.set_xscale(scale_of([row.perplexity(corpus) for row in rows]))
+        for row in rows:
+            parent = view.parent(row)
+            if row.first.role == REPAIRED and parent in rows:
+                ends = [(each.perplexity(corpus), each.mean(view.tasks)) for each in (parent, row)]
+                axes.plot(*zip(*ends, strict=True), color=colours[row.compressor], linewidth=0.7, alpha=0.5, zorder=0)
         draw_points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=score_label(view))
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
