@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -104,7 +105,8 @@ def cells(found: Collection, setting: Setting) -> list[Cell]:
         row.members.sort(key=lambda model: model.seed)
         row.parent = of_model.get(row.first.parent or "")
     _name(rows)
-    return rows
+
+    return sorted(rows, key=lambda row: (row.first.compressor != "none", _natural(row.compressor)))
 
 
 def latency_ratios(model: Measured, part: str) -> tuple[float, float | None] | None:
@@ -224,6 +226,12 @@ def _apart(configs: list[dict[str, Any]]) -> dict[str, str]:
         key: end if ends.count(end) == 1 else ".".join(key.split(".")[-2:])
         for key, end in zip(differing, ends, strict=True)
     }
+
+
+def _natural(name: str) -> list[tuple[bool, float, str]]:
+    """A key to sort names by, their numbers by size: 16 samples before 256, 2 bits before 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(is_number := n % 2 == 1, float(part) if is_number else 0.0, part) for n, part in enumerate(parts)]
 
 
 def _goes_without_saying(key: str, differing: list[str], configs: list[dict[str, Any]]) -> bool:

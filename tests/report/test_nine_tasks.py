@@ -146,6 +146,22 @@ def test_rows_are_told_apart_by_what_differs(vary, runs):
     assert any("samples=3" in name for name in names)
 
 
+def test_rows_are_in_the_order_of_their_numbers(vary, runs):
+    for samples in (16, 256, 64):
+
+        def calibrated(record, samples=samples):
+            of_compressor(f"gptq3-{samples}")(record)
+            record["idp"]["compressor"] = "gptq3"
+            record["idp"]["config"]["compressor"]["calibration"]["samples"] = samples
+
+        vary(str(samples), calibrated)
+    (view,) = views(collect([runs]))
+    names = dict.fromkeys(row.compressor for row in view.rows)
+    assert [name.rpartition("=")[2] for name in names if name.startswith("gptq3")] == ["16", "64", "256"]
+    roles = [row.first.role for row in view.rows if row.compressor == "gptq3 samples=16"]
+    assert roles == ["compressed", "repaired"]
+
+
 def test_a_warm_up_that_the_steps_do_not_tell_is_told(vary, runs):
     def warmed(record):
         of_seed(1)(record)
