@@ -246,45 +246,60 @@ def prompts_selected(view: View) -> Figure:
 
 
 def transfer_matrix(view: View) -> Figure:
-    """What repairs learned elsewhere are worth here."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for row in view.repaired:
-        difference, learned = view.difference(row), row.first.transfer
-        if difference is None:
+    """What repairs learned elsewhere are worth here: in accuracy, and in perplexity of the first text that was read."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {"accuracy": {}, "perplexity": {}}
+    places: dict[str, int] = {}  # of compressors, in the tables' order
+    moved: dict[str, str] = {}  # what was learned elsewhere -> where
+    corpus = next(iter(view.setting.corpora), None)
+    for row in view.rows:
+        places.setdefault(row.first.compressor, len(places))
+        parent = view.parent(row)
+        if row.first.role != REPAIRED or parent is None:
             continue
-        if learned is not None:
-            origin = f"{learned['kind']} from {learned['compressor'] or '?'}, {learned['corpus'] or '?'}"
-        else:
-            origin = f"{row.first.recovery} from {row.first.compressor}, {row.first.config['corpus']['name']}"
-        found.setdefault((origin, row.compressor), []).append(difference)
-    moved = {
-        f"{row.first.transfer['kind']} from {row.first.transfer['compressor'] or '?'},"
-        f" {row.first.transfer['corpus'] or '?'}"
-        for row in view.repaired
-        if row.first.transfer is not None
-    }
-    origins = sorted({origin for origin, _ in found if origin in moved})
-    if not origins:
+        learned = row.first.transfer or {
+            "kind": row.first.recovery,
+            "compressor": row.first.compressor,
+            "corpus": row.first.config["corpus"]["name"],
+        }
+        compressor = "dense" if learned["compressor"] == "none" else learned["compressor"] or "?"
+        origin = f"{learned['kind']} from {compressor}, {learned['corpus'] or '?'}"
+        if row.first.transfer is not None:
+            moved[origin] = learned["compressor"]
+        if view.difference(row) is not None:
+            found["accuracy"].setdefault((origin, row.compressor), []).append(view.difference(row))
+        before, after = (each.perplexity(corpus) if corpus else None for each in (parent, row))
+        if before and after and isfinite(before) and isfinite(after):
+            found["perplexity"].setdefault((origin, row.compressor), []).append(after / before - 1)
+    origins = sorted(moved, key=lambda origin: (places.get(moved[origin], len(places)), origin))
+    known = {target for part in found.values() for origin, target in part if origin in moved}
+    targets = [row.compressor for row in view.rows if row.first.role != REPAIRED and row.compressor in known]
+    panels = {name: part for name, part in found.items() if any(origin in moved for origin, _ in part)}
+    if not panels:
         raise NothingToShow("runs of repairs learned elsewhere (recovery=transfer recovery.from=<run>)")
-    targets = sorted({target for origin, target in found if origin in moved})
-    values = [
-        [sum(each) / len(each) if (each := found.get((origin, target))) else float("nan") for target in targets]
-        for origin in origins
-    ]
-    figure, (axes,) = new_figure(1, width=1.1 * len(targets) + 3.2, height=0.5 * len(origins) + 1.6)
-    largest = max(abs(value) for row in values for value in row if value == value) or 1e-9
-    image = axes.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-    axes.grid(visible=False)
-    shown = ["dense" if target == "none" else target for target in targets]
-    axes.set_xticks(range(len(targets)), shown, rotation=30, ha="right")
-    axes.set_yticks(range(len(origins)), origins)
-    axes.set(xlabel="applied to")
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            if value == value:
-                colour = "white" if abs(value) > 0.6 * largest else "black"
-                axes.text(x, y, f"{value:+.3f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="above the same model without it")
+    width = len(panels) * (1.1 * len(targets) + 1.2) + 2.0
+    figure, axes_of = new_figure(len(panels), width=width, height=0.5 * len(origins) + 1.6)
+    for axes, (name, part) in zip(axes_of, panels.items(), strict=True):
+        values = [
+            [sum(each) / len(each) if (each := part.get((origin, target))) else float("nan") for target in targets]
+            for origin in origins
+        ]
+        largest = max((abs(value) for row in values for value in row if value == value), default=0) or 1e-9
+        better = "RdBu" if name == "accuracy" else "RdBu_r"
+        axes.imshow(values, cmap=better, vmin=-largest, vmax=largest, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_xticks(
+            range(len(targets)), ["dense" if each == "none" else each for each in targets], rotation=30, ha="right"
+        )
+        axes.set_yticks(range(len(origins)), origins if axes is axes_of[0] else [""] * len(origins))
+        said = score_label(view) if name == "accuracy" else f"{corpus} perplexity"
+        axes.set(xlabel="applied to")
+        axes.set_title(f"{said}, less the same model without it", fontsize=9)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if value == value:
+                    colour = "white" if abs(value) > 0.6 * largest else "black"
+                    text = f"{value:+.3f}" if name == "accuracy" else f"{100 * value:+.0f} %"
+                    axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
 
 
