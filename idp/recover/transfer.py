@@ -103,6 +103,11 @@ def find(place: str, setting: str = "recovery.from") -> Source:
     path = Path(place).expanduser().absolute()
     if (path / REPAIR).is_file():
         return _from_product(place, path, setting)
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{setting}={place}: it is a PEFT adapter, not a run's repair; a prompt in PEFT's format joins a bank with"
+            f' recovery=idp recovery/bank=assembled "recovery.bank.from=[{place}]"'
+        )
     if path.is_dir() and not (path / RECORD).exists() and not (path / STATUS).exists():
         raise UserError(
             f"{setting}={place}: there is no {RECORD} or {REPAIR} in it; name a run's folder, its {RECORD}, or a repair"

@@ -109,6 +109,8 @@ def test_places_that_hold_no_repair(run_here, tmp_path):
 
     refused(tmp_path / "nowhere", "no such file or folder; name a run's folder")
     refused(tmp_path, "there is no record.json or repair.json in it")
+    peft = next(product(record, tmp_path).rglob("adapter_config.json")).parent
+    refused(peft, "it is a PEFT adapter, not a run's repair; .* recovery/bank=assembled")
     (tmp_path / "other.json").write_text("{}")
     refused(tmp_path / "other.json", "not a record of idp.run")
     nothing = json.loads((run / "record.json").read_text())
