@@ -12,8 +12,8 @@ from idp.errors import UserError
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", "compressor=rtn3")
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
-BY_LENGTH, DOUBLED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-BY_LENGTH_YAML, DOUBLED_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+BY_LENGTH, DOUBLED, TURNS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BY_LENGTH_YAML, DOUBLED_YAML, TURNS_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -52,6 +52,23 @@ def test_the_page_s_recovery(added, run_here):
     found = added("idp.recover", "recovery", "doubled", DOUBLED, DOUBLED_YAML)
     record = run_here(found, *TINY, "recovery=doubled", "recovery.length=3")
     assert record["idp"]["parameters"]["added"] == 2 * record["idp"]["parameters"]["trainable"] == 2 * 3 * 64
+
+
+def test_the_page_s_bank(added, run_here, monkeypatch):
+    from idp.recover.banks import independent
+
+    seen, tune = [], independent.tune
+
+    def watched(loaded, start, text, *rest, **about):
+        seen.append({tuple(block.tolist()) for block in text[0]})
+        return tune(loaded, start, text, *rest, **about)
+
+    monkeypatch.setattr(independent, "tune", watched)
+    found = added("idp.recover.banks", "recovery/bank", "turns", TURNS, TURNS_YAML)
+    idp = ("recovery=idp", "recovery/bank=turns", "recovery.lengths=[2,3]", "recovery.controls=false")
+    record = run_here(found, *TINY, *idp)
+    assert record["idp"]["parameters"]["added"] == (2 + 3) * 64
+    assert len(seen) == 2 and seen[0] and seen[1] and not seen[0] & seen[1]
 
 
 def test_a_kind_that_is_not_its_options_is_refused(compose):

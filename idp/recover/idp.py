@@ -7,20 +7,14 @@ attention selector adds no parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from idp import config
 from idp.config import Bank, Fitting, Selector, Storage, option
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting.bank import PromptBank
 from idp.recover.prompt import PromptTuning
-from idp.recover.training import History, Report
 from idp.recover.work import Made, Work
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass
@@ -72,34 +66,4 @@ class Idp(config.Trained):
         self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
 
     def make(self, work: Work) -> Made:
-        bank, histories = make(
-            self, work.loaded, work.text, checkpoint=work.checkpoint, label=work.label, **work.common()
-        )
-        return Made(bank, bank.parameters, histories=histories)
-
-
-def make(
-    options: Idp,
-    loaded: LoadedModel,
-    text: tuple[torch.Tensor, torch.Tensor],
-    *,
-    seed: int,
-    checkpoint: Path,
-    label: str | None = None,
-    report: Report | None = None,
-    teacher: LoadedModel | None = None,
-) -> tuple[PromptBank, dict[str, History]]:
-    """Makes the bank, one prompt per length.
-
-    Args:
-        options: lengths, initialisation, training, and how the prompts come to differ.
-        loaded: the frozen model.
-        text: training and held-out blocks, each [blocks, tokens].
-        seed: everything random draws from it.
-        checkpoint: a folder that survives a kill.
-        label: what is said beside the progress bar; None: which prompt it is.
-        report: called with each step's figures.
-        teacher: the dense model, for objective=distill; not for specialists.
-    """
-    common = {"seed": seed, "checkpoint": checkpoint, "label": label, "report": report, "teacher": teacher}
-    return options.bank.make(options, loaded, text, **common)
+        return self.bank.make(self, work)

@@ -11,7 +11,7 @@ from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover.objective import Objective
-from idp.recover.training import History, Report, train
+from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class Lora(config.Trained):
             work.folder / "adapter",
             checkpoint=work.checkpoint,
             label=work.label,
-            **work.common("lora"),
+            seed=work.seed,
+            report=named(work.report, "lora"),
+            teacher=work.teacher,
         )
         return Made(None, adapter, adapter, {"lora": history})
 

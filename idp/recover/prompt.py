@@ -14,7 +14,7 @@ from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import attention_mask, cache_of, states
 from idp.recover.objective import Objective
-from idp.recover.training import History, Report, train
+from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ class PromptTuning(config.Trained):
     def make(self, work: Work) -> Made:
         from idp.recover.banks import independent
 
-        bank, histories = independent.make(
-            self, [self.length], work.loaded, [work.text], checkpoint=work.checkpoint, label=work.label, **work.common()
-        )
-        return Made(bank, bank.parameters, histories=histories)
+        return independent.make(self, [self.length], [work.text], work)
 
 
 def make_with(encoder: nn.Module, options: PromptTuning, work: Work, kind: str) -> Made:
@@ -59,7 +56,9 @@ def make_with(encoder: nn.Module, options: PromptTuning, work: Work, kind: str) 
         checkpoint=work.checkpoint / "prompt_0",
         label=work.label or f"{options.kind} of {options.length} tokens",
         kind=kind,
-        **work.common("prompt_0"),
+        seed=work.seed,
+        report=named(work.report, "prompt_0"),
+        teacher=work.teacher,
     )
     bank = PromptBank([prompt], [f"{options.kind}_{options.length}_tokens"], kind)
     return Made(bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.recover.training import History, Report, named
+from idp.recover.training import History, Report
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +32,6 @@ class Work:
     report: Report | None = None
     teacher: LoadedModel | None = None
     label: str | None = None
-
-    def common(self, part: str | None = None) -> dict[str, Any]:
-        """The arguments that all trainings share; figures of a named part are reported under its name."""
-        report: Callable[..., Any] | None = self.report if part is None else named(self.report, part)
-        return {"seed": self.seed, "report": report, "teacher": self.teacher}
 
 
 @dataclass

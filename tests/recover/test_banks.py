@@ -10,13 +10,13 @@ import torch
 from idp.config import Fitting, Search, Selector, Storage, Training
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
-from idp.recover import idp
 from idp.recover.banks import assembled, cluster, specialists
 from idp.recover.banks.assembled import AssembledBank
 from idp.recover.banks.cluster import ClusterBank
 from idp.recover.banks.independent import IndependentBank
 from idp.recover.banks.specialists import SpecialistsBank
 from idp.recover.idp import Idp
+from idp.recover.work import Work
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
 QUICK = (*TINY, "recovery=idp", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")
@@ -51,6 +51,12 @@ def options(bank, lengths=(4, 4), **changes):
     )
 
 
+def made(recovery, loaded, text, folder, seed=0, report=None):
+    """The bank that a recovery makes, and its histories."""
+    made = recovery.make(Work(loaded, seed, folder, folder, text, report))
+    return made.bank, made.histories
+
+
 def hard(**changes):
     values = {"mixture": "hard", "balanced": True, "temperature": 0.1, "diversity": 0.0}
     return SpecialistsBank("specialists", **{**values, **changes})
@@ -71,9 +77,7 @@ def two_kinds():
 def test_clusters_find_the_two_kinds(open_tiny, two_kinds, tmp_path):
     text, kinds = two_kinds
     loaded = open_tiny("llama")
-    bank, histories = idp.make(
-        options(ClusterBank("cluster", None, 2, 0.25)), loaded, text, seed=0, checkpoint=tmp_path
-    )
+    bank, histories = made(options(ClusterBank("cluster", None, 2, 0.25)), loaded, text, tmp_path)
     labels = cluster._kept(tmp_path / "clusters", lambda: pytest.fail("the clusters were not kept"))["labels"]
     assert torch.equal(labels, kinds) or torch.equal(labels, 1 - kinds)
     assert bank.made == {"kind": "cluster", "clusters": [12, 12], "blocks": [12, 12]}
@@ -96,7 +100,7 @@ def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, mo
         return start, History(heldout=[{"step": 0, "loss": 1.0}])
 
     monkeypatch.setattr("idp.recover.banks.independent.tune", tune)
-    idp.make(options(ClusterBank("cluster", None, 2, 0.25)), open_tiny("llama"), text, seed=0, checkpoint=tmp_path)
+    made(options(ClusterBank("cluster", None, 2, 0.25)), open_tiny("llama"), text, tmp_path)
     for part in (0, 1):
         found = {tuple(block.tolist()) for block in seen[0][part]} | {tuple(block.tolist()) for block in seen[1][part]}
         assert found == {tuple(block.tolist()) for block in text[part]}
@@ -130,17 +134,15 @@ def test_small_and_empty_clusters_are_filled_up_with_the_nearest(caplog):
 
 def test_equal_blocks_still_make_clusters(open_tiny, tmp_path):
     blocks = torch.full((6, 24), 7)
-    bank, _ = idp.make(
-        options(ClusterBank("cluster", None, 1, 0.5)), open_tiny("llama"), (blocks, blocks[:1]), seed=0,
-        checkpoint=tmp_path,
-    )  # fmt: skip
+    few = (blocks, blocks[:1])
+    bank, _ = made(options(ClusterBank("cluster", None, 1, 0.5)), open_tiny("llama"), few, tmp_path)
     assert len(bank) == 2 and min(bank.made["blocks"]) >= 2
 
 
 def test_fewer_blocks_than_clusters(open_tiny, two_kinds, tmp_path):
     text = two_kinds[0][0][:1], two_kinds[0][1]
     with pytest.raises(UserError, match="1 training blocks cannot make 2 clusters"):
-        idp.make(options(ClusterBank("cluster", None, 1, 0.5)), open_tiny("llama"), text, seed=0, checkpoint=tmp_path)
+        made(options(ClusterBank("cluster", None, 1, 0.5)), open_tiny("llama"), text, tmp_path)
 
 
 # Specialists
@@ -222,7 +224,7 @@ def test_two_kinds_of_text_make_two_specialists(open_tiny, two_kinds, tmp_path, 
 
     monkeypatch.setattr(specialists, "assign", watched)
     loaded = open_tiny("llama")
-    bank, histories = idp.make(options(hard(), steps=30), loaded, text, seed=0, checkpoint=tmp_path)
+    bank, histories = made(options(hard(), steps=30), loaded, text, tmp_path)
     assert len(shares) >= 30 and all(share[0] == share[1] for share in shares)
     with torch.no_grad():
         owners = specialists.losses(loaded, bank.prompts, text[1]).argmin(1)
@@ -240,7 +242,7 @@ def test_the_gradient_reaches_the_assigned_prompt_alone(open_tiny, two_kinds, tm
     monkeypatch.setattr(specialists, "assign", lambda costs: torch.ones(len(costs), dtype=torch.long))
     monkeypatch.setattr(specialists, "centres", lambda *_: None)
     loaded = open_tiny("llama")
-    bank, _ = idp.make(options(hard(), steps=4), loaded, text, seed=0, checkpoint=tmp_path)
+    bank, _ = made(options(hard(), steps=4), loaded, text, tmp_path)
     starts = [specialists.initial(loaded, 4, "vocabulary", "", seed) for seed in (0, 1000)]
     assert torch.equal(bank.prompts[0], starts[0]) and not torch.equal(bank.prompts[1], starts[1])
 
@@ -253,7 +255,7 @@ class Killed(Exception):
 def test_killed_and_resumed_equals_undisturbed(bank, open_tiny, two_kinds, tmp_path):
     def run(folder, report=None):
         text, _ = two_kinds
-        return idp.make(options(bank), open_tiny("llama"), text, seed=3, checkpoint=tmp_path / folder, report=report)
+        return made(options(bank), open_tiny("llama"), text, tmp_path / folder, seed=3, report=report)
 
     def kill(row):
         if row["step"] == 5 and any(name.endswith("gradient_norm") for name in row):
@@ -270,9 +272,7 @@ def test_killed_and_resumed_equals_undisturbed(bank, open_tiny, two_kinds, tmp_p
 
 def test_independent_prompts_keep_their_own_text_and_history(open_tiny, two_kinds, tmp_path):
     text, _ = two_kinds
-    bank, histories = idp.make(
-        options(IndependentBank("independent"), (3, 5)), open_tiny("llama"), text, seed=0, checkpoint=tmp_path
-    )
+    bank, histories = made(options(IndependentBank("independent"), (3, 5)), open_tiny("llama"), text, tmp_path)
     assert bank.names == ["prompt_0_3_tokens", "prompt_1_5_tokens"] and list(histories) == ["prompt_0", "prompt_1"]
     assert bank.centres is None and bank.made == {}
 

@@ -15,9 +15,12 @@ from idp.errors import UserError
 from idp.prompting import peft_files
 from idp.prompting.bank import PromptBank
 from idp.recover import transfer
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
+
+    from idp.recover.idp import Idp
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +46,9 @@ class AssembledBank(config.Bank):
                 " recovery=idp"
             )
 
-    def make(self, options: Any, loaded: Any, text: Any, **common: Any) -> Any:
-        return make(self), {}
+    def make(self, recovery: Idp, work: Work) -> Made:
+        bank = make(self)
+        return Made(bank, bank.parameters)
 
 
 @dataclass

@@ -11,20 +11,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 from idp import config
 from idp.config import option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.progress import progress
-from idp.prompting.bank import PromptBank
 from idp.recover.banks import independent
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint
-from idp.recover.training import History, Report
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
+
+    from idp.recover.idp import Idp
 
 log = logging.getLogger(__name__)
 
@@ -43,52 +44,28 @@ class ClusterBank(config.Bank):
     def shares(self) -> bool:
         return True
 
-    def make(self, options: Any, loaded: LoadedModel, text: Any, **common: Any) -> Any:
-        return make(options, loaded, text, **common)
+    def make(self, recovery: Idp, work: Work) -> Made:
+        """Clusters the training blocks, and trains each prompt on its cluster alone.
 
-
-def make(
-    options: Any,
-    loaded: LoadedModel,
-    text: tuple[torch.Tensor, torch.Tensor],
-    *,
-    seed: int,
-    checkpoint: Path,
-    label: str | None = None,
-    report: Report | None = None,
-    teacher: LoadedModel | None = None,
-) -> tuple[PromptBank, dict[str, History]]:
-    """Clusters the training blocks, and trains each prompt on its cluster alone; as `idp.make`.
-
-    The best state of prompt i is chosen on those held-out blocks that fall to its cluster. The bank's centres are the
-    clusters' mean input embeddings, [prompts, hidden_size].
-    """
-    blocks, heldout = text[0][: options.bank.blocks], text[1]
-    prompts = len(options.lengths)
-    if len(blocks) < prompts:
-        raise UserError(
-            f"recovery/bank=cluster: {len(blocks)} training blocks cannot make {prompts} clusters; use a larger corpus,"
-            " more recovery.training.steps, or fewer recovery.lengths"
-        )
-    found = _kept(checkpoint / "clusters", lambda: _cluster(loaded, options, blocks, heldout, seed))
-    members = fill_up(found["labels"], found["distances"], options.bank.smallest)
-    judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
-    texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
-    bank, histories = independent.make(
-        options,
-        options.lengths,
-        loaded,
-        texts,
-        seed=seed,
-        checkpoint=checkpoint,
-        label=label,
-        report=report,
-        teacher=teacher,
-    )
-    bank.centres = centres(loaded, [blocks[own] for own in members])
-    counts = found["labels"].bincount(minlength=prompts).tolist()
-    bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
-    return bank, histories
+        The best state of prompt i is chosen on those held-out blocks that fall to its cluster. The bank's centres are
+        the clusters' mean input embeddings, [prompts, hidden_size].
+        """
+        blocks, heldout = work.text[0][: self.blocks], work.text[1]
+        prompts = len(recovery.lengths)
+        if len(blocks) < prompts:
+            raise UserError(
+                f"recovery/bank=cluster: {len(blocks)} training blocks cannot make {prompts} clusters; use a larger"
+                " corpus, more recovery.training.steps, or fewer recovery.lengths"
+            )
+        found = _kept(work.checkpoint / "clusters", lambda: _cluster(work, recovery, self.restarts, blocks, heldout))
+        members = fill_up(found["labels"], found["distances"], self.smallest)
+        judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
+        texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
+        made = independent.make(recovery, recovery.lengths, texts, work)
+        made.bank.centres = centres(work.loaded, [blocks[own] for own in members])
+        counts = found["labels"].bincount(minlength=prompts).tolist()
+        made.bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
+        return made
 
 
 def text_embeddings(loaded: LoadedModel, blocks: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -159,16 +136,16 @@ def fill_up(labels: torch.Tensor, distances: torch.Tensor, smallest: float) -> l
 
 
 def _cluster(
-    loaded: LoadedModel, options: Any, blocks: torch.Tensor, heldout: torch.Tensor, seed: int
+    work: Work, recovery: Idp, restarts: int, blocks: torch.Tensor, heldout: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     import torch
 
-    batch_size = options.training.batch_size
-    points = text_embeddings(loaded, blocks, batch_size)
+    batch_size = recovery.training.batch_size
+    points = text_embeddings(work.loaded, blocks, batch_size)
     mean, deviation = points.mean(0), points.std(0, correction=0).clamp_min(1e-6)
     points = (points - mean) / deviation
-    labels, middles = k_means(points, len(options.lengths), options.bank.restarts, seed)
-    apart = (text_embeddings(loaded, heldout, batch_size) - mean) / deviation
+    labels, middles = k_means(points, len(recovery.lengths), restarts, work.seed)
+    apart = (text_embeddings(work.loaded, heldout, batch_size) - mean) / deviation
     return {
         "labels": labels,
         "distances": torch.cdist(points, middles),

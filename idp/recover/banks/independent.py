@@ -3,68 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idp import config
-from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.recover.prompt import initial, tune
-from idp.recover.training import History, Report, named
+from idp.recover.prompt import PromptTuning, initial, tune
+from idp.recover.training import named
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
 
+    from idp.recover.idp import Idp
+
 
 @dataclass
 class IndependentBank(config.Bank):
-    def make(self, options: Any, loaded: LoadedModel, text: Any, **common: Any) -> Any:
-        return make(options, options.lengths, loaded, [text] * len(options.lengths), **common)
+    def make(self, recovery: Idp, work: Work) -> Made:
+        return make(recovery, recovery.lengths, [work.text] * len(recovery.lengths), work)
 
 
 def make(
-    options: Any,
-    lengths: list[int],
-    loaded: LoadedModel,
-    texts: list[tuple[torch.Tensor, torch.Tensor]],
-    *,
-    seed: int,
-    checkpoint: Path,
-    label: str | None = None,
-    report: Report | None = None,
-    teacher: LoadedModel | None = None,
-) -> tuple[PromptBank, dict[str, History]]:
+    options: Idp | PromptTuning, lengths: list[int], texts: list[tuple[torch.Tensor, torch.Tensor]], work: Work
+) -> Made:
     """Trains prompt i on `texts[i]`, training and held-out blocks, each [blocks, tokens].
 
     Args:
-        options: initialisation and training, of `Idp` or `PromptTuning`.
+        options: initialisation and training.
         lengths: tokens of each prompt.
-        loaded: the frozen model.
-        texts: one for each prompt.
-        seed: prompt i draws from seed and i.
-        checkpoint: a folder that survives a kill; each prompt has its own below it.
-        label: what is said beside the progress bar; None: which prompt it is.
-        report: called with each step's figures, their names preceded by the prompt's.
-        teacher: the dense model, for objective=distill.
+        texts: one for each prompt, in place of the work's own.
+        work: all else; prompt i draws from its seed and i, has a checkpoint and reports under a name of its own.
     """
     bank, histories = PromptBank([], []), {}
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
-        own_seed = seed_of(seed, number)
+        seed = seed_of(work.seed, number)
         prompt, histories[name] = tune(
-            loaded,
-            initial(loaded, length, options.init, options.init_text, own_seed),
+            work.loaded,
+            initial(work.loaded, length, options.init, options.init_text, seed),
             text,
             options.training,
-            seed=own_seed,
-            checkpoint=checkpoint / name,
-            label=label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
-            report=named(report, name),
-            teacher=teacher,
+            seed=seed,
+            checkpoint=work.checkpoint / name,
+            label=work.label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
+            report=named(work.report, name),
+            teacher=work.teacher,
         )
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
-    return bank, histories
+    return Made(bank, bank.parameters, histories=histories)
 
 
 def seed_of(seed: int, number: int) -> int:

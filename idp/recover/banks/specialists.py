@@ -14,9 +14,9 @@ Equal shares per batch are those of SwAV (Caron et al., 2006.09882).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idp import config
 from idp.config import option
@@ -26,10 +26,13 @@ from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
 from idp.recover.banks.independent import name_of, seed_of
 from idp.recover.prompt import behind, initial
-from idp.recover.training import History, Report, named, train
+from idp.recover.training import named, train
+from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
+
+    from idp.recover.idp import Idp
 
 NAME = "specialists"
 SINKHORN_STEPS, SINKHORN_TOLERANCE = 1000, 1e-3  # at low temperatures it takes hundreds
@@ -61,71 +64,64 @@ class SpecialistsBank(config.Bank):
                 " likely it is; use recovery.training.objective=lm or another recovery/bank"
             )
 
-    def make(self, options: Any, loaded: LoadedModel, text: Any, teacher: Any = None, **common: Any) -> Any:
-        return make(options, loaded, text, **common)
+    def make(self, recovery: Idp, work: Work) -> Made:
+        """Trains all prompts in one loop.
 
+        A step reads `batch_size` blocks for each prompt, so that every prompt sees as much text as one trained alone.
+        On held-out text, where the best state is chosen, each block is free to take its best prompt.
+        """
+        import torch
 
-def make(
-    options: Any,
-    loaded: LoadedModel,
-    text: tuple[torch.Tensor, torch.Tensor],
-    *,
-    seed: int,
-    checkpoint: Path,
-    label: str | None = None,
-    report: Report | None = None,
-) -> tuple[PromptBank, dict[str, History]]:
-    """Trains all prompts in one loop; as `idp.make`.
-
-    A step reads `batch_size` blocks for each prompt, so that every prompt sees as much text as one trained alone. On
-    held-out text, where the best state is chosen, each block is free to take its best prompt.
-    """
-    import torch
-
-    count = len(options.lengths)
-    prompts = {
-        f"prompt_{number}": torch.nn.Parameter(
-            initial(loaded, length, options.init, options.init_text, seed_of(seed, number)).float().to(loaded.device)
+        loaded, lengths, training = work.loaded, recovery.lengths, recovery.training
+        count = len(lengths)
+        starts = [
+            initial(loaded, length, recovery.init, recovery.init_text, seed_of(work.seed, number))
+            for number, length in enumerate(lengths)
+        ]
+        parts = [torch.nn.Parameter(start.float().to(loaded.device)) for start in starts]
+        together = replace(training, batch_size=training.batch_size * count)
+        history = train(
+            {f"prompt_{number}": part for number, part in enumerate(parts)},
+            self._loss_with(loaded, parts, training.batch_size),
+            *work.text,
+            together,
+            seed=work.seed,
+            checkpoint=work.checkpoint / NAME,
+            label=work.label or f"{count} specialists of {', '.join(map(str, lengths))} tokens",
+            report=named(work.report, NAME),
         )
-        for number, length in enumerate(options.lengths)
-    }
-    parts = list(prompts.values())
-
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        batch = batch.to(loaded.device)
+        bank = PromptBank(
+            [part.detach().cpu() for part in parts], [name_of(number, length) for number, length in enumerate(lengths)]
+        )
         with torch.no_grad():
-            costs = losses(loaded, parts, batch, options.training.batch_size)
-        if not torch.is_grad_enabled():
-            return (responsibilities(costs, options.bank, free=True) * costs).sum(1).mean()
-        shares = responsibilities(costs, options.bank)
-        loss = torch.zeros((), device=loaded.device)
-        for prompt, share in zip(parts, shares.unbind(1), strict=True):
-            rows = share.nonzero().flatten()
-            if len(rows):
-                loss = loss + (share[rows] * row_losses(loaded, prompt, batch[rows])).sum() / len(batch)
-        return loss + options.bank.diversity * similarity(parts) if options.bank.diversity else loss
+            chosen = losses(loaded, parts, work.text[1], training.batch_size).argmin(1)
+            last = work.text[0][: LAST_BATCHES * together.batch_size]
+            owners = assign(losses(loaded, parts, last, training.batch_size)).cpu()
+        bank.made = {"kind": NAME, "heldout_choices": chosen.bincount(minlength=count).tolist()}
+        if len(last) >= count:
+            bank.centres = centres(loaded, [last[owners == number] for number in range(count)])
+        return Made(bank, bank.parameters, histories={NAME: history})
 
-    history = train(
-        prompts,
-        loss_of,
-        *text,
-        replace(options.training, batch_size=options.training.batch_size * count),
-        seed=seed,
-        checkpoint=checkpoint / NAME,
-        label=label or f"{count} specialists of {', '.join(map(str, options.lengths))} tokens",
-        report=named(report, NAME),
-    )
-    bank = PromptBank(
-        [prompt.detach().cpu() for prompt in parts],
-        [name_of(number, length) for number, length in enumerate(options.lengths)],
-    )
-    chosen = _assigned(loaded, parts, text[1], options, free=True)
-    bank.made = {"kind": NAME, "heldout_choices": chosen.bincount(minlength=count).tolist()}
-    last = text[0][: LAST_BATCHES * options.training.batch_size * count]
-    owners = _assigned(loaded, parts, last, options, free=False)
-    if len(last) >= count:
-        bank.centres = centres(loaded, [last[owners == number] for number in range(count)])
-    return bank, {NAME: history}
+    def _loss_with(
+        self, loaded: LoadedModel, prompts: list[torch.nn.Parameter], rows: int
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The loss of a batch, [blocks, tokens]; `rows` are the blocks of one forward pass of the E-step."""
+        import torch
+
+        def loss_of(batch: torch.Tensor) -> torch.Tensor:
+            batch = batch.to(loaded.device)
+            with torch.no_grad():
+                costs = losses(loaded, prompts, batch, rows)
+            if not torch.is_grad_enabled():
+                return (responsibilities(costs, self, free=True) * costs).sum(1).mean()
+            loss = torch.zeros((), device=loaded.device)
+            for prompt, share in zip(prompts, responsibilities(costs, self).unbind(1), strict=True):
+                own = share.nonzero().flatten()
+                if len(own):
+                    loss = loss + (share[own] * row_losses(loaded, prompt, batch[own])).sum() / len(batch)
+            return loss + self.diversity * similarity(prompts) if self.diversity else loss
+
+        return loss_of
 
 
 def losses(
@@ -223,14 +219,3 @@ def _sinkhorn(logits: torch.Tensor) -> torch.Tensor:
             break
         logits = logits - given + math.log(share)
     return logits
-
-
-def _assigned(
-    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, options: Any, free: bool
-) -> torch.Tensor:
-    """The prompt of each block, [blocks]: its best one, or with equal shares over all blocks."""
-    import torch
-
-    with torch.no_grad():
-        costs = losses(loaded, prompts, blocks, options.training.batch_size)
-    return (costs.argmin(1) if free else assign(costs)).cpu()
