@@ -17,6 +17,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores out: threads that fight for them crawl
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+
+def pytest_collection_modifyitems(items):
+    """The slow ones first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # Small models of the families that differ in ways that matter here.
 FAMILIES = {
     "llama": {  # grouped-query attention, rotary positions, tied head
