@@ -45,17 +45,17 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _report(places: list[str], folder: Path, formats: list[str], title: str) -> None:
     from idp.report.collect import collect
-    from idp.report.tables import sweep_table
+    from idp.report.summary import sweep_table
     from idp.report.write import write
 
     found = collect(places)
     written = write(found, folder, formats, title)
-    print(sweep_table(found.records))
+    print(sweep_table(found))
     print()
     for note in found.notes:
         print(f"note: {note}")
     for run in found.unfinished:
-        print(f"unfinished: {run.name}: {run.state}{f': {run.error}' if run.error else ''}")
+        print(run.line)
     for file in written:
         said = f"{file}  (open it in a browser)" if file.name == PAGE else file
         print(f"wrote: {said}")

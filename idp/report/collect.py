@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from idp.track.record import RECORD, SCHEMA_VERSION, comparable
 from idp.track.status import STATUS
 
 RUNS, SWEEPS = "runs", "sweeps"
+IN_NAMES = ("model", "compressor", "recovery", "budget")  # of runs
 EXAMPLE = "`python -m idp.run compressor=gptq4 recovery=idp budget=smoke`"
 
 
@@ -35,6 +37,14 @@ class Unfinished:
     state: str  # running, failed, unknown, missing
     stage: str
     error: str | None
+    settings: str = ""  # the overrides that tell it from the other cells of its sweep, where it is of one
+
+    @property
+    def line(self) -> str:
+        """What is said of it."""
+        name = f"{self.name} ({self.settings})" if self.settings else self.name
+        why = f": {self.error}" if self.error else f", at {self.stage}" if self.state == "running" else ""
+        return f"unfinished: {name}: {self.state}{why}"
 
 
 @dataclass
@@ -82,8 +92,13 @@ def collect(places: Sequence[str | Path]) -> Collection:
     faults: list[str] = []
     sweeps: list[Path] = []
     files = _files(places, found.unfinished, sweeps)
+    listed = _listed(sweeps)
+    found.unfinished = [
+        replace(run, settings=listed[run.folder.name].settings) if run.folder.name in listed else run
+        for run in found.unfinished
+    ]
     started = {file.parent.name for file in files} | {run.folder.name for run in found.unfinished}
-    found.unfinished += _never_started(sweeps, started)
+    found.unfinished += [run for name, run in listed.items() if name not in started]
     for file in files:
         try:
             read.append((file, _read(file)))
@@ -142,21 +157,29 @@ def _unfinished(folder: Path) -> Unfinished:
         return Unfinished(folder.name, folder, "unknown", "unknown", None)
 
 
-def _never_started(sweeps: Iterable[Path], started: Iterable[str]) -> list[Unfinished]:
-    """Cells that a sweep lists and of which there is no folder; a cell in two sweeps, or two lists, once."""
-    known, found = set(started), []
+def _listed(sweeps: Iterable[Path]) -> dict[str, Unfinished]:
+    """The cells that sweeps list, by the names of their folders, each as it stands if there is no such folder."""
+    found: dict[str, Unfinished] = {}
     for file in dict.fromkeys(file.resolve() for file in sweeps):
         try:
             cells = cells_of_sweep(file.parent).cells
         except UserError:  # a sweep that was killed as it began: its cells are not known
             continue
+        common = set.intersection(*(set(cell.overrides) for cell in cells)) if cells else set()
         for cell in cells:
             name = Path(cell.folder).name if cell.folder is not None else " ".join(cell.overrides)
-            if name not in known:
-                known.add(name)
-                state = "missing" if cell.error is None else "failed"
-                found.append(Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error))
+            state = "missing" if cell.error is None else "failed"
+            apart = [word for word in cell.overrides if word not in common] if cell.folder is not None else []
+            run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_said(apart))
+            if len(run.settings) >= len(found[name].settings if name in found else ""):
+                found[name] = run
     return found
+
+
+def _settings_said(overrides: Iterable[str]) -> str:
+    """Overrides as the tables say settings, but those that a run's name says."""
+    words = [word.lstrip("+~").partition("=") for word in overrides]
+    return " ".join(f"{re.split('[./]', key)[-1]}={value}" for key, _, value in words if key not in IN_NAMES)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -133,13 +133,13 @@ def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
 
 
 def _pending(run: Unfinished, view: View) -> dict[str, Entry]:
-    """A line for a run that has not left a record: its name ends in compressor, recovery, budget and a hash."""
+    """A line for a run that has no record: its name ends in compressor, recovery, budget and a hash."""
     parts = run.name.removeprefix(f"{view.setting.model}-").rsplit("-", 3)
     compressor, recovery = (parts[0], parts[1]) if len(parts) == 4 else (run.name, "")
     state = {"running": f"running: {run.stage}", "failed": "failed", "missing": "missing"}.get(run.state, "no record")
     return {
         "model": Entry(view.setting.model),
         "compressor": Entry(compressor),
-        "recovery": Entry(f"{recovery} [{state}]"),
+        "recovery": Entry(" ".join(part for part in (recovery, run.settings, f"[{state}]") if part)),
         "seeds": Entry(""),
     }

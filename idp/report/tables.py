@@ -96,48 +96,6 @@ def run_summary(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sweep_table(records: list[dict[str, Any]]) -> str:
-    """One line per run: what it scored, what its weights are, and what it took to compress.
-
-    `mean` is that of the tasks' main scores, beside the number of tasks; runs of other tasks, budgets or models are not
-    to be compared, so these stand in every line.
-    """
-    corpora = sorted({corpus for record in records for corpus in record["idp"]["perplexity"]})
-    lines = []
-    for record in records:
-        about = record["idp"]
-        scores, weights = main_scores(record, record["results"]), about["weights"]
-        peak = about["peak_memory_bytes"].get("compress")
-        lines.append(
-            [
-                record["config"]["model"],
-                about["compressor"],
-                _recovery(about),
-                about["budget"],
-                f"{sum(scores.values()) / len(scores):.3f} ({len(scores)})",
-                *(f"{value:.2f}" if (value := about["perplexity"].get(corpus)) else "" for corpus in corpora),
-                f"{weights['sparsity']:.3f}",
-                f"{weights['bits_per_weight']:.2f}",
-                f"{weights['packed_bytes'] / 1e6:.1f}",
-                f"{weights['effective_bytes'] / 1e6:.1f}",
-                f"{about['stages']['compress']['seconds']:.0f}",
-                f"{peak / 1e9:.1f}" if peak else "",
-            ]
-        )
-    headers = ["model", "compressor", "recovery", "budget", "mean (tasks)"]
-    headers += [f"{corpus} perplexity" for corpus in corpora]
-    headers += ["sparsity", "bits", "packed MB", "effective MB", "compress s", "peak GB"]
-    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _recovery(about: dict[str, Any]) -> str:
-    """How it was repaired, and how a prompt was chosen where there were several."""
-    kind, selector = about["config"]["recovery"]["kind"], about.get("selector")
-    if not selector:
-        return kind
-    return f"{kind} ({selector['kind']}{', peeks' if selector['peeks'] else ''})"
-
-
 def _in_effect(weights: dict[str, Any]) -> str:
     """Bytes with the zeros left out, where that is less than packed."""
     if weights["effective_bytes"] >= weights["packed_bytes"]:

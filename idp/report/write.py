@@ -8,7 +8,7 @@ from pathlib import Path
 
 from idp.errors import UserError
 from idp.report.behaviours import behaviour_table
-from idp.report.collect import Collection, Unfinished
+from idp.report.collect import Collection
 from idp.report.formats import Table, comma_separated, latex, markdown
 from idp.report.nine_tasks import cost_table, score_table
 from idp.report.view import View, views
@@ -76,7 +76,7 @@ def document(
     """The report as Markdown: what was read, what was left out, and of each setting tables and plots."""
     runs = len(found.records)
     lines = [f"# {title}", "", f"{runs} run{'s' if runs != 1 else ''}, {len(found.models)} models measured.", ""]
-    said = [*found.notes, *(_unfinished(run) for run in found.unfinished)]
+    said = [*found.notes, *(run.line for run in found.unfinished)]
     if said:
         lines += ["## Left out and unfinished", "", *(f"- {note}" for note in said), ""]
     for view, parts in tables:
@@ -96,11 +96,6 @@ def document(
 def shown(tables: list[Table]) -> list[Table]:
     """Those that have rows."""
     return [table for table in tables if table.rows]
-
-
-def _unfinished(run: Unfinished) -> str:
-    why = f": {run.error}" if run.error else f", at {run.stage}" if run.state == "running" else ""
-    return f"unfinished: {run.name}: {run.state}{why}"
 
 
 def _put(path: Path, text: str) -> Path:

@@ -142,7 +142,10 @@ def test_cells_of_a_sweep_that_were_never_started_are_missing(vary, runs, tmp_pa
             ("seed=-1", "failed", "seed=-1: must be from 0"),
         ]
     (row,) = (row for row in score_table(views(collect([runs]))[0]).rows if "missing" in row["recovery"].text)
-    assert (row["compressor"].text, row["recovery"].text) == ("gptq3", "lora [missing]")
+    assert (row["compressor"].text, row["recovery"].text) == ("gptq3", "lora seed=1 [missing]")
+    assert "unfinished: tiny_llama-gptq3-lora-smoke-0123 (seed=1): missing" in [
+        run.line for run in collect([runs]).unfinished
+    ]
 
 
 def test_copies_that_several_studies_hold_of_their_runs_are_one_line(vary, runs):

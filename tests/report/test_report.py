@@ -6,7 +6,7 @@ import pytest
 
 from idp.errors import UserError
 from idp.report.collect import collect
-from idp.report.tables import sweep_table
+from idp.report.summary import sweep_table
 
 TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "baselines=false")
 
@@ -14,15 +14,33 @@ TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "ba
 def test_a_line_for_every_run(run_here, tmp_path):
     for compressor in ("rtn4", "magnitude50"):
         run_here(*TINY, f"compressor={compressor}")
-    records = collect([tmp_path / "outputs" / "runs"]).records
+    found = collect([tmp_path / "outputs" / "runs"])
+    records = found.records
     assert [record["idp"]["compressor"] for record in records] == ["magnitude50", "rtn4"]
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_table(records).splitlines()]
-    pruned, rounded = (dict(zip(table[0], row, strict=True)) for row in table[2:])
+    pruned, rounded = rows_of(found)
     assert (pruned["compressor"], pruned["sparsity"], pruned["bits"]) == ("magnitude50", "0.500", "16.00")
     assert float(pruned["effective MB"]) < float(pruned["packed MB"])
     assert rounded["bits"].startswith("4.")
     expected = records[1]["results"]["arc_easy"]["acc,none"]
     assert rounded["mean (tasks)"] == f"{expected:.3f} (1)"
+
+
+def test_lines_are_told_apart_by_settings_and_seed(run_here, tmp_path):
+    tiny = (*TINY, "compressor=rtn3", "evaluation.perplexity=[]")
+    for length, seed in ((10, 0), (2, 1), (2, 0)):
+        run_here(*tiny, "recovery=prompt", f"recovery.length={length}", f"seed={seed}")
+    run_here(*tiny, "recovery=idp", "recovery/selector=oracle", "recovery.lengths=[2,3]")
+    run_here(*tiny)
+    said = [(row["recovery"], row["seed"]) for row in rows_of(collect([tmp_path / "outputs" / "runs"]))]
+    assert said[0] == ("none", "") and len(said) == 5
+    assert ("idp (oracle, peeks)", "0") in said
+    prompts = [row for row in said if row[0].startswith("prompt")]
+    assert prompts == [("prompt length=2", "0"), ("prompt length=2", "1"), ("prompt length=10", "0")]
+
+
+def rows_of(found):
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_table(found).splitlines()]
+    return [dict(zip(table[0], row, strict=True)) for row in table[2:]]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,8 @@
 const THEMES = ["auto", "light", "dark"];
 
 function about() {
-  const { runs, made, version, notes, unfinished } = DATA;
+  const { runs, made, version, told } = DATA;
   document.getElementById("about").textContent = `${plural(runs, "run")}; drawn ${made} by idp ${version}`;
-  const told = [...notes, ...unfinished.map(({ name, state, stage, error }) =>
-    `unfinished: ${name}: ${state}${error ? ` (${error})` : state === "running" ? `, at ${stage}` : ""}`)];
   document.querySelector("#told ul").replaceChildren(...told.map(said => el("li", {}, said)));
   document.getElementById("told").hidden = !told.length;
   const settings = document.getElementById("settings");
