@@ -10,14 +10,11 @@ import dataclasses
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
 from idp.errors import UserError
-
-if TYPE_CHECKING:
-    from idp.recover.work import Made, Work
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
 SEEDS, MANY, WIDE = 2**32 - 1, 10**7, 2**16
@@ -211,8 +208,8 @@ class Bank:
     def check(self, recovery: Recovery) -> None:
         """Raises a UserError where the options, or the recovery's, do not go together."""
 
-    def make(self, recovery: Recovery, work: Work) -> Made:
-        """Makes the bank, one prompt for each of the recovery's lengths."""
+    def make(self, recovery: Recovery, work: Any) -> Any:
+        """Makes the bank, a prompt for each of the recovery's lengths; `work` and result as of `Recovery.make`."""
         raise NotImplementedError
 
 
@@ -247,8 +244,8 @@ class Recovery:
     def check_model(self, empty: Any) -> None:
         """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
 
-    def make(self, work: Work) -> Made:
-        """Makes the repair."""
+    def make(self, work: Any) -> Any:
+        """Makes the repair: an `idp.recover.work.Made` out of an `idp.recover.work.Work`."""
         raise NotImplementedError
 
 

@@ -57,6 +57,11 @@ class Collection:
     unfinished: list[Unfinished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
 
+    @property
+    def told(self) -> list[str]:
+        """What stands at the head of a report: what was left out, and what is not finished."""
+        return [*self.notes, *(run.line for run in self.unfinished)]
+
     def of(self, setting: Setting) -> list[Measured]:
         """The models of one setting: dense, then each compressed model with its repairs."""
         return [model for model in self.models if model.setting == setting.id]
@@ -171,8 +176,8 @@ def _listed(sweeps: Iterable[Path]) -> dict[str, Unfinished]:
             state = "missing" if cell.error is None else "failed"
             apart = [word for word in cell.overrides if word not in common] if cell.folder is not None else []
             run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_said(apart))
-            if len(run.settings) >= len(found[name].settings if name in found else ""):
-                found[name] = run
+            if name not in found or len(run.settings) > len(found[name].settings):
+                found[name] = run  # of two sweeps that have it, the one that varies more says more of it
     return found
 
 

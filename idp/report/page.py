@@ -61,7 +61,7 @@ def data(found: Collection, views: list[View], title: str) -> dict[str, Any]:
         "version": idp.__version__,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "runs": len(found.records),
-        "told": [*found.notes, *(run.line for run in found.unfinished)],
+        "told": found.told,
         "views": [_view(view, room) for view in views],
     }
 

@@ -76,9 +76,8 @@ def document(
     """The report as Markdown: what was read, what was left out, and of each setting tables and plots."""
     runs = len(found.records)
     lines = [f"# {title}", "", f"{runs} run{'s' if runs != 1 else ''}, {len(found.models)} models measured.", ""]
-    said = [*found.notes, *(run.line for run in found.unfinished)]
-    if said:
-        lines += ["## Left out and unfinished", "", *(f"- {note}" for note in said), ""]
+    if found.told:
+        lines += ["## Left out and unfinished", "", *(f"- {note}" for note in found.told), ""]
     for view, parts in tables:
         lines += [f"## {view.title}", ""]
         for table in shown(parts):

@@ -53,8 +53,8 @@ def options(bank, lengths=(4, 4), **changes):
 
 def made(recovery, loaded, text, folder, seed=0, report=None):
     """The bank that a recovery makes, and its histories."""
-    made = recovery.make(Work(loaded, seed, folder, folder, text, report))
-    return made.bank, made.histories
+    result = recovery.make(Work(loaded, seed, folder, folder, text, report))
+    return result.bank, result.histories
 
 
 def hard(**changes):
