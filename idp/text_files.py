@@ -37,7 +37,7 @@ def read_documents(path: Path, text_field: str) -> list[str]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if kind(path) == ".parquet":
             return _parquet(content, path, text_field)
-        text = content.decode("utf-8").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if kind(path) == ".jsonl":
@@ -90,8 +90,21 @@ def _jsonl(text: str, path: Path, text_field: str) -> list[str]:
             raise UserError(f"{path} line {number}: {reason}; corpus.text_field names the key of the text") from error
         if not isinstance(document, str):
             raise UserError(f"{path} line {number}: {text_field} is {type(document).__name__}, not text")
+        if not is_unicode(document):
+            raise UserError(
+                f"{path} line {number}: {text_field} holds half of a surrogate pair, which is not valid Unicode"
+            )
         documents.append(document)
     return documents
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: JSON lets half of a surrogate pair stand alone, no encoding does."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet(content: bytes, path: Path, text_field: str) -> list[str]:
@@ -105,4 +118,7 @@ def _parquet(content: bytes, path: Path, text_field: str) -> list[str]:
     if text_field not in file.schema_arrow.names:
         columns = ", ".join(file.schema_arrow.names)
         raise UserError(f"{path}: no column {text_field} (it has {columns}): set corpus.text_field")
+    kind = file.schema_arrow.field(text_field).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise UserError(f"{path}: column {text_field} is {kind}, not text: set corpus.text_field")
     return [text for text in file.read([text_field]).column(0).to_pylist() if text]

@@ -180,6 +180,12 @@ def test_local_files_of_every_kind(tmp_path):
         open_corpus(shipped("local", path=str(tmp_path / "a.jsonl.gz")), None)
     with pytest.raises(UserError, match=r"a.parquet: no column text .it has body."):
         open_corpus(shipped("local", path=str(tmp_path / "a.parquet")), None)
+    pyarrow.parquet.write_table(pyarrow.table({"body": [1, 2]}), tmp_path / "n.parquet")
+    with pytest.raises(UserError, match=r"n.parquet: column body is int64, not text"):
+        open_corpus(shipped("local", path=str(tmp_path / "n.parquet"), text_field="body"), None)
+    (tmp_path / "s.jsonl").write_text('{"text": "one"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(UserError, match=r"s.jsonl line 2: text holds half of a surrogate pair"):
+        open_corpus(shipped("local", path=str(tmp_path / "s.jsonl")), None)
     with pytest.raises(UserError, match=r"no such file"):
         open_corpus(shipped("local", path=str(tmp_path / "b.txt")), None)
     with pytest.raises(UserError, match=r"corpus.path is not set"):

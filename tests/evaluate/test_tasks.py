@@ -237,7 +237,20 @@ def test_a_task_that_is_nowhere_says_where_it_was_looked_for(tmp_path):
         ('{"id": "x", ', "not JSON"),
         ('["a"]', "must be a JSON object"),
         (json.dumps({k: v for k, v in arc(2).items() if k != "answerKey"}), "field answerKey is missing"),
-        (json.dumps(arc(2) | {"question": 7}), "field question is number"),
+        (json.dumps(arc(2) | {"question": 7}), "field question is number, where line 1 has str"),
+        (json.dumps(arc(2) | {"hint": "none"}), "field hint is not in the lines before it"),
+        (json.dumps(arc(2) | {"answerKey": True}), "field answerKey is boolean"),
+        (
+            json.dumps(arc(2) | {"choices": {"text": ["a", 5], "label": ["A", "B"]}}),
+            r"field choices.text\[\] is number",
+        ),
+        (json.dumps(arc(2) | {"choices": ["a", "b"]}), "field choices is list, where line 1 has object"),
+        (json.dumps(arc(2) | {"question": "\ud83d"}), "field question holds half of a surrogate pair"),
+        (
+            json.dumps(arc(2) | {"choices": {"text": ["a"], "label": ["A"], "n": 2**64}}),
+            "field choices.n is .* 64 bits",
+        ),
+        ("{}", "must be a JSON object with the hub's fields, not an empty one"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, third, complaint):
@@ -245,6 +258,15 @@ def test_a_bad_line_is_named(tmp_path, third, complaint):
     write(file, [arc(0), arc(1)])
     file.write_text(file.read_text() + third + "\n")
     with pytest.raises(UserError, match=rf"{file} line 3: {complaint}"):
+        find_tasks(asked("arc_easy", data_dir=tmp_path))
+
+
+def test_a_type_is_that_of_the_first_line_that_has_one(tmp_path):
+    lines = [arc(0) | {"hint": None}, arc(1) | {"hint": "x"}, arc(2) | {"hint": None}]
+    write(tmp_path / "arc_easy" / "test.jsonl", lines)
+    assert find_tasks(asked("arc_easy", data_dir=tmp_path))[0].documents == 3
+    write(tmp_path / "arc_easy" / "test.jsonl", [*lines, arc(3) | {"hint": 3}])
+    with pytest.raises(UserError, match="line 4: field hint is number, where line 2 has str"):
         find_tasks(asked("arc_easy", data_dir=tmp_path))
 
 
