@@ -57,7 +57,7 @@ def find(compressor: Compressor) -> Source | None:
     if place.exists() or not re.fullmatch(r"[\w.\-]+/[\w.\-]+", compressor.path):
         raise UserError(f"compressor.path={compressor.path}: no such folder or GGUF file")
     try:
-        commit = hub.commit(compressor.path, compressor.revision, "compressor")
+        commit = hub.repository(compressor.path, compressor.revision, "compressor").commit
     except UserError as error:
         raise UserError(f"{error} (there is no folder {place} either)") from error
     return Source("hub", None, {"repository": compressor.path, "commit": commit})
