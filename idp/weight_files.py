@@ -64,12 +64,13 @@ class WeightFiles:
     Args:
         folder: the model folder.
         where: what a fault begins with, such as `model.path=...`.
+        files: those to read where they are not named as usual.
 
     Raises:
         UserError: there are none, one is missing or cut short, or the index is not that of its shards.
     """
 
-    def __init__(self, folder: Path, where: str):
+    def __init__(self, folder: Path, where: str, files: list[Path] | None = None):
         self.folder, self.where = folder, where
         if (folder / "adapter_config.json").is_file():
             raise UserError(
@@ -78,7 +79,7 @@ class WeightFiles:
             )
         self.index: dict[str, str] | None = None
         self.index_file: Path | None = None
-        self.files = self._find()
+        self.files = self._find() if files is None else files
         self.pickled = bool(self.files) and self.files[0].suffix != ".safetensors"
 
     @cached_property

@@ -51,7 +51,7 @@ def check_loaded(
     for key, there, here in sorted(about["mismatched_keys"]):
         raise UserError(f"{where}: {key} is {list(there)} in the file and {list(here)} in the model")
     for key in sorted(map(str, about["unexpected_keys"])):
-        if not _harmless(key, config, (shapes or {}).get(key)):
+        if not harmless(key, config, (shapes or {}).get(key)):
             raise UserError(f"{where}: it has a tensor {key}, for which {_model(config)} has no place")
 
 
@@ -203,7 +203,14 @@ def first_fault(error: BaseException, said: Iterable[str] = ()) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _harmless(key: str, config: PretrainedConfig | None, shape: tuple[int, ...] | None) -> bool:
+def harmless(key: str, config: PretrainedConfig | None, shape: tuple[int, ...] | None) -> bool:
+    """Whether a tensor that a model has no place for is one that it does without.
+
+    Args:
+        key: its name.
+        config: the model's.
+        shape: its shape, where it is known.
+    """
     if HARMLESS.search(key) or (CAUSAL_MASKS.search(key) and (shape is None or len(shape) in (0, 4))):
         return True
     match, text = LAYER.search(key), config.get_text_config() if config is not None else None

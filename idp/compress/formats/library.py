@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
-from idp.compress.formats.checkpoint import Checkpoint
+from idp.compress.formats.checkpoint import Checkpoint, plain
 from idp.compress.formats.claims import Claim, Decompressed
 from idp.compress.terminal import quiet
 from idp.errors import UserError
@@ -42,8 +42,7 @@ def read_plain(checkpoint: Checkpoint, layers: list[str], dtype: Any) -> Decompr
         layers: the linear layers, whose sizes are asked for.
         dtype: of the weights that are made.
     """
-    state = {name: checkpoint.tensor(name) for name in checkpoint.names}
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    state = {name: plain(checkpoint, name, dtype) for name in checkpoint.names}
     sizes = {name: checkpoint.bytes_under(name) for name in layers}
     return Decompressed("plain", state, {}, sizes, checkpoint.disk_bytes)
 
