@@ -55,7 +55,7 @@ def check_loaded(
             raise UserError(f"{where}: it has a tensor {key}, for which {_model(config)} has no place")
 
 
-def check_files(files: WeightFiles, model: PreTrainedModel) -> None:
+def check_files(files: WeightFiles, model: PreTrainedModel, config: PretrainedConfig | None = None) -> None:
     """Holds the headers of a folder's weights to a model, as `check_loaded` will, without reading a weight.
 
     transformers itself is asked, with its renamings, conversions, tied tensors and those that it ignores: the tensors
@@ -64,19 +64,20 @@ def check_files(files: WeightFiles, model: PreTrainedModel) -> None:
     Args:
         files: the folder's weight files.
         model: the model, whose own weights are not looked at; they may be on the `meta` device.
+        config: the config that lies beside the files, where it is not the model's.
 
     Raises:
         UserError: as `check_loaded`; or a weight is stored as something that is no plain number.
     """
     import torch
 
-    stored = files.empty()
+    stored, config = files.empty(), config if config is not None else model.config
     check_experts(files.where, stored)
     with silent() as said:
         try:
             _, about = type(model).from_pretrained(
                 None,
-                config=copy.deepcopy(model.config),
+                config=copy.deepcopy(config),
                 state_dict=dict(stored),
                 dtype=torch.float32,
                 device_map="meta",
@@ -85,12 +86,13 @@ def check_files(files: WeightFiles, model: PreTrainedModel) -> None:
             )
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{files.where}: its tensors do not make this model: {first_fault(error, said)}") from error
-    check_loaded(files.where, about, model.config, {name: tuple(tensor.shape) for name, tensor in stored.items()})
+    check_loaded(files.where, about, config, {name: tuple(tensor.shape) for name, tensor in stored.items()})
     for name, tensor in model.state_dict().items():
         entry = files.entries.get(name)
         if entry is not None and tensor.is_floating_point() and entry.dtype not in PLAIN:
             raise UserError(f"{files.where}: {name} is stored as {entry.dtype}, which is no plain weight")
-    _check_tie(files, model)
+    if config.get_text_config().tie_word_embeddings:
+        _check_tie(files, model)
 
 
 def check_experts(where: str, names: Mapping[str, Any]) -> None:
@@ -152,20 +154,22 @@ def save(
     Args:
         model: what is written.
         folder: where to.
-        like: the folder of the model that it was made of; None: the model's own settings.
+        like: the folder of the model that it was made of; None: the one that it was read from, if any.
         state: tensors to write instead of the model's own, such as packed ones.
 
     Raises:
         UserError: what was written is not what is in memory.
     """
-    state = _unshared(model, dict(model.state_dict()) if state is None else dict(state))
+    given = dict(state) if state is not None else _unshared(model)
     with _plain_settings(model) as generation:
-        model.save_pretrained(folder, state_dict=dict(state))
+        model.save_pretrained(folder, **({"state_dict": dict(given)} if given else {}))
+    if like is None and model.name_or_path:
+        like = Path(model.name_or_path)
     if like is not None and (like / GENERATION_CONFIG).is_file():
         shutil.copyfile(like / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     elif generation is not None:
         generation.to_json_file(folder / GENERATION_CONFIG, keys_to_pop=["compile_config"])
-    _check_written(model, folder, state)
+    _check_written(model, folder, given or dict(model.state_dict()))
 
 
 @contextlib.contextmanager
@@ -222,31 +226,31 @@ def harmless(key: str, config: PretrainedConfig | None, shape: tuple[int, ...] |
 
 def _check_tie(files: WeightFiles, model: PreTrainedModel) -> None:
     """Compares a head that is stored beside the embeddings that the config ties it to; the one read of weights here."""
-    if files.pickled or not model.config.get_text_config().tie_word_embeddings:
-        return
     import torch
 
     names = {module: name for name, module in model.named_modules()}
     head, embeddings = (names.get(module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
-    pair = [f"{name}.weight" for name in (head, embeddings)]
+    pair = [f"{name}.weight" for name in (head, embeddings)]  # not among the entries of pickled weights
     if all(name in files.entries for name in pair) and not torch.equal(*map(files.tensor, pair)):
         raise UserError(f"{files.where}: {OTHER_HEAD}")
 
 
-def _unshared(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` with a copy of every tensor that shares another's memory without being tied to it by the model."""
-    import torch
+def _unshared(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
+    """The model's tensors with a copy of each that shares another's memory without being tied to it by the config.
 
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    None where there is no such tensor.
+    """
+    state, tied = dict(model.state_dict()), getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
+    copied = False
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta" or not tensor.numel():
+        if tensor.device.type == "meta" or not tensor.numel():
             continue
         place = tensor.untyped_storage().data_ptr()
         if place in seen and name not in tied and name not in tied.values():
-            state[name] = tensor.clone()
+            state[name], copied = tensor.clone(), True
         seen.add(place)
-    return state
+    return state if copied else None
 
 
 @contextlib.contextmanager
@@ -270,7 +274,7 @@ def _plain_settings(model: PreTrainedModel) -> Iterator[Any]:
 
 
 def _check_written(model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """Compares every tensor on disk with the one in memory, and what is not there with what the model ties.
+    """Holds what is on disk to the model, and compares every tensor there with the one in memory.
 
     Tensors that transformers stores under other names than it holds them (fused experts) are held to the model by
     their names and shapes.
@@ -278,18 +282,13 @@ def _check_written(model: PreTrainedModel, folder: Path, state: dict[str, torch.
     import torch
 
     files = WeightFiles(folder, str(folder))
-    packed = any(PACKED.search(name) for name in state)
-    if not packed:
-        check_files(files, model)
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if not any(PACKED.search(name) for name in state):
+        check_files(files, model, type(model.config).from_pretrained(folder))
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
+        if tensor.device.type == "meta" or name not in files.entries:
             continue
-        if name in files.entries:
-            if not torch.equal(_bytes(files.tensor(name)), _bytes(tensor.detach().cpu())):
-                raise UserError(f"{folder}: {name} on disk is not what was written; the disk or memory may be at fault")
-        elif packed and name not in tied:
-            raise UserError(f"{folder}: {name} was not written; report this")
+        if not torch.equal(_bytes(files.tensor(name)), _bytes(tensor.detach().cpu())):
+            raise UserError(f"{folder}: {name} on disk is not what was written; the disk or memory may be at fault")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

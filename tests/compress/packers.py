@@ -78,7 +78,7 @@ def gptq_rounded(
         if name.split(".")[-2] not in LAYERS:
             tensors[name] = meant[name] = tensor
             continue
-        rows, columns = tensor.shape
+        columns = tensor.shape[1]
         size = columns if group == -1 else group
         count = -(-columns // size)
         groups = np.arange(columns) // size
