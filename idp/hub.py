@@ -8,10 +8,12 @@ import functools
 import os
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.weight_files import read_json
 
 SECONDS_TO_ANSWER = 4
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -49,8 +51,20 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:160] if reachable() else "no network, and not in the local cache"
 
 
-def commit(path: str, revision: str | None, option: str) -> str:
-    """The commit that `revision` of a hub repository is now, or that of a copy downloaded earlier.
+@dataclass(frozen=True)
+class Repository:
+    """A hub repository as it is now, or as it was downloaded earlier.
+
+    `config` is its config.json, or the hub's summary of it; `files` are the names of its files.
+    """
+
+    commit: str
+    config: dict[str, Any]
+    files: list[str]
+
+
+def repository(path: str, revision: str | None, option: str) -> Repository:
+    """What `revision` of a hub repository is now, or what a copy downloaded earlier is.
 
     Args:
         path: the hub id.
@@ -66,7 +80,9 @@ def commit(path: str, revision: str | None, option: str) -> str:
 
     where, folder = f"{option}.path={path}", "use model=local" if option == "model" else "give a folder"
     try:
-        return HfApi().model_info(path, revision=revision, timeout=10).sha
+        info = HfApi().model_info(path, revision=revision, timeout=10)
+        files = [file.rfilename for file in getattr(info, "siblings", None) or []]
+        return Repository(info.sha, getattr(info, "config", None) or {}, files)
     except GatedRepoError as error:
         raise UserError(f"{where}: gated; accept its licence on the hub, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -75,7 +91,8 @@ def commit(path: str, revision: str | None, option: str) -> str:
         # Not reachable: a copy that was downloaded earlier serves as well.
         cached = try_to_load_from_cache(path, "config.json", revision=revision)
         if isinstance(cached, str):
-            return Path(cached).parent.name
+            copy = Path(cached).parent
+            return Repository(copy.name, read_json(Path(cached)), sorted(file.name for file in copy.iterdir()))
         other = "use model=local model.path=<folder>, or the embedded default" if option == "model" else folder
         raise UserError(
             f"{where}: the hub cannot be reached and there is no downloaded copy ({first_line(error)}); {other}"

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub
+from idp import hub, quantized, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.store import Product, Store, hash_file, write_json
+from idp.weight_files import SINGLE, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def find(config: Model) -> Source:
     """Where the model of `config` is, found without loading it.
 
     Raises:
-        UserError: it is not installed, not there, not a model, gated, or not reachable.
+        UserError: it is not installed, not there, not a model, compressed already, damaged, gated, or not reachable.
     """
     if config.source == "random":
         return Source("random", None, {"architecture": dict(config.architecture)})
@@ -74,32 +75,42 @@ def find(config: Model) -> Source:
             "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
         )
     if config.source == "hub":
-        commit = hub.commit(config.path, config.revision, "model")
-        return Source("hub", None, {"repository": config.path, "commit": commit})
+        found = hub.repository(config.path, config.revision, "model")
+        quantized.refuse(f"model.path={config.path}", config.path, found.config, found.files)
+        return Source("hub", None, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
         return gguf_source(place)
     if not place.is_dir():
         raise UserError(f"model.path={config.path}: no such folder or GGUF file")
-    return folder_source(_checked(place))
+    return folder_source(_checked(place, f"model.path={config.path}"))
 
 
 def load(config: Model, source: Source, store: Store) -> Product:
     """Stage 1: the dense model as a product, in a float format that every later stage reads.
 
-    GGUF weights and random ones are written out as safetensors; a local folder and a hub snapshot are referred to.
+    GGUF weights and random ones are written out as safetensors; a local folder and a hub snapshot are referred to, once
+    the headers of their weights have been held to the model.
+
+    Raises:
+        UserError: a tensor that the model needs is not in its files, or one is there that it has no place for.
     """
+    where = f"model.path={config.path}"
 
     def make(folder: Path) -> None:
         if source.kind == "gguf":
             _convert_gguf(source.place, folder / "model")
         elif source.kind == "random":
             _make_random(source.identity["architecture"], folder / "model")
-        place = _checked(hub.download(config.path, config.revision, "model")) if source.kind == "hub" else source.place
+        place = source.place
+        if source.kind == "hub":
+            place = _checked(hub.download(config.path, source.identity["commit"], "model"), where)
+        if source.kind in ("folder", "hub"):
+            weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
 
     with out_of_memory_is_explained("load"):
-        return store.get_or_make(
+        product = store.get_or_make(
             "load",
             parent=None,
             config={"kind": source.kind, **source.identity},
@@ -107,6 +118,10 @@ def load(config: Model, source: Source, store: Store) -> Product:
             make=make,
             label=config.name,
         )
+    if product.reused and source.kind in ("folder", "hub"):  # it lies outside the store
+        place = model_folder(product)
+        weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
+    return product
 
 
 def model_folder(product: Product) -> Path:
@@ -121,21 +136,34 @@ def model_folder(product: Product) -> Path:
 
 
 def open_model(folder: Path, config: Model) -> LoadedModel:
-    """The model of `folder` in memory, in evaluation mode, frozen.
+    """The model of `folder` in memory, in evaluation mode, frozen; every weight of it is from the folder.
 
     Raises:
-        UserError: the weights do not make a causal language model.
+        UserError: the weights do not make a causal language model, or are not all there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"device_map": config.device_map} if config.device_map else {}
+    trust = config.trust_remote_code
+    shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
+    weights.check_experts(str(folder), shapes)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype_of(config), trust_remote_code=config.trust_remote_code, **place
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a causal language model: {hub.first_line(error)}") from error
+        with weights.silent() as said:
+            model, about = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype_of(config),
+                trust_remote_code=trust,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **place,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{folder}: cannot be loaded as a causal language model: {weights.first_fault(error, said)}"
+        ) from error
+    weights.check_loaded(str(folder), about, model.config, shapes)
+    weights.check_tied(str(folder), model)
     if not config.device_map:
         model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer)
@@ -218,13 +246,16 @@ def devices(config: Model, processes: int | None) -> list[str]:
 
 
 def dtype_of(config: Model) -> torch.dtype:
-    """The dtype that `model.dtype` means on this machine: `auto` is bfloat16 where the hardware multiplies in it."""
+    """The dtype that `model.dtype` means on this machine: `auto` is bfloat16 where the hardware multiplies in it.
+
+    GPUs that do not (V100, T4) take float16, other processors float32.
+    """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    if device_of(config).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device_of(config).type == "cuda":  # older GPUs only emulate it, slowly
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has = (
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
@@ -257,11 +288,28 @@ def folder_source(place: Path) -> Source:
     return Source("folder", place, {"files": {file.name: hash_file(file) for file in files}})
 
 
-def _checked(place: Path) -> Path:
+def _checked(place: Path, where: str) -> Path:
+    """The folder, if it holds the weights of one model that is not compressed; no weight is read.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
     if not (place / "config.json").is_file():
-        raise UserError(f"model.path={place}: not a model: it has no config.json")
+        raise UserError(f"{where}: not a model: it has no config.json")
+    config = read_json(place / "config.json")
     if not any(any(place.glob(pattern)) for pattern in WEIGHTS):
-        raise UserError(f"model.path={place}: not a model: it has no weights ({', '.join(WEIGHTS)})")
+        raise UserError(f"{where}: not a model: it has no weights ({', '.join(WEIGHTS)})")
+    found = [file.name for file in place.iterdir()]
+    quantized.refuse(where, where.removeprefix("model.path="), config, found)
+    files = WeightFiles(place, where)
+    if not files.files:
+        named = sorted(name for name in found if name.endswith((".safetensors", ".bin")))[0]
+        raise UserError(f"{where}: no {SINGLE}, no index of shards, only {named}; give its weights the usual names")
+    if files.index_file is not None and "metadata" not in read_json(files.index_file):
+        raise UserError(
+            f'{where}: {files.index_file.name} has no "metadata", which transformers asks for; add it as {{}}'
+        )
+    quantized.refuse(where, where.removeprefix("model.path="), config, found, files.entries)
     return place
 
 
@@ -365,7 +413,7 @@ def _make_random(architecture: dict[str, Any], folder: Path) -> None:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4.0)
-    model.save_pretrained(folder)
+    weights.save(model, folder)
     tokenizer.save_pretrained(folder)
 
 

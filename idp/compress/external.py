@@ -7,13 +7,13 @@ comparison runs on it as on our own; what they are is measured, and its size is 
 from __future__ import annotations
 
 import logging
-import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idp import hub, models
-from idp.compress.formats import integers, library
+from idp import hub, models, weights
+from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
 from idp.compress.recipe import compressed_layers, label
@@ -21,23 +21,14 @@ from idp.config import Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel, Source
 from idp.store import Product, Store, write_json
+from idp.weight_files import WeightFiles
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-# What two models of one architecture must agree in, in the order in which a difference is named.
-AGREE = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_theta",
-)
 
 
 def find(compressor: Compressor) -> Source | None:
@@ -57,14 +48,14 @@ def find(compressor: Compressor) -> Source | None:
     if place.exists() or not re.fullmatch(r"[\w.\-]+/[\w.\-]+", compressor.path):
         raise UserError(f"compressor.path={compressor.path}: no such folder or GGUF file")
     try:
-        commit = hub.commit(compressor.path, compressor.revision, "compressor")
+        commit = hub.repository(compressor.path, compressor.revision, "compressor").commit
     except UserError as error:
         raise UserError(f"{error} (there is no folder {place} either)") from error
     return Source("hub", None, {"repository": compressor.path, "commit": commit})
 
 
 def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel) -> None:
-    """Checks that a checkpoint is of the model's architecture, from its config alone.
+    """Checks that a checkpoint computes what the model computes, from its config, its tokenizer and its headers.
 
     Args:
         compressor: what names it.
@@ -87,11 +78,16 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
             config = AutoConfig.from_pretrained(place, trust_remote_code=model.trust_remote_code)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        _compare_configs(where, config, empty.model.config, model.name)
+        agreement.compare_configs(where, config, empty.model, model.name, stated_alone=source.kind == "gguf")
         with torch.device("meta"):
             other = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{where}: not a causal language model: {hub.first_line(error)}") from error
+    if not compressed_layers(empty.model):
+        raise UserError(
+            f"{where}: {type(empty.model).__name__} has no torch.nn.Linear layers, of which compressor=external reads"
+            " packed weights and measures sizes; use a model that has"
+        )
     here, there = dict(empty.model.state_dict()), dict(other.state_dict())
     for name in [*here, *there]:
         if name not in here or name not in there:
@@ -101,6 +97,11 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
                 f"{where}: does not fit {model.name}: {name} is {list(there[name].shape)} there and"
                 f" {list(here[name].shape)} in {model.name}"
             )
+    if source.kind != "gguf":
+        Checkpoint(place).quantization()  # of one from the hub not seen before
+        trust = model.trust_remote_code
+        if note := agreement.compare_tokenizers(where, place, empty.tokenizer, model.name, trust):
+            log.warning("%s: %s", where, note)
 
 
 def compress(compressor: Compressor, source: Source, model: Model, dense: Product, store: Store) -> Product:
@@ -123,17 +124,20 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
     def make(folder: Path) -> None:
         from idp.compress.stage import refuse_not_finite
 
-        empty = models.open_empty(models.model_folder(dense), model)
+        own = models.model_folder(dense)
+        empty = models.open_empty(own, model)
         shapes = {name: list(layer.weight.shape) for name, layer in compressed_layers(empty.model).items()}
-        found = _read(_place(compressor, source), source, model, empty, shapes)
-        loaded = _fitted(compressor, found, empty, model)
+        place = _place(compressor, source)
+        found = _read(place, source, model, empty, shapes, _weights_of(own))
+        loaded = _fitted(compressor, found, empty, model, tied=_tied(place, source, model))
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)
-        weights = measure(found, ((name, layer.weight.data) for name, layer in layers.items()))
+        measured = measure(found, ((name, layer.weight.data) for name, layer in layers.items()))
         about = {"format": found.kind, "notes": found.notes}
         parameters = sum(parameter.numel() for parameter in loaded.parameters())
-        write_json(folder / "weights.json", {"parameters": parameters, **weights, "external": about})
-        loaded.save_pretrained(folder / "model")
+        write_json(folder / "weights.json", {"parameters": parameters, **measured, "external": about})
+        settings = place if source.kind != "gguf" and (place / weights.GENERATION_CONFIG).is_file() else own
+        weights.save(loaded, folder / "model", settings)
         empty.tokenizer.save_pretrained(folder / "model")
 
     with out_of_memory_is_explained("load"), torch.no_grad():
@@ -153,7 +157,36 @@ def _place(compressor: Compressor, source: Source) -> Path:
     return hub.download(compressor.path, source.identity["commit"], "compressor", pickles=False)
 
 
-def _read(place: Path, source: Source, model: Model, empty: LoadedModel, shapes: dict[str, list[int]]) -> Decompressed:
+def _weights_of(folder: Path) -> Callable[[str], torch.Tensor | None]:
+    """The dense model's weights, by the name of their layer; None for one that is not stored under that name."""
+    files = WeightFiles(folder, str(folder))
+
+    def weight(layer: str) -> torch.Tensor | None:
+        name = f"{layer}.weight"
+        names = (name, name.partition(".")[2])  # older checkpoints leave the first part out
+        return next((files.tensor(name) for name in names if name in files.entries), None)
+
+    return weight
+
+
+def _tied(place: Path, source: Source, model: Model) -> bool | None:
+    """Whether the checkpoint's own config ties its head to its embeddings; None for GGUF, where the tensors say it."""
+    from transformers import AutoConfig
+
+    if source.kind == "gguf":
+        return None
+    config = AutoConfig.from_pretrained(place, trust_remote_code=model.trust_remote_code)
+    return bool(config.get_text_config().tie_word_embeddings)
+
+
+def _read(
+    place: Path,
+    source: Source,
+    model: Model,
+    empty: LoadedModel,
+    shapes: dict[str, list[int]],
+    dense: Callable[[str], torch.Tensor | None],
+) -> Decompressed:
     dtype = models.dtype_of(model)
     if source.kind == "gguf":
         return library.read_gguf(place, list(shapes), dtype)
@@ -166,38 +199,56 @@ def _read(place: Path, source: Source, model: Model, empty: LoadedModel, shapes:
         return library.read_plain(checkpoint, list(shapes), dtype)
     head = empty.model.get_output_embeddings()  # some quantise it as well
     named = {name: list(head.weight.shape) for name, module in empty.model.named_modules() if module is head}
-    read = integers.read_gptq if method == "gptq" else integers.read_awq
-    return read(checkpoint, described, shapes | named, dtype)
+    if method == "awq":
+        return integers.read_awq(checkpoint, described, shapes | named, dtype)
+    return integers.read_gptq(checkpoint, described, shapes | named, dtype, dense)
 
 
-def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, model: Model) -> Any:
+def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, model: Model, *, tied: bool | None) -> Any:
     """The dense model's architecture with the checkpoint's weights; every tensor must have its place.
 
     Raises:
         UserError: the first tensor that is missing, left over or of another shape.
     """
     where = f"compressor.path={compressor.path}: does not fit {model.name}"
-    _tie(where, found.state, empty.model)
-    loaded, about = type(empty.model).from_pretrained(
-        None,
-        config=empty.model.config,
-        state_dict=found.state,
-        dtype=models.dtype_of(model),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    _tie(where, found.state, empty.model, tied)
+    weights.check_experts(where, found.state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.state.items()}
+    with weights.silent() as said:
+        try:
+            loaded, about = type(empty.model).from_pretrained(
+                None,
+                config=empty.model.config,
+                state_dict=found.state,
+                dtype=models.dtype_of(model),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{where}: {weights.first_fault(error, said)}") from error
     for name, there, here in sorted(about["mismatched_keys"]):
         raise UserError(f"{where}: {name} is {list(there)} there and {list(here)} in {model.name}")
     for name in sorted(about["missing_keys"]):
         raise UserError(f"{where}: it has no {name}")
     for name in sorted(about["unexpected_keys"]):
-        raise UserError(f"{where}: {model.name} has no {name}")
+        if not weights.harmless(name, empty.model.config, shapes.get(name)):
+            raise UserError(f"{where}: {model.name} has no {name}")
     found.state.clear()
     return loaded.eval().requires_grad_(False)
 
 
-def _tie(where: str, state: dict[str, Any], model: Any) -> None:
-    """A head that one of the two models ties to its embeddings: dropped if it is equal, filled in if it is missing."""
+def _tie(where: str, state: dict[str, Any], model: Any, tied: bool | None) -> None:
+    """A head that one of the two models ties to its embeddings: dropped if it is equal, filled in if it is missing.
+
+    Args:
+        where: what a fault begins with.
+        state: the checkpoint's weights; changed in place.
+        model: the dense model.
+        tied: whether the checkpoint's own config ties them; None: its tensors say it.
+
+    Raises:
+        UserError: it has no head, or one that is not what a config says.
+    """
     import torch
 
     head, embeddings = (
@@ -205,31 +256,20 @@ def _tie(where: str, state: dict[str, Any], model: Any) -> None:
     )
     if head is None or embeddings not in state:
         return
-    if not model.config.get_text_config().tie_word_embeddings:
-        state.setdefault(head, state[embeddings])
-    elif head in state and not torch.equal(state.pop(head), state[embeddings]):
-        raise UserError(f"{where}: its {head} is not its {embeddings}, which this model ties")
+    if head not in state and tied is False:
+        raise UserError(
+            f"{where}: it has no {head}, and its config does not tie it to {embeddings}; take a complete copy"
+        )
+    if head in state and not torch.equal(state[head], state[embeddings]):
+        if model.config.get_text_config().tie_word_embeddings:
+            raise UserError(f"{where}: its {head} is not its {embeddings}, which this model ties")
+        if tied:
+            raise UserError(f"{where}: its {head} is not its {embeddings}, which its own config ties")
+    if model.config.get_text_config().tie_word_embeddings:
+        state.pop(head, None)
+    elif head not in state:
+        state[head] = state[embeddings].clone()  # of its own memory: one of two that share it would not be saved
 
 
 def _weight_of(model: Any, module: Any) -> str | None:
     return next((f"{name}.weight" for name, found in model.named_modules() if found is module and name), None)
-
-
-def _compare_configs(where: str, there: Any, here: Any, name: str) -> None:
-    there, here = there.get_text_config(), here.get_text_config()
-    if there.model_type != here.model_type:
-        raise UserError(f"{where}: does not fit {name}: it is a {there.model_type}, {name} is a {here.model_type}")
-    for option in AGREE:
-        theirs, ours = _value(there, option), _value(here, option)
-        close = theirs == ours
-        if isinstance(theirs, float) and isinstance(ours, (int, float)):
-            close = math.isclose(theirs, ours, rel_tol=1e-5)  # GGUF keeps them in single precision
-        if theirs is not None and ours is not None and not close:
-            raise UserError(f"{where}: does not fit {name}: {option} is {theirs} there and {ours} in {name}")
-
-
-def _value(config: Any, option: str) -> Any:
-    if option == "rope_theta":
-        parameters = getattr(config, "rope_parameters", None) or {}
-        return parameters.get("rope_theta", getattr(config, "rope_theta", None))
-    return getattr(config, option, None)

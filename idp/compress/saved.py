@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.compress.measure import measure_weights, worst
 from idp.errors import UserError
+from idp.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +20,7 @@ class SavedWeights:
     def __init__(self, folder: Path):
         from safetensors import safe_open
 
-        index = folder / "model.safetensors.index.json"
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-        if missing := [file for file in sorted(files) if not (folder / file).is_file()]:
-            raise UserError(f"{folder}: {missing[0]} is missing")
-        self._files = [safe_open(folder / file, framework="pt") for file in sorted(files)]
+        self._files = [safe_open(file, framework="pt") for file in WeightFiles(folder, str(folder)).files]
         self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:

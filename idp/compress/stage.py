@@ -20,6 +20,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
 from idp.store import Product, Store, write_json
+from idp.weights import save
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +177,7 @@ def _apply(
         else:
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
-        model.save_pretrained(folder / "model")
+        save(model, folder / "model")
         (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import models
+from idp import models, weights
 from idp.compress.recipe import label
 from idp.compress.terminal import quiet
 from idp.errors import UserError
@@ -101,11 +101,11 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     loaded.tokenizer.save_pretrained(folder)
     grids_file = run.compressed.path / "grids.safetensors"
     if not grids_file.is_file():
-        loaded.model.save_pretrained(folder)
+        weights.save(loaded.model, folder)
         return False
     grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
     state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"])
-    loaded.model.save_pretrained(folder, state_dict=state)
+    weights.save(loaded.model, folder, state=state)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
     described = pack.quantization_config(loaded.model, grids, **arguments)
     ModelCompressor(quantization_config=described).update_config(str(folder))
@@ -142,7 +142,10 @@ def verify(folder: Path, expected: list[torch.Tensor], config: Model) -> float:
 
     place = {"device_map": config.device_map} if config.device_map else {}
     trust = config.trust_remote_code
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **place)
+    model, about = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=trust, output_loading_info=True, **place
+    )
+    weights.check_loaded(str(folder), about, model.config)
     if not config.device_map:
         model = model.to(models.device_of(config))
     found = logits_of(model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))

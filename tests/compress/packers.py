@@ -57,6 +57,54 @@ def gptq(
     return meant
 
 
+def gptq_rounded(
+    source: Path,
+    folder: Path,
+    *,
+    bits: int,
+    group: int,
+    symmetric: bool,
+    stored: int,
+    stated: str | None,
+    act_order: bool = False,
+) -> dict[str, torch.Tensor]:
+    """A GPTQ checkpoint of the model itself, rounded to nearest; the weights that it means, by name.
+
+    Its zero points are stored as version `stored` of the format has them, and its config states `stated`.
+    """
+    draw = np.random.default_rng(0)
+    tensors, meant = {}, {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if name.split(".")[-2] not in LAYERS:
+            tensors[name] = meant[name] = tensor
+            continue
+        columns = tensor.shape[1]
+        size = columns if group == -1 else group
+        count = -(-columns // size)
+        groups = np.arange(columns) // size
+        if act_order:
+            groups = draw.permutation(groups)
+        values = tensor.float().numpy().T  # [columns, rows]
+        low = np.stack([np.minimum(values[groups == g].min(0), 0) for g in range(count)])
+        high = np.stack([np.maximum(values[groups == g].max(0), 0) for g in range(count)])
+        if symmetric:
+            high = np.maximum(-low, high)
+            low = -high
+        scales = np.maximum((high - low) / (2**bits - 1), 1e-4).astype(np.float16).astype(np.float32)
+        zeros = np.full(scales.shape, 2 ** (bits - 1)) if symmetric else np.rint(-low / scales).astype(int)
+        zeros = zeros.clip(1, 2**bits - 1)  # packers of version 1 spoil their neighbours where it is 0
+        codes = (np.rint(values / scales[groups]) + zeros[groups]).clip(0, 2**bits - 1).astype(int)
+        meant[name] = torch.tensor((scales[groups] * (codes - zeros[groups])).T.astype(np.float32)).contiguous()
+        layer = name.removesuffix(".weight")
+        tensors[f"{layer}.qweight"] = pack_columns_down(codes, bits)
+        tensors[f"{layer}.qzeros"] = pack_columns_down((zeros - (stored == 1)).T, bits).T
+        tensors[f"{layer}.scales"] = torch.tensor(scales).half()
+        tensors[f"{layer}.g_idx"] = torch.tensor(groups, dtype=torch.int32)
+    described = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": act_order, "sym": symmetric}
+    copy_model(source, folder, tensors, described | ({"checkpoint_format": stated} if stated else {}))
+    return meant
+
+
 def pack_columns_down(codes: np.ndarray, bits: int) -> torch.Tensor:
     """Codes [a, b] in int32 words [a * bits / 32, b] as AutoGPTQ does: 10 of 3 bits, then one across two words."""
     codes = codes.astype(np.uint64)

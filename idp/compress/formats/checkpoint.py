@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp import quantized
 from idp.errors import UserError
+from idp.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-WORKING = "compressed-tensors, gptq, awq, GGUF files and plain weights"
-# Where the quantisation is described if config.json does not: AutoGPTQ's file and AutoAWQ's.
-BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 SPARSE_ON_DISK = ("sparse-bitmask", "sparse-24-bitmask", "marlin-24")
+OFFLINE = ("weight_input", "weight_output")  # transforms that are in the weights already (compressed_tensors.transform)
 
 
 class Checkpoint:
@@ -28,28 +25,29 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = _json(folder / "config.json", f"compressor.path={folder}: not a model: it has no config.json")
-        self.files = _weight_files(folder)
-        self._headers = {file: _header(file) for file in self.files}
-        self._places = {name: file for file, header in self._headers.items() for name in header}
+        where = f"compressor.path={folder}"
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{where}: not a model: it has no config.json")
+        self.config = read_json(folder / "config.json")
+        self.weights = _weight_files(folder, where)
+        self.entries: dict[str, Entry] = self.weights.entries
 
     @property
     def names(self) -> list[str]:
         """The names of all tensors."""
-        return list(self._places)
+        return list(self.entries)
 
     @property
     def disk_bytes(self) -> int:
         """What the weight files take."""
-        return sum(file.stat().st_size for file in self.files)
+        return self.weights.disk_bytes
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self.entries
 
     def bytes_under(self, layer: str) -> int:
         """What the tensors of one layer take: codes, scales, zero points, all that is named `<layer>.*`."""
-        found = [self._headers[file][name] for name, file in self._places.items() if name.startswith(f"{layer}.")]
-        return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in found)
+        return sum(entry.bytes for name, entry in self.entries.items() if name.startswith(f"{layer}."))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, as it is stored.
@@ -57,12 +55,7 @@ class Checkpoint:
         Raises:
             UserError: there is no such tensor.
         """
-        from safetensors import safe_open
-
-        if name not in self._places:
-            raise UserError(f"compressor.path={self.folder}: has no tensor {name}")
-        with safe_open(self._places[name], framework="pt") as file:
-            return file.get_tensor(name)
+        return self.weights.tensor(name)
 
     def quantization(self) -> dict[str, Any]:
         """How the checkpoint says that it is quantised, with `quant_method` always there; empty for plain weights.
@@ -70,13 +63,10 @@ class Checkpoint:
         Raises:
             UserError: a method or a layout that is not read; it says which are.
         """
-        described = self.config.get("quantization_config") or self.config.get("compression_config") or {}
-        for name, method in BESIDE.items():
-            if not described and (self.folder / name).is_file():
-                described = {"quant_method": method, **_json(self.folder / name, "")}
+        described = quantized.described(self.config, self.folder)
         if described:
             self._refuse_unreadable(described)
-        elif packed := next((name for name in self.names if name.endswith((".qweight", ".weight_packed"))), None):
+        elif packed := next((name for name in self.names if PACKED.search(name)), None):
             raise UserError(
                 f"compressor.path={self.folder}: {packed} is packed, but neither config.json nor quantize_config.json"
                 " says how"
@@ -85,8 +75,8 @@ class Checkpoint:
 
     def _refuse_unreadable(self, described: dict[str, Any]) -> None:
         where, method = f"compressor.path={self.folder}", described.get("quant_method")
-        if method not in ("compressed-tensors", "gptq", "awq"):
-            raise UserError(f"{where}: quant_method={method} is not read; these are: {WORKING}")
+        if method not in quantized.METHODS:
+            raise UserError(f"{where}: quant_method={method} is not read; these are: {quantized.READ}")
         marlin = described.get("is_marlin_format") or described.get("checkpoint_format") == "marlin"
         if method == "gptq" and marlin:
             raise UserError(
@@ -110,59 +100,53 @@ class Checkpoint:
                 f"{where}: actorder=group, which compressed-tensors no longer reads; take one made with"
                 " actorder=static or weight, or the same model in the gptq layout"
             )
+        self._refuse_online(described.get("transform_config"))
+
+    def _refuse_online(self, transforms: Any) -> None:
+        """Refuses rotations of activations, which plain weights cannot carry (R3 and R4 of SpinQuant, QuIP's)."""
+        groups = (transforms or {}).get("config_groups") or {}
+        for name, group in groups.items():
+            for part in (group or {}).get("apply") or []:
+                if str(part.get("location")).lower() not in OFFLINE:
+                    raise UserError(
+                        f"compressor.path={self.folder}: transform_config: {name} rotates activations as the model runs"
+                        f" (location={part.get('location')}), which is not done here; take a checkpoint whose"
+                        " transforms are all in its weights"
+                    )
 
 
-def elements(shape: list[int]) -> int:
-    """How many numbers a tensor of this shape holds."""
-    return math.prod(shape)
+def plain(checkpoint: Checkpoint, name: str, dtype: Any) -> torch.Tensor:
+    """A tensor that is not quantised: numbers in `dtype`, or whole numbers and masks as they are.
 
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = sorted(set(_json(index, "")["weight_map"].values()))
-        files = [folder / name for name in named if Path(name).name == name]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise UserError(f"compressor.path={folder}: {missing[0]} is missing, which its index names")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:  # AutoGPTQ names it after bits and group size
-        return found
-    if found:
+    Raises:
+        UserError: it is a weight and no plain number.
+    """
+    entry = checkpoint.entries[name]
+    weight = name.endswith((".weight", ".bias")) and len(entry.shape) < 4  # GPT-2 once called its causal mask a bias
+    if weight and entry.dtype not in PLAIN and not HARMLESS.search(name):
         raise UserError(
-            f"compressor.path={folder}: {len(found)} safetensors files and no index; keep one set of weights there"
+            f"compressor.path={checkpoint.folder}: {name} is stored as {entry.dtype}, and no config says how"
         )
-    pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
-    if pickles:
-        raise UserError(
-            f"compressor.path={folder}: its weights are pickled ({pickles[0]}), which could run code and is never"
-            " read; take the checkpoint in safetensors"
-        )
-    gguf = [file.name for file in sorted(folder.glob("*.gguf"))]
-    if gguf:
-        raise UserError(f"compressor.path={folder}: a folder with a GGUF file; name the file: {folder / gguf[0]}")
-    raise UserError(f"compressor.path={folder}: not a model: it has no safetensors")
+    tensor = checkpoint.tensor(name)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: each tensor's dtype, shape and place (the format's own documentation)."""
-    try:
-        with open(file, "rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(opened.read(length))
-        return {name: entry for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors: {error}") from error
-
-
-def _json(file: Path, missing: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(missing)
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
+def _weight_files(folder: Path, where: str) -> WeightFiles:
+    """The checkpoint's safetensors: by the usual names, or the only one there is. Nothing is ever unpickled."""
+    if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+        found = sorted(folder.glob("*.safetensors"))
+        if len(found) > 1:
+            raise UserError(f"{where}: {len(found)} safetensors files and no index; keep one set of weights there")
+        if found:  # AutoGPTQ names it after bits and group size
+            return WeightFiles(folder, where, found)
+        pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
+        if pickles:
+            raise UserError(
+                f"{where}: its weights are pickled ({pickles[0]}), which could run code and is never read; take the"
+                " checkpoint in safetensors"
+            )
+        gguf = [file.name for file in sorted(folder.glob("*.gguf"))]
+        if gguf:
+            raise UserError(f"{where}: a folder with a GGUF file; name the file: {folder / gguf[0]}")
+        raise UserError(f"{where}: not a model: it has no safetensors")
+    return WeightFiles(folder, where)

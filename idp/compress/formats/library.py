@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import models
-from idp.compress.formats.checkpoint import Checkpoint
+from idp import models, weights
+from idp.compress.formats.checkpoint import Checkpoint, plain
 from idp.compress.formats.claims import Claim, Decompressed
 from idp.compress.terminal import quiet
 from idp.errors import UserError
@@ -31,6 +32,8 @@ GGUF_BLOCKS = {
     "IQ4_NL": (4, 32),
     "IQ4_XS": (4, 32),
 }
+# What quantised activations and caches leave in a compressed-tensors checkpoint.
+ACTIVATION_SCALES = re.compile(r"\.([qkv]|input|output)_(scale|zero_point|global_scale|g_idx)$")
 GGUF_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -42,8 +45,7 @@ def read_plain(checkpoint: Checkpoint, layers: list[str], dtype: Any) -> Decompr
         layers: the linear layers, whose sizes are asked for.
         dtype: of the weights that are made.
     """
-    state = {name: checkpoint.tensor(name) for name in checkpoint.names}
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    state = {name: plain(checkpoint, name, dtype) for name in checkpoint.names}
     sizes = {name: checkpoint.bytes_under(name) for name in layers}
     return Decompressed("plain", state, {}, sizes, checkpoint.disk_bytes)
 
@@ -57,7 +59,7 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     try:
-        with quiet(), warnings.catch_warnings():
+        with quiet(), weights.silent(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             model, about = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
@@ -68,19 +70,51 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"compressor.path={checkpoint.folder}: cannot be decompressed: {_line(error)}") from error
-    for what in ("missing_keys", "mismatched_keys"):
-        for name in sorted(map(str, about[what])):
-            raise UserError(f"compressor.path={checkpoint.folder}: {what.replace('_keys', '')} tensor: {name}")
+    _check_tensors(checkpoint, about, model.config)
     claims, notes = {}, []
     for name, module in model.named_modules():
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is not None and scheme.weights is not None:
+            _check_scales(checkpoint, name, list(module.weight.shape), scheme.weights)
             claims[name] = Claim(scheme.weights.num_bits, _shares(scheme.weights), checkpoint.bytes_under(name))
         if scheme is not None and scheme.input_activations is not None and not notes:
             notes.append("its activations are quantised as well by its makers; here its weights alone are")
     sizes = {name: checkpoint.bytes_under(name) for name in layers}
     kind = f"compressed-tensors {checkpoint.config.get('quantization_config', {}).get('format', '')}".strip()
     return Decompressed(kind, _plain_state(model), claims, sizes, checkpoint.disk_bytes, notes)
+
+
+def _check_tensors(checkpoint: Checkpoint, about: dict[str, Any], config: Any) -> None:
+    """Refuses a checkpoint in which a tensor is missing, misshapen or left over.
+
+    Raises:
+        UserError: names it.
+    """
+    where = f"compressor.path={checkpoint.folder}"
+    for what in ("missing_keys", "mismatched_keys"):
+        for name in sorted(map(str, about[what])):
+            raise UserError(f"{where}: {what.replace('_keys', '')} tensor: {name}")
+    for name in sorted(map(str, about["unexpected_keys"])):
+        if not ACTIVATION_SCALES.search(name) and not weights.harmless(name, config, None):
+            raise UserError(f"{where}: it has a tensor {name}, for which the model has no place")
+
+
+def _check_scales(checkpoint: Checkpoint, name: str, shape: list[int], quantised: Any) -> None:
+    """Refuses scales that are not of the shape that the config means: others would be broadcast without a word.
+
+    Raises:
+        UserError: names the layer.
+    """
+    entry = checkpoint.entries.get(f"{name}.weight_scale")
+    rows, columns = shape[-2:]
+    size = quantised.group_size if quantised.strategy in ("group", "tensor_group") else columns
+    if entry is None or quantised.strategy not in ("group", "tensor_group", "channel") or not size:
+        return
+    if list(entry.shape) not in ([rows, -(-columns // size)], [rows] if size == columns else []):
+        raise UserError(
+            f"compressor.path={checkpoint.folder}: {name}: weight_scale is {list(entry.shape)}, for {shape} in groups"
+            f" of {size}"
+        )
 
 
 def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
