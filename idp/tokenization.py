@@ -63,6 +63,7 @@ def check(folder: Path, trust_remote_code: bool = False, plain: Callable[[str], 
     check_text(where, tokenizer)
     if plain is not None:
         check_same(f"{where} and a plain implementation of its file's own merges", _ids(tokenizer), plain(PAGE))
+    check_file(where, tokenizer, folder)
     check_saved(where, tokenizer, folder, trust_remote_code)
 
 
@@ -126,6 +127,34 @@ def check_text(where: str, tokenizer: PreTrainedTokenizerBase) -> None:
             f"{where} does not give a text back: {PAGE[max(0, place - 10) : place + 10]!r} becomes"
             f" {back[max(0, place - 10) : place + 10]!r}; take the model's own tokenizer.json"
         )
+
+
+def check_file(where: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuses a tokenizer that transformers makes into another than its tokenizer.json is.
+
+    It builds the tokenizers of many classes anew from vocabulary and merges, with the class's own way of splitting.
+
+    Args:
+        where: what is said before the fault.
+        tokenizer: as transformers opened it.
+        folder: where from.
+
+    Raises:
+        UserError: names the first token that differs.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file() or getattr(tokenizer, "backend_tokenizer", None) is None:
+        return
+    stated = Tokenizer.from_file(str(file))
+    stated.no_truncation()
+    stated.no_padding()
+    check_same(
+        f"{where} as {type(tokenizer).__name__} and its own tokenizer.json",
+        _ids(tokenizer),
+        stated.encode(PAGE, add_special_tokens=False).ids,
+    )
 
 
 def check_saved(where: str, tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool = False) -> None:

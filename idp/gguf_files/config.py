@@ -164,17 +164,12 @@ def _stated_as(like: Any, found: dict[str, Any], header: Header) -> dict[str, An
             if not found.pop(name, False):
                 continue
             raise UserError(f"{header.file}: it has biases, which Mistral has not")
-    ours, theirs = found.get("rope_parameters"), getattr(like, "rope_parameters", None)
-    if (
-        isinstance(ours, dict)
-        and isinstance(theirs, dict)
-        and "llama3" == ours.get("rope_type") == theirs.get("rope_type")
-    ):
-        dimensions, theta = found["head_dim"], ours["rope_theta"]
-        if math.isclose(theta, theirs["rope_theta"], rel_tol=1e-6) and rope.same_factors(
-            *(rope.llama3_factors(one, theta, dimensions) for one in (ours, theirs))
-        ):
-            found["rope_parameters"] = dict(theirs)  # one function has many such parameters
+    theirs = getattr(like, "rope_parameters", None)
+    if rope.FACTORS in header.tensors and isinstance(theirs, dict) and theirs.get("rope_type") == "llama3":
+        theta, factors = found["rope_parameters"]["rope_theta"], header.numbers(rope.FACTORS)
+        same = rope.same_factors(factors, rope.llama3_factors(theirs, theta, 2 * len(factors)))
+        if same and math.isclose(theta, theirs["rope_theta"], rel_tol=1e-6):
+            found["rope_parameters"] = dict(theirs)  # many parameters give these factors
     return found
 
 

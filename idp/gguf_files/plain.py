@@ -33,7 +33,7 @@ def _partition(vocabulary: Vocabulary, text: str) -> list[str | int]:
         for piece, kind in zip(vocabulary.pieces, vocabulary.types, strict=True)
         if kind in (CONTROL, UNKNOWN, USER_DEFINED) and piece in text
     )
-    parts: list[str | int] = [text]
+    parts: list[str | int] = [text] if text else []
     for piece in sorted(standing, key=len, reverse=True):
         cut: list[str | int] = []
         for part in parts:

@@ -59,7 +59,7 @@ _KNOWN: dict[PreTokenizer, str] = {
     " olmo jais trillion granite-docling exaone4",
     PreTokenizer((DIGIT, GPT2)): "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
     PreTokenizer((_LLAMA3,), whole_words=True, add_bos=True): "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral"
-    " midm-2.0 lfm2",
+    " midm-2.0 lfm2 jina-v5-nano",
     PreTokenizer((_LLAMA3,)): "dbrx smaug-bpe chatglm-bpe glm4",
     PreTokenizer((_QWEN2,)): "qwen2 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2",
     PreTokenizer((_QWEN35,)): "qwen35",
@@ -90,6 +90,11 @@ _KNOWN: dict[PreTokenizer, str] = {
     PreTokenizer(
         (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_MARKS}|\s*[\r\n]+{_RUNS_OF_SPACE}|\s{{1,2}}(?!\S)|\s{{1}}",)
     ): "jais-2",
+    PreTokenizer((rf"{_WORDS}|\p{{N}}|{_MARKS}|{_SPACES}",)): "ufakzeka",
+    PreTokenizer(
+        (r"<sentinel:[0-9]+>", r"IMGIMG[A-I]{1,4}Z", r"[\t\n]|    |  ", DIGIT, r"[\p{P}!-/:-@\[-`{-~]", GPT2),
+        add_bos=True,
+    ): "chameleon",
     PreTokenizer((_ASIAN, _YOUTU), whole_words=True): "youtu",
     PreTokenizer((r"\p{N}{1,3}", _MINICPM5), whole_words=True): "minicpm5",
 }

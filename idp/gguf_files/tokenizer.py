@@ -63,7 +63,7 @@ class Vocabulary:
     def merges(self) -> list[tuple[str, str]]:
         """The pairs that are merged, the first ones first."""
         if self.kind == BYTE_LEVEL:  # a piece may begin with a space of its own, never hold a second one
-            cuts = ((merge, merge.index(" ", 1)) for merge in self.header.token("merges"))
+            cuts = ((merge, merge.index(" ", 1)) for merge in self.header.token("merges", []))
             return [(merge[:cut], merge[cut + 1 :]) for merge, cut in cuts]
         return _merges_of_scores(self.pieces, self.scores, self.types)
 
@@ -114,12 +114,8 @@ def check(header: Header) -> Vocabulary:
     tokens = header.token("tokens")
     if not tokens:
         raise UserError(f"{where} has no tokens (tokenizer.ggml.tokens)")
-    for name in ("scores",) if kind == SENTENCEPIECE else ("merges",):
-        if not header.token(name):
-            raise UserError(
-                f"{where} has no {name} (tokenizer.ggml.{name}), without which text cannot be cut; convert"
-                " the model again"
-            )
+    if kind == SENTENCEPIECE and not header.token("scores"):
+        raise UserError(f"{where} has no scores (tokenizer.ggml.scores), without which text cannot be cut")
     for name in ("scores", "token_type"):
         if header.token(name) and len(header.token(name)) != len(tokens):
             raise UserError(f"{where} has {len(tokens)} tokens and {len(header.token(name))} {name}")
@@ -150,8 +146,15 @@ def _check_byte_level(where: str, header: Header) -> None:
             f"{where} splits text as {pre} does (tokenizer.ggml.pre), which is not known here; take the model as"
             " safetensors"
         )
-    if broken := next((merge for merge in header.token("merges") if " " not in merge[1:]), None):
-        raise UserError(f"{where} has a merge of one piece: {broken!r}")
+    known = set(header.token("tokens"))
+    for merge in header.token("merges", []):
+        first, _, second = merge[1:].partition(" ")
+        if not {merge[0] + first, second, merge[0] + first + second} <= known:
+            raise UserError(f"{where} merges {merge!r}, and one of the pieces is not among its tokens")
+    types = header.token("token_type") or [NORMAL] * len(header.token("tokens"))
+    words = (piece for piece, kind in zip(header.token("tokens"), types, strict=True) if kind == NORMAL)
+    if not header.token("merges") and any(len(piece) > 1 for piece in words):
+        raise UserError(f"{where} has no merges (tokenizer.ggml.merges), without which text cannot be cut")
 
 
 def build(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
@@ -165,8 +168,11 @@ def build(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     special = {ours: vocabulary.special(theirs) for ours, theirs in names.items()}
     if special["pad_token"] is None:
         special["pad_token"] = special["eos_token"]
+    # Said beside the post-processor as well: a class that builds its own again goes by these.
+    ends = {"add_bos_token": vocabulary.add_bos, "add_eos_token": vocabulary.add_eos}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made,
+        **(ends if any(ends.values()) else {}),
         clean_up_tokenization_spaces=False,  # what is decoded is what the tokens say
         **{name: vocabulary.pieces[number] for name, number in special.items() if number is not None},
     )
