@@ -9,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub, quantized, weights
+from idp import hub, quantized, tokenization, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.store import Product, Store, hash_file, write_json
+from idp.gguf_files import model as ggufs
+from idp.store import Product, Store, hash_file, versions, write_json
 from idp.weight_files import SINGLE, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def find(config: Model) -> Source:
     if config.source == "random":
         return Source("random", None, {"architecture": dict(config.architecture)})
     if config.source == "embedded":
-        return gguf_source(_embedded_file())
+        return gguf_source(_embedded_file(), with_tokenizer=True)
     if not config.path:
         raise UserError(
             "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
@@ -80,7 +79,7 @@ def find(config: Model) -> Source:
         return Source("hub", None, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
-        return gguf_source(place)
+        return gguf_source(place, with_tokenizer=True)
     if not place.is_dir():
         raise UserError(f"model.path={config.path}: no such folder or GGUF file")
     return folder_source(_checked(place, f"model.path={config.path}"))
@@ -99,7 +98,7 @@ def load(config: Model, source: Source, store: Store) -> Product:
 
     def make(folder: Path) -> None:
         if source.kind == "gguf":
-            _convert_gguf(source.place, folder / "model")
+            ggufs.convert(source.place, folder / "model")
         elif source.kind == "random":
             _make_random(source.identity["architecture"], folder / "model")
         place = source.place
@@ -121,7 +120,30 @@ def load(config: Model, source: Source, store: Store) -> Product:
     if product.reused and source.kind in ("folder", "hub"):  # it lies outside the store
         place = model_folder(product)
         weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
+    _hold_tokenizer(config, source, product, store)
     return product
+
+
+def _hold_tokenizer(config: Model, source: Source, product: Product, store: Store) -> None:
+    """Lets the guard of tokenizers see the model's, once for each version of the libraries that open it.
+
+    Raises:
+        UserError: it is not to be relied on.
+    """
+
+    def make(folder: Path) -> None:
+        plain = ggufs.encoding(source.place) if source.kind == "gguf" else None
+        tokenization.check(model_folder(product), config.trust_remote_code, plain)
+        write_json(folder / "held.json", {"plain": plain is not None})
+
+    store.get_or_make(
+        "tokenizer",
+        parent=product.key,
+        config={"transformers": versions().get("transformers"), "remote_code": config.trust_remote_code},
+        version=tokenization.VERSION,
+        make=make,
+        label=config.name,
+    )
 
 
 def model_folder(product: Product) -> Path:
@@ -277,9 +299,18 @@ def _embedded_file() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / EMBEDDED_FILE
 
 
-def gguf_source(file: Path) -> Source:
-    """A GGUF file, known by its hash."""
-    return Source("gguf", file, {"file": hash_file(file)})
+def gguf_source(file: Path, with_tokenizer: bool = False) -> Source:
+    """A GGUF file, known by its hash.
+
+    Args:
+        file: the file.
+        with_tokenizer: whether it is a model of its own; else only its weights are wanted.
+
+    Raises:
+        UserError: something in it is not read as the file says.
+    """
+    header = ggufs.check(file, with_tokenizer)
+    return Source("gguf", file, {"file": hash_file(file), **(ggufs.revision(header) if with_tokenizer else {})})
 
 
 def folder_source(place: Path) -> Source:
@@ -311,86 +342,6 @@ def _checked(place: Path, where: str) -> Path:
         )
     quantized.refuse(where, where.removeprefix("model.path="), config, found, files.entries)
     return place
-
-
-def open_gguf(file: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """A GGUF file's model with its weights dequantised to `dtype`.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with _reading_gguf(file):
-        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
-
-
-def gguf_config(file: Path) -> PretrainedConfig:
-    """A GGUF file's architecture, without its weights.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    with _reading_gguf(file):
-        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-
-
-@contextlib.contextmanager
-def _reading_gguf(file: Path) -> Iterator[None]:
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{file}: cannot be read as a GGUF model: {hub.first_line(error)}") from error
-    finally:
-        if before is None:
-            os.environ.pop("HF_HUB_OFFLINE")
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
-
-
-def _convert_gguf(file: Path, folder: Path) -> None:
-    """Writes a GGUF file's dequantised weights, config and tokenizer as a plain float32 folder."""
-    import torch
-    from transformers import AutoTokenizer
-
-    loaded = open_gguf(file, torch.float32)
-    with _reading_gguf(file):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    config = type(loaded.config)(
-        **{name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
-    )
-    model = type(loaded)(config).to(torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
-    _mend_tokenizer(tokenizer, file, config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, config: Any) -> None:
-    """Puts back what transformers drops from a GGUF tokenizer.
-
-    SmolLM's pre-tokenizer splits numbers into digits, and its end-of-text is the one that the model's config names.
-    """
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    if isinstance(config.eos_token_id, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _make_random(architecture: dict[str, Any], folder: Path) -> None:

@@ -19,6 +19,7 @@ from idp.compress.formats.claims import Decompressed, measure
 from idp.compress.recipe import compressed_layers, label
 from idp.config import Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
+from idp.gguf_files import model as ggufs
 from idp.models import LoadedModel, Source
 from idp.store import Product, Store, write_json
 from idp.weight_files import WeightFiles
@@ -73,7 +74,7 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
     place = _place(compressor, source)
     try:
         if source.kind == "gguf":
-            config = models.gguf_config(place)
+            config = ggufs.config_of(place, like=empty.model.config)
         else:
             config = AutoConfig.from_pretrained(place, trust_remote_code=model.trust_remote_code)
         if hasattr(config, "quantization_config"):

@@ -7,11 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import models, weights
+from idp import weights
 from idp.compress.formats.checkpoint import Checkpoint, plain
 from idp.compress.formats.claims import Claim, Decompressed
 from idp.compress.terminal import quiet
 from idp.errors import UserError
+from idp.gguf_files import header as headers
+from idp.gguf_files import model as ggufs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +134,7 @@ def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
 
     reader = gguf.GGUFReader(file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    named = _gguf_names(reader, layers)
+    named = ggufs.names(headers.read(file), layers)
     claims, sizes, types = {}, {}, {}
     for layer in layers:
         tensor = tensors.get(named.get(layer, ""))
@@ -145,19 +147,8 @@ def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
             bits, block = GGUF_BLOCKS.get(kind, (None, -1))
             claims[layer] = Claim(bits, block, int(tensor.n_bytes))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(types.items()))
-    model = models.open_gguf(file, dtype)
+    model = ggufs.open_weights(file, dtype)
     return Decompressed(f"GGUF ({kinds})", _plain_state(model), claims, sizes, file.stat().st_size)
-
-
-def _gguf_names(reader: Any, layers: list[str]) -> dict[str, str]:
-    """The GGUF name of each layer's weight."""
-    import gguf
-
-    architecture = str(reader.get_field("general.architecture").contents())
-    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    blocks = int(reader.get_field(f"{architecture}.block_count").contents())
-    names = gguf.get_tensor_name_map(known[architecture], blocks)
-    return {layer: f"{found}.weight" for layer in layers if (found := names.get_name(layer)) is not None}
 
 
 def _shares(weights: Any) -> int | str:

@@ -1,0 +1,167 @@
+"""GGUF files as models: opened in memory with dequantised weights, or written out as a folder for every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idp import hub, weights
+from idp.errors import UserError
+from idp.gguf_files import config as configs
+from idp.gguf_files import header as headers
+from idp.gguf_files import plain, rope, tokenizer
+from idp.gguf_files.header import Header
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Raised when files that had been read before come out otherwise.
+REVISION = 2
+
+
+def check(file: Path, with_tokenizer: bool) -> Header:
+    """Refuses a GGUF file that is not read as it says, from its header alone.
+
+    Args:
+        file: the file.
+        with_tokenizer: whether its tokenizer is wanted, or its weights alone.
+
+    Raises:
+        UserError: it is no such file, a part of a split, or something in it is not read.
+    """
+    header = headers.read(file)
+    configs.settings(header)
+    if with_tokenizer:
+        tokenizer.check(header)
+    return header
+
+
+def revision(header: Header) -> dict[str, int]:
+    """What a file's identity has beside its hash: nothing where it has always been read as it is now.
+
+    Files of Llama's architecture with plain positions and SmolLM's byte-level tokenizer were; whatever else is in a
+    store may be another model or have other tokens than its file says.
+    """
+    said = configs.settings(header)
+    positions = said.get("rope_parameters") or {}
+    vocabulary = tokenizer.Vocabulary(header)
+    as_ever = (
+        said["model_type"] == "llama"
+        and positions.get("rope_type") == "default"
+        and not said["attention_bias"]
+        and header.token("pre") == "smollm"
+        and not vocabulary.add_bos
+        and not vocabulary.add_eos
+        and len(vocabulary.ends) == 1
+    )
+    return {} if as_ever else {"revision": REVISION}
+
+
+def config_of(file: Path, like: PretrainedConfig | None = None) -> PretrainedConfig:
+    """A GGUF file's config, without its weights, stated as `like` states it where both are one function.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return configs.config_of(headers.read(file), like)
+
+
+def open_weights(file: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A GGUF file's model with its weights dequantised to `dtype`; every tensor of the file has its place.
+
+    Raises:
+        UserError: it cannot be read, or a tensor is missing, left over or of another shape.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    header = headers.read(file)
+    config = configs.config_of(header)
+    if config.model_type == "mistral":  # whose tensors transformers finds under Llama's names only
+        other = ("model_type", "sliding_window")
+        config = AutoConfig.for_model("llama", **{k: v for k, v in config.to_dict().items() if k not in other})
+    _refuse_leftovers(header, config)
+    with _reading(file):
+        model, about = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
+        )
+    weights.check_loaded(str(file), about)
+    return model
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Writes a GGUF file's dequantised weights, config and tokenizer as a plain float32 folder.
+
+    Raises:
+        UserError: something in the file is not read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    header = headers.read(file)
+    vocabulary = tokenizer.check(header)
+    loaded = open_weights(file, torch.float32)
+    config = configs.config_of(header)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    if len(vocabulary.ends) > 1:
+        model.generation_config.eos_token_id = vocabulary.ends
+    model.save_pretrained(folder)
+    tokenizer.build(vocabulary).save_pretrained(folder)
+
+
+def encoding(file: Path) -> Callable[[str], list[int]]:
+    """How a GGUF file's own pieces encode a text, by a plain implementation, without what is added at its ends.
+
+    Raises:
+        UserError: the file's tokenizer is not read.
+    """
+    vocabulary = tokenizer.check(headers.read(file))
+    return lambda text: plain.encode(vocabulary, text)
+
+
+def names(header: Header, layers: list[str]) -> dict[str, str]:
+    """The GGUF name of each layer's weight."""
+    import gguf
+
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(known[header.architecture], int(header.get("block_count")))
+    return {layer: f"{found}.weight" for layer in layers if (found := table.get_name(layer)) is not None}
+
+
+def _refuse_leftovers(header: Header, config: PretrainedConfig) -> None:
+    """Refuses a tensor that the model has no place for: transformers would drop it.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config.to_dict())
+    places = get_gguf_hf_weights_map(empty, processor)
+    for name in header.tensors:
+        if name not in places and name not in rope.TENSORS:
+            raise UserError(f"{header.file}: it has a tensor {name}, for which {config.model_type} has no place")
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as a GGUF model: {hub.first_line(error)}") from error
+    finally:
+        if before is None:
+            os.environ.pop("HF_HUB_OFFLINE")
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
