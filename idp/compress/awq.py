@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 from compressed_tensors.utils import patch_attr
-from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
+from llmcompressor.core import active_session
+from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier, base
 from llmcompressor.modifiers.transform.awq.dynamic_mappings import get_layer_mappings_from_model
 from llmcompressor.pipelines.cache import IntermediatesCache
 from pydantic import PrivateAttr
 from torch import nn
 
+from idp.compress import guard
+from idp.compress.forward import decoder_layers
 from idp.errors import UserError
+
+NAME = "compressor.quantization.method=awq"
 
 # OPT with its norms before attention and before the feed-forward layers (all sizes but 350M), as in the AWQ paper.
 # Its ReLU passes a positive scale through, so that fc1 can carry fc2's.
@@ -57,6 +63,8 @@ class RecordingAWQModifier(AWQModifier):
 
     _input_scales: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
     _output_scales: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _behind_pruning: bool = PrivateAttr(default=False)
+    _logits: torch.Tensor | None = PrivateAttr(default=None)
 
     @property
     def scales(self) -> dict[str, torch.Tensor]:
@@ -64,11 +72,37 @@ class RecordingAWQModifier(AWQModifier):
         found = {f"{name}.input_scale": scale for name, scale in self._input_scales.items()}
         return found | {f"{name}.output_scale": scale for name, scale in self._output_scales.items()}
 
+    def behind_pruning(self, pruned: bool) -> RecordingAWQModifier:
+        """Says whether a pruner before this one changes the logits, which then cannot be held to the dense model's."""
+        self._behind_pruning = pruned
+        return self
+
+    def on_calibration_start(self, state: Any, event: Any, **kwargs: Any) -> None:
+        super().on_calibration_start(state, event, **kwargs)
+        layers = [set(layer.modules()) for layer in decoder_layers(state.model)]
+        for mapping in self._resolved_mappings:
+            modules = {mapping.smooth_layer, *mapping.balance_layers}
+            if not any(modules <= layer for layer in layers):
+                raise UserError(f"{NAME}: {mapping.smooth_name} scales layers beyond its own; use gptq or rtn")
+        if not self._behind_pruning:
+            self._logits = guard.last_logits(state.model, state.block)
+
+    def on_calibration_end(self, state: Any, event: Any, **kwargs: Any) -> None:
+        super().on_calibration_end(state, event, **kwargs)
+        if self._logits is not None:
+            after = guard.last_logits(state.model, state.block)
+            guard.check_logits(NAME, self._logits, after, state.model.dtype)
+            self._logits = None
+
     def _apply_smoothing(self, model: nn.Module) -> None:
-        if torch.accelerator.is_available():
-            super()._apply_smoothing(model)
-            return
-        with patch_attr(IntermediatesCache, "pin_memory", lambda *_: None):  # there is nothing to pin it for
+        layer = getattr(active_session().state, "layer", None)
+        with ExitStack() as stack:
+            if not torch.accelerator.is_available():  # there is nothing to pin it for
+                stack.enter_context(patch_attr(IntermediatesCache, "pin_memory", lambda *_: None))
+            # Calibration is in such a context already, and may have another attention than this one would set.
+            stack.enter_context(patch_attr(base, "calibration_forward_context", lambda _: nullcontext()))
+            if layer is not None:
+                stack.enter_context(layer.unchanged(NAME))
             super()._apply_smoothing(model)
 
     def _compute_best_scale(self, mapping: Any, *arguments: Any) -> torch.Tensor:

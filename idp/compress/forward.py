@@ -21,6 +21,13 @@ from idp.errors import UserError
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a decoder: the longest list of modules that is not inside another (experts are)."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    inside = {module for outer in lists for module in outer.modules() if module is not outer}
+    return list(max((each for each in lists if each not in inside), key=len, default=[]))
+
+
 class LayeredForward:
     """What a model's own forward does before, between and behind its decoder layers.
 
@@ -58,7 +65,7 @@ class LayeredForward:
                 self._answers[index] = len(answer) if isinstance(answer, tuple) else None
                 last = _first(answer)
                 if not isinstance(last, torch.Tensor) or last.shape != hidden.shape:
-                    raise self._refusal(f"{self.names[index]} does not answer with hidden states like those it is given")
+                    raise self._refusal(f"{self.names[index]} does not answer with hidden states like its own")
                 if index == len(self.layers) - 1:
                     states.append(last.to("cpu", copy=True))
                 return answer

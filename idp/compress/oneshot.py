@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from compressed_tensors.offload import disable_offloading, remove_dispatch, set_onload_device
+from compressed_tensors.utils import patch_attr
 from llmcompressor import oneshot
 from llmcompressor.core import LifecycleCallbacks, active_session, reset_session
 from llmcompressor.modifiers.utils.hooks import HooksMixin
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 
 from idp.compress import guard
-from idp.compress.forward import Call, LayeredForward
+from idp.compress.forward import Call, LayeredForward, decoder_layers
 
 BATCH_TOKENS = 1024
 
@@ -81,14 +82,41 @@ class Calibrating(CalibrationPipeline):
         set_onload_device(model, device)
         forward = LayeredForward(model, decoder_layers(model))
         batches = [batch["input_ids"] for batch in dataloader]
-        with calibration_forward_context(model), DisableQuantization(model), disable_offloading():
-            guard.check(forward, batches[0].to(device), dataloader.plain_states)
-        dataloader.plain_states = None
+        attention = _held_to_plain(forward, batches[0].to(device), dataloader.plain_states)
+        dataloader.plain_states, active_session().state.block = None, batches[0][:1]
         LifecycleCallbacks.calibration_start()
-        with calibration_forward_context(model), DisableQuantization(model):
+        with _forward_context(model, attention):
             _compress_before(forward, batches, device)
             _compress_layers(forward, batches, device, torch.device(dataset_args.sequential_offload_device))
         LifecycleCallbacks.calibration_end()
+
+
+def _held_to_plain(forward: LayeredForward, input_ids: torch.Tensor, plain: list[torch.Tensor]) -> str:
+    """The attention to calibrate with: `eager`, or the model's own where eager attention is another function.
+
+    (Gemma-2 caps its attention scores, which only its eager attention does.)
+
+    Raises:
+        UserError: calibration would not be the model's own forward pass.
+    """
+    attention = "eager"
+    with _forward_context(forward.model, attention), disable_offloading():
+        same = guard.alike(forward.learn(input_ids), plain, forward.model.dtype)
+    if not same:
+        attention = forward.model.config._attn_implementation
+    with _forward_context(forward.model, attention), disable_offloading():
+        guard.check(forward, input_ids, plain)
+    return attention
+
+
+@contextmanager
+def _forward_context(model: nn.Module, attention: str) -> Iterator[None]:
+    with (
+        calibration_forward_context(model),  # sets the attention to eager
+        patch_attr(model.config, "_attn_implementation", attention),
+        DisableQuantization(model),
+    ):
+        yield
 
 
 def _compress_before(forward: LayeredForward, batches: list[torch.Tensor], device: torch.device) -> None:
@@ -123,7 +151,7 @@ def _compress_layers(
                 state.current_batch_idx = number
                 guard.refuse_not_finite(run(index, number), f"the output of {forward.names[index]}", dtype)
             given = cache.fetch(0, ["hidden"])["hidden"]
-            state.layer = guard.CalibratedLayer(forward.names[index], given, partial(run, index, 0))
+            state.layer = guard.CalibratedLayer(forward.names[index], dtype, given, partial(run, index, 0))
             LifecycleCallbacks.sequential_epoch_end(list(layer.modules()))
             with HooksMixin.disable_hooks():
                 for number in range(len(batches)):
@@ -167,7 +195,7 @@ def _shared(call: Call, kept: Call) -> Call:
     others, other_form = tree_flatten(kept)
     if form != other_form:
         return call
-    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in zip(leaves, others)], form)
+    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in zip(leaves, others, strict=True)], form)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -199,10 +227,3 @@ def release(model: nn.Module) -> None:
     """Frees the weights of a model that has served: llmcompressor's session and caches may hold it for ever."""
     remove_dispatch(model)
     nn.Module.to(model, "meta")  # a model spread over devices refuses its own `to`
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of a decoder: the longest list of modules that is not inside another (experts are)."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    inside = {module for outer in lists for module in outer.modules() if module is not outer}
-    return list(max((each for each in lists if each not in inside), key=len, default=[]))
