@@ -49,9 +49,7 @@ def plain_states(model: nn.Module, layers: list[nn.Module], input_ids: torch.Ten
 
 def alike(states: list[torch.Tensor], plain: list[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether two passes have the same hidden states [batch, tokens, hidden] at every layer, but for rounding."""
-    return all(
-        float(_differences(one, other).mean()) <= ALIKE[dtype] for one, other in zip(states, plain, strict=True)
-    )
+    return all(float(_differences(one, other).mean()) <= ALIKE[dtype] for one, other in zip(states, plain, strict=True))
 
 
 def check(forward: LayeredForward, input_ids: torch.Tensor, plain: list[torch.Tensor]) -> None:

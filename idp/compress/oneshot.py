@@ -195,7 +195,8 @@ def _shared(call: Call, kept: Call) -> Call:
     others, other_form = tree_flatten(kept)
     if form != other_form:
         return call
-    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in zip(leaves, others, strict=True)], form)
+    pairs = zip(leaves, others, strict=True)
+    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in pairs], form)
 
 
 def _equal(one: Any, other: Any) -> bool:
