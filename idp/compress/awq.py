@@ -20,6 +20,34 @@ from idp.errors import UserError
 
 NAME = "compressor.quantization.method=awq"
 
+# Architectures whose mappings were held to their module graph: scales moved by them leave the logits as they are (a
+# test does so with each). llmcompressor guesses for any other, and a wrong guess is a worse model without a word: in
+# BitNet a norm stands between the values and the output projection.
+KNOWN = (
+    "CohereForCausalLM",
+    "Cohere2ForCausalLM",
+    "CwmForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "Exaone4ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GraniteForCausalLM",
+    "HeliumForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "LlamaForCausalLM",
+    "MinistralForCausalLM",
+    "Ministral3ForCausalLM",
+    "MistralForCausalLM",
+    "OlmoForCausalLM",
+    "Olmo3ForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SeedOssForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+
 # OPT with its norms before attention and before the feed-forward layers (all sizes but 350M), as in the AWQ paper.
 # Its ReLU passes a positive scale through, so that fc1 can carry fc2's.
 OPT = [
@@ -31,27 +59,35 @@ OPT = [
 
 
 def mappings(model: nn.Module) -> list[AWQMapping]:
-    """Which layer of this architecture carries the inverse of the scale that others are given."""
-    config = model.config
-    if config.model_type == "opt" and config.do_layer_norm_before and config.activation_function == "relu":
+    """Which layer of this architecture carries the inverse of the scale that others are given; none: not known."""
+    config, name = model.config, type(model).__name__
+    if name == "OPTForCausalLM" and config.do_layer_norm_before and config.activation_function == "relu":
         return OPT
-    return get_layer_mappings_from_model(model)
+    return get_layer_mappings_from_model(model) if name in KNOWN else []
 
 
 def check_architecture(model: nn.Module) -> None:
-    """Refuses an architecture in which AWQ would find nothing to scale.
+    """Refuses an architecture whose mappings are not known, or do not fit this model; its weights need not be there.
 
     Raises:
-        UserError: so it is.
+        UserError: names the class.
     """
-    from compressed_tensors.utils import match_named_modules
+    from compressed_tensors.utils import match_modules_set
 
+    found = 0
     for mapping in mappings(model):
-        if any(True for _ in match_named_modules(model, [mapping.smooth_layer])):
-            return
-    raise UserError(
-        f"compressor.quantization.method=awq: it knows no layers to scale in {type(model).__name__}; use gptq or rtn"
-    )
+        try:
+            sets = list(match_modules_set(model, (mapping.smooth_layer, *mapping.balance_layers)))
+        except ValueError:  # a layer has one part of the mapping without the other
+            sets = [((), ())]
+        if any(len(smooth) != 1 for smooth, *_ in sets):
+            raise UserError(
+                f"{NAME}: {mapping.smooth_layer} does not fit this {type(model).__name__}, which has other layers than"
+                " usual; use gptq or rtn"
+            )
+        found += len(sets)
+    if not found:
+        raise UserError(f"{NAME}: which layers it may scale in {type(model).__name__} is not known; use gptq or rtn")
 
 
 class RecordingAWQModifier(AWQModifier):

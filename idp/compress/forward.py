@@ -65,7 +65,7 @@ class LayeredForward:
                 self._answers[index] = len(answer) if isinstance(answer, tuple) else None
                 last = _first(answer)
                 if not isinstance(last, torch.Tensor) or last.shape != hidden.shape:
-                    raise self._refusal(f"{self.names[index]} does not answer with hidden states like its own")
+                    raise self.refusal(f"{self.names[index]} does not answer with hidden states like its own")
                 if index == len(self.layers) - 1:
                     states.append(last.to("cpu", copy=True))
                 return answer
@@ -75,7 +75,7 @@ class LayeredForward:
         with self._noting_outside(called), self._replaced([noting(i, x.forward) for i, x in enumerate(self.layers)]):
             self._forward(input_ids)
         if called != list(range(len(self.layers))):
-            raise self._refusal("its forward does not call its decoder layers once each and in order")
+            raise self.refusal("its forward does not call its decoder layers once each and in order")
         return states
 
     @property
@@ -140,6 +140,13 @@ class LayeredForward:
         with self._replaced([give(index) for index in range(len(self.layers))]):
             self._forward(input_ids)
 
+    def refusal(self, why: str) -> UserError:
+        """What to raise for a model that cannot be taken apart."""
+        return UserError(
+            f"compressor: {type(self.model).__name__} cannot be calibrated layer by layer: {why}; use what needs no"
+            " calibration: compressor.quantization.method=rtn or compressor.sparsity.method=magnitude"
+        )
+
     def _forward(self, input_ids: torch.Tensor) -> None:
         with contextlib.suppress(_Enough):
             self.model(input_ids=input_ids, use_cache=False)
@@ -150,18 +157,12 @@ class LayeredForward:
         else:
             hidden, rest = named.get("hidden_states"), (arguments, {**named, "hidden_states": None})
         if not isinstance(hidden, torch.Tensor):
-            raise self._refusal("its decoder layers are not given their hidden states first")
+            raise self.refusal("its decoder layers are not given their hidden states first")
         return hidden, rest
 
     def _answer(self, index: int, hidden: torch.Tensor) -> Any:
         length = self._answers[index]
         return hidden if length is None else (hidden, *[None] * (length - 1))
-
-    def _refusal(self, why: str) -> UserError:
-        return UserError(
-            f"compressor: {type(self.model).__name__} cannot be calibrated layer by layer: {why}; use what needs no"
-            " calibration: compressor.quantization.method=rtn or compressor.sparsity.method=magnitude"
-        )
 
     @contextlib.contextmanager
     def _replaced(self, forwards: list[Callable]) -> Iterator[None]:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from llmcompressor.modifiers.utils.hooks import HooksMixin
-from llmcompressor.utils.helpers import DisableQuantization
 from torch import nn
 
 from idp.compress.forward import LayeredForward
@@ -23,7 +21,7 @@ from idp.errors import UserError
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 # Largest mean difference where the operations are others and the function is the same: another attention
 # implementation, experts taken apart, scales moved from one layer to another.
-ALIKE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+ALIKE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 NO_DATA = "compressor.quantization.method=rtn or compressor.sparsity.method=magnitude, which need no calibration"
 
 
@@ -80,6 +78,8 @@ def refuse_not_finite(values: torch.Tensor, where: str, dtype: torch.dtype) -> N
     Raises:
         UserError: says where, in which dtype, and what to do.
     """
+    if not values.numel():  # an expert that no token has reached
+        return
     low, high = torch.aminmax(values)  # a NaN anywhere is the answer to both; no copy is made
     if bool(torch.isfinite(low) & torch.isfinite(high)):
         return
@@ -124,12 +124,17 @@ class CalibratedLayer:
             raise UserError(_changed(by, self.name, difference, dtype))
 
     def _made(self) -> torch.Tensor:
+        from llmcompressor.modifiers.utils.hooks import HooksMixin
+
         with HooksMixin.disable_hooks():
             return self.run().float()
 
 
 def last_logits(model: nn.Module, input_ids: torch.Tensor, count: int = 128) -> torch.Tensor:
     """What the output head makes of the last `count` positions of `input_ids` [batch, tokens]; on the CPU, float32."""
+    from llmcompressor.modifiers.utils.hooks import HooksMixin
+    from llmcompressor.utils.helpers import DisableQuantization
+
     with torch.inference_mode(), DisableQuantization(model), HooksMixin.disable_hooks():
         ids = input_ids.to(model.get_input_embeddings().weight.device)
         hidden = model.base_model(input_ids=ids, use_cache=False)[0][:, -count:]

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from idp.compress import guard
 from idp.compress.forward import Call, LayeredForward, decoder_layers
+from idp.errors import is_out_of_memory
 
 BATCH_TOKENS = 1024
 
@@ -104,8 +105,13 @@ def _held_to_plain(forward: LayeredForward, input_ids: torch.Tensor, plain: list
         same = guard.alike(forward.learn(input_ids), plain, forward.model.dtype)
     if not same:
         attention = forward.model.config._attn_implementation
-    with _forward_context(forward.model, attention), disable_offloading():
-        guard.check(forward, input_ids, plain)
+    try:
+        with _forward_context(forward.model, attention), disable_offloading():
+            guard.check(forward, input_ids, plain)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise forward.refusal(f"called alone, a layer fails ({type(error).__name__}: {error})") from error
     return attention
 
 
