@@ -9,9 +9,13 @@ from llmcompressor.modifiers import Modifier
 from pydantic import PrivateAttr
 from torch import nn
 
+from idp.compress import guard
+
 
 class DeadInputsModifier(Modifier):
     """Counts, for each named layer, the inputs that are zero for every calibration token; changes nothing.
+
+    It sees every input of every layer, so that it is also what refuses those with a NaN or an infinity.
 
     GPTQ and SparseGPT treat such an input as the papers' code does: its diagonal of the Hessian becomes 1 and its
     column of weights 0. That is right for the calibration text and may be wrong for another, so it is said.
@@ -36,6 +40,7 @@ class DeadInputsModifier(Modifier):
         for name in self.names:
 
             def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: Any, name: str = name) -> None:
+                guard.refuse_not_finite(arguments[0], f"the input of {name}", module.weight.dtype)
                 if name in self._all_alive:  # nearly every layer, from its first batch on
                     return
                 moved = (arguments[0] != 0).flatten(0, -2).any(dim=0)

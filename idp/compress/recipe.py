@@ -178,7 +178,8 @@ def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, k
     if quantization.method == "awq":
         from idp.compress.awq import RecordingAWQModifier, mappings
 
-        return [RecordingAWQModifier(mappings=mappings(model)), QuantizationModifier(**options)]
+        scaling = RecordingAWQModifier(mappings=mappings(model)).behind_pruning(keep_zeros)
+        return [scaling, QuantizationModifier(**options)]
     return [QuantizationModifier(**options)]
 
 

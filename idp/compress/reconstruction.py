@@ -32,13 +32,20 @@ def reconstruction_errors(
 
     Returns:
         the error by the layer's name; a layer that the inputs do not reach has none.
+
+    Raises:
+        UserError: a layer's inputs or outputs are not finite.
     """
     import torch
+
+    from idp.compress.guard import refuse_not_finite
 
     scales, errors = scales or {}, {}
 
     def hook(name: str):
         def compare(module: nn.Linear, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            refuse_not_finite(arguments[0], f"the input of {name}", module.weight.dtype)
+            refuse_not_finite(output, f"the output of {name}", module.weight.dtype)
             rows, weight = arguments[0].flatten(0, -2).float(), module.weight.float()
             other = compressed[f"{name}.weight"].to(weight)
             if f"{name}.output_scale" in scales:

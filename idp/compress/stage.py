@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from collections import Counter
 from dataclasses import asdict
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 2
+
+# Architectures whose calibration was the model's own forward pass also while llmcompressor's tracer made it; the others
+# take no product from that time.
+TRACED_RIGHT = ("llama", "qwen2", "qwen3", "gemma3_text")
 
 
 def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
@@ -92,6 +97,9 @@ def compress(
     if works(compressor):
         config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
         config |= models.numerics(model)
+    model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
+        config["calibration"]["forward"] = "own"
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
