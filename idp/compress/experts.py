@@ -160,8 +160,8 @@ def check_covered(model: nn.Module) -> None:
     for name, beside in _routing(model).items():
         if not beside:
             raise UserError(
-                f"compressor: nothing beside the experts of {type(model).__name__} ({name}) looks like their router,"
-                " which must stay as it is; use compressor=none"
+                f"compressor: nothing beside the experts of {type(model).__name__} ({name}) looks like their router, which"
+                " must stay as it is; use compressor=none"
             )
     for name, parameter in uncovered(model):
         inside = type(model.get_submodule(name.rpartition(".")[0])).__name__
@@ -228,6 +228,15 @@ def places(model: PreTrainedModel) -> dict[str, Place]:
                     f" {part} is not a matrix; use compressor=none"
                 )
     return found
+
+
+def saved_routers(model: PreTrainedModel) -> list[str]:
+    """The routers of `model`, whose experts are stacked, by the names that they have in a checkpoint."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with as_linear(model):
+        state = {f"{name}.weight": module.weight for name, module in routers(model).items()}
+    return [name.removesuffix(".weight") for name in revert_weight_conversion(model, state)] if state else []
 
 
 def _numbered(name: str, experts: int, both: int, down: int) -> dict[str, dict[tuple[int, int], str]]:

@@ -69,11 +69,8 @@ def measure_saved(
 
     saved = SavedWeights(folder, places)
     parameters = sum(parameter.numel() for parameter in dense.parameters())
-    inside = sum(layer.weight.numel() for layer in layers.values())
     weights = measure_weights(
-        ((name, saved[f"{name}.weight"].to(layer.weight.device)) for name, layer in layers.items()),
-        parameters - inside,
-        **grid,
+        ((name, saved[f"{name}.weight"].to(layer.weight.device)) for name, layer in layers.items()), **grid
     )
     errors = reconstruction_errors(dense, layers, saved, inputs, scales)
     for name, error in errors.items():

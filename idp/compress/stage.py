@@ -232,8 +232,7 @@ def _measure_dense(model: Model, source: Path, folder: Path) -> None:
     with contextlib.suppress(UserError):  # experts of a kind that no compressor knows count as what stays dense
         experts.split(loaded.model)
     layers = {name: layer.weight.data for name, layer in recipe.compressed_layers(loaded.model).items()}
-    inside = sum(weight.numel() for weight in layers.values())
-    measured = measure_weights(layers.items(), loaded.parameters - inside, bits=None, group_size=None, symmetric=False)
+    measured = measure_weights(layers.items(), bits=None, group_size=None, symmetric=False)
     write_json(folder / "weights.json", {"parameters": loaded.parameters, **measured})
     write_json(folder / "source.json", {"folder": str(source)})
 
