@@ -13,14 +13,16 @@ from llmcompressor.modifiers import Modifier
 from pydantic import PrivateAttr
 from torch import nn
 
-LEAST = 64  # tokens: see docs/compression.md, which has the figures
+LEAST = 64  # tokens for a norm per input, as Wanda takes it
 
 
 class ReachModifier(Modifier):
     """Counts each named layer's calibration tokens; where there are too few, calibrates it on the identity instead.
 
     With `X = I` every input counts alike and none tells of another: GPTQ is rounding to nearest, Wanda and SparseGPT
-    prune by magnitude. It stands before the modifiers whose statistics it replaces.
+    prune by magnitude. Too few is fewer tokens than a Hessian has columns, which is then singular and makes GPTQ and
+    SparseGPT no better than that, or worse (docs/compression.md has figures), or fewer than `LEAST` for Wanda. It stands
+    before the modifiers whose statistics it replaces.
     """
 
     names: list[str]
@@ -29,6 +31,7 @@ class ReachModifier(Modifier):
 
     _behind: list[Any] = PrivateAttr(default_factory=list)
     _reached: dict[str, int] = PrivateAttr(default_factory=dict)
+    _few: list[str] = PrivateAttr(default_factory=list)
 
     def before(self, modifiers: list[Any]) -> ReachModifier:
         """Takes the modifiers that calibrate the layers."""
@@ -43,7 +46,7 @@ class ReachModifier(Modifier):
     @property
     def few(self) -> list[str]:
         """The layers that were calibrated on the identity."""
-        return [name for name, count in self.reached.items() if count < LEAST]
+        return self._few
 
     def on_initialize(self, state: Any, **kwargs: Any) -> bool:
         return True
@@ -59,14 +62,20 @@ class ReachModifier(Modifier):
 
     def on_sequential_epoch_end(self, state: Any, event: Any, modules: list[nn.Module], **kwargs: Any) -> None:
         done = set(modules)
-        for name in self.few:
+        for name, count in self.reached.items():
             module = state.model.get_submodule(name)
-            if module in done:
-                for modifier in self._behind:
+            starved = [each for each in self._behind if count < _least(each, module)]
+            if module in done and starved:
+                self._few.append(name)
+                for modifier in starved:
                     _calibrate_on_identity(modifier, module)
 
     def on_calibration_end(self, state: Any, event: Any, **kwargs: Any) -> None:
         self.remove_hooks()
+
+
+def _least(modifier: Any, module: nn.Linear) -> int:
+    return module.in_features if hasattr(modifier, "_hessians") else LEAST
 
 
 def _calibrate_on_identity(modifier: Any, module: nn.Linear) -> None:

@@ -160,7 +160,7 @@ def quantization_config(
         config_groups={"group_0": scheme},
         format=FORMAT,
         quantization_status="compressed",
-        ignore=[*(name for name in linear if name not in packed), *(routers or [])],
+        ignore=list(dict.fromkeys([*(name for name in linear if name not in packed), *(routers or [])])),
     )
 
 
