@@ -70,7 +70,14 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from idp.compress.experts import stacked_experts
+
     where = f"compressor.path={compressor.path}"
+    if stacked_experts(empty.model):
+        raise UserError(
+            f"{where}: {type(empty.model).__name__} is a mixture of experts, whose experts are read from no external"
+            " checkpoint yet; compress it here"
+        )
     place = _place(compressor, source)
     try:
         if source.kind == "gguf":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from idp.compress.sizes import SCALE_BITS, effective_bits
+from idp.compress.sizes import SCALE_BITS
 from idp.config import Compressor, n_of_m
 from idp.errors import UserError
 
@@ -18,18 +18,16 @@ FAULT = "this is a fault of the compressor, not of your config"
 
 def measure_weights(
     layers: Iterable[tuple[str, torch.Tensor]],
-    others: int,
     *,
     bits: int | None,
     group_size: int | None,
     symmetric: bool,
     pattern: str | None = None,
 ) -> dict[str, Any]:
-    """Sparsity, patterns, distinct values, bits and bytes, in total and per layer.
+    """Sparsity, patterns, distinct values and bits, in total and per layer; `idp.compress.sizes` says the bytes.
 
     Args:
         layers: name and weight [rows, columns] of each compressed layer; looked at one at a time.
-        others: number of parameters outside them (embeddings, norms, head).
         bits: bits per quantised weight; None where the weights are not quantised.
         group_size: weights that share a scale; -1 a whole row; None where not quantised.
         symmetric: whether the grid has no zero points.
@@ -37,12 +35,11 @@ def measure_weights(
 
     Returns:
         `sparsity` (share of exact zeros), `patterns` (share of groups of M with at most N nonzero weights),
-        `bits_per_weight` (scales and zero points included), `packed_bytes` and `effective_bytes` (both computed: see
-        `idp.compress.sizes`), `worst` (the layer that is least sparse, and so on), and `layers` with each one's
-        figures.
+        `bits_per_weight` (scales and zero points included), `worst` (the layer that is least sparse, and so on), and
+        `layers` with each one's figures.
     """
     rows: dict[str, dict[str, Any]] = {}
-    zeros, total, packed, effective = 0, 0, 0.0, 0.0
+    zeros, total, packed = 0, 0, 0.0
     wanted = [*PATTERNS, *([pattern] if pattern and pattern not in PATTERNS else [])]
     for name, weight in layers:
         row = measure_layer(weight, bits=bits, group_size=group_size, symmetric=symmetric, patterns=wanted)
@@ -51,13 +48,9 @@ def measure_weights(
         zeros += row["zeros"]
         total += count
         packed += row["bits_per_weight"] * count / 8
-        effective += effective_bits(row["sparsity"], row["bits_per_weight"], bits, pattern) * count / 8
-    rest = others * SCALE_BITS / 8
     return {
         "sparsity": zeros / max(total, 1),
         "bits_per_weight": packed * 8 / total if total else float(SCALE_BITS),
-        "packed_bytes": round(packed + rest),
-        "effective_bytes": round(effective + rest),
         "compressed_weights": total,
         "group_size": group_size,
         "patterns": {

@@ -44,13 +44,28 @@ def output_head(model: nn.Module) -> list[str]:
 
 
 def compressed_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that a compressor touches, by name: all but the output head."""
+    """The linear layers that a compressor touches, by name: all but the output head and the routers of experts.
+
+    A mixture's experts are among them where `idp.compress.experts.split` has taken them apart.
+    """
     from torch import nn
 
-    head = output_head(model)
+    from idp.compress.experts import routers
+
+    left = {*output_head(model), *routers(model)}
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in head
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in left
     }
+
+
+def left_dense(model: nn.Module) -> list[str]:
+    """The linear layers that a compressor must not touch, by name: the output head and routers."""
+    from torch import nn
+
+    touched = compressed_layers(model)
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in touched
+    ]
 
 
 def check(compressor: Compressor, model: nn.Module) -> int | None:
@@ -60,21 +75,31 @@ def check(compressor: Compressor, model: nn.Module) -> int | None:
         the group size in use; None where nothing is quantised.
 
     Raises:
-        UserError: an N:M pattern or a group size does not divide a layer's width, which is named; or AWQ does not
-            know the architecture; or there are no linear layers.
+        UserError: an N:M pattern or a group size does not divide a layer's width, which is named; AWQ does not know
+            the architecture; there are no linear layers; or a matrix would be left dense without a word.
     """
     if not (compressor.sparsity.method or compressor.quantization.method):
         return None
-    layers = compressed_layers(model)
-    if not layers:
-        raise UserError(
-            f"compressor: {type(model).__name__} has no torch.nn.Linear layers to compress; use compressor=none"
-        )
+    from idp.compress import experts
+
+    mixture = bool(experts.places(model))
+    with experts.as_linear(model):
+        layers = compressed_layers(model)
+        if not layers:
+            raise UserError(
+                f"compressor: {type(model).__name__} has no torch.nn.Linear layers to compress; use compressor=none"
+            )
+        experts.check_covered(model)
     if compressor.sparsity.method:
         _check_pattern(compressor.sparsity, layers)
     if compressor.quantization.method is None:
         return None
     if compressor.quantization.method == "awq":
+        if mixture:
+            raise UserError(
+                f"compressor.quantization.method=awq: {type(model).__name__} is a mixture of experts, in which its"
+                " scaling is not known to leave the router's input as it is; use gptq or rtn"
+            )
         from idp.compress.terminal import quiet
 
         with quiet():
@@ -171,7 +196,7 @@ def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, k
         group_size=None if group_size == -1 else group_size,
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    options = {"config_groups": {"group_0": scheme}, "ignore": output_head(model)}
+    options = {"config_groups": {"group_0": scheme}, "ignore": left_dense(model)}
     if quantization.method == "gptq":
         modifier = MaskedGPTQModifier if keep_zeros else GPTQModifier
         return [modifier(**options, actorder=quantization.actorder, block_size=BLOCK_COLUMNS)]

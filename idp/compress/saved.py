@@ -13,20 +13,32 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from idp.compress.experts import Place
+
 
 class SavedWeights:
-    """The tensors of a model folder, read one at a time, so that no second model is held in memory."""
+    """The tensors of a model folder, read one at a time, so that no second model is held in memory.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: weights as safetensors.
+        places: where a weight is that is not saved under its own name, as `idp.compress.experts.places` says it.
+    """
+
+    def __init__(self, folder: Path, places: dict[str, Place] | None = None):
         from safetensors import safe_open
 
         self._files = [safe_open(file, framework="pt") for file in WeightFiles(folder, str(folder)).files]
         self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._inside = places or {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._places:
-            raise UserError(f"the saved model has no tensor {name} among its {len(self._places)}")
-        return self._places[name].get_tensor(name)
+        place = self._inside.get(name)
+        saved = place.tensor if place else name
+        if saved not in self._places:
+            raise UserError(f"the saved model has no tensor {saved} among its {len(self._places)}")
+        if place and place.index:
+            return self._places[saved].get_slice(saved)[place.index]
+        return self._places[saved].get_tensor(saved)
 
 
 def measure_saved(
@@ -35,6 +47,7 @@ def measure_saved(
     layers: dict[str, nn.Linear],
     inputs: torch.Tensor,
     scales: dict[str, torch.Tensor] | None = None,
+    places: dict[str, Place] | None = None,
     **grid: Any,
 ) -> dict[str, Any]:
     """`idp.compress.measure.measure_weights` of a saved model, with each layer's reconstruction error.
@@ -45,17 +58,15 @@ def measure_saved(
         layers: its layers that were compressed.
         inputs: calibration blocks [samples, tokens].
         scales: as `idp.compress.reconstruction.reconstruction_errors` takes them.
+        places: as `SavedWeights` takes them.
         grid: `bits`, `group_size`, `symmetric` and `pattern`.
     """
     from idp.compress.reconstruction import reconstruction_errors
 
-    saved = SavedWeights(folder)
+    saved = SavedWeights(folder, places)
     parameters = sum(parameter.numel() for parameter in dense.parameters())
-    inside = sum(layer.weight.numel() for layer in layers.values())
     weights = measure_weights(
-        ((name, saved[f"{name}.weight"].to(layer.weight.device)) for name, layer in layers.items()),
-        parameters - inside,
-        **grid,
+        ((name, saved[f"{name}.weight"].to(layer.weight.device)) for name, layer in layers.items()), **grid
     )
     errors = reconstruction_errors(dense, layers, saved, inputs, scales)
     for name, error in errors.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,54 +138,85 @@ def _compress(
     compressor: Compressor, group_size: int | None, model: Model, source: Path, text: Any, folder: Path
 ) -> None:
     """Compresses, saves, and measures what was saved; never more than one model in memory."""
+    from idp.compress import experts
+
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
     inputs = calibration_blocks(compressor, text, loaded.tokenizer)
-    scales, dead, not_inverted = _apply(compressor, group_size, loaded, inputs, folder)
+    scales, singular = _apply(compressor, group_size, loaded, inputs, folder)
     dense = models.open_model(source, model).model
+    places = experts.places(dense)
+    experts.split(dense)
     weights = measure_saved(
         folder / "model",
         dense,
         recipe.compressed_layers(dense),
         inputs,
         scales,
+        places,
         bits=compressor.quantization.bits,
         group_size=group_size,
         symmetric=compressor.quantization.symmetric,
         pattern=compressor.sparsity.pattern,
     )
     check_claims(compressor, weights)
-    for name, count in dead.items():
-        weights["layers"][name]["dead_inputs"] = count
-    singular = {"dead_inputs": sum(dead.values()), "not_inverted": not_inverted}
-    write_json(folder / "weights.json", weights | singular)
+    write_json(folder / "weights.json", weights | singular.within(weights["layers"]))
+
+
+@dataclass
+class Singular:
+    """What calibration could not tell: inputs that it never moved, Hessians not inverted, experts hardly reached."""
+
+    dead_inputs: dict[str, int]  # by layer
+    not_inverted: list[str]  # lines
+    tokens: dict[str, int]  # of each layer that did not get every calibration token
+    few: list[str]  # of those, the layers with too few to be calibrated on them
+
+    def within(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The totals; what is known of each layer goes into its row of `layers`."""
+        for name, count in self.dead_inputs.items():
+            layers[name]["dead_inputs"] = count
+        for name, count in self.tokens.items():
+            layers[name] |= {"calibration_tokens": count, "calibrated": name not in self.few}
+        total = {"dead_inputs": sum(self.dead_inputs.values()), "not_inverted": self.not_inverted}
+        if not self.tokens:
+            return total
+        fewest = min(self.tokens, key=self.tokens.__getitem__)
+        reached = {"layers": len(self.tokens), "not_calibrated": len(self.few), "fewest": self.tokens[fewest]}
+        return total | {"expert_tokens": reached | {"layer": fewest}}
 
 
 def _apply(
     compressor: Compressor, group_size: int | None, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, int], list[str]]:
+) -> tuple[dict[str, torch.Tensor], Singular]:
     """Compresses `loaded` in place and saves it under `folder`: plain weights, and the grids that they lie on.
 
     Returns:
-        the scales that AWQ folded into the layers, the layers' counts of dead inputs, and a line for Hessians that
-        could not be inverted.
+        the scales that AWQ folded into the layers, and what calibration could not tell.
     """
     from safetensors.torch import save_file
 
-    model, layers = loaded.model, recipe.compressed_layers(loaded.model)
+    from idp.compress import experts
+
+    model = loaded.model
+    experts.split(model)
+    layers = recipe.compressed_layers(model)
     total = model.config.get_text_config().num_hidden_layers
     with progress(total, f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet() as said:
         from idp.compress import oneshot
         from idp.compress.dead import DeadInputsModifier
+        from idp.compress.reach import ReachModifier
 
         modifiers = recipe.build(compressor, group_size, model)
         (folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
         dead = DeadInputsModifier(names=list(layers))
+        reach = ReachModifier(names=list(layers), tokens=inputs.numel()).before(modifiers)
         if recipe.needs_data(compressor):
-            oneshot.run(model, [dead, *modifiers, counting(bar)], inputs)
+            oneshot.run(model, [dead, reach, *modifiers, counting(bar)], inputs)
         else:
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
+        experts.stack(model)
         save(model, folder / "model")
         (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
@@ -196,21 +228,26 @@ def _apply(
     if scales:
         save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
     failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
-    return scales, dead.counts, [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
+    lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
+    counts = {name: count for name, count in dead.counts.items() if name not in reach.few}
+    return scales, Singular(counts, lines, reach.reached, reach.few)
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:
+    from idp.compress import experts
+
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
+    with contextlib.suppress(UserError):  # experts of a kind that no compressor knows count as what stays dense
+        experts.split(loaded.model)
     layers = {name: layer.weight.data for name, layer in recipe.compressed_layers(loaded.model).items()}
-    inside = sum(weight.numel() for weight in layers.values())
-    measured = measure_weights(layers.items(), loaded.parameters - inside, bits=None, group_size=None, symmetric=False)
+    measured = measure_weights(layers.items(), bits=None, group_size=None, symmetric=False)
     write_json(folder / "weights.json", {"parameters": loaded.parameters, **measured})
     write_json(folder / "source.json", {"folder": str(source)})
 
 
 def _say_what_was_singular(product: Product) -> None:
-    """One line for inputs that calibration never moved, and one for Hessians that could not be inverted."""
+    """One line each for inputs that calibration never moved, Hessians not inverted, and experts hardly reached."""
     weights = product.read("weights.json")
     dead = {name: row["dead_inputs"] for name, row in weights["layers"].items() if "dead_inputs" in row}
     if dead:
@@ -226,3 +263,13 @@ def _say_what_was_singular(product: Product) -> None:
         )
     for line in weights.get("not_inverted", []):
         log.warning("compress: %s", line)
+    reached = weights.get("expert_tokens")
+    if reached and reached["not_calibrated"]:
+        log.warning(
+            "compress: %d of %d matrices of experts were reached by too few calibration tokens to be calibrated on them"
+            " (%s by %d): rounded to nearest or pruned by magnitude instead. More calibration text reaches more experts",
+            reached["not_calibrated"],
+            reached["layers"],
+            reached["layer"],
+            reached["fewest"],
+        )

@@ -108,7 +108,7 @@ def _weights(record: dict[str, Any], disk_bytes: int) -> list[tuple[str, str]]:
         ("zeros", f"{weights['sparsity']:.2%} of the compressed layers' weights"),
         ("bits per weight", f"{weights['bits_per_weight']:.3f}, scales and zero points included"),
         ("on disk", f"{disk_bytes / 1e6:.2f} MB"),
-        ("packed", f"{weights['packed_bytes'] / 1e6:.2f} MB, computed: what is not packed at 16 bits"),
+        ("packed", f"{weights['packed_bytes'] / 1e6:.2f} MB, computed: the tensors as they are written here"),
         ("effective", f"{weights['effective_bytes'] / 1e6:.2f} MB, computed: zeros left out behind a mask"),
     ]
 

@@ -96,6 +96,7 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     from compressed_tensors.compressors import ModelCompressor
     from safetensors.torch import load_file
 
+    from idp.compress import experts
     from idp.export import pack
 
     loaded.tokenizer.save_pretrained(folder)
@@ -104,10 +105,12 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
         weights.save(loaded.model, folder)
         return False
     grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
-    state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"])
-    weights.save(loaded.model, folder, state=state)
+    places = experts.places(loaded.model)
+    state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
+    weights.save(loaded.model, folder, state=state, original_format=not places)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
-    described = pack.quantization_config(loaded.model, grids, **arguments)
+    routers = experts.saved_routers(loaded.model)
+    described = pack.quantization_config(loaded.model, grids, routers=routers, **arguments)
     ModelCompressor(quantization_config=described).update_config(str(folder))
     return True
 

@@ -14,26 +14,39 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from idp.compress.experts import Place
+
 FORMAT = "pack-quantized"
 
 
 def packed_state(
-    model: nn.Module, grids: dict[str, torch.Tensor], *, bits: int, symmetric: bool
+    model: nn.Module,
+    grids: dict[str, torch.Tensor],
+    *,
+    bits: int,
+    symmetric: bool,
+    places: dict[str, Place] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The model's state dict with every layer that has a grid replaced by its packed tensors.
+
+    With `places`, the names are those of the checkpoint, as `save_pretrained(..., save_original_format=False)` takes
+    them.
 
     Args:
         model: the frozen model.
         grids: `<layer>.scale` and `<layer>.zero_point`, each [rows, groups]; groups are equal runs of columns.
         bits: bits per weight, 1 to 8.
         symmetric: whether the grid has no zero points; none are written then.
+        places: of a mixture of experts, where `idp.compress.experts.places` says that each expert's weights go.
 
     Raises:
-        UserError: a layer's weights do not lie on its grid; the layer is named.
+        UserError: a layer's weights do not lie on its grid, and the layer is named; or transformers could not read
+            what would be written.
     """
-    state = dict(model.state_dict())
+    state = _in_checkpoint(model, symmetric, places) if places else dict(model.state_dict())
     for layer in packed_layers(grids):
-        weight = state.pop(f"{layer}.weight", None)
+        tensor = places[f"{layer}.weight"].tensor if places and f"{layer}.weight" in places else f"{layer}.weight"
+        weight = state.pop(tensor, None)
         if weight is None:
             raise UserError(f"{layer}: has a grid but no weight in this model; the run's artifacts do not fit together")
         scale, zero_point = grids[f"{layer}.scale"], grids[f"{layer}.zero_point"]
@@ -41,8 +54,31 @@ def packed_state(
             tensors = pack(weight, scale.to(weight.device), zero_point.to(weight.device), bits, symmetric)
         except ValueError as error:
             raise UserError(f"{layer}: {error}; it cannot be packed without changing the model") from error
-        state |= {f"{layer}.{name}": tensor for name, tensor in tensors.items()}
+        stored = tensor.removesuffix(".weight")
+        state |= {f"{stored}.{name}": packed for name, packed in tensors.items()}
     return state
+
+
+def _in_checkpoint(model: nn.Module, symmetric: bool, places: dict[str, Place]) -> dict[str, torch.Tensor]:
+    """The state dict of a mixture of experts by the checkpoint's names, each expert's weights by themselves.
+
+    Raises:
+        UserError: transformers could not read its packed experts.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    name = type(model).__name__
+    if not symmetric:
+        raise UserError(
+            f"{name}: transformers reads packed experts without their zero points, so that they would be other weights"
+            " there; compress with compressor.quantization.symmetric=true to export it"
+        )
+    if any(place.index or not place.tensor.endswith(".weight") for place in places.values()):
+        raise UserError(
+            f"{name}: its checkpoints keep all experts of a layer in one tensor, and transformers reads packed experts"
+            " one by one only; it cannot be exported packed"
+        )
+    return revert_weight_conversion(model, dict(model.state_dict()))
 
 
 def packed_layers(grids: dict[str, torch.Tensor]) -> list[str]:
@@ -86,7 +122,14 @@ def pack(
 
 
 def quantization_config(
-    model: nn.Module, grids: dict[str, torch.Tensor], *, bits: int, group_size: int, symmetric: bool, actorder: Any
+    model: nn.Module,
+    grids: dict[str, torch.Tensor],
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    actorder: Any,
+    routers: list[str] | None = None,
 ) -> Any:
     """The `QuantizationConfig` that tells a reader how the packed layers are packed and which layers are not.
 
@@ -97,6 +140,7 @@ def quantization_config(
         group_size: weights that share a scale; -1: a whole row.
         symmetric: whether the grid has no zero points.
         actorder: the order of columns that GPTQ took; it does not change the format.
+        routers: of a mixture of experts, by the checkpoint's names: other readers take them for linear layers.
     """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
     from torch import nn
@@ -116,7 +160,7 @@ def quantization_config(
         config_groups={"group_0": scheme},
         format=FORMAT,
         quantization_status="compressed",
-        ignore=[name for name in linear if name not in packed],
+        ignore=list(dict.fromkeys([*(name for name in linear if name not in packed), *(routers or [])])),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from idp.evaluate.tasks import main_metric
 from idp.store import digest
 
-WHOLE_BITS = 16  # per weight that nothing compressed, as measured weights count it
+WHOLE_BITS = 16  # per weight that nothing compressed, as `bits_per_weight` counts it whatever the dtype
 DENSE, COMPRESSED, REPAIRED = "dense", "compressed", "repaired"
 
 
@@ -177,7 +177,7 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
         },
         parameters=parameters if repaired else {"model": parameters["model"], "added": 0, "trainable": 0},
         repair_bytes=about.get("repair_bytes", 0) if repaired else 0,
-        weights=about["weights"] if compressor == about["compressor"] else _whole(parameters["model"]),
+        weights=about["weights"] if compressor == about["compressor"] else _whole(about),
         store=Path(config["store"]).expanduser(),
         runs=[about["name"]],
         folders=[folder],
@@ -245,9 +245,9 @@ def _perplexities(about: dict[str, Any], baseline: dict[str, Any] | None) -> dic
     }
 
 
-def _whole(parameters: int) -> dict[str, Any]:
-    """The weights of a model that nothing compressed."""
-    size = parameters * WHOLE_BITS // 8
+def _whole(about: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a model that nothing compressed, counted as its compressed one's are."""
+    size = about["parameters"]["model"] * about["weights"].get("dense_bits", WHOLE_BITS) // 8
     return {
         "sparsity": 0.0,
         "bits_per_weight": float(WHOLE_BITS),

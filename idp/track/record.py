@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import idp
+from idp.compress.sizes import recorded
 from idp.store import digest, versions, write_json
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def build(
     """
     own = list(measured.values())[-1]
     record = _merged(own)
-    weights = {key: value for key, value in stages["compress"].read("weights.json").items() if key != "layers"}
+    weights = recorded(stages["compress"], own_dtype(own))
     repair = stages["recover"].read("repair.json") if stages["recover"] is not None else {"added": 0, "trainable": 0}
     chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
     if selection is not None and selection.fitted is not None:

@@ -53,7 +53,7 @@ def test_frozen_logits_equal_the_fake_quantised_ones(
     assert (expected - dense).abs().max() > 1e-4
     weights = ((name, layer.weight) for name, layer in layers.items())
     bits = compressor.quantization.bits
-    measured = measure_weights(weights, 0, bits=bits, group_size=size, symmetric=symmetric)
+    measured = measure_weights(weights, bits=bits, group_size=size, symmetric=symmetric)
     assert all(2 < row["distinct_values"] <= 2**bits for row in measured["layers"].values())
     assert not any("scale" in name for name in loaded.model.state_dict())
 

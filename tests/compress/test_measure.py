@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idp.compress.measure import check_claims, distinct_values, measure_layer, measure_weights, pattern_share
-from idp.compress.sizes import effective_bits, mask_bits
+from idp.compress.sizes import effective_bits, in_bytes, mask_bits
 from idp.errors import UserError
 
 WEIGHT = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 3.0, 3.0, 3.0]])
@@ -24,11 +24,14 @@ def test_one_layer():
 
 def test_a_whole_model():
     whole = measure_weights(
-        [("a", WEIGHT), ("b", torch.ones(2, 4))], 10, bits=None, group_size=None, symmetric=False, pattern="3:4"
+        [("a", WEIGHT), ("b", torch.ones(2, 4))], bits=None, group_size=None, symmetric=False, pattern="3:4"
     )
     assert whole["sparsity"] == 3 / 16 and whole["bits_per_weight"] == 16
-    assert whole["packed_bytes"] == 16 * 2 + 10 * 2
-    assert whole["effective_bytes"] == round((8 * (1 + 5 / 8 * 16) + 8 * 16) / 8 + 20)
+    for dtype_bits in (16, 32):
+        sizes = in_bytes({"parameters": 26, **whole}, dtype_bits=dtype_bits, bits=None, symmetric=True, pattern="3:4")
+        assert sizes["packed_bytes"] == 26 * dtype_bits / 8
+        inside = (8 * (1 + 5 / 8 * dtype_bits) + 8 * dtype_bits) / 8
+        assert sizes["effective_bytes"] == round(inside) + 10 * dtype_bits / 8
     assert whole["worst"]["sparsity"] == {"layer": "b", "value": 0.0}
     assert whole["patterns"] == {"2:4": 0.25, "3:4": 0.5}
 
