@@ -99,13 +99,14 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     from idp.export import pack
 
     loaded.tokenizer.save_pretrained(folder)
+    like = run.dense_folder if run.compressor.path is None else None  # its generation settings
     grids_file = run.compressed.path / "grids.safetensors"
     if not grids_file.is_file():
-        weights.save(loaded.model, folder)
+        weights.save(loaded.model, folder, like)
         return False
     grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
     state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"])
-    weights.save(loaded.model, folder, state=state)
+    weights.save(loaded.model, folder, like, state)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
     described = pack.quantization_config(loaded.model, grids, **arguments)
     ModelCompressor(quantization_config=described).update_config(str(folder))

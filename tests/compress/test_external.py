@@ -198,6 +198,24 @@ def test_one_from_the_hub(dense, compose, tmp_path, monkeypatch):
     assert product.manifest["config"]["external"] == source
 
 
+def test_one_on_the_hub_that_is_not_read(compose, monkeypatch):
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    info = SimpleNamespace(sha="abc123", config={"quantization_config": {"quant_method": "hqq"}})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    with pytest.raises(UserError, match=r"compressor\.path=you/theirs: quant_method=hqq is not read; these are"):
+        external.find(compose("compressor=external", "compressor.path=you/theirs").compressor)
+
+
+def test_a_gguf_file_of_another_function(dense, compose, tmp_path):
+    own = copied(dense, tmp_path / "own", rope_parameters=ROPE | {"rope_theta": 5e4})
+    packers.gguf_file(dense, tmp_path / "theirs.gguf", dict.fromkeys(packers.LAYERS, "Q4_0"))
+    with pytest.raises(UserError, match="rope_theta is 10000.0 there and 50000.0 in own"):
+        product_of(tmp_path / "theirs.gguf", compose, tmp_path, own)
+
+
 def test_labels(compose):
     for path, name in (("/models/mine-4bit/", "mine-4bit"), ("you/theirs", "theirs"), ("a/b.Q4_0.gguf", "b.Q4_0")):
         assert label(compose("compressor=external", f"compressor.path={path}").compressor) == f"external-{name}"
