@@ -15,21 +15,31 @@ READ = "compressed-tensors, gptq, awq, GGUF files and plain weights"
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-def described(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def described(config: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """How a checkpoint says that it is quantised, with `quant_method` always there; empty where it says nothing.
 
     Args:
         config: its config.json.
-        folder: where it lies.
+        folder: where it lies, if other files beside it may say so.
 
     Raises:
         UserError: a file beside it is not JSON.
     """
     found = _in_config(config)
     for name, method in BESIDE.items():
-        if not found and (folder / name).is_file():
+        if not found and folder is not None and (folder / name).is_file():
             found = {"quant_method": method, **read_json(folder / name)}
     return found
+
+
+def refuse_unread(where: str, described: dict[str, Any]) -> None:
+    """Refuses a method that compressor=external does not read; `described` is as the function of that name gives it.
+
+    Raises:
+        UserError: says which are read.
+    """
+    if described and described["quant_method"] not in METHODS:
+        raise UserError(f"{where}: quant_method={described['quant_method']} is not read; these are: {READ}")
 
 
 def refuse(where: str, path: str, config: dict[str, Any], files: Iterable[str], tensors: Iterable[str] = ()) -> None:

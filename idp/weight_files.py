@@ -147,6 +147,8 @@ class WeightFiles:
         return found
 
     def _find(self) -> list[Path]:
+        if (named := self._named()) is not None:
+            return self._shards(named) if named.endswith(".index.json") else [self.folder / named]
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if (self.folder / INDEX).is_file():
@@ -156,6 +158,15 @@ class WeightFiles:
         if (self.folder / PICKLED_INDEX).is_file():
             return self._shards(PICKLED_INDEX)
         return []
+
+    def _named(self) -> str | None:
+        """The file that config.json names as the model's weights, which transformers then reads."""
+        config = self.folder / "config.json"
+        named = read_json(config).get("transformers_weights") if config.is_file() else None
+        inside = isinstance(named, str) and Path(named).name == named and (self.folder / named).is_file()
+        if named is not None and not inside:
+            raise UserError(f"{self.where}: transformers_weights={named} in config.json is no file of the folder")
+        return named
 
     def _shards(self, index: str) -> list[Path]:
         described = read_json(self.folder / index)

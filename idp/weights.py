@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError, is_out_of_memory
-from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles
+from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
 GENERATION_CONFIG = "generation_config.json"
@@ -131,6 +132,22 @@ def check_tied(where: str, model: PreTrainedModel) -> None:
         head.weight.to(embeddings.weight.device), embeddings.weight
     ):
         raise UserError(f"{where}: {OTHER_HEAD}")
+
+
+def check_adapter(folder: Path, adapted: PeftModel) -> None:
+    """Refuses an adapter of which a tensor was not in its file: PEFT starts that one at zero or anew, with a warning.
+
+    Raises:
+        UserError: names the first that is missing, or that the model has no place for.
+    """
+    from peft import get_peft_model_state_dict
+
+    found = read_header(folder / "adapter_model.safetensors")
+    needed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for key in sorted(needed.keys() - found.keys()):
+        raise UserError(f"{folder}: the adapter has no tensor {key}, which its config asks for; take a complete copy")
+    for key in sorted(found.keys() - needed.keys()):
+        raise UserError(f"{folder}: the adapter has a tensor {key}, for which this model has no place")
 
 
 OTHER_HEAD = (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub, models, weights
+from idp import hub, models, quantized, weights
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 def find(compressor: Compressor) -> Source | None:
@@ -49,10 +49,11 @@ def find(compressor: Compressor) -> Source | None:
     if place.exists() or not re.fullmatch(r"[\w.\-]+/[\w.\-]+", compressor.path):
         raise UserError(f"compressor.path={compressor.path}: no such folder or GGUF file")
     try:
-        commit = hub.repository(compressor.path, compressor.revision, "compressor").commit
+        found = hub.repository(compressor.path, compressor.revision, "compressor")
     except UserError as error:
         raise UserError(f"{error} (there is no folder {place} either)") from error
-    return Source("hub", None, {"repository": compressor.path, "commit": commit})
+    quantized.refuse_unread(f"compressor.path={compressor.path}", quantized.described(found.config))
+    return Source("hub", None, {"repository": compressor.path, "commit": found.commit})
 
 
 def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.compress.measure import measure_weights, worst
 from idp.errors import UserError
-from idp.weight_files import WeightFiles
+from idp.weight_files import SINGLE, WeightFiles
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,10 @@ class SavedWeights:
     def __init__(self, folder: Path, places: dict[str, Place] | None = None):
         from safetensors import safe_open
 
-        self._files = [safe_open(file, framework="pt") for file in WeightFiles(folder, str(folder)).files]
+        files = WeightFiles(folder, str(folder)).files
+        if not files:
+            raise UserError(f"{folder}: {SINGLE} is missing")
+        self._files = [safe_open(file, framework="pt") for file in files]
         self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         self._inside = places or {}
 

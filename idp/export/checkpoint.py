@@ -100,14 +100,15 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     from idp.export import pack
 
     loaded.tokenizer.save_pretrained(folder)
+    like = run.dense_folder if run.compressor.path is None else None  # its generation settings
     grids_file = run.compressed.path / "grids.safetensors"
     if not grids_file.is_file():
-        weights.save(loaded.model, folder)
+        weights.save(loaded.model, folder, like)
         return False
     grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
     places = experts.places(loaded.model)
     state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
-    weights.save(loaded.model, folder, state=state, original_format=not places)
+    weights.save(loaded.model, folder, like, state, original_format=not places)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
     routers = experts.saved_routers(loaded.model)
     described = pack.quantization_config(loaded.model, grids, routers=routers, **arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from idp import config
+from idp import config, weights
 from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -137,6 +137,7 @@ def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedMode
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    weights.check_adapter(folder, adapted)
     if merge:
         return LoadedModel(adapted.merge_and_unload().eval().requires_grad_(False), loaded.tokenizer)
     # The layers now hold the adapter; the model itself stays the plain one that all other code knows.

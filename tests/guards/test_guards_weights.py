@@ -261,6 +261,16 @@ def test_a_stale_index_beside_newer_weights(copied, loads, compose):
     assert torch.equal(opened(loads(folder), compose).model.state_dict()[UP], tensors[UP])
 
 
+def test_weights_that_the_config_names(copied, loads, compose):
+    folder, tensors = copied()
+    save_file({name: 0 * tensor for name, tensor in tensors.items()}, folder / "mine.safetensors", {"format": "pt"})
+    config_of(folder, transformers_weights="mine.safetensors")
+    assert not opened(loads(folder), compose).model.state_dict()[UP].any()  # as transformers reads it
+    config_of(folder, transformers_weights="../mine.safetensors")
+    with pytest.raises(UserError, match=r"transformers_weights=\.\./mine.safetensors in config.json is no file"):
+        models.find(compose("model=local", f"model.path={folder}").model)
+
+
 @pytest.mark.parametrize("rest", [slice(0, -100), slice(0, 0), slice(0, 40)])
 def test_a_file_that_is_cut_short(rest, copied, compose):
     folder, _ = copied()
@@ -369,6 +379,28 @@ def test_what_is_written_is_read_back(copied, compose, tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "save_pretrained", damaged)
     with pytest.raises(UserError, match=f"{UP} on disk is not what was written"):
         weights.save(model, tmp_path / "saved")
+
+
+def test_an_adapter_that_is_not_all_there(copied, compose, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from idp.recover import lora
+
+    folder, _ = copied()
+    loaded = opened(folder, compose)
+    adapted = get_peft_model(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    lora.attach(opened(folder, compose), tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = next(name for name in sorted(tensors) if "lora_B" in name)
+    save_file(
+        {other: tensors[other] for other in tensors if other != name}, tmp_path / "adapter/adapter_model.safetensors"
+    )
+    with pytest.raises(UserError, match=f"the adapter has no tensor {name}"):
+        lora.attach(opened(folder, compose), tmp_path / "adapter")
+    save_file(tensors | {"else": torch.zeros(2)}, tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(UserError, match="the adapter has a tensor else, for which"):
+        lora.attach(opened(folder, compose), tmp_path / "adapter")
 
 
 def test_auto_is_float16_on_a_gpu_that_only_emulates_bfloat16(compose, monkeypatch):

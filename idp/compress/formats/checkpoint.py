@@ -75,8 +75,7 @@ class Checkpoint:
 
     def _refuse_unreadable(self, described: dict[str, Any]) -> None:
         where, method = f"compressor.path={self.folder}", described.get("quant_method")
-        if method not in quantized.METHODS:
-            raise UserError(f"{where}: quant_method={method} is not read; these are: {quantized.READ}")
+        quantized.refuse_unread(where, described)
         marlin = described.get("is_marlin_format") or described.get("checkpoint_format") == "marlin"
         if method == "gptq" and marlin:
             raise UserError(
