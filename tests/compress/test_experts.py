@@ -240,7 +240,7 @@ def test_an_expert_that_no_token_reaches_is_rounded_or_pruned_by_itself(
         elif name == "sparsegpt_2of4":
             assert torch.equal(weight, was.masked_fill(smallest(was, 0.5, "2:4"), 0))
         elif name == "sparsegpt50":  # 64 and 96 columns: one block, and so the smallest of the whole matrix
-            assert (weight == 0).float().mean() == 0.5
+            assert 0 <= int((weight == 0).sum()) - weight.numel() // 2 <= 1
             assert was[weight == 0].abs().max() <= was[weight != 0].abs().min()
             assert torch.equal(weight[weight != 0], was[weight != 0])
         elif name == "wanda50":
