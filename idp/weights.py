@@ -161,7 +161,6 @@ def save(
     folder: Path,
     like: Path | None = None,
     state: dict[str, torch.Tensor] | None = None,
-    original_format: bool = True,
 ) -> None:
     """Writes a model's weights and config as safetensors, and reads them back: what is on disk is what is in memory.
 
@@ -174,15 +173,13 @@ def save(
         folder: where to.
         like: the folder of the model that it was made of; None: the one that it was read from, if any.
         state: tensors to write instead of the model's own, such as packed ones.
-        original_format: under the names that the model's authors gave its tensors; else under those that it has here.
 
     Raises:
         UserError: what was written is not what is in memory.
     """
     given = dict(state) if state is not None else _unshared(model)
     with _plain_settings(model) as generation:
-        own = {"state_dict": dict(given)} if given else {}
-        model.save_pretrained(folder, save_original_format=original_format, **own)
+        model.save_pretrained(folder, **({"state_dict": dict(given)} if given else {}))
     if like is None and model.name_or_path:
         like = Path(model.name_or_path)
     if like is not None and (like / GENERATION_CONFIG).is_file():

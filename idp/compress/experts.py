@@ -1,9 +1,9 @@
 """Mixtures of experts: stacked expert weights taken apart into linear layers, and put together again.
 
-transformers keeps the experts of a layer in two parameters of three dimensions, `gate_up_proj` and `down_proj`, which no
-compressor sees, and writes them to a checkpoint expert by expert under names of its own. While a model is compressed or
-measured, each expert is three `torch.nn.Linear` that share the stacked parameters' memory, so that every compressor, and
-every figure of what it did, treats an expert's matrix as any other. Before it is saved they are stacked again.
+transformers keeps the experts of a layer in two parameters of three dimensions, `gate_up_proj` and `down_proj`, which
+no compressor sees, and writes them to a checkpoint expert by expert under names of its own. While a model is compressed
+or measured, each expert is three `torch.nn.Linear` that share the stacked parameters' memory, so that every compressor,
+and every figure of what it did, treats an expert's matrix as any other. Before it is saved they are stacked again.
 
 A layout or an activation that is not held to the class's own forward is refused, and so is every other weight that a
 compressor would leave dense without a word.
@@ -86,7 +86,7 @@ class LinearExperts(nn.Module):
 
 @contextlib.contextmanager
 def as_linear(model: nn.Module) -> Iterator[None]:
-    """Within this, the experts of `model` are linear layers; what was done to them is in the stacked weights after it."""
+    """Within this, the experts of `model` are linear layers; what was done to them is in the model after it."""
     split(model)
     try:
         yield
@@ -160,8 +160,8 @@ def check_covered(model: nn.Module) -> None:
     for name, beside in _routing(model).items():
         if not beside:
             raise UserError(
-                f"compressor: nothing beside the experts of {type(model).__name__} ({name}) looks like their router, which"
-                " must stay as it is; use compressor=none"
+                f"compressor: nothing beside the experts of {type(model).__name__} ({name}) looks like their router,"
+                " which must stay as it is; use compressor=none"
             )
     for name, parameter in uncovered(model):
         inside = type(model.get_submodule(name.rpartition(".")[0])).__name__

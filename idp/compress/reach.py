@@ -1,7 +1,7 @@
 """How many calibration tokens reach a layer, and what is done where they are too few to say anything about it.
 
-The router of a mixture of experts sends each token to a few experts. An expert that next to none reaches has no inputs to
-be calibrated on: GPTQ would leave it alone, its grid unset, and Wanda and SparseGPT would call all its inputs dead.
+The router of a mixture of experts sends each token to a few experts. An expert that next to none reaches has no inputs
+to be calibrated on: GPTQ would leave it alone, its grid unset, and Wanda and SparseGPT would call all its inputs dead.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class ReachModifier(Modifier):
 
     With `X = I` every input counts alike and none tells of another: GPTQ is rounding to nearest, Wanda and SparseGPT
     prune by magnitude. Too few is fewer tokens than a Hessian has columns, which is then singular and makes GPTQ and
-    SparseGPT no better than that, or worse (docs/compression.md has figures), or fewer than `LEAST` for Wanda. It stands
-    before the modifiers whose statistics it replaces.
+    SparseGPT no better than that, or worse (docs/compression.md has figures), or fewer than `LEAST` for Wanda. It
+    stands before the modifiers whose statistics it replaces.
     """
 
     names: list[str]

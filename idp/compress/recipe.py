@@ -63,9 +63,7 @@ def left_dense(model: nn.Module) -> list[str]:
     from torch import nn
 
     touched = compressed_layers(model)
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in touched
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in touched]
 
 
 def check(compressor: Compressor, model: nn.Module) -> int | None:

@@ -266,8 +266,8 @@ def _say_what_was_singular(product: Product) -> None:
     reached = weights.get("expert_tokens")
     if reached and reached["not_calibrated"]:
         log.warning(
-            "compress: %d of %d matrices of experts were reached by too few calibration tokens to be calibrated on them"
-            " (%s by %d): rounded to nearest or pruned by magnitude instead. More calibration text reaches more experts",
+            "compress: %d of %d matrices of experts were reached by too few calibration tokens to be calibrated on"
+            " them (%s by %d): rounded to nearest or pruned by magnitude instead. More calibration text reaches more",
             reached["not_calibrated"],
             reached["layers"],
             reached["layer"],

@@ -108,7 +108,7 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
     places = experts.places(loaded.model)
     state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
-    weights.save(loaded.model, folder, like, state, original_format=not places)
+    weights.save(loaded.model, folder, like, state)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
     routers = experts.saved_routers(loaded.model)
     described = pack.quantization_config(loaded.model, grids, routers=routers, **arguments)

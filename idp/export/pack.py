@@ -29,8 +29,7 @@ def packed_state(
 ) -> dict[str, torch.Tensor]:
     """The model's state dict with every layer that has a grid replaced by its packed tensors.
 
-    With `places`, the names are those of the checkpoint, as `save_pretrained(..., save_original_format=False)` takes
-    them.
+    With `places`, the names are those of the checkpoint, which `save_pretrained` leaves as they are.
 
     Args:
         model: the frozen model.

@@ -240,11 +240,12 @@ def test_an_expert_that_no_token_reaches_is_rounded_or_pruned_by_itself(
         elif name == "sparsegpt_2of4":
             assert torch.equal(weight, was.masked_fill(smallest(was, 0.5, "2:4"), 0))
         elif name == "sparsegpt50":  # 64 and 96 columns: one block, and so the smallest of the whole matrix
-            assert (weight == 0).float().mean() == 0.5
+            assert 0 <= int((weight == 0).sum()) - weight.numel() // 2 <= 1
             assert was[weight == 0].abs().max() <= was[weight != 0].abs().min()
             assert torch.equal(weight[weight != 0], was[weight != 0])
         elif name == "wanda50":
-            assert all(torch.equal(row == 0, smallest(old[None], 0.5, None)[0]) for row, old in zip(weight, was))
+            masks = torch.cat([smallest(old[None], 0.5, None) for old in was])
+            assert torch.equal(weight, was.masked_fill(masks, 0))
         else:
             assert row["sparsity"] >= 0.5
 
@@ -265,3 +266,22 @@ def test_a_dense_mixture_is_measured_whole(family, mixtures, compressed):
     weights, model = compressed(family, "compressor=none").read("weights.json"), opened(mixtures(family))
     assert weights["parameters"] == sum(p.numel() for p in model.parameters())
     assert set(weights["layers"]) == set(weights_of(model)) and weights["sparsity"] == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "compressor", "repair"),
+    [("mixtral", "gptq3", "prompt"), ("qwen3_moe", "sparsegpt50_gptq4", "lora")],
+)
+def test_a_whole_run_counts_evaluates_and_repairs_a_mixture(family, compressor, repair, mixtures, run_here, bridges):
+    where = ["model=local", f"model.path={mixtures(family)}", f"model.name={family}", "model.dtype=float32"]
+    quick = ["budget=smoke", "task=arc_easy", "evaluation.perplexity=[]", "tracker=none", "baselines=false"]
+    record = run_here(*where, *quick, *bridges, f"compressor={compressor}", f"recovery={repair}")
+    about, model = record["idp"], opened(mixtures(family))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert about["parameters"]["model"] == parameters and about["parameters"]["added"] > 0
+    weights = about["weights"]
+    assert weights["compressed_weights"] == sum(w.numel() for w in weights_of(model).values()) > 0.7 * parameters
+    assert weights["expert_tokens"]["layers"] > 0 and weights["bits_per_weight"] < 5
+    assert weights["packed_bytes"] < 4 * (parameters - weights["compressed_weights"]) + weights["compressed_weights"]
+    assert weights["sparsity"] >= (0.5 if repair == "lora" else 0) and 0 < weights["reconstruction_error"] < 1
+    assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1

@@ -1,4 +1,4 @@
-"""What a compressor would leave dense without a word, or take for something else, is refused by name before any work."""
+"""What a compressor would leave dense without a word, or mistake, is refused by name before any work."""
 
 import pytest
 import torch
