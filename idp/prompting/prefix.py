@@ -219,6 +219,26 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
     return _prefix_of([(layer.keys, layer.values) for layer in cache.layers], device)
 
 
+def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
+    """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
+
+    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
+    """
+    import torch
+
+    (rows, width), length, device = batch.shape, len(prompt), batch.device
+    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
+    positions = torch.arange(length + width, device=device)[None]
+    visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
+    return {
+        "input_ids": batch,
+        "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
+        "position_ids": positions[:, length:].expand(rows, -1),
+        "past_key_values": cache_of(shared),
+        "use_cache": True,
+    }
+
+
 def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
     """Keys or values [rows, kv_heads, tokens, head_dim], padded with zeros to `length` tokens."""
     from torch.nn.functional import pad

@@ -12,7 +12,7 @@ from idp.config import Storage, Training, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import attention_mask, cache_of, states
+from idp.prompting.prefix import behind
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
@@ -20,7 +20,6 @@ from idp.recover.work import Made, Work
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -121,26 +120,6 @@ def loss_with(
         return objective(model, batch, behind(model, maker(), batch, kind))
 
     return loss_of
-
-
-def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
-    """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
-
-    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
-    """
-    import torch
-
-    (rows, width), length, device = batch.shape, len(prompt), batch.device
-    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
-    positions = torch.arange(length + width, device=device)[None]
-    visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
-    return {
-        "input_ids": batch,
-        "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
-        "position_ids": positions[:, length:].expand(rows, -1),
-        "past_key_values": cache_of(shared),
-        "use_cache": True,
-    }
 
 
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:
