@@ -34,7 +34,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "attention_head_dim"), 16),
     **dict.fromkeys(("v_head_dim",), 12),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention"), WINDOW),
-    **dict.fromkeys(("index_topk",), WINDOW),
+    **dict.fromkeys(("index_topk", "floor_scale"), WINDOW),
     **dict.fromkeys(("original_max_position_embeddings",), SWITCH),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "block_size"), ROOM),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
@@ -140,12 +140,17 @@ def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _shrink(values: dict[str, Any], sizes: dict[str, int]) -> None:
+    rotary_alone = values.get("head_dim") == values.get("qk_rope_head_dim")
     heads = next((values[name] for name in ("num_attention_heads", "n_head", "n_heads") if values.get(name)), None)
     for name, size in sizes.items():
         value = values.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > size:
             values[name] = size
     if sizes is SIZES:
+        if values.get("qk_rope_head_dim") and (heads or 0) and values.get("head_dim") == 16:
+            values["head_dim"] = values["qk_rope_head_dim"] if rotary_alone else values["head_dim"]
+        if isinstance(values.get("rotary_dim"), int):
+            values["rotary_dim"] = min(values["rotary_dim"], 8)
         for name in KEY_HEADS:
             if isinstance(value := values.get(name), int) and not isinstance(value, bool):
                 values[name] = 4 if value == heads else min(value, 2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import Packed, packed_attention
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
@@ -82,6 +83,8 @@ class RepairedModel:
         rows, tokens = positions.shape
         valid = prefixes.valid(choice)
         shifted = positions + prefixes.lengths[choice][:, None]
+        switch = switch_of(self.model.config)
+        long = None if switch is None else shifted.amax(dim=1) >= switch
         before = torch.arange(valid.shape[1], device=positions.device).expand(rows, -1)
         return {
             "attention_mask": attention_mask(
@@ -91,7 +94,7 @@ class RepairedModel:
                 torch.cat([before, shifted], dim=1),
             ),
             "position_ids": shifted,
-            "past_key_values": prefixes.cache(choice),
+            "past_key_values": prefixes.cache(choice, long),
             "use_cache": True,
         }
 
