@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
+from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention
 from idp.prompting.repaired import RepairedModel, head_only_at
@@ -99,7 +101,11 @@ def decode(
     with torch.inference_mode():
         state = prefill(repaired, tokens.to(repaired.device), real.to(repaired.device), choice)
         while alive:
-            newest = state.logits.argmax(dim=-1)
+            best, newest = state.logits.max(dim=-1)
+            if not bool(best.isfinite().all()):
+                rows = [contexts[row] + generated[row] for row in alive]
+                again = functools.partial(_run_alone, repaired, rows, choice[alive] if choice is not None else None)
+                finite.refuse(repaired.model, again, "the logits of a generated token")
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
@@ -117,6 +123,15 @@ def decode(
     texts = (repaired.tokenizer.decode(row, skip_special_tokens=True) for row in whole)
     cut = [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]
     return cut, tokens.numel() + sum(map(len, generated))
+
+
+def _run_alone(repaired: RepairedModel, rows: list[list[int]], choice: torch.Tensor | None) -> None:
+    """Each row in a pass of its own."""
+    import torch
+
+    for number, row in enumerate(rows):
+        tokens = torch.tensor([row], device=repaired.device)
+        prefill(repaired, tokens, None, choice[number : number + 1] if choice is not None else None)
 
 
 def prefill(

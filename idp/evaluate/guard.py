@@ -9,6 +9,7 @@ and is held to its own plain forward pass over each row alone.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.hub import first_line
-from idp.store import Store, hash_file, write_json
+from idp.store import Store, digest, hash_file, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from idp import config as schema
+    from idp.models import Source
     from idp.prompting.repaired import RepairedModel
 
 log = logging.getLogger(__name__)
@@ -40,40 +43,80 @@ PACKED, PROMPTED, GENERATION, GENERATION_PROMPTED, TRAINING = PARTS = (
 )
 # Rows as (tokens of the trunk, tokens of each branch): shorter and longer than a window, and on both sides of the
 # length at which frequencies change, also branches of one trunk.
-ROWS = ((5, (3, 2)), (60, (7, 2, 2)), (30, ()), (20, (1,)), (45, (2, 9)), (9, ()))
+ROWS = ((5, (3, 2)), (60, (7, 2, 2)), (29, (1,)), (20, (1, 1)), (45, (2, 9)), (9, (1,)))
+SHARED = 19  # tokens of a text that all rows begin with
 PROMPTS = (3, 31)  # tokens
 STEPS = 6  # of generation
+NAMES = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")  # decide nothing
+OWN = ("guard.py", "shrink.py", "engine.py", "batching.py", "generation.py")
 STATEFUL = ("linear", "mamba", "conv", "recurrent", "rwkv", "lstm", "ssm", "delta", "hybrid", "moe_mamba")
 
 
-def check(config: PretrainedConfig, store: Store, parts: Sequence[str] = PARTS) -> None:
+def check(config: PretrainedConfig, store: Store, parts: Sequence[str] = PARTS, remote_code: bool = False) -> None:
     """Refuses a model that this project would compute otherwise than the model itself does.
 
-    The answer is kept in the store, by the model's class, its config but for what only names it, and the versions.
+    The answer is kept in the store, by the model's class, the config's pattern (sizes aside), and the versions.
 
     Args:
         config: the model's.
         store: where the answer is kept.
         parts: those of `PARTS` that a run needs.
+        remote_code: whether a model's own code may be run.
 
     Raises:
         UserError: one line that names the class, what differs, by how much, and what to do.
     """
+    if class_of(config) is None and not remote_code:
+        return  # no causal language model at all: loading it says so
     known = refused_by_class(config)
     if known is not None:
         raise UserError(known)
+    identity = _identity(config)
+
+    def make(folder: Path) -> None:
+        key = digest(identity)
+        if key not in _answered:
+            _answered[key] = answers(config, remote_code)
+        write_json(folder / ANSWER, _answered[key])
+
     product = store.get_or_make(
-        "guard",
-        parent=None,
-        config=_identity(config),
-        version=VERSION,
-        make=lambda folder: write_json(folder / ANSWER, answers(config)),
-        label=f"{_name(config)}: packed, prompted and generating, held to its own forward pass",
+        "guard", parent=None, config=identity, version=VERSION, make=make, label=_name(config)
     )
     found = product.read(ANSWER)
     for part in parts:
-        if found.get(part) is not None:
+        if found[part] is not None:
             raise UserError(found[part])
+
+
+_answered: dict[str, dict[str, Any]] = {}  # in this process, for whichever store
+
+
+def config_of(source: Source, model: schema.Model, folder: Path | None = None) -> PretrainedConfig | None:
+    """A model's config, without its weights; None for a GGUF file, whose config is in its product once it is read.
+
+    Args:
+        source: what `models.find` found.
+        model: the model's options.
+        folder: of the loaded model, where there is one already.
+
+    Raises:
+        UserError: it has none that transformers can read.
+    """
+    from transformers import AutoConfig
+
+    options = {"trust_remote_code": model.trust_remote_code}
+    try:
+        if folder is not None:
+            return AutoConfig.from_pretrained(folder, **options)
+        if source.kind == "random":
+            values = dict(source.identity["architecture"])
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        if source.kind == "hub":
+            return AutoConfig.from_pretrained(model.path, revision=source.identity["commit"], **options)
+        return AutoConfig.from_pretrained(source.place, **options) if source.kind == "folder" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        where = "model.architecture" if source.kind == "random" else str(folder or source.place or model.path)
+        raise UserError(f"{where}: not a causal language model: {first_line(error)}") from error
 
 
 def refused_by_class(config: PretrainedConfig) -> str | None:
@@ -119,7 +162,7 @@ def layer_kinds(config: PretrainedConfig) -> set[str]:
     return kinds
 
 
-def answers(config: PretrainedConfig) -> dict[str, Any]:
+def answers(config: PretrainedConfig, remote_code: bool = False) -> dict[str, Any]:
     """What differs in each of `PARTS`, as the line to raise; None where nothing does. `seconds` says how long it took.
 
     A class of which no small model can be built is refused in every part: nobody knows then.
@@ -128,7 +171,7 @@ def answers(config: PretrainedConfig) -> dict[str, Any]:
 
     started, name = time.perf_counter(), _name(config)
     try:
-        model = random_model(config)
+        model = random_model(config, remote_code=remote_code)
     except Exception as error:
         line = (
             f"{name}: no small model of its class could be built to hold this project's forward pass to its own"
@@ -204,51 +247,45 @@ class Trial:
         from idp.models import LoadedModel
         from idp.prompting.bank import PromptBank
         from idp.prompting.repaired import RepairedModel
-        from idp.prompting.selectors.fixed import Fixed
+        from idp.prompting.selectors.base import Selector
+
+        class ByTurns(Selector):
+            """Row 0 the first prompt, row 1 the second, and so on: rows say their numbers by what they read."""
+
+            def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+                import torch
+
+                turns = torch.tensor([(len(context) - 1) % len(PROMPTS) for context in contexts])
+                return torch.nn.functional.one_hot(turns, len(PROMPTS)).float()
 
         loaded = LoadedModel(self.model, None)
         if not prompted:
             return RepairedModel(loaded)
-        return RepairedModel(loaded, PromptBank(self.prompts, ["short", "long"]), Fixed(0))
+        return RepairedModel(loaded, PromptBank(self.prompts, ["short", "long"]), ByTurns())
 
     def scoring(self, prompted: bool) -> float:
-        """Rows packed into one pass, with branches, against each branch alone."""
+        """Rows packed into one pass, with branches, alone and behind a text that all share, against each one alone."""
         import torch
 
-        from idp.prompting.packed import TRUNK, pack
+        from idp.evaluate.batching import Request, make_row
+        from idp.evaluate.engine import LocalEngine
 
-        rows = [(self.tokens(trunk), [self.tokens(size) for size in branches]) for trunk, branches in ROWS]
-        with torch.inference_mode():
-            repaired = self.repaired(prompted)
-            choice = [number % len(PROMPTS) for number in range(len(rows))] if prompted else None
-            packed = pack(
-                [torch.cat([trunk, *branches]).tolist() for trunk, branches in rows],
-                [
-                    [*range(len(trunk)), *(len(trunk) + step for branch in branches for step in range(len(branch)))]
-                    for trunk, branches in rows
-                ],
-                [
-                    [TRUNK] * len(trunk) + [i for i, branch in enumerate(branches, 1) for _ in range(len(branch))]
-                    for trunk, branches in rows
-                ],
-                choice,
-                repaired.prefixes,
-                self.model,
-                repaired.device,
-            )
-            found = torch.cat(
-                [part for _, part in repaired.logits_at(packed, torch.arange(packed.tokens.numel()))]
-            )
-            pairs = []
-            for number, (trunk, branches) in enumerate(rows):
-                prompt = None if choice is None else choice[number]
-                place = packed.starts[number] + len(trunk)
-                if not branches:
-                    pairs.append((found[place - len(trunk) : place], self.plain(trunk, prompt)))
-                for branch in branches:
-                    alone = self.plain(torch.cat([trunk, branch]), prompt)
-                    pairs.append((found[place : place + len(branch)], alone[len(trunk) :]))
-                    place += len(branch)
+        pairs = []
+        for shared in (self.tokens(0), self.tokens(SHARED)):
+            rows, alone = [], []
+            for number, (trunk, branches) in enumerate(ROWS):
+                begin = self.tokens(trunk)
+                whole = [torch.cat([begin, self.tokens(size)]) for size in branches]
+                requests = [Request(tokens[:1].tolist(), tokens[1:].tolist()) for tokens in whole]
+                rows.append(make_row(requests, range(len(requests)), [0] * (number + 1 + (len(shared) % 2))))
+                alone += [(tokens, number % len(PROMPTS) if prompted else None) for tokens in whole]
+            with torch.inference_mode():
+                found = LocalEngine(self.repaired(prompted)).score_batch(rows, shared.tolist())["values"]
+                expected = []
+                for tokens, prompt in alone:
+                    logits = self.plain(torch.cat([shared, tokens])[:-1], prompt)[len(shared) :]
+                    expected.append(logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0])
+            pairs.append((torch.tensor(found), torch.cat(expected)))
         return _apart(pairs)
 
     def generating(self, prompted: bool) -> float:
@@ -353,21 +390,27 @@ def _name(config: PretrainedConfig) -> str:
 
 
 def _identity(config: PretrainedConfig) -> dict[str, Any]:
-    """What decides the answer: the class and its code, the config but for names and sizes of tables, and versions."""
+    """What decides the answer: the class and its code, the config but for its names and sizes, this code, versions."""
     import torch
     import transformers
 
     from idp import __version__
+    from idp.evaluate.shrink import shrunken
 
-    values = config.to_diff_dict()
-    for name in ("_name_or_path", "transformers_version", "dtype", "architectures", "name_or_path"):
+    try:
+        values = next(shrunken(config)).to_diff_dict()
+    except Exception:  # a class that checks its sizes
+        values = config.to_diff_dict()
+    for name in NAMES:
         values.pop(name, None)
     source = inspect.getsourcefile(type(config))
+    package = Path(__file__).parent.parent
+    own = [*package.glob("prompting/*.py"), *(package / "evaluate" / name for name in OWN)]
     return {
         "class": f"{type(config).__module__}.{type(config).__qualname__}",
         "code": hash_file(Path(source)) if source else None,
-        "config": values,
+        "config": json.loads(json.dumps(values, default=str)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "idp": __version__,
+        "idp": [__version__, digest([hash_file(file) for file in sorted(own)])],
     }

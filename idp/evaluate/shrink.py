@@ -65,10 +65,11 @@ def values_as(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedCon
     known = {name: value for name, value in values.items() if name not in ("transformers_version", "dtype")}
     made = type(config).from_dict(known)
     made._attn_implementation = None
+    made.name_or_path = config.name_or_path  # where code that is not transformers' own is found
     return made
 
 
-def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+def random_model(config: PretrainedConfig, seed: int = 0, remote_code: bool = False) -> PreTrainedModel:
     """The smallest model of the config's class that can be built and run, float32, on the CPU, with random weights.
 
     Raises:
@@ -80,12 +81,12 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     for small in _tries(config):
         try:
             with torch.device("meta"):
-                numbers = sum(parameter.numel() for parameter in build(small).parameters())
+                numbers = sum(parameter.numel() for parameter in build(small, remote_code).parameters())
             if numbers > TOO_MANY:
                 raise ValueError(f"{type(config).__name__}: its smallest model has {numbers / 1e6:.0f} million parameters")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = build(small)
+                model = build(small, remote_code)
                 randomise(model)
                 with torch.inference_mode():
                     model(input_ids=torch.arange(1, 9)[None])
@@ -108,12 +109,12 @@ def _tries(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
         yield small
 
 
-def build(config: PretrainedConfig) -> PreTrainedModel:
+def build(config: PretrainedConfig, remote_code: bool = False) -> PreTrainedModel:
     """A model of the config, in evaluation mode, frozen."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     return model.eval().requires_grad_(False)
 
 

@@ -173,6 +173,7 @@ def pack(
     prefixes: Prefixes | None,
     model: PreTrainedModel,
     device: torch.device,
+    long: bool | None = None,
 ) -> Packed:
     """Rows as one sequence and its groups.
 
@@ -184,6 +185,8 @@ def pack(
         prefixes: those prefixes.
         model: the model, for `in_groups`.
         device: where the packed sequence goes.
+        long: whether all rows belong to inputs beyond the length at which rotary frequencies change; None: each says
+            so by its own length.
     """
     import torch
 
@@ -191,11 +194,11 @@ def pack(
     before = [0] * len(tokens) if choice is None else prefixes.lengths[torch.tensor(choice)].tolist()
     switch = switch_of(model.config)
     is_long = [
-        switch is not None and offset + max(places, default=0) >= switch
+        switch is not None and (offset + max(places, default=0) >= switch if long is None else long)
         for offset, places in zip(before, positions, strict=True)
     ]
     if choice is not None and any(is_long):
-        choice = [prefixes.row(prompt, long) for prompt, long in zip(choice, is_long, strict=True)]
+        choice = [prefixes.row(prompt, beyond) for prompt, beyond in zip(choice, is_long, strict=True)]
     flat: list[int] = []
     shifted: list[int] = []
     far: list[bool] = []
@@ -213,8 +216,8 @@ def pack(
             kinds[number, : lengths[row]] = torch.tensor(branches[row])
         prefix = None if choice is None else torch.tensor([choice[row] for row in members])
         groups.append(Group(start, len(flat), prefix, offset, places, kinds))
-    long = torch.tensor([far], device=device) if switch is not None else None
-    return Packed(torch.tensor([flat], device=device), torch.tensor([shifted], device=device), starts, groups, long)
+    beyond = torch.tensor([far], device=device) if switch is not None else None
+    return Packed(torch.tensor([flat], device=device), torch.tensor([shifted], device=device), starts, groups, beyond)
 
 
 def in_groups(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
 
 if TYPE_CHECKING:
@@ -231,6 +232,11 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
             )
     def bound(long: bool | None) -> Prefixes:
         runs = [states(model, bank.kind, prompt, long) for prompt in bank.prompts]
+        for prompt, run in zip(bank.prompts, runs, strict=True):
+            again = functools.partial(states, model, bank.kind, prompt, long)
+            for keys, values in run:
+                finite.check(keys, model, again, "a prompt's keys")
+                finite.check(values, model, again, "a prompt's values")
         return Prefixes.stack([_prefix_of(model, run, long) for run in runs])
 
     with torch.no_grad():

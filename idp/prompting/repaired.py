@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import Packed, packed_attention
 from idp.prompting.prefix import Prefixes, attention_mask, bind
@@ -59,7 +60,9 @@ class RepairedModel:
         if self.selector is None:
             return torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            return self.selector.scores(contexts).argmax(dim=1)
+            scores = self.selector.scores(contexts)
+            finite.check(scores, self.model, lambda: self.selector.scores(contexts), "the selector's scores")
+            return scores.argmax(dim=1)
 
     def attention_inputs(
         self,
