@@ -46,7 +46,7 @@ SIZES: dict[str, int] = {
 }
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "swa_num_key_value_heads", "n_head_kv", "num_kv_heads")
-FEW, MOST = 2, 8  # layers
+FEW, SHARING = 2, 2  # layers; and such as have no keys of their own
 TOO_MANY = 10**8  # parameters: seconds, and half a gigabyte
 
 
@@ -63,7 +63,11 @@ def shrunken(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 def values_as(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
     """A config of the same class with other values, or the exception that its class raises on them."""
     known = {name: value for name, value in values.items() if name not in ("transformers_version", "dtype")}
-    made = type(config).from_dict(known)
+    try:
+        made = type(config).from_dict(known)
+    except Exception:  # a class that does not take what it writes
+        made = copy.deepcopy(config)
+        _set(made, values)
     made._attn_implementation = None
     made.name_or_path = config.name_or_path  # where code that is not transformers' own is found
     return made
@@ -89,7 +93,7 @@ def random_model(config: PretrainedConfig, seed: int = 0, remote_code: bool = Fa
                 model = build(small, remote_code)
                 randomise(model)
                 with torch.inference_mode():
-                    model(input_ids=torch.arange(1, 9)[None])
+                    model(input_ids=torch.arange(1, 9)[None], use_cache=False)
             return model
         except Exception as error:  # the next one is larger
             failure = failure or error
@@ -140,6 +144,16 @@ def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
+def _set(config: Any, values: dict[str, Any]) -> None:
+    """Sets a config's attributes, and those of the configs within it, where they are others than they were."""
+    for name, value in values.items():
+        before = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(before, "to_dict"):
+            _set(before, value)
+        elif name in config.__dict__ and before != value:
+            setattr(config, name, value)
+
+
 def _shrink(values: dict[str, Any], sizes: dict[str, int]) -> None:
     rotary_alone = values.get("head_dim") == values.get("qk_rope_head_dim")
     heads = next((values[name] for name in ("num_attention_heads", "n_head", "n_heads") if values.get(name)), None)
@@ -147,9 +161,15 @@ def _shrink(values: dict[str, Any], sizes: dict[str, int]) -> None:
         value = values.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > size:
             values[name] = size
+        if isinstance(value, list) and all(isinstance(item, int) for item in value):
+            values[name] = [min(item, size) for item in value]
+    for layer in (values.get("per_layer_config") or {}).values():  # sizes of single layers
+        _shrink(layer, sizes)
     if sizes is SIZES:
         if values.get("qk_rope_head_dim") and (heads or 0) and values.get("head_dim") == 16:
             values["head_dim"] = values["qk_rope_head_dim"] if rotary_alone else values["head_dim"]
+        if values.get("qk_head_dim") and values.get("qk_nope_head_dim"):
+            values["qk_head_dim"] = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
         if isinstance(values.get("rotary_dim"), int):
             values["rotary_dim"] = min(values["rotary_dim"], 8)
         for name in KEY_HEADS:
@@ -195,9 +215,15 @@ def _fewer_layers(values: dict[str, Any]) -> None:
     needed = max((kinds.index(kind) + 1 for kind in set(kinds)), default=0) if lists else 0
     intervals = [values.get(key) for key in ("full_attention_interval", "attn_layer_period", "sliding_window_pattern")]
     needed = max([needed, FEW, *(value for value in intervals if isinstance(value, int))])
-    wanted = min(count, needed, MOST) if needed <= MOST else min(count, needed)
+    wanted = min(count, needed)
+    if values.get("num_kv_shared_layers"):  # the last ones attend to what others before them have computed
+        values["num_kv_shared_layers"] = min(values["num_kv_shared_layers"], SHARING)
+        wanted = min(count, wanted + values["num_kv_shared_layers"])
     for key in lists:
         values[key] = values[key][:wanted]
+    single = values.get("per_layer_config")
+    if isinstance(single, dict):
+        values["per_layer_config"] = {layer: value for layer, value in single.items() if int(layer) < wanted}
     for key in LAYERS:
         if isinstance(values.get(key), int):
             values[key] = min(values[key], wanted)

@@ -129,7 +129,8 @@ def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: i
         loaded: the model, whose embedding it is drawn from.
         length: tokens.
         init: `vocabulary` (random rows of the embedding), `first_rows` (rows 0..n-1, as in Xu et al.'s code), `text`
-            (the tokens of `init_text`, repeated) or `random` (Gaussian with the embedding's mean and deviation).
+            (the tokens of `init_text`, repeated) or `random` (Gaussian with the mean and deviation
+            of the embeddings that the model's layers get).
         init_text: the text for `text`.
         seed: for `vocabulary` and `random`.
 
@@ -141,7 +142,7 @@ def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: i
     weight = loaded.model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     if init == "random":
-        sample = weight.detach().float().cpu()
+        sample = embed(loaded, list(range(len(weight))))  # not the table itself: Gemma scales what it looks up
         return sample.mean(0) + sample.std(0) * torch.randn(length, weight.shape[1], generator=generator)
     if init == "text":
         tokens = loaded.tokenizer(init_text, add_special_tokens=False)["input_ids"]
