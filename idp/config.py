@@ -234,6 +234,11 @@ class Recovery:
         """The recovery that is made first, and on whose adapter this one is made."""
         return None
 
+    @property
+    def prompts(self) -> bool:
+        """Whether it puts prompts before the input, whatever their lengths."""
+        return type(self).prompt_lengths is not Recovery.prompt_lengths
+
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         """Tokens of each prompt that it puts before the input."""
         return []

@@ -58,9 +58,12 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         found = find(config)
         if given.source is not None:
             transfer.refuse_evaluated(given.source, found.tasks)
+        _check_forward(config, found, store)
 
         status.stage("load")
         dense = models.load(config.model, found.source, store)
+        if found.source.kind == "gguf":
+            _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
@@ -288,6 +291,24 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
     parents = [row.key for row in rows.values()]
     parents += [digest(row.selection.identity) for row in rows.values() if row.selection is not None]
     return time_variants(open_variants, parents, config.latency, config.model, store)
+
+
+def _check_forward(config: Config, found: Found, store: Store, folder: Path | None = None) -> None:
+    """Holds what this project makes of a model to the model's own forward pass, on a small one of its class.
+
+    A GGUF file's config is known once the file is read: `folder` is then that of the model.
+    """
+    from idp.evaluate import guard
+
+    shape = guard.config_of(found.source, config.model, folder)
+    if shape is None:
+        return
+    parts = [guard.PACKED, guard.GENERATION]
+    if config.recovery.prompts:
+        parts += [guard.PROMPTED, guard.GENERATION_PROMPTED]
+    if config.recovery.prompts and config.recovery.trains:
+        parts.append(guard.TRAINING)
+    guard.check(shape, store, parts, config.model.trust_remote_code)
 
 
 def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -> None:

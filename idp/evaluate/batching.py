@@ -58,6 +58,60 @@ def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[in
     return row
 
 
+def split_at(rows: Sequence[Row], limits: Sequence[int]) -> tuple[list[Row], list[int], list[int]]:
+    """Rows whose requests are all longer than a limit or none; those with both become two.
+
+    Args:
+        rows: the rows.
+        limits: of each row, in tokens.
+
+    Returns:
+        the rows; for each the number of the one that it comes from; and for each target of the given rows, in order,
+        its place among the targets of the new ones.
+    """
+    found: list[Row] = []
+    sources: list[int] = []
+    order: list[int] = []
+    made = 0
+    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
+        length: dict[int, int] = {}  # of each request's input: its last target is predicted by its last token
+        for place, owner in zip(row.places, row.owners, strict=True):
+            length[owner] = max(length.get(owner, 0), row.positions[place] + 1)
+        sides = [[owner for owner in length if (length[owner] > limit) is far] for far in (False, True)]
+        parts = [_of_owners(row, set(owners)) for owners in sides if owners] if all(sides) else [row]
+        place_of = {}
+        for part in parts:
+            found.append(part)
+            sources.append(number)
+            seen: dict[int, int] = {}
+            for owner in part.owners:
+                seen[owner] = seen.get(owner, -1) + 1
+                place_of[owner, seen[owner]] = made
+                made += 1
+        seen = {}
+        for owner in row.owners:
+            seen[owner] = seen.get(owner, -1) + 1
+            order.append(place_of[owner, seen[owner]])
+    return found, sources, order
+
+
+def _of_owners(row: Row, owners: set[int]) -> Row:
+    """The trunk of a row, and the branches and targets of some of its requests."""
+    mine = [index for index, owner in enumerate(row.owners) if owner in owners]
+    branches = {row.branches[row.places[index]] for index in mine} | {TRUNK}
+    kept = [place for place, branch in enumerate(row.branches) if branch in branches]
+    moved = {place: index for index, place in enumerate(kept)}
+    return Row(
+        [row.tokens[place] for place in kept],
+        [row.positions[place] for place in kept],
+        [row.branches[place] for place in kept],
+        row.reads,
+        [moved[row.places[index]] for index in mine],
+        [row.targets[index] for index in mine],
+        [row.owners[index] for index in mine],
+    )
+
+
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with in common."""
     shortest, longest = min(sequences), max(sequences)  # in dictionary order: what these two share, all do

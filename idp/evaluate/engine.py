@@ -5,14 +5,17 @@ The scorer above it knows lm-eval; an engine knows tensors.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from idp.errors import is_out_of_memory
-from idp.evaluate.batching import Row
+from idp.evaluate.batching import Row, split_at
 from idp.evaluate.generation import decode
 from idp.models import keep_freed_memory
+from idp.prompting import finite
+from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import Packed, pack
 from idp.prompting.prefix import Prefixes, extend
 from idp.prompting.repaired import RepairedModel
@@ -102,6 +105,11 @@ class LocalEngine:
         with torch.inference_mode():
             choice = self.repaired.choose(read)
             prefixes, followed = self._prefixes(shared, choice, len(rows))
+            given, order = rows, None
+            if (switch := switch_of(self.config)) is not None:
+                before = [0] * len(rows) if followed is None else prefixes.lengths[followed].tolist()
+                rows, sources, order = split_at(rows, [switch - length for length in before])
+                followed = followed[torch.tensor(sources, device=followed.device)] if followed is not None else None
             packed = pack(
                 [row.tokens for row in rows],
                 [row.positions for row in rows],
@@ -114,10 +122,12 @@ class LocalEngine:
             places = [start + place for start, row in zip(packed.starts, rows, strict=True) for place in row.places]
             targets = [target for row in rows for target in row.targets]
             values, hits = self._values(packed, torch.tensor(places), torch.tensor(targets), prefixes)
+        if order is not None:
+            values, hits = [values[place] for place in order], [hits[place] for place in order]
         return {
             "values": values,
             "hits": hits,
-            "choice": choice.tolist() if choice is not None else [None] * len(rows),
+            "choice": choice.tolist() if choice is not None else [None] * len(given),
             "tokens": packed.tokens.numel(),
         }
 
@@ -136,7 +146,13 @@ class LocalEngine:
             # `logsumexp` is closer to float64 (2e-5 against 4e-4 nats in 170); lm-eval's scores are of `log_softmax`.
             values[mine] = scores.log_softmax(dim=-1)[at, target].cpu()
             hits[mine] = (scores.argmax(dim=-1)[at] == target).cpu()
+        again = functools.partial(self._run, packed, wanted, prefixes)
+        finite.check(values, self.repaired.model, again, "log-likelihoods")
         return values.tolist(), hits.tolist()
+
+    def _run(self, packed: Packed, wanted: torch.Tensor, prefixes: Prefixes | None) -> None:
+        for _ in self.repaired.logits_at(packed, wanted, prefixes):
+            pass
 
     def _generate(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
         choice = self.repaired.choose(contexts)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from idp.prompting.prefix import attention_mask, empty_cache, has_sliding_window
+from idp.prompting import finite
+from idp.prompting.frequencies import frequencies, switch_of
+from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention
 from idp.prompting.repaired import RepairedModel, head_only_at
 
 if TYPE_CHECKING:
@@ -20,7 +23,8 @@ class Decoding:
     """A batch between two steps.
 
     `logits` [rows, vocabulary] are of each row's next token, `seen` [rows, keys] says which cached keys are real,
-    `positions` [rows, keys] where they stand, and `next_position` [rows, 1] where the next token goes.
+    `positions` [rows, keys] where they stand, and `next_position` [rows, 1] where the next token goes. `fed` holds
+    what the cache was made of, where a row that grows past a length needs another one.
     """
 
     logits: torch.Tensor
@@ -28,12 +32,41 @@ class Decoding:
     seen: torch.Tensor
     positions: torch.Tensor
     next_position: torch.Tensor
+    fed: Fed | None = None
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drops all rows but those given."""
         self.cache.batch_select_indices(rows.cpu())
         self.logits, self.seen = self.logits[rows], self.seen[rows]
         self.positions, self.next_position = self.positions[rows], self.next_position[rows]
+        if self.fed is not None:
+            self.fed.keep(rows)
+
+
+@dataclass
+class Fed:
+    """The tokens behind a cache, [rows, width], which of them are `real`, and the rows' prompts.
+
+    `long` [rows] says which rows have outgrown the length at which the model's rotary frequencies change, `switch`.
+    """
+
+    tokens: torch.Tensor
+    real: torch.Tensor
+    choice: torch.Tensor | None
+    long: torch.Tensor
+    switch: int
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all rows but those given."""
+        self.tokens, self.real, self.long = self.tokens[rows], self.real[rows], self.long[rows]
+        self.choice = self.choice[rows] if self.choice is not None else None
+
+    def add(self, newest: torch.Tensor) -> None:
+        """One more token in each row, [rows]."""
+        import torch
+
+        self.tokens = torch.cat([self.tokens, newest[:, None]], dim=1)
+        self.real = torch.cat([self.real, self.real.new_ones(len(newest), 1)], dim=1)
 
 
 def decode(
@@ -68,7 +101,11 @@ def decode(
     with torch.inference_mode():
         state = prefill(repaired, tokens.to(repaired.device), real.to(repaired.device), choice)
         while alive:
-            newest = state.logits.argmax(dim=-1)
+            best, newest = state.logits.max(dim=-1)
+            if not bool(best.isfinite().all()):
+                rows = [contexts[row] + generated[row] for row in alive]
+                again = functools.partial(_run_alone, repaired, rows, choice[alive] if choice is not None else None)
+                finite.refuse(repaired.model, again, "the logits of a generated token")
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
@@ -86,6 +123,15 @@ def decode(
     texts = (repaired.tokenizer.decode(row, skip_special_tokens=True) for row in whole)
     cut = [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]
     return cut, tokens.numel() + sum(map(len, generated))
+
+
+def _run_alone(repaired: RepairedModel, rows: list[list[int]], choice: torch.Tensor | None) -> None:
+    """Each row in a pass of its own."""
+    import torch
+
+    for number, row in enumerate(rows):
+        tokens = torch.tensor([row], device=repaired.device)
+        prefill(repaired, tokens, None, choice[number : number + 1] if choice is not None else None)
 
 
 def prefill(
@@ -108,7 +154,7 @@ def prefill(
     if real is not None:
         positions, seen = (real.long().cumsum(1) - 1).clamp(min=0), real
     if (
-        choice is None and real is None and not has_sliding_window(repaired.model)
+        choice is None and real is None and not has_local_attention(repaired.model)
     ):  # the plain causal pass, for which kernels have a way of their own
         inputs: dict[str, Any] = {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         before = positions[:, :0]
@@ -124,28 +170,45 @@ def prefill(
             valid = repaired.prefixes.valid(choice)
             seen = torch.cat([valid, seen], dim=1)
             before = torch.arange(valid.shape[1], device=tokens.device).expand(rows, -1)
-    with head_only_at(repaired.model, last):
+    fed, switch = None, switch_of(repaired.model.config)
+    if switch is not None:
+        whole = real if real is not None else torch.ones_like(tokens, dtype=torch.bool)
+        fed = Fed(tokens, whole, choice, positions[:, -1] >= switch, switch)
+    with head_only_at(repaired.model, last), frequencies(repaired.model, _of_rows(fed)):
         output = repaired.model(input_ids=tokens, **inputs)
     at = torch.cat([before, positions], dim=1)
     logits = output.logits[0].to(tokens.device)
-    return Decoding(logits, output.past_key_values, seen, at, positions[:, -1:] + 1)
+    return Decoding(logits, output.past_key_values, seen, at, positions[:, -1:] + 1, fed)
 
 
 def step(repaired: RepairedModel, state: Decoding, newest: torch.Tensor) -> None:
     """Runs each row's newest token, [rows], and brings `state` up to the token after it."""
     import torch
 
+    if state.fed is not None:
+        state.fed.add(newest)
+        if bool(((state.next_position[:, 0] >= state.fed.switch) & ~state.fed.long).any()):
+            # A row's own earlier keys are other ones from here on.
+            anew = prefill(repaired, state.fed.tokens, state.fed.real, state.fed.choice)
+            state.__dict__.update(anew.__dict__)
+            return
     state.seen = torch.cat([state.seen, state.seen.new_ones(len(newest), 1)], dim=1)
     state.positions = torch.cat([state.positions, state.next_position], dim=1)
     mask = attention_mask(repaired.model, state.seen[:, None, :], state.next_position, state.positions)
-    output = repaired.model(
-        input_ids=newest[:, None],
-        attention_mask=mask,
-        position_ids=state.next_position,
-        past_key_values=state.cache,
-        use_cache=True,
-    )
+    with frequencies(repaired.model, _of_rows(state.fed)):
+        output = repaired.model(
+            input_ids=newest[:, None],
+            attention_mask=mask,
+            position_ids=state.next_position,
+            past_key_values=state.cache,
+            use_cache=True,
+        )
     state.logits, state.next_position = output.logits[:, -1].to(newest.device), state.next_position + 1
+
+
+def _of_rows(fed: Fed | None) -> torch.Tensor | None:
+    """Which rows are long, [rows, 1], as `frequencies` takes it."""
+    return fed.long[:, None] if fed is not None else None
 
 
 def _stopped(tokenizer: Any, tokens: list[int], stops: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError
 from idp.evaluate.batching import Row
 from idp.evaluate.engine import LocalEngine
+from idp.hub import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from idp.prompting.repaired import RepairedModel
+
+log = logging.getLogger(__name__)
 
 OpenModel = Callable[[str], "RepairedModel"]
 
@@ -83,8 +87,12 @@ class PooledEngine:
             while busy:
                 for connection in wait(list(busy)):
                     error, result = connection.recv()
+                    if isinstance(error, UserError):
+                        raise error
                     if error is not None:
-                        raise RuntimeError(f"an evaluation process failed: {error}")
+                        line, trace = error
+                        log.error("an evaluation process failed:\n%s", trace)
+                        raise RuntimeError(f"an evaluation process failed: {line}")
                     yield busy.pop(connection), result
                     feed(connection)
         except (EOFError, OSError) as error:
@@ -109,6 +117,8 @@ def _work(connection: Connection, open_model: OpenModel, device: str, processes:
         try:
             engine = engine or LocalEngine(open_model(device))
             answer = (None, getattr(engine, name)(*arguments))
+        except UserError as error:  # one line, for the user; this process's own traceback says nothing more
+            answer = (error, None)
         except Exception as error:
-            answer = (f"{type(error).__name__}: {error}\n{traceback.format_exc()}", None)
+            answer = ((f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()), None)
         connection.send(answer)

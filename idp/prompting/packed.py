@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting.frequencies import frequencies, switch_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,25 @@ FEW = 8  # or if the group is this small
 VECTOR = 64  # bytes: a softmax over rows that are no whole number of a CPU's vectors takes twice as long
 BLOCK, LONG_BLOCK = 64, 128  # queries at a time, in short rows and in long ones: the keys behind them are left out
 CPU_SCORES, GPU_SCORES = 2**21, 2**27  # attention scores of a group: what a CPU's cache holds, what a GPU's memory does
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How a layer weighs the keys that a query may see.
+
+    Args:
+        scaling: of the products of queries and keys.
+        window: tokens of its sliding window, the query's own counted; None: all that came before.
+        chunk: tokens of the chunks that its attention does not cross; None: there are none.
+        cap: bounds the scaled products s to cap * tanh(s / cap); None: not at all.
+        sinks: [heads], the score of a key that is not there and only takes weight away; None: there is none.
+    """
+
+    scaling: float
+    window: int | None = None
+    chunk: int | None = None
+    cap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,12 +112,14 @@ class Group:
         assert self.prefix is not None
         return self._on(device, "prefix", (self.prefix,))[0]
 
-    def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def mask(
+        self, window: int | None, dtype: torch.dtype, device: torch.device, chunk: int | None = None
+    ) -> torch.Tensor:
         """What is added to the scores, [rows or 1, width, keys]; the rows are one where all agree."""
         import torch
         from torch.nn.functional import pad
 
-        key = ("mask", window, dtype)
+        key = ("mask", window, dtype, chunk)
         if key not in self._kept:
             width = self.positions.shape[1]
             index = torch.arange(width)
@@ -111,6 +133,10 @@ class Group:
                 near = self.positions[:, None, :] > self.positions[:, :, None] - window
                 prefix = torch.arange(self.prefix_length) > self.positions[:, :, None] - window
                 visible, before = visible & near, before & prefix
+            if chunk is not None and int(self.positions.max()) >= chunk:
+                number = self.positions // chunk
+                prefix = torch.arange(self.prefix_length) // chunk == number[:, :, None]
+                visible, before = visible & (number[:, None, :] == number[:, :, None]), before & prefix
             visible = torch.cat([before, visible], dim=2)
             visible = pad(visible, (0, self.keys(dtype) - visible.shape[2]))
             self._kept[key] = (torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min),)
@@ -126,12 +152,17 @@ class Group:
 
 @dataclass
 class Packed:
-    """Rows end to end: `tokens` and `positions` are [1, tokens], `starts` where each row begins, in the order given."""
+    """Rows end to end: `tokens` and `positions` are [1, tokens], `starts` where each row begins, in the order given.
+
+    `long` [1, tokens] says which tokens belong to inputs beyond the length at which the model's rotary frequencies
+    change; None where they do not.
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     starts: list[int]
     groups: list[Group]
+    long: torch.Tensor | None = None
 
 
 def pack(
@@ -142,6 +173,7 @@ def pack(
     prefixes: Prefixes | None,
     model: PreTrainedModel,
     device: torch.device,
+    long: bool | None = None,
 ) -> Packed:
     """Rows as one sequence and its groups.
 
@@ -153,13 +185,23 @@ def pack(
         prefixes: those prefixes.
         model: the model, for `in_groups`.
         device: where the packed sequence goes.
+        long: whether all rows belong to inputs beyond the length at which rotary frequencies change; None: each says
+            so by its own length.
     """
     import torch
 
     lengths = [len(row) for row in tokens]
     before = [0] * len(tokens) if choice is None else prefixes.lengths[torch.tensor(choice)].tolist()
+    switch = switch_of(model.config)
+    is_long = [
+        switch is not None and (offset + max(places, default=0) >= switch if long is None else long)
+        for offset, places in zip(before, positions, strict=True)
+    ]
+    if choice is not None and any(is_long):
+        choice = [prefixes.row(prompt, beyond) for prompt, beyond in zip(choice, is_long, strict=True)]
     flat: list[int] = []
     shifted: list[int] = []
+    far: list[bool] = []
     starts, groups = [0] * len(tokens), []
     for members in in_groups(lengths, before, model, device):
         start, width, offset = len(flat), lengths[members[0]], before[members[0]]
@@ -168,12 +210,14 @@ def pack(
         for number, row in enumerate(members):
             starts[row] = len(flat)
             flat += tokens[row]
+            far += [is_long[row]] * lengths[row]
             shifted += (moved := [position + offset for position in positions[row]])
             places[number, : lengths[row]] = torch.tensor(moved)
             kinds[number, : lengths[row]] = torch.tensor(branches[row])
         prefix = None if choice is None else torch.tensor([choice[row] for row in members])
         groups.append(Group(start, len(flat), prefix, offset, places, kinds))
-    return Packed(torch.tensor([flat], device=device), torch.tensor([shifted], device=device), starts, groups)
+    beyond = torch.tensor([far], device=device) if switch is not None else None
+    return Packed(torch.tensor([flat], device=device), torch.tensor([shifted], device=device), starts, groups, beyond)
 
 
 def in_groups(
@@ -232,54 +276,65 @@ def packed_attention(
             " model whose attention goes through transformers' AttentionInterface"
         )
 
-    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **rest: Any) -> Any:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if rest.get("s_aux") is not None:
-            raise UserError(f"{type(model).__name__}: attention sinks with weights of their own are not supported")
-        if module.layer_idx == stop_at:
-            raise Reached(query[0].transpose(0, 1), key[0].transpose(0, 1), scaling)
-        prefix = None
-        if prefixes is not None:
-            prefix = (prefixes.keys[module.layer_idx], prefixes.values[module.layer_idx])
-        output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        for group in packed.groups:
-            found = _attend(group, query, key, value, prefix, scaling, rest.get("sliding_window"), cap(rest))
-            output[group.start : group.stop] = found
-        return output[None], None
-
-    def cap(given: dict[str, Any]) -> float | None:
-        """Gemma-2's bound on scores, as the model's own implementation heeds it: torch's fused attention does not."""
-        return None if before == "sdpa" else given.get("softcap")
-
+    whole = prefixes.whole if prefixes is not None else None
     config = model.config.get_text_config()
     before = config._attn_implementation
+    kinds, chunk = getattr(config, "layer_types", None) or (), getattr(config, "attention_chunk_size", None)
+
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, scaling: Any = None, **rest: Any
+    ) -> Any:
+        layer = module.layer_idx
+        if attention_mask is not None and attention_mask.numel() != 1:
+            raise UserError(
+                f"{type(model).__name__}: {type(module).__name__} adds a bias of its own to its attention, which packed"
+                " rows would lose; use another model"
+            )
+        weighing = Weighing(
+            query.shape[-1] ** -0.5 if scaling is None else scaling,
+            rest.get("sliding_window"),
+            chunk if kinds and kinds[layer] == "chunked_attention" else None,
+            # Gemma-2's bound on scores, as the model's own implementation heeds it: torch's fused attention does not.
+            None if before == "sdpa" else rest.get("softcap"),
+            rest.get("s_aux"),
+        )
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        if layer == stop_at:
+            raise Reached(query, key, weighing)
+        prefix = (whole.keys[layer], whole.values[layer]) if whole is not None else None
+        output = query.new_empty(*query.shape[:2], value.shape[-1])
+        for group in packed.groups:
+            output[group.start : group.stop] = _attend(group, query, key, value, prefix, weighing)
+        return output[None], None
+
     AttentionInterface.register(PACKED, attention)
     config._attn_implementation = PACKED
     try:
-        yield {
-            "input_ids": packed.tokens,
-            "position_ids": packed.positions,
-            # A mask of four dimensions is handed on as it is; ours is made from the groups.
-            "attention_mask": torch.zeros(1, 1, 1, 1, device=packed.tokens.device),
-            "use_cache": False,
-        }
+        # A mask of four dimensions is handed on as it is; ours is made from the groups.
+        mask = torch.zeros(1, 1, 1, 1, device=packed.tokens.device)
+        with frequencies(model, packed.long):
+            yield {
+                "input_ids": packed.tokens,
+                "position_ids": packed.positions,
+                "attention_mask": mask,
+                "use_cache": False,
+            }
     finally:
         config._attn_implementation = before
 
 
 class Reached(Exception):
-    """Ends a forward pass at a layer's attention, and carries its queries, keys and scale."""
+    """Ends a forward pass at a layer's attention, and carries its queries, keys and how it weighs them."""
 
 
 def queries_and_keys(
     model: PreTrainedModel, packed: Packed, prefixes: Prefixes | None, layer: int
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+) -> tuple[torch.Tensor, torch.Tensor, Weighing]:
     """What the attention of a layer is given: projected, normalised, rotated, whatever the architecture does.
 
     Returns:
-        queries [tokens, heads, head_dim], the rows' own keys [tokens, kv_heads, head_dim], and the scale of their
-        products. The layers above do not run.
+        queries [tokens, heads, head_dim], the rows' own keys [tokens, kv_heads, head_dim], and how the layer weighs
+        their products. The layers above do not run.
     """
     with packed_attention(model, packed, prefixes, stop_at=layer) as inputs:
         try:
@@ -289,14 +344,16 @@ def queries_and_keys(
     raise RuntimeError(f"{type(model).__name__} has no layer {layer}")
 
 
-def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """How much a group's tokens attend to their own row: the log-sum-exp of their scaled products with its keys.
+def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, weighing: Weighing) -> torch.Tensor:
+    """How much a group's tokens attend to their own row: the log-sum-exp of their scores with the keys that they see.
+
+    What a sink takes away counts as the row's own.
 
     Args:
         group: the rows.
         query: [tokens, heads, head_dim] of the whole packed sequence.
         key: [tokens, kv_heads, head_dim] of the same.
-        scaling: of the products.
+        weighing: the layer's.
 
     Returns:
         [tokens of the group, heads], float32.
@@ -310,8 +367,8 @@ def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, scaling: floa
     places, own, back = group.indices(kv_heads, count, query.device)
     query = _taken(query, places, kv_heads).view(kv_heads * rows, -1, key.shape[2])
     keys = _taken(key, own, kv_heads).view(kv_heads * rows, count, -1)
-    mask, mass = group.mask(None, torch.float32, query.device), []
-    for scores, _ in _in_blocks(group, query, keys, mask, scaling):
+    mask, mass = group.mask(weighing.window, torch.float32, query.device, weighing.chunk), []
+    for scores, _ in _in_blocks(group, query, keys, mask, weighing):
         mass.append(scores.logsumexp(dim=-1).view(kv_heads * rows, -1))
     return (
         torch.cat(mass, dim=1).view(len(places), -1).index_select(0, back).view(-1, query.shape[1] // width * kv_heads)
@@ -324,9 +381,7 @@ def _attend(
     key: Any,
     value: Any,
     prefix: tuple[Any, Any] | None,
-    scaling: float,
-    window: int | None,
-    cap: float | None = None,
+    weighing: Weighing,
 ) -> torch.Tensor:
     """Attention of a group's tokens, [tokens of the group, heads, head_dim].
 
@@ -339,9 +394,7 @@ def _attend(
         key: [tokens, kv_heads, head_dim]; `value` likewise.
         value: see `key`.
         prefix: keys and values of all prefixes, [prefixes, kv_heads, longest, head_dim].
-        scaling: of the products.
-        window: the layer's sliding window.
-        cap: bounds the scaled products s to cap * tanh(s / cap); None: not at all.
+        weighing: the layer's.
     """
     (rows, width), (heads, kv_heads), count = (
         group.positions.shape,
@@ -354,21 +407,19 @@ def _attend(
         _behind(prefix[which] if prefix is not None else None, group, _taken(mine, own, kv_heads), kv_heads)
         for which, mine in enumerate((key, value))
     )
-    mask = group.mask(window, query.dtype, query.device)
+    mask = group.mask(weighing.window, query.dtype, query.device, weighing.chunk)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
-    for scores, part in _in_blocks(group, query, keys, mask, scaling, cap):
-        seen = scores.shape[-1]
-        output[:, part] = scores.softmax(dim=-1).view(len(query), -1, seen) @ values[:, :seen]
+    for scores, part in _in_blocks(group, query, keys, mask, weighing):
+        weights = scores.softmax(dim=-1)
+        if weighing.sinks is not None:
+            weights = weights[..., :-1]
+        seen = weights.shape[-1]
+        output[:, part] = weights.reshape(len(query), -1, seen) @ values[:, :seen]
     return output.view(len(places), -1).index_select(0, back).view(-1, heads, values.shape[-1])
 
 
 def _in_blocks(
-    group: Group,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-    cap: float | None = None,
+    group: Group, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, weighing: Weighing
 ) -> Iterator[tuple[torch.Tensor, slice]]:
     """Masked scaled products, a block of queries at a time, with the keys up to the block's end.
 
@@ -377,25 +428,33 @@ def _in_blocks(
         query: [kv_heads * rows, width * heads that share a key head, head_dim].
         keys: [kv_heads * rows, keys, head_dim].
         mask: [rows or 1, width, keys], added to the products.
-        scaling: of the products.
-        cap: as for `_attend`.
+        weighing: the layer's.
 
     Yields:
-        [kv_heads, rows, queries, heads that share a key head, keys seen], and where the queries stand in `query`.
+        [kv_heads, rows, queries, heads that share a key head, keys seen], and where the queries stand in `query`; a
+        sink is one key more, the last.
     """
     import torch
 
     rows, width = group.positions.shape
     repeats, vector = query.shape[1] // width, VECTOR // mask.itemsize
+    scaling, cap, sinks = weighing.scaling, weighing.cap, weighing.sinks
+    if query.dtype == torch.float16:  # products of unscaled queries are beyond its range where scaled ones are not
+        query, scaling = query * scaling, 1.0
     block = BLOCK if width <= 2 * LONG_BLOCK else LONG_BLOCK
     for start in range(0, width, block):  # no token sees what comes after it
         stop = min(start + block, width)
         part, seen = slice(start * repeats, stop * repeats), -(-(group.prefix_length + stop) // vector) * vector
         scores = (query[:, part] @ keys[:, :seen].transpose(1, 2)).view(-1, rows, stop - start, repeats, seen)
+        hidden = mask[None, :, start:stop, None, :seen]
         if cap is not None:
-            yield mask[None, :, start:stop, None, :seen] + cap * torch.tanh(scores * (scaling / cap)), part
-            continue
-        yield torch.add(mask[None, :, start:stop, None, :seen], scores, alpha=scaling), part
+            scores = hidden + cap * torch.tanh(scores * (scaling / cap))
+        else:
+            scores = torch.add(hidden, scores, alpha=scaling)
+        if sinks is not None:
+            sink = sinks.view(-1, 1, 1, repeats, 1).to(scores.dtype)
+            scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
+        yield scores, part
 
 
 def _taken(tensor: Any, places: Any, kv_heads: int) -> torch.Tensor:

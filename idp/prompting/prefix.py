@@ -6,10 +6,14 @@ once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trai
 
 from __future__ import annotations
 
+import functools
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting import finite
+from idp.prompting.frequencies import frequencies, switch_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,16 +22,25 @@ if TYPE_CHECKING:
     from idp.prompting.bank import PromptBank
 
 
+LOOKED_INTO = "idp_looked_into"
+Layers = list[tuple["torch.Tensor", "torch.Tensor"]]
+
+
 @dataclass
 class Prefixes:
     """Keys and values of m prompts, padded on the right to the longest.
 
-    `keys[layer]` and `values[layer]` are [m, kv_heads, longest, head_dim]; `lengths` is [m].
+    `keys[layer]` and `values[layer]` are what the layer's attention is given, [m, kv_heads, longest, head_dim];
+    `lengths` is [m]. `cached` holds the pairs that its cache holds, likewise padded, where those are something else:
+    latent attention keeps what keys and values are made of. `long` holds the same prompts as they are in long inputs,
+    where a model's rotary frequencies change at a length.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     lengths: torch.Tensor
+    cached: Layers | None = None
+    long: Prefixes | None = None
 
     @classmethod
     def stack(cls, parts: list[Prefixes]) -> Prefixes:
@@ -36,22 +49,48 @@ class Prefixes:
 
         longest = max(part.keys[0].shape[2] for part in parts)
 
-        def stacked(which: str, layer: int) -> torch.Tensor:
-            tensors = [getattr(part, which)[layer] for part in parts]
+        def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
             return torch.cat([pad_tokens(tensor, longest) for tensor in tensors])
 
         layers = range(len(parts[0].keys))
+        cached = None
+        if parts[0].cached is not None:
+            cached = [
+                (stacked([part.cached[layer][0] for part in parts]), stacked([part.cached[layer][1] for part in parts]))
+                for layer in layers
+            ]
         return cls(
-            [stacked("keys", layer) for layer in layers],
-            [stacked("values", layer) for layer in layers],
+            [stacked([part.keys[layer] for part in parts]) for layer in layers],
+            [stacked([part.values[layer] for part in parts]) for layer in layers],
             torch.cat([part.lengths for part in parts]),
+            cached,
+            cls.stack([part.long for part in parts]) if parts[0].long is not None else None,
         )
 
-    def cache(self, choice: torch.Tensor) -> DynamicCache:
-        """A fresh cache that holds prompt `choice[row]` in each row; `choice` is [rows]."""
+    @functools.cached_property
+    def whole(self) -> Prefixes:
+        """The prompts, and behind them those of `long`."""
+        if self.long is None:
+            return self
+        return Prefixes.stack([Prefixes(self.keys, self.values, self.lengths, self.cached), self.long])
+
+    def row(self, prompt: int, long: bool) -> int:
+        """Where a prompt stands in `whole`, as it is in short inputs or in long ones."""
+        return prompt + len(self.lengths) * (long and self.long is not None)
+
+    def cache(self, choice: torch.Tensor, long: torch.Tensor | None = None) -> DynamicCache:
+        """A fresh cache that holds prompt `choice[row]` in each row; `choice` is [rows].
+
+        Args:
+            choice: the prompts.
+            long: [rows], whether the prompt is followed by a long input, where that makes a difference.
+        """
         longest = int(self.lengths[choice].max())
+        source = self
+        if long is not None and self.long is not None:
+            source, choice = self.whole, choice + len(self.lengths) * long.to(choice.device)
         layers = []
-        for keys, values in zip(self.keys, self.values, strict=True):
+        for keys, values in source.cached or zip(source.keys, source.values, strict=True):
             rows = choice.to(keys.device)  # a model spread over devices has its layers' prefixes beside them
             layers.append((keys[rows, :, :longest], values[rows, :, :longest]))
         return cache_of(layers)
@@ -90,12 +129,15 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def run_prompt(
+    model: PreTrainedModel, prompt: torch.Tensor, long: bool | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
 
     Args:
         model: the causal language model.
         prompt: [tokens, hidden_size] in the space of the input embeddings.
+        long: whether the input with its prompt is a long one, as `frequencies` takes it.
     """
     import torch
 
@@ -103,13 +145,14 @@ def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch
     cache = cache_of([])
     causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool, device=weight.device).tril()
     positions = torch.arange(len(prompt), device=weight.device)[None]
-    model.base_model(
-        inputs_embeds=prompt.to(weight.device, weight.dtype)[None],
-        attention_mask=attention_mask(model, causal[None], positions, positions),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with frequencies(model, long):
+        model.base_model(
+            inputs_embeds=prompt.to(weight.device, weight.dtype)[None],
+            attention_mask=attention_mask(model, causal[None], positions, positions),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -161,12 +204,14 @@ def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.
     return [(keys[None], values[None]) for keys, values in layers]
 
 
-def states(model: PreTrainedModel, kind: str, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def states(
+    model: PreTrainedModel, kind: str, prompt: torch.Tensor, long: bool | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt of a bank of `kind`, [1, kv_heads, tokens, head_dim].
 
-    Gradients flow to the prompt: training and inference go this one way.
+    Gradients flow to the prompt: training and inference go this one way. `long` is as for `run_prompt`.
     """
-    return unflatten(model, prompt) if kind == "prefix" else run_prompt(model, prompt)
+    return unflatten(model, prompt) if kind == "prefix" else run_prompt(model, prompt, long)
 
 
 def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
@@ -185,9 +230,21 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
             raise UserError(
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
+    def bound(long: bool | None) -> Prefixes:
+        runs = [states(model, bank.kind, prompt, long) for prompt in bank.prompts]
+        for prompt, run in zip(bank.prompts, runs, strict=True):
+            again = functools.partial(states, model, bank.kind, prompt, long)
+            for keys, values in run:
+                finite.check(keys, model, again, "a prompt's keys")
+                finite.check(values, model, again, "a prompt's values")
+        return Prefixes.stack([_prefix_of(model, run, long) for run in runs])
+
     with torch.no_grad():
-        runs = [states(model, bank.kind, prompt) for prompt in bank.prompts]
-    return Prefixes.stack([_prefix_of(run, embeddings.device) for run in runs])
+        if switch_of(model.config) is None:
+            return bound(None)
+        prefixes = bound(False)
+        prefixes.long = bound(True)
+    return prefixes
 
 
 def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, tokens: list[int]) -> Prefixes:
@@ -202,21 +259,53 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
     import torch
 
     device = model.get_input_embeddings().weight.device
-    cache, before = cache_of([]), 0
-    if prefixes is not None:
-        cache = prefixes.cache(torch.tensor([prompt], device=device))
-        before = int(prefixes.lengths[prompt])
+    before = int(prefixes.lengths[prompt]) if prefixes is not None else 0
     positions = torch.arange(before + len(tokens), device=device)[None]
     visible = torch.ones(len(tokens), before + len(tokens), dtype=torch.bool, device=device).tril(before)
+
+    def extended(long: bool | None) -> Prefixes:
+        cache = cache_of([])
+        if prefixes is not None:
+            whose = prefixes.long if long else prefixes
+            cache = whose.cache(torch.tensor([prompt], device=device))
+        with frequencies(model, long):
+            model.base_model(
+                input_ids=torch.tensor([tokens], device=device),
+                attention_mask=attention_mask(model, visible[None], positions[:, before:], positions),
+                position_ids=positions[:, before:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return _prefix_of(model, [(layer.keys, layer.values) for layer in cache.layers], long)
+
     with torch.no_grad():
-        model.base_model(
-            input_ids=torch.tensor([tokens], device=device),
-            attention_mask=attention_mask(model, visible[None], positions[:, before:], positions),
-            position_ids=positions[:, before:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return _prefix_of([(layer.keys, layer.values) for layer in cache.layers], device)
+        if switch_of(model.config) is None:
+            return extended(None)
+        longer = extended(False)
+        longer.long = extended(True)
+    return longer
+
+
+def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
+    """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
+
+    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
+    """
+    import torch
+
+    (rows, width), length, device = batch.shape, len(prompt), batch.device
+    switch = switch_of(model.config)
+    made = states(model, kind, prompt, None if switch is None else length + width > switch)
+    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in made]
+    positions = torch.arange(length + width, device=device)[None]
+    visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
+    return {
+        "input_ids": batch,
+        "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
+        "position_ids": positions[:, length:].expand(rows, -1),
+        "past_key_values": cache_of(shared),
+        "use_cache": True,
+    }
 
 
 def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
@@ -226,11 +315,71 @@ def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
     return pad(tensor, (0, 0, 0, length - tensor.shape[2]))
 
 
-def _prefix_of(layers: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> Prefixes:
+def _prefix_of(model: PreTrainedModel, layers: Layers, long: bool | None) -> Prefixes:
+    """One prefix out of what the model's cache holds of it, [1, kv_heads, tokens, head_dim] for each layer."""
     import torch
 
-    keys, values = zip(*layers, strict=True)
-    return Prefixes(list(keys), list(values), torch.tensor([keys[0].shape[2]], device=device))
+    device = model.get_input_embeddings().weight.device
+    lengths = torch.tensor([layers[0][0].shape[2]], device=device)
+    seen = layers if caches_what_it_attends_to(model, layers) else attended(model, layers, long)
+    keys, values = zip(*seen, strict=True)
+    return Prefixes(list(keys), list(values), lengths, None if seen is layers else layers)
+
+
+def caches_what_it_attends_to(model: PreTrainedModel, layers: Layers) -> bool:
+    """Whether a model's attention is given the keys and values of its cache as they are; tried out once for a model."""
+    if model not in _caches_plainly:
+        found = attended(model, layers, None)
+        _caches_plainly[model] = all(
+            mine.shape == given.shape and bool((mine == given).all())
+            for pair, both in zip(layers, found, strict=True)
+            for mine, given in zip(pair, both, strict=True)
+        )
+    return _caches_plainly[model]
+
+
+_caches_plainly: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+def attended(model: PreTrainedModel, layers: Layers, long: bool | None) -> Layers:
+    """The keys and values that each layer's attention is given for a prefix in its cache, likewise shaped.
+
+    Latent attention keeps what they are made of, others repeat heads before they attend. One token is run behind the
+    prefix, and its attention looked into.
+
+    Args:
+        model: the model.
+        layers: what its cache holds of the prefix, [1, kv_heads, tokens, head_dim] for each layer.
+        long: as for `run_prompt`.
+    """
+    import torch
+    from transformers import AttentionInterface
+
+    length, device = layers[0][0].shape[2], model.get_input_embeddings().weight.device
+    config = model.config.get_text_config()
+    before, given = config._attn_implementation, {}
+
+    def look(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        given[module.layer_idx] = key[:, :, :length], value[:, :, :length]
+        return query.new_zeros(1, 1, query.shape[1], value.shape[-1]), None
+
+    position = torch.tensor([[length]], device=device)
+    mask = torch.zeros(1, 1, 1, length + 1, device=device)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    AttentionInterface.register(LOOKED_INTO, look)
+    config._attn_implementation = LOOKED_INTO
+    try:
+        with frequencies(model, long):
+            model.base_model(
+                input_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
+                attention_mask=dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask,
+                position_ids=position,
+                past_key_values=cache_of(list(layers)),
+                use_cache=True,
+            )
+    finally:
+        config._attn_implementation = before
+    return [given[layer] for layer in range(len(layers))]
 
 
 def attention_mask(
@@ -247,22 +396,29 @@ def attention_mask(
     Returns:
         [rows, 1, queries, keys], or a dict of such by kind of layer for models that mix kinds.
     """
-    if not has_sliding_window(model):
+    if not has_local_attention(model):
         return _additive(model, visible)
     config = model.config.get_text_config()
-    window, kinds = config.sliding_window, set(getattr(config, "layer_types", None) or ())
-    near = key_positions[:, None, :] > query_positions[:, :, None] - window
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "chunked_attention" in kinds:
+        size = config.attention_chunk_size
+        same = key_positions[:, None, :] // size == query_positions[:, :, None] // size
+        return {"full_attention": _additive(model, visible), "chunked_attention": _additive(model, visible & same)}
+    near = key_positions[:, None, :] > query_positions[:, :, None] - config.sliding_window
     if "full_attention" in kinds:
         return {"full_attention": _additive(model, visible), "sliding_attention": _additive(model, visible & near)}
     return _additive(model, visible & near)
 
 
-def has_sliding_window(model: PreTrainedModel) -> bool:
-    """Whether any layer sees only the nearest tokens."""
+def has_local_attention(model: PreTrainedModel) -> bool:
+    """Whether any layer sees only the nearest tokens, or those of one chunk."""
     config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "chunked_attention" in kinds:
+        return True
     if getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False:
         return False
-    return set(getattr(config, "layer_types", None) or ()) != {"full_attention"}
+    return kinds != {"full_attention"}
 
 
 def _additive(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:

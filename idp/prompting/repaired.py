@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.prompting import finite
+from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import Packed, packed_attention
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
@@ -58,7 +60,9 @@ class RepairedModel:
         if self.selector is None:
             return torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            return self.selector.scores(contexts).argmax(dim=1)
+            scores = self.selector.scores(contexts)
+            finite.check(scores, self.model, lambda: self.selector.scores(contexts), "the selector's scores")
+            return scores.argmax(dim=1)
 
     def attention_inputs(
         self,
@@ -82,6 +86,8 @@ class RepairedModel:
         rows, tokens = positions.shape
         valid = prefixes.valid(choice)
         shifted = positions + prefixes.lengths[choice][:, None]
+        switch = switch_of(self.model.config)
+        long = None if switch is None else shifted.amax(dim=1) >= switch
         before = torch.arange(valid.shape[1], device=positions.device).expand(rows, -1)
         return {
             "attention_mask": attention_mask(
@@ -91,7 +97,7 @@ class RepairedModel:
                 torch.cat([before, shifted], dim=1),
             ),
             "position_ids": shifted,
-            "past_key_values": prefixes.cache(choice),
+            "past_key_values": prefixes.cache(choice, long),
             "use_cache": True,
         }
 

@@ -12,7 +12,7 @@ from idp.config import Storage, Training, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import attention_mask, cache_of, states
+from idp.prompting.prefix import behind
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
@@ -20,7 +20,6 @@ from idp.recover.work import Made, Work
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -123,26 +122,6 @@ def loss_with(
     return loss_of
 
 
-def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
-    """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
-
-    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
-    """
-    import torch
-
-    (rows, width), length, device = batch.shape, len(prompt), batch.device
-    shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in states(model, kind, prompt)]
-    positions = torch.arange(length + width, device=device)[None]
-    visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
-    return {
-        "input_ids": batch,
-        "attention_mask": attention_mask(model, visible[None], positions[:, length:], positions),
-        "position_ids": positions[:, length:].expand(rows, -1),
-        "past_key_values": cache_of(shared),
-        "use_cache": True,
-    }
-
-
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:
     """A prompt's first value, [length, hidden_size].
 
@@ -150,7 +129,8 @@ def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: i
         loaded: the model, whose embedding it is drawn from.
         length: tokens.
         init: `vocabulary` (random rows of the embedding), `first_rows` (rows 0..n-1, as in Xu et al.'s code), `text`
-            (the tokens of `init_text`, repeated) or `random` (Gaussian with the embedding's mean and deviation).
+            (the tokens of `init_text`, repeated) or `random` (Gaussian with the mean and deviation
+            of the embeddings that the model's layers get).
         init_text: the text for `text`.
         seed: for `vocabulary` and `random`.
 
@@ -162,7 +142,7 @@ def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: i
     weight = loaded.model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     if init == "random":
-        sample = weight.detach().float().cpu()
+        sample = embed(loaded, list(range(len(weight))))  # not the table itself: Gemma scales what it looks up
         return sample.mean(0) + sample.std(0) * torch.randn(length, weight.shape[1], generator=generator)
     if init == "text":
         tokens = loaded.tokenizer(init_text, add_special_tokens=False)["input_ids"]

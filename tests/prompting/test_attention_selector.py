@@ -89,6 +89,61 @@ def _queries_and_keys(loaded, prompt, context, layer):
     return query[0], key[0].repeat_interleave(block.self_attn.num_key_value_groups, dim=0)
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("lengths", [[6, 6], [5, 12]])
+def test_a_sliding_window_hides_prompts_as_it_does_from_the_model(family, lengths, open_tiny, make_bank, model_folders):
+    """Layer 0 slides over 24 tokens: most of a long context sees no prompt at all."""
+    loaded = open_tiny(family)
+    bank = make_bank(loaded, lengths)
+    selector = Attention(0, "post", "mean", None)
+    selector.bind(loaded.model, bind(loaded.model, bank))
+    contexts = [[3, *range(40, 100)], [4, 50], [5, *range(60, 90)]]
+    with torch.no_grad():
+        found = selector.scores(contexts)
+    for row, context in enumerate(contexts):
+        expected = windowed_reference(loaded.model, bank, context)
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-4)
+
+
+def windowed_reference(model, bank, context, window=24):
+    """Mean weights at layer 0 with all prompts in one softmax, out of the model's own attention behind each alone.
+
+    Weights behind one prompt are a softmax over it and the input; the ratio of a prompt's weights to those of the
+    input's own tokens is what it is in a softmax with others beside it. Positions differ by prompt, distances do not.
+    """
+    model.set_attn_implementation("eager")
+    n, t, ratios = bank.lengths, len(context), []
+    embedded = model.get_input_embeddings()(torch.tensor([context]))
+    for prompt in bank.prompts:
+        with torch.no_grad():
+            weights = model(
+                inputs_embeds=torch.cat([prompt[None], embedded], dim=1), output_attentions=True
+            ).attentions[0][0][:, len(prompt) :]
+        assert bool((weights[:, -1, : max(len(prompt) + t - window, 0)] == 0).all()), "the window hides what is far"
+        own = weights[:, :, len(prompt) :].sum(-1)
+        ratios.append(weights[:, :, : len(prompt)].sum(-1) / own)
+    model.set_attn_implementation("sdpa")
+    whole = 1 + sum(ratios)
+    return torch.stack([(ratio / whole / length).mean() for ratio, length in zip(ratios, n, strict=True)])
+
+
+def test_a_bound_on_scores_counts_where_the_model_heeds_it(open_tiny, make_bank):
+    loaded = open_tiny("gemma2")
+    loaded.model.set_attn_implementation("eager")
+    for layer in loaded.model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.05  # all but flattens the scores
+    bank = make_bank(loaded, [6, 6])
+    selector = Attention(0, "post", "mean", None)
+    selector.bind(loaded.model, bind(loaded.model, bank))
+    with torch.no_grad():
+        found = selector.scores(CONTEXTS)
+    loaded.model.set_attn_implementation("eager")
+    for row, context in enumerate(CONTEXTS):
+        expected = windowed_reference(loaded.model, bank, context)
+        loaded.model.set_attn_implementation("eager")
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-4)
+
+
 def test_the_model_is_left_as_it_was(open_tiny, make_bank):
     loaded = open_tiny("llama")
     before = loaded.model.config._attn_implementation

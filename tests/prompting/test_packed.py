@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from idp.errors import UserError
-from idp.prompting.packed import CPU_SCORES, TRUNK, _attend, in_groups, pack, packed_attention
+from idp.prompting.packed import CPU_SCORES, TRUNK, Weighing, _attend, in_groups, pack, packed_attention
 from idp.prompting.prefix import Prefixes
 
 
@@ -42,7 +42,7 @@ def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
     assert packed.tokens.shape == (1, total), "nothing is padded"
     query, key, value = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
     prefix = (prefixes.keys[0], prefixes.values[0]) if prompted else None
-    found = torch.cat([_attend(group, query, key, value, prefix, 0.3, window) for group in packed.groups])
+    found = torch.cat([_attend(group, query, key, value, prefix, Weighing(0.3, window)) for group in packed.groups])
 
     for row, kinds in enumerate(branches):
         start, n = packed.starts[row], 0

@@ -217,3 +217,16 @@ def test_lora_attached_gives_the_logits_it_was_trained_with(open_tiny, blocks, t
         logits = attached.model(tokens).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(history.best_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(("family", "scale"), [("llama", 1.0), ("gemma3_text", 8.0)])
+def test_a_random_start_has_the_size_of_what_the_layers_get(family, scale, open_tiny):
+    """Gemma scales what it looks up by the root of the hidden size, 8 here; where nothing is scaled, nothing changes."""
+    loaded = open_tiny(family)
+    table = loaded.model.get_input_embeddings().weight.float()
+    drawn = torch.randn(6, table.shape[1], generator=torch.Generator().manual_seed(3))
+    expected = (table * scale).mean(0) + (table * scale).std(0) * drawn
+    found = initial(loaded, 6, "random", "", 3)
+    if scale == 1.0:
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)

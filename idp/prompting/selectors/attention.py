@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Optional
 from idp import config
 from idp.config import option
 from idp.errors import UserError
-from idp.prompting.packed import TRUNK, own_mass, pack, queries_and_keys
+from idp.prompting.frequencies import switch_of
+from idp.prompting.packed import TRUNK, Weighing, own_mass, pack, queries_and_keys
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:
     import torch
+
+    from idp.prompting.prefix import Prefixes
 
 FITTED_AT_ONCE = 32  # contexts
 
@@ -108,11 +111,29 @@ class Attention(Selector):
         return 2 * len(self.mean) if self.calibrated else 0
 
     def raw_scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The scores before any calibration, [contexts, prompts]."""
+        """The scores before any calibration, [contexts, prompts].
+
+        Where rotary frequencies change at a length, a context has those that it has behind the longest prompt, and so
+        have all prompts that it looks at.
+        """
         import torch
 
-        post, lengths = self.softmax == "post", self.prefixes.lengths.tolist()
-        device = self.prefixes.lengths.device
+        switch = switch_of(self.model.config)
+        if switch is None:
+            return self._scores(contexts, self.prefixes, None)
+        room = switch - int(self.prefixes.lengths.max())
+        found = torch.empty(len(contexts), len(self.prefixes.lengths), device=self.prefixes.lengths.device)
+        for long, prefixes in ((False, self.prefixes), (True, self.prefixes.long)):
+            rows = [row for row, context in enumerate(contexts) if (len(context) > room) is long]
+            if rows:
+                found[rows] = self._scores([contexts[row] for row in rows], prefixes, long)
+        return found
+
+    def _scores(self, contexts: Sequence[Sequence[int]], prefixes: Prefixes, long: bool | None) -> torch.Tensor:
+        import torch
+
+        post, lengths = self.softmax == "post", prefixes.lengths.tolist()
+        device = prefixes.lengths.device
         seen: dict[int, torch.Tensor] = {}  # per prompt what is read of it, [tokens, heads]
         own = torch.empty(0)
         # At layer 0 a query depends on its position alone, not on what the prompt says: one pass per prompt length.
@@ -128,21 +149,23 @@ class Attention(Selector):
                 [range(n, n + len(context)) if self.layer == 0 else range(len(context)) for context in contexts],
                 [[TRUNK] * len(context) for context in contexts],
                 None if self.layer == 0 else [prompts[0]] * len(contexts),
-                None if self.layer == 0 else self.prefixes,
+                None if self.layer == 0 else prefixes,
                 self.model,
                 device,
+                long,
             )
-            query, key, scaling = queries_and_keys(self.model, packed, self.prefixes, self.layer)
-            products = _products(query, self.prefixes.keys[self.layer][prompts, :, :n], scaling)
-            read = products.logsumexp(-1) if post else getattr(products, self.reduce)(-1)
+            query, key, weighing = queries_and_keys(self.model, packed, prefixes, self.layer)
+            products = _products(query, prefixes.keys[self.layer][prompts, :, :n], weighing)
+            seen_of = _seen(packed.positions[0], n, weighing)
+            read = self._read(products, None if seen_of is None else seen_of[:, None, None, :])
             seen |= {prompt: read[..., number].to(device) for number, prompt in enumerate(prompts)}
             if post and prompts is together[-1]:  # the input's own attention, with the input behind the longest prompt
-                own = torch.cat([own_mass(group, query, key, scaling) for group in packed.groups]).to(device)
+                own = torch.cat([own_mass(group, query, key, weighing) for group in packed.groups]).to(device)
         values = torch.stack([seen[prompt] for prompt in range(len(lengths))], dim=-1)  # [tokens, heads, prompts]
         if post:
             values = (values - torch.cat([values, own[..., None]], dim=-1).logsumexp(-1, keepdim=True)).exp()
             if self.reduce == "mean":
-                values = values / self.prefixes.lengths
+                values = values / prefixes.lengths
         if self.heads is not None:
             values = values[:, self.heads]
         order = sorted(range(len(contexts)), key=packed.starts.__getitem__)
@@ -151,20 +174,62 @@ class Attention(Selector):
         found[order] = torch.segment_reduce(values.mean(1), "mean", lengths=sizes, axis=0)
         return found
 
+    def _read(self, products: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """What is read of each prompt, [tokens, heads, prompts], over those of its tokens that a query sees.
 
-def _products(query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+        Args:
+            products: [tokens, heads, prompts, prompt tokens].
+            seen: what each query sees of them, broadcast; None: all.
+        """
+        import torch
+
+        if self.softmax == "post":
+            return (products if seen is None else products.masked_fill(~seen, -torch.inf)).logsumexp(-1)
+        if seen is None:
+            return getattr(products, self.reduce)(-1)
+        total = (products * seen).sum(-1)
+        return total / seen.sum(-1).clamp(min=1) if self.reduce == "mean" else total
+
+
+def _seen(positions: torch.Tensor, n: int, weighing: Weighing) -> torch.Tensor | None:
+    """Which of a prompt's n tokens a query sees, [queries, n]; None where every one sees all.
+
+    Args:
+        positions: [queries], where they stand, the prompt in front counted.
+        n: tokens of the prompt.
+        weighing: the layer's: its window or its chunks.
+    """
+    import torch
+
+    seen, places = None, torch.arange(n, device=positions.device)
+    if weighing.window is not None:
+        seen = places > positions[:, None] - weighing.window
+    if weighing.chunk is not None:
+        same = places // weighing.chunk == positions[:, None] // weighing.chunk
+        seen = same if seen is None else seen & same
+    return seen
+
+
+def _products(query: torch.Tensor, keys: torch.Tensor, weighing: Weighing) -> torch.Tensor:
     """Scaled products of queries with the keys of prompts, [tokens, heads, prompts, prompt tokens], float32.
 
-    They are taken in the model's own precision, as its attention takes them. Query heads share the key heads in order.
+    They are taken in the model's own precision, as its attention takes them, and bounded where it bounds them. Query
+    heads share the key heads in order.
 
     Args:
         query: [tokens, heads, head_dim].
         keys: [prompts, kv_heads, prompt tokens, head_dim].
-        scaling: of the products.
+        weighing: the layer's.
     """
+    import torch
+
     tokens, heads, dim = query.shape
     prompts, kv_heads, n, _ = keys.shape
+    scaling = weighing.scaling
+    if query.dtype == torch.float16:  # as the packed pass does, and for the same reason
+        query, scaling = query * scaling, 1.0
     grouped = query.view(tokens, kv_heads, -1, dim).transpose(0, 1).reshape(kv_heads, -1, dim)
     found = grouped @ keys.transpose(0, 1).reshape(kv_heads, prompts * n, dim).transpose(1, 2)
     found = found.view(kv_heads, tokens, -1, prompts, n).transpose(0, 1).reshape(tokens, heads, prompts, n)
-    return found.float().mul_(scaling)
+    found = found.float().mul_(scaling)
+    return found if weighing.cap is None else weighing.cap * torch.tanh(found / weighing.cap)
