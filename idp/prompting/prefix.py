@@ -6,9 +6,11 @@ once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import Beginning
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +24,19 @@ if TYPE_CHECKING:
 class Prefixes:
     """Keys and values of m prompts, padded on the right to the longest.
 
-    `keys[layer]` and `values[layer]` are [m, kv_heads, longest, head_dim]; `lengths` is [m].
+    `keys[layer]` and `values[layer]` are [m, kv_heads, longest, head_dim]; `lengths` is [m], the BOS of `beginning`
+    that stands ahead of each prompt counted. `beginning` also says what every text behind them begins with.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     lengths: torch.Tensor
+    beginning: Beginning = field(default_factory=Beginning)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of each prefix that are not its prompt's own: the BOS before it."""
+        return len(self.beginning.ahead_of_prompt)
 
     @classmethod
     def stack(cls, parts: list[Prefixes]) -> Prefixes:
@@ -45,6 +54,7 @@ class Prefixes:
             [stacked("keys", layer) for layer in layers],
             [stacked("values", layer) for layer in layers],
             torch.cat([part.lengths for part in parts]),
+            parts[0].beginning,
         )
 
     def cache(self, choice: torch.Tensor) -> DynamicCache:
@@ -90,16 +100,22 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def run_prompt(
+    model: PreTrainedModel, prompt: torch.Tensor, ahead: Sequence[int] = ()
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
 
     Args:
         model: the causal language model.
         prompt: [tokens, hidden_size] in the space of the input embeddings.
+        ahead: token ids before it, whose keys and values come first.
     """
     import torch
 
     weight = model.get_input_embeddings().weight
+    if ahead:
+        prompt = prompt.to(weight.device)
+        prompt = torch.cat([embedded(model, ahead).to(prompt.dtype), prompt])
     cache = cache_of([])
     causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool, device=weight.device).tril()
     positions = torch.arange(len(prompt), device=weight.device)[None]
@@ -111,6 +127,15 @@ def run_prompt(model: PreTrainedModel, prompt: torch.Tensor) -> list[tuple[torch
         use_cache=True,
     )
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def embedded(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """Embeddings of tokens as the model's layers get them, [tokens, hidden_size]."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        return embeddings(torch.tensor(list(tokens), device=embeddings.weight.device))
 
 
 def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
@@ -161,16 +186,36 @@ def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.
     return [(keys[None], values[None]) for keys, values in layers]
 
 
-def states(model: PreTrainedModel, kind: str, prompt: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def states(
+    model: PreTrainedModel, kind: str, prompt: torch.Tensor, ahead: Sequence[int] = ()
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt of a bank of `kind`, [1, kv_heads, tokens, head_dim].
 
-    Gradients flow to the prompt: training and inference go this one way.
+    Gradients flow to the prompt: training and inference go this one way. Token ids that stand `ahead` of the prompt
+    come first.
     """
-    return unflatten(model, prompt) if kind == "prefix" else run_prompt(model, prompt)
+    import torch
+
+    if kind != "prefix":
+        return run_prompt(model, prompt, ahead)
+    layers = unflatten(model, prompt)
+    if not ahead:
+        return layers
+    with torch.no_grad():
+        first = run_prompt(model, embedded(model, ahead))
+    return [
+        (torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2))
+        for (keys, values), (own_keys, own_values) in zip(first, layers, strict=True)
+    ]
 
 
-def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
+def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None = None) -> Prefixes:
     """The bank's prompts as prefixes of `model`, without gradients.
+
+    Args:
+        model: the causal language model.
+        bank: the prompts.
+        beginning: the BOS and its place; None: the bank's own, or none at all.
 
     Raises:
         UserError: the prompts are of another width than the model has: they belong to another one.
@@ -186,8 +231,11 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
     with torch.no_grad():
-        runs = [states(model, bank.kind, prompt) for prompt in bank.prompts]
-    return Prefixes.stack([_prefix_of(run, embeddings.device) for run in runs])
+        beginning = beginning or bank.beginning or Beginning()
+        runs = [states(model, bank.kind, prompt, beginning.ahead_of_prompt) for prompt in bank.prompts]
+    prefixes = Prefixes.stack([_prefix_of(run, embeddings.device) for run in runs])
+    prefixes.beginning = beginning
+    return prefixes
 
 
 def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, tokens: list[int]) -> Prefixes:

@@ -57,7 +57,8 @@ class Attention(Selector):
 
     The prompts do not see one another. The query that looks at prompt i stands where it would if prompt i were alone
     (at n_i + t for prompts of n_i tokens), so every prompt is judged at the distance that it was trained for. All
-    prompts and the input's own earlier tokens share one softmax.
+    prompts and the input's own earlier tokens share one softmax, and the BOS before a prompt, where that is its place:
+    it is no token of the prompt, and what it draws is nobody's.
 
     Args:
         layer: the decoder layer that is read. Layer 0 costs one embedding, one projection and one product of queries
@@ -111,7 +112,7 @@ class Attention(Selector):
         """The scores before any calibration, [contexts, prompts]."""
         import torch
 
-        post, lengths = self.softmax == "post", self.prefixes.lengths.tolist()
+        post, lengths, ahead = self.softmax == "post", self.prefixes.lengths.tolist(), self.prefixes.ahead
         device = self.prefixes.lengths.device
         seen: dict[int, torch.Tensor] = {}  # per prompt what is read of it, [tokens, heads]
         own = torch.empty(0)
@@ -134,15 +135,18 @@ class Attention(Selector):
             )
             query, key, scaling = queries_and_keys(self.model, packed, self.prefixes, self.layer)
             products = _products(query, self.prefixes.keys[self.layer][prompts, :, :n], scaling)
-            read = products.logsumexp(-1) if post else getattr(products, self.reduce)(-1)
+            prompt, bos = products[..., ahead:], products[..., 0, :ahead]
+            read = prompt.logsumexp(-1) if post else getattr(prompt, self.reduce)(-1)
             seen |= {prompt: read[..., number].to(device) for number, prompt in enumerate(prompts)}
             if post and prompts is together[-1]:  # the input's own attention, with the input behind the longest prompt
                 own = torch.cat([own_mass(group, query, key, scaling) for group in packed.groups]).to(device)
+                if ahead:
+                    own = own.logaddexp(bos.logsumexp(-1).to(device))
         values = torch.stack([seen[prompt] for prompt in range(len(lengths))], dim=-1)  # [tokens, heads, prompts]
         if post:
             values = (values - torch.cat([values, own[..., None]], dim=-1).logsumexp(-1, keepdim=True)).exp()
             if self.reduce == "mean":
-                values = values / self.prefixes.lengths
+                values = values / (self.prefixes.lengths - ahead)
         if self.heads is not None:
             values = values[:, self.heads]
         order = sorted(range(len(contexts)), key=packed.starts.__getitem__)
