@@ -46,9 +46,20 @@ class Beginning:
         """The model's BOS where no text begins with it."""
         return [] if self.place == AFTER else list(self.tokens)
 
+    def __len__(self) -> int:
+        """Tokens that it takes of the model's window."""
+        return 0 if self.place == NONE else len(self.tokens)
+
+    def __bool__(self) -> bool:
+        return True  # also one of no tokens is known
+
+    def described(self) -> dict[str, Any]:
+        """As JSON; places differ only where there is something to place."""
+        return {"tokens": list(self.tokens), "place": self.place if self.tokens else NONE}
+
     def identity(self) -> dict[str, Any]:
         """Its part of a key; nothing where no BOS is in play, so that `place` changes nothing there."""
-        return {"bos": {"tokens": list(self.tokens), "place": self.place}} if self.tokens else {}
+        return {"bos": self.described()} if self.tokens else {}
 
 
 def resolve(mode: str, tokenizer: Any) -> tuple[int, ...]:

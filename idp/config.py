@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
-from idp.beginning import AFTER, MODES, PLACES
+from idp.beginning import AFTER, MODES, PLACES, Beginning
 from idp.errors import UserError
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
@@ -248,10 +248,9 @@ class Recovery:
         """The recovery that is made first, and on whose adapter this one is made."""
         return None
 
-    @property
-    def bos_place(self) -> str:
-        """Where the model's BOS token stands about its prompt; without one it is the text's first token."""
-        return getattr(self, "bos", AFTER)
+    def beginning(self, bos: tuple[int, ...]) -> Beginning:
+        """What every input begins with, given the model's BOS; without a prompt that is the text's first token."""
+        return Beginning(bos, getattr(self, "bos", AFTER))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         """Tokens of each prompt that it puts before the input."""

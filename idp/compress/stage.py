@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
+from idp.beginning import Beginning, begun
 from idp.compress import recipe
 from idp.compress.freeze import freeze
 from idp.compress.measure import check_claims, measure_weights
@@ -48,7 +49,7 @@ def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
     if length > room:
         raise UserError(f"compressor.calibration.length={length}: the model's window is {room}; use {room} or less")
     group_size = recipe.check(compressor, empty.model)
-    calibration_blocks(compressor, text, empty.tokenizer)
+    calibration_blocks(compressor, text, empty)
     return group_size
 
 
@@ -57,8 +58,10 @@ def works(compressor: Compressor) -> bool:
     return bool(compressor.sparsity.method or compressor.quantization.method)
 
 
-def calibration_blocks(compressor: Compressor, text: Any, tokenizer: Any) -> torch.Tensor:
+def calibration_blocks(compressor: Compressor, text: Any, loaded: LoadedModel) -> torch.Tensor:
     """Token ids [samples, length]: the same for every compressor with the same `calibration` options.
+
+    Where the model's texts begin with a BOS each sequence does; it takes the place of the last token.
 
     Raises:
         UserError: the text is too short.
@@ -66,7 +69,8 @@ def calibration_blocks(compressor: Compressor, text: Any, tokenizer: Any) -> tor
     from idp.corpus import blocks
 
     calibration = compressor.calibration
-    return blocks(text, "calibration", tokenizer, calibration.length, calibration.samples, calibration.seed)
+    found = blocks(text, "calibration", loaded.tokenizer, calibration.length, calibration.samples, calibration.seed)
+    return begun(found, loaded.bos)[:, : calibration.length]
 
 
 def compress(
@@ -91,6 +95,7 @@ def compress(
     if works(compressor):
         config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
         config |= models.numerics(model)
+        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
@@ -130,7 +135,7 @@ def _compress(
     """Compresses, saves, and measures what was saved; never more than one model in memory."""
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
-    inputs = calibration_blocks(compressor, text, loaded.tokenizer)
+    inputs = calibration_blocks(compressor, text, loaded)
     scales, dead, not_inverted = _apply(compressor, group_size, loaded, inputs, folder)
     dense = models.open_model(source, model).model
     weights = measure_saved(

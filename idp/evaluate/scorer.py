@@ -158,9 +158,7 @@ class Scorer(TemplateLM):
     def _windows(self, tokens: list[int], first: int, length: int) -> list[Request]:
         """A text in windows of up to `length` tokens as HFLM cuts them; `first` is the context of the first one."""
         cut = get_rolling_token_windows(tokens, first, length, context_len=1)
-        return [
-            Request(list(context), list(continuation)) for context, continuation in map(make_disjoint_window, cut)
-        ]
+        return [Request(list(context), list(continuation)) for context, continuation in map(make_disjoint_window, cut)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, each up to its first stop string, token for token as HFLM's.

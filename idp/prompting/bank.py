@@ -103,7 +103,7 @@ class PromptBank:
         if not storage.is_plain(stored):
             described["storage"] = storage.described(stored)
         if self.beginning is not None:
-            described["bos"] = {"tokens": list(self.beginning.tokens), "place": self.beginning.place}
+            described["bos"] = self.beginning.described()
             if ahead is not None:
                 described["bos"]["virtual_tokens"] = len(ahead)
         if self.centres is not None:

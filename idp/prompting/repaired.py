@@ -29,6 +29,7 @@ class RepairedModel:
     A dense or a compressed model is one without a bank; one prompt is a bank of one, which needs no selector.
 
     `beginning` is the BOS of every input and its place: the bank's own, else the model's, as the text's first token.
+    `bos` is the model's, as it is without a bank.
     """
 
     def __init__(self, loaded: LoadedModel, bank: PromptBank | None = None, selector: Selector | None = None):
@@ -36,6 +37,7 @@ class RepairedModel:
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.device: torch.device = loaded.device
         self.bank = bank
+        self.bos: tuple[int, ...] = loaded.bos
         self.beginning: Beginning = (bank.beginning if bank else None) or Beginning(loaded.bos)
         self.prefixes: Prefixes | None = bind(self.model, bank, self.beginning) if bank else None
         self.selector = selector if bank is not None and len(bank) > 1 else None

@@ -41,6 +41,7 @@ def build(
     sources: list[TaskSource],
     documents: int | None,
     transfer: dict[str, Any] | None = None,
+    bos: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a run.
 
@@ -56,6 +57,7 @@ def build(
         sources: where the tasks' documents came from.
         documents: per task, as the budget allows.
         transfer: where the repair was learned, if not in this run.
+        bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
     own = list(measured.values())[-1]
     record = _merged(own)
@@ -87,6 +89,7 @@ def build(
         },
         "repair_bytes": repair.get("bytes", 0),
         "transfer": transfer,
+        "bos": bos,
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
