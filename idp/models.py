@@ -175,11 +175,12 @@ def bos_of(folder: Path, config: Model) -> tuple[int, ...]:
     Raises:
         UserError: the folder has no tokenizer that can be read, or `always` and it has no BOS token.
     """
-    return _bos_of(str(folder), config.bos, config.trust_remote_code)
+    stamps = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.glob("*.json")))
+    return _bos_of(str(folder), config.bos, config.trust_remote_code, stamps)
 
 
 @functools.lru_cache(maxsize=64)
-def _bos_of(folder: str, mode: str, trust_remote_code: bool) -> tuple[int, ...]:
+def _bos_of(folder: str, mode: str, trust_remote_code: bool, _stamps: tuple) -> tuple[int, ...]:
     from transformers import AutoTokenizer
 
     try:
