@@ -46,12 +46,15 @@ def main() -> None:
     if options.bits:
         _round(loaded.model, options.bits)
         _say("rounded", "no prompt, BOS", None, _loss(loaded, empty, heldout, Beginning(loaded.bos)))
-    for seed in options.seeds:
-        count = options.steps * options.batch_size
-        train = blocks(text, "train", loaded.tokenizer, options.length, count, seed, at_most=True)
-        for place in PLACES:
-            history = _trained(loaded, (train, heldout), place, seed, options)
-            _say("trained", place, seed, history.best_loss, at_start=history.heldout[0]["loss"])
+    count = options.steps * options.batch_size
+    texts = {
+        seed: blocks(text, "train", loaded.tokenizer, options.length, count, seed, at_most=True)
+        for seed in options.seeds
+    }
+    for place in PLACES:
+        for seed in options.seeds:
+            history = _trained(loaded, (texts[seed], heldout), place, seed, options)
+            _say("trained", place, seed, history.best_loss, at_start=round(history.heldout[0]["loss"], 4))
 
 
 def _options() -> Any:
@@ -81,16 +84,15 @@ def _loss(loaded: Any, prompt: torch.Tensor, heldout: torch.Tensor, beginning: B
     """Mean loss of held-out blocks behind a prompt [tokens, hidden_size], none where that is empty."""
     import torch
 
+    from idp.evaluate.engine import LocalEngine
+    from idp.evaluate.perplexity import window_losses
+    from idp.evaluate.scorer import Scorer
     from idp.prompting.bank import PromptBank
     from idp.prompting.repaired import RepairedModel
 
     bank = PromptBank([prompt], ["one"], beginning=beginning) if len(prompt) else None
     if bank is None:
         loaded = type(loaded)(loaded.model, loaded.tokenizer, beginning.tokens)
-    from idp.evaluate.engine import LocalEngine
-    from idp.evaluate.perplexity import window_losses
-    from idp.evaluate.scorer import Scorer
-
     losses = window_losses(Scorer(LocalEngine(RepairedModel(loaded, bank)), 2048), heldout)
     return float(torch.tensor(losses).mean())
 
@@ -105,9 +107,9 @@ def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, s
         options.length,
         options.learning_rate,
         0.0,
-        options.steps // 10,
+        max(1, options.steps // 10),
         1.0,
-        max(1, options.steps // 2),
+        options.steps,  # evaluated at its start and its end
         options.heldout,
         options.steps,
         "lm",
