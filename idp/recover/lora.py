@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -149,9 +150,21 @@ def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedMode
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    if merge:
+        _untie_adapted_head(loaded.model)
     # Not merged, the layers now hold the adapter; the model itself stays the plain one that all other code knows.
     model = adapted.merge_and_unload() if merge else adapted.get_base_model()
     return replace(loaded, model=model.eval().requires_grad_(False))
+
+
+def _untie_adapted_head(model: PreTrainedModel) -> None:
+    """Gives an adapted output head a weight of its own: merged into a tied one, the update would change the embedding."""
+    import torch
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    plain = getattr(head, "base_layer", None)
+    if plain is not None and plain.weight is getattr(embeddings, "base_layer", embeddings).weight:
+        plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
 
 
 def check_targets(loaded: LoadedModel, targets: list[str]) -> None:

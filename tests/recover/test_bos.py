@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from idp import models
 from idp.beginning import PLACES, Beginning
+from idp.compress import stage as compressing
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import embedded
@@ -30,7 +31,8 @@ def begun(small, text, tmp_path, bos_folders):
         root = Store(tmp_path / "store")
         dense = models.load(config.model, models.find(config.model), root)
         stage.check(config.recovery, models.open_empty(models.model_folder(dense), config.model), text)
-        return config, dense, stage.recover(config.recovery, config.model, dense, text, seed, root, dense=dense)
+        as_it_is = compressing.compress(config.compressor, None, config.model, dense, text, root)
+        return config, dense, stage.recover(config.recovery, config.model, as_it_is, text, seed, root, dense=dense)
 
     return make
 
@@ -167,17 +169,17 @@ def test_lora_beneath_prompts_is_the_one_made_alone(begun):
     assert sum(config["recovery"]["kind"] == "lora" for config in beneath) == 1
 
 
-def test_a_transferred_bank_keeps_its_own(begun, small, tmp_path, text, caplog):
+def test_a_transferred_bank_keeps_its_own(begun, compose, tmp_path, text, caplog):
     _, dense, repair = begun("prompt", "recovery.bos=after")
     where = ["model=local", f"model.path={models.model_folder(dense)}", "model.dtype=float32"]
     for wanted, options in {
         "after": [],
         "none": ["recovery.bos=none"],
     }.items():
-        config = small("none", *where, "recovery=transfer", f"recovery.from={repair.path}", *options)
+        config = compose(*where, "recovery=transfer", f"recovery.from={repair.path}", *options)
         moved = stage.recover(config.recovery, config.model, dense, text, 0, Store(tmp_path / "store"), dense=dense)
         assert PromptBank.load(moved.path / "bank").beginning == Beginning((BOS,), wanted)
-    config = small("none", *where, "recovery=transfer", f"recovery.from={repair.path}", "model.bos=never")
+    config = compose(*where, "recovery=transfer", f"recovery.from={repair.path}", "model.bos=never")
     recovery, given = stage.find(config.recovery)
     empty = models.open_empty(models.model_folder(dense), config.model)
     stage.check_given(given, config.model, dense, empty, recovery)
@@ -196,16 +198,16 @@ def test_a_bank_of_before_it_was_written_down_is_used_as_it_was(begun):
     assert repaired.beginning == Beginning((BOS,), "after")
 
 
-def test_prompts_of_another_bos_do_not_join(begun, small):
+def test_prompts_of_another_bos_do_not_join(begun, compose):
     _, dense, repair = begun("prompt", "recovery.bos=after")
     where = ["model=local", f"model.path={models.model_folder(dense)}", "model.dtype=float32"]
     joined = ["recovery/bank=assembled", f"recovery.bank.from=[{repair.path},{repair.path}]"]
-    config = small("idp", *where, *joined)
+    config = compose(*where, "recovery=idp", *joined)
     recovery, given = stage.find(config.recovery)
     empty = models.open_empty(models.model_folder(dense), config.model)
     with pytest.raises(UserError, match=r"BOS tokens \[257\] at recovery.bos=after, this run has .*before"):
         stage.check_given(given, config.model, dense, empty, recovery)
-    config = small("idp", *where, *joined, "recovery.bos=after")
+    config = compose(*where, "recovery=idp", *joined, "recovery.bos=after")
     recovery, given = stage.find(config.recovery)
     stage.check_given(given, config.model, dense, empty, recovery)
 
