@@ -171,7 +171,9 @@ class LanguageModel:
         return chosen
 
     def perplexity(self, texts: Sequence[str]) -> list[float]:
-        """Each text's perplexity per token, its first token counted, in windows as lm-eval cuts them.
+        """Each text's perplexity per token, its first token counted and its BOS not, in windows as lm-eval cuts them.
+
+        Where texts begin with a BOS token, each window does.
 
         (A record's perplexity is over many windows of running text, which are full and whose first tokens are not
         counted.)
@@ -180,11 +182,10 @@ class LanguageModel:
             UserError: no texts, something that is no text, or a text without tokens.
         """
         texts = _texts(texts, "texts")
-        counts = [len(self._scorer.tok_encode(text)) for text in texts]
+        counts = [len(self._scorer.own_tokens(text)) for text in texts]
         if 0 in counts:
             raise UserError(f"texts[{counts.index(0)}] has no tokens: there is no perplexity of nothing; leave it out")
-        requests = [_request("loglikelihood_rolling", (text,), number) for number, text in enumerate(texts)]
-        totals = self._scorer.loglikelihood_rolling(requests)
+        totals = self._scorer.loglikelihood_texts(texts)
         return [_exp(-total / count) for total, count in zip(totals, counts, strict=True)]
 
     def _begin(self) -> None:

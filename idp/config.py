@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
+from idp.beginning import AFTER, MODES, PLACES, Beginning
 from idp.errors import UserError
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
@@ -30,6 +31,16 @@ def option(help: str, *, choices: tuple = (), minimum: float | None = None, maxi
     """A config field with its help and the values that it takes."""
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=MISSING, metadata=metadata)
+
+
+def bos_option() -> Any:
+    """The field `bos` of a recovery that puts a prompt before the input."""
+    help = (
+        "where the model's BOS token stands: before the prompt, after it (as a text's first token), or none at all;"
+        " without effect where texts have none (model.bos)"
+    )
+    metadata = {"help": help, "choices": PLACES, "minimum": None, "maximum": None}
+    return field(default=MISSING, kw_only=True, metadata=metadata)
 
 
 def keyword_option(name: str, kind: str, help: str) -> Any:
@@ -60,6 +71,9 @@ class Model:
         choices=(None, "auto", "balanced", "balanced_low_0", "sequential"),
     )
     trust_remote_code: bool = option("run code that comes with the model; off unless you trust its author")
+    bos: str = option(
+        "the token at the beginning of a text. auto: where the tokenizer puts one; always; never", choices=MODES
+    )
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 
 
@@ -238,6 +252,10 @@ class Recovery:
     def prompts(self) -> bool:
         """Whether it puts prompts before the input, whatever their lengths."""
         return type(self).prompt_lengths is not Recovery.prompt_lengths
+
+    def beginning(self, bos: tuple[int, ...]) -> Beginning:
+        """What every input begins with, given the model's BOS; without a prompt that is the text's first token."""
+        return Beginning(bos, getattr(self, "bos", AFTER))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         """Tokens of each prompt that it puts before the input."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import AUTO
 from idp.config import Compressor, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
 from idp.kinds import restore
@@ -165,7 +166,10 @@ def of_record(
         return Finished(
             said,
             record,
-            replace(restore(Model, config["model"], "model"), dtype=record["config"]["model_dtype"]),
+            replace(
+                restore(Model, {"bos": AUTO, **config["model"]}, "model"),  # records before it was an option
+                dtype=record["config"]["model_dtype"],
+            ),
             restore(Compressor, config["compressor"], "compressor"),
             Made(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
             int(config["evaluation"]["batch_tokens"]),

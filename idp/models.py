@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub, quantized, tokenization, weights
+from idp import beginning, hub, quantized, tokenization, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.gguf_files import model as ggufs
@@ -43,10 +44,18 @@ class Source:
 
 @dataclass
 class LoadedModel:
-    """A causal language model in memory, frozen, with its tokenizer."""
+    """A causal language model in memory, frozen, with its tokenizer.
+
+    `bos` are the tokens that a text begins with, as `model.bos` says; left out, those that the tokenizer puts there.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    bos: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bos is None:
+            self.bos = beginning.added_by(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +197,7 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     weights.check_tied(str(folder), model)
     if not config.device_map:
         model = model.to(device_of(config))
-    return LoadedModel(model.eval().requires_grad_(False), tokenizer)
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, beginning.resolve(config.bos, tokenizer))
 
 
 def open_empty(folder: Path, config: Model) -> LoadedModel:
@@ -207,7 +216,28 @@ def open_empty(folder: Path, config: Model) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not a causal language model: {hub.first_line(error)}") from error
-    return LoadedModel(model, tokenizer)
+    return LoadedModel(model, tokenizer, beginning.resolve(config.bos, tokenizer))
+
+
+def bos_of(folder: Path, config: Model) -> tuple[int, ...]:
+    """The tokens that a text begins with for the model of `folder`, as `model.bos` says; none for none.
+
+    Raises:
+        UserError: the folder has no tokenizer that can be read, or `always` and it has no BOS token.
+    """
+    stamps = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.glob("*.json")))
+    return _bos_of(str(folder), config.bos, config.trust_remote_code, stamps)
+
+
+@functools.lru_cache(maxsize=64)
+def _bos_of(folder: str, mode: str, trust_remote_code: bool, _stamps: tuple) -> tuple[int, ...]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read: {hub.first_line(error)}") from error
+    return beginning.resolve(mode, tokenizer)
 
 
 def device_of(config: Model) -> torch.device:

@@ -69,7 +69,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
         recovering.check(config.recovery, empty, found.corpus)
-        recovering.check_given(given, config.model, dense, empty)
+        recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
         _check_latency(config, empty)
         tracker = WandbTracker(
@@ -91,7 +91,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
-            latency = time_models(config, rows, store)
+            latency = time_models(config, rows, store, empty.bos)
 
             status.stage("track")
             record = records.build(
@@ -106,6 +106,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
                 sources=found.tasks,
                 documents=config.task.documents,
                 transfer=given.source.provenance() if given.source is not None else None,
+                bos=_bos(config, empty, repair),
             )
             place = records.write(folder, record, measured, alone, found.tasks)
             tracker.finish(record, place, repair.path if repair is not None else None)
@@ -217,6 +218,7 @@ def measure(
                 config.task.documents,
                 found.perplexity,
                 store,
+                models.bos_of(models.model_folder(row.weights), config.model),
             )
         else:
             measured[name] = _measure_row(name, row, config, found, store, status)
@@ -267,7 +269,7 @@ def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store
     )
 
 
-def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product | None:
+def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[int, ...] = ()) -> Product | None:
     """Latency of the rows side by side; None unless it is asked for."""
     from idp.evaluate.stage import time_models as time_variants
 
@@ -290,7 +292,18 @@ def time_models(config: Config, rows: dict[str, Row], store: Store) -> Product |
 
     parents = [row.key for row in rows.values()]
     parents += [digest(row.selection.identity) for row in rows.values() if row.selection is not None]
-    return time_variants(open_variants, parents, config.latency, config.model, store)
+    return time_variants(open_variants, parents, config.latency, config.model, store, bos)
+
+
+def _bos(config: Config, empty: models.LoadedModel, repair: Product | None) -> dict[str, Any] | None:
+    """The BOS that was in play, for the record, and its place where there was a prompt; None where none was."""
+    beginning = config.recovery.beginning(empty.bos)
+    if not beginning.tokens:
+        return None
+    prompted = repair is not None and (repair.path / "bank").is_dir()
+    tokens = list(beginning.tokens)
+    text = empty.tokenizer.decode(tokens)
+    return {"tokens": tokens, "text": text, "place": beginning.place if prompted else None}
 
 
 def _check_forward(config: Config, found: Found, store: Store, folder: Path | None = None) -> None:
@@ -317,10 +330,13 @@ def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -
 
     window, prompt = config.evaluation.perplexity_window, recovering.longest_prompt(config.recovery, empty)
     room = empty.model.config.get_text_config().max_position_embeddings
-    if found.perplexity and window + prompt > room:
+    # The baselines' texts have the BOS also where the repaired model's have none.
+    bos = max(len(config.recovery.beginning(empty.bos)), len(empty.bos) - prompt)
+    if found.perplexity and window + prompt + bos > room:
+        before = f"a prompt of {prompt} tokens{f' and {bos} of BOS' if bos else ''}"
         raise UserError(
-            f"evaluation.perplexity_window={window}: with a prompt of {prompt} tokens it does not fit in the model's"
-            f" window of {room}; use {room - prompt} or less for every run that you compare"
+            f"evaluation.perplexity_window={window}: with {before} it does not fit in the model's window of {room}; use"
+            f" {room - prompt - bos} or less for every run that you compare"
         )
     for text in found.perplexity.values():
         blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
@@ -329,10 +345,12 @@ def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -
 def _check_latency(config: Config, empty: models.LoadedModel) -> None:
     latency, prompt = config.latency, recovering.longest_prompt(config.recovery, empty)
     room = empty.model.config.get_text_config().max_position_embeddings
-    needed = prompt + max(latency.input_tokens) + latency.new_tokens
+    bos = max(len(config.recovery.beginning(empty.bos)), len(empty.bos) - prompt)
+    needed = prompt + bos + max(latency.input_tokens) + latency.new_tokens
     if latency.enabled and needed > room:
+        before = f"a prompt of {prompt} tokens{f', {bos} of BOS' if bos else ''}"
         raise UserError(
-            f"latency.input_tokens={max(latency.input_tokens)}: with a prompt of {prompt} tokens and"
+            f"latency.input_tokens={max(latency.input_tokens)}: with {before} and"
             f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
         )
 

@@ -135,6 +135,62 @@ def open_tiny(model_folders):
     return opened
 
 
+@pytest.fixture(scope="session")
+def bos_folders(tmp_path_factory):
+    """`bos_folders(family, adds=True)`: as `model_folders`, with a BOS of its own, which the tokenizer adds or not."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from idp.models import byte_tokenizer
+
+    root, made = tmp_path_factory.mktemp("bos"), {}
+
+    def folder(family: str, adds: bool = True) -> Path:
+        if (family, adds) in made:
+            return made[family, adds]
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        if adds:
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+            )
+        arguments = dict(FAMILIES[family])
+        ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": 0}
+        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments, **ids, pad_token_id=0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(4.0)
+        made[family, adds] = root / f"{family}-{adds}"
+        model.save_pretrained(made[family, adds])
+        tokenizer.save_pretrained(made[family, adds])
+        return made[family, adds]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def open_bos(bos_folders):
+    """`open_bos(family, mode, adds=True)`: a tiny model that has a BOS of its own, with `model.bos=mode`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from idp.beginning import resolve
+    from idp.models import LoadedModel
+
+    def opened(family: str = "llama", mode: str = "auto", adds: bool = True) -> LoadedModel:
+        folder = bos_folders(family, adds)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return LoadedModel(model, tokenizer, resolve(mode, tokenizer))
+
+    return opened
+
+
 @pytest.fixture
 def make_bank():
     """`make_bank(loaded, lengths)`: prompts made of vocabulary rows, each drawn from its own seed."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idp.beginning import Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.store import Store, digest
 
@@ -254,11 +255,12 @@ def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.nd
     """The mean final hidden state of each context in the model that is repaired, as cluster banks embed text."""
     from safetensors.numpy import load_file, save_file
 
-    from idp.models import numerics
+    from idp.models import bos_of, model_folder, numerics
 
     stages = run.record["idp"]["stages"]
     weights = "compressed" if "compressed" in run.variants else "dense"
-    store = Store(run.product("load").path.parents[1])
+    load = run.product("load")
+    store, bos = Store(load.path.parents[1]), Beginning(bos_of(model_folder(load), run.model)).identity()
 
     def make(place: Path) -> None:
         opened = run.open(weights)
@@ -269,7 +271,11 @@ def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.nd
         product = store.get_or_make(
             "embeddings",
             parent=(stages["compress"] if weights == "compressed" else stages["load"])["key"],
-            config={"texts": digest({name: task.contexts for name, task in tasks.items()}), **numerics(run.model)},
+            config={
+                "texts": digest({name: task.contexts for name, task in tasks.items()}),
+                **numerics(run.model),
+                **bos,
+            },
             version=VERSION,
             make=make,
             label=f"{sum(len(task.contexts) for task in tasks.values())} documents",
@@ -285,14 +291,17 @@ def embed(model: Any, texts: list[str], batch_tokens: int) -> np.ndarray:
     Args:
         model: a repaired model, whose repair is not used.
         texts: an empty one is embedded as zeros.
-        batch_tokens: of a batch at most; the end of a text that is longer than the model's window is read.
+        batch_tokens: of a batch at most; the end of a text that is longer than the model's window is read. The BOS that
+            texts begin with is read as well, and is no part of the mean.
     """
     import torch
 
     from idp.progress import progress
 
     config = model.model.config.get_text_config()
-    ids = [model.tokenizer.encode(text)[-config.max_position_embeddings :] for text in texts]
+    bos = list(model.bos)
+    encoded, room = Encoder(model.tokenizer, [], bos), config.max_position_embeddings - len(bos)
+    ids = [encoded(text)[-room:] for text in texts]
     lengths: dict[int, list[int]] = defaultdict(list)
     for place, tokens in enumerate(ids):
         lengths[len(tokens)].append(place)
@@ -302,9 +311,9 @@ def embed(model: Any, texts: list[str], batch_tokens: int) -> np.ndarray:
             size = max(1, batch_tokens // max(length, 1))
             for batch in (places[start : start + size] for start in range(0, len(places), size)):
                 if length:
-                    tokens = torch.tensor([ids[place] for place in batch], device=model.device)
+                    tokens = torch.tensor([bos + ids[place] for place in batch], device=model.device)
                     hidden = model.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-                    found[batch] = hidden.float().mean(1).cpu()
+                    found[batch] = hidden[:, len(bos) :].float().mean(1).cpu()
                 bar.update(len(batch))
     return found.numpy()
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import AFTER, Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.store import Product, Store, digest, write_json
 
@@ -54,7 +55,7 @@ class Look:
     """What a model did with one input.
 
     `attention[layer]` is [heads, tokens, tokens], the weights on the input's own tokens, which sum to less than 1
-    behind a prompt; `prompt_share[layer]` is what went to the prompt, the mean over heads and tokens; `hidden[layer]`
+    behind a prompt or a BOS; `prompt_share[layer]` is what went to the prompt, the mean over heads and tokens; `hidden[layer]`
     is [tokens, hidden_size], what the layer hands on (the last layer's behind the final normalisation).
     """
 
@@ -123,13 +124,15 @@ def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: 
     from transformers import AutoConfig, AutoTokenizer
 
     from idp.evaluate.tasks import document_indices
-    from idp.models import model_folder
+    from idp.models import bos_of, model_folder
     from idp.track.record import SAMPLES
 
     place = model_folder(load)
     tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=run.model.trust_remote_code)
     config = AutoConfig.from_pretrained(place, trust_remote_code=run.model.trust_remote_code).get_text_config()
-    room = min(tokens, config.max_position_embeddings - (_prompt_length(run) or 0))
+    bos = bos_of(place, run.model)
+    encoded = Encoder(tokenizer, [], bos)  # each model puts it where it has its place
+    room = min(tokens, config.max_position_embeddings - (_prompt_length(run) or 0) - len(bos))
     file = folder / SAMPLES
     if not file.is_file():
         raise UserError(f"{file}: it is gone; the inputs are the documents in it. Run the record's command again")
@@ -140,7 +143,7 @@ def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: 
             contexts.setdefault(row["asked_for"], []).append(row["context"])
     ids, per_task = [], {}
     for task, texts in contexts.items():
-        chosen = [tokenizer.encode(texts[index])[-room:] for index in document_indices(len(texts), documents)]
+        chosen = [encoded(texts[index])[-room:] for index in document_indices(len(texts), documents)]
         kept = [row for row in chosen if len(row) >= SHORTEST]
         ids += kept
         per_task[task] = len(kept)
@@ -203,17 +206,21 @@ def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequenc
 def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
     """One input through a model, behind the prompt that it is given. To be called within `eager_attention`.
 
+    A BOS is read where the model has it, and is no token of the input nor of the prompt.
+
     Raises:
         UserError: the architecture does not show its attention.
     """
     import torch
 
     with torch.inference_mode():
-        ids = torch.tensor([list(tokens)], device=model.device)
-        width = ids.shape[1]
+        bos = model.beginning.ahead_of_text
+        ids = torch.tensor([bos + list(tokens)], device=model.device)
+        width, own = ids.shape[1], len(tokens)
+        ahead = model.prefixes.ahead if model.prefixes is not None else 0
         visible = torch.ones(1, width, width, dtype=torch.bool, device=model.device).tril()
         positions = torch.arange(width, device=model.device)[None]
-        inputs = model.attention_inputs(visible, positions, model.choose([list(tokens)]))
+        inputs = model.attention_inputs(visible, positions, model.choose([bos + list(tokens)]))
         output = model.model.base_model(
             input_ids=ids, **inputs, output_attentions=True, output_hidden_states=True, return_dict=True
         )
@@ -221,9 +228,9 @@ def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
         raise UserError(f"{type(model.model).__name__}: it does not show its attention, so it cannot be compared")
     weights = [rows[0].float().cpu() for rows in output.attentions]
     return Look(
-        [rows[:, :, -width:] for rows in weights],
-        [float(rows[:, :, :-width].sum(-1).mean()) for rows in weights],
-        [states[0].float().cpu() for states in output.hidden_states[1:]],
+        [rows[:, -own:, -own:] for rows in weights],
+        [float(rows[:, -own:, ahead:-width].sum(-1).mean()) for rows in weights],
+        [states[0, -own:].float().cpu() for states in output.hidden_states[1:]],
     )
 
 
@@ -239,8 +246,11 @@ def eager_attention(model: RepairedModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def untrained(model: RepairedModel, length: int) -> RepairedModel:
-    """The model behind a prompt of `length` random rows of its embedding: always the same ones."""
+def untrained(model: RepairedModel, length: int, beginning: Beginning | None = None) -> RepairedModel:
+    """The model behind a prompt of `length` random rows of its embedding: always the same ones.
+
+    Its BOS stands where `beginning`, that of the trained prompt, has it.
+    """
     import torch
 
     from idp.models import LoadedModel
@@ -249,13 +259,16 @@ def untrained(model: RepairedModel, length: int) -> RepairedModel:
 
     table = model.model.get_input_embeddings().weight
     drawn = torch.randint(len(table), (length,), generator=torch.Generator().manual_seed(0))
-    bank = PromptBank([table[drawn.to(table.device)].detach().float().cpu()], [UNTRAINED])
-    return RepairedModel(LoadedModel(model.model, model.tokenizer), bank)
+    place = beginning.place if beginning is not None else AFTER
+    bank = PromptBank(
+        [table[drawn.to(table.device)].detach().float().cpu()], [UNTRAINED], beginning=Beginning(model.bos, place)
+    )
+    return RepairedModel(LoadedModel(model.model, model.tokenizer, model.bos), bank)
 
 
 def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product:
     """One model's likeness to the dense one, as a product."""
-    from idp.models import numerics
+    from idp.models import bos_of, model_folder, numerics
 
     stages = run.record["idp"]["stages"]
     keys = {stage: stages[stage]["key"] for stage in ("load", "compress", "recover", "select") if stages.get(stage)}
@@ -266,10 +279,15 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
         selector = run.recovery.selector
         made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and asdict(selector)}
 
+    bos = Beginning(bos_of(model_folder(run.product("load")), run.model)).identity()
+    beginning = _beginning(run) if length is not None else None
+    if bos and beginning is not None:
+        made_of["place"] = beginning.place
+
     def make(folder: Path) -> None:
         dense = run.open("dense")
         if name == UNTRAINED:
-            other = untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length)
+            other = untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length, beginning)
         else:
             other = run.open(name)
         write_json(folder / FILE, compare(dense, other, inputs.tokens, name))
@@ -280,7 +298,7 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
         return store.get_or_make(
             "similarity",
             parent=keys["load"],
-            config={"of": made_of, "inputs": inputs.described["fingerprint"], **numerics(run.model)},
+            config={"of": made_of, "inputs": inputs.described["fingerprint"], **numerics(run.model), **bos},
             version=VERSION,
             make=make,
             label=name,
@@ -294,6 +312,14 @@ def _prompt_length(run: Finished) -> int | None:
         return None
     described = json.loads((repair.path / "bank" / "bank.json").read_text(encoding="utf-8"))
     return max(described["lengths"])
+
+
+def _beginning(run: Finished) -> Beginning | None:
+    """The BOS that the run's prompts were made with, where that is known."""
+    from idp.prompting.bank import beginning_of
+
+    described = (run.product("recover").path / "bank" / "bank.json").read_text(encoding="utf-8")
+    return beginning_of(json.loads(described))[0]
 
 
 def page(result: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def _open(options: argparse.Namespace) -> Any:
     from idp.config import Model
     from idp.store import Store
 
-    config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, {})
+    config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, "auto", {})
     product = models.load(config, models.find(config), Store("outputs/store"))
     if options.shape is None:
         return models.open_model(models.model_folder(product), config)

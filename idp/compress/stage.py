@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
+from idp.beginning import Beginning, begun
 from idp.compress import recipe
 from idp.compress.freeze import freeze
 from idp.compress.measure import check_claims, measure_weights
@@ -55,7 +56,7 @@ def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
     if length > room:
         raise UserError(f"compressor.calibration.length={length}: the model's window is {room}; use {room} or less")
     group_size = recipe.check(compressor, empty.model)
-    calibration_blocks(compressor, text, empty.tokenizer)
+    calibration_blocks(compressor, text, empty)
     return group_size
 
 
@@ -64,8 +65,10 @@ def works(compressor: Compressor) -> bool:
     return bool(compressor.sparsity.method or compressor.quantization.method)
 
 
-def calibration_blocks(compressor: Compressor, text: Any, tokenizer: Any) -> torch.Tensor:
+def calibration_blocks(compressor: Compressor, text: Any, loaded: LoadedModel) -> torch.Tensor:
     """Token ids [samples, length]: the same for every compressor with the same `calibration` options.
+
+    Where the model's texts begin with a BOS each sequence does; it takes the place of the last token.
 
     Raises:
         UserError: the text is too short.
@@ -73,7 +76,8 @@ def calibration_blocks(compressor: Compressor, text: Any, tokenizer: Any) -> tor
     from idp.corpus import blocks
 
     calibration = compressor.calibration
-    return blocks(text, "calibration", tokenizer, calibration.length, calibration.samples, calibration.seed)
+    found = blocks(text, "calibration", loaded.tokenizer, calibration.length, calibration.samples, calibration.seed)
+    return begun(found, loaded.bos)[:, : calibration.length]
 
 
 def compress(
@@ -101,6 +105,7 @@ def compress(
     model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
     if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
         config["calibration"]["forward"] = "own"
+        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
@@ -142,7 +147,7 @@ def _compress(
 
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
-    inputs = calibration_blocks(compressor, text, loaded.tokenizer)
+    inputs = calibration_blocks(compressor, text, loaded)
     scales, singular = _apply(compressor, group_size, loaded, inputs, folder)
     dense = models.open_model(source, model).model
     places = experts.places(dense)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from idp.beginning import Beginning
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row, split_at
 from idp.evaluate.generation import decode
@@ -36,6 +37,7 @@ class Engine(Protocol):
     tokenizer: PreTrainedTokenizerBase
     prompts: list[str]
     longest_prompt: int
+    beginning: Beginning
 
     def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each batch's number and result, in any order.
@@ -68,7 +70,7 @@ class LocalEngine:
         self.repaired = repaired
         self.config, self.tokenizer = repaired.model.config, repaired.tokenizer
         self.prompts = repaired.bank.names if repaired.bank is not None else []
-        self.longest_prompt = repaired.longest_prompt
+        self.longest_prompt, self.beginning = repaired.longest_prompt, repaired.beginning
         if repaired.device.type == "cpu":
             keep_freed_memory()
         self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
@@ -84,8 +86,8 @@ class LocalEngine:
             yield number, self.generate_batch(contexts, stops, max_new_tokens)
 
     def describe(self) -> dict[str, Any]:
-        """The bank's prompts by name, and the tokens of the longest."""
-        return {"prompts": self.prompts, "longest_prompt": self.longest_prompt}
+        """The bank's prompts by name, the tokens of the longest, and what every input begins with."""
+        return {"prompts": self.prompts, "longest_prompt": self.longest_prompt, "beginning": self.beginning}
 
     def close(self) -> None:
         """Nothing to end: the model is this process's own."""

@@ -79,9 +79,7 @@ def check(config: PretrainedConfig, store: Store, parts: Sequence[str] = PARTS, 
             _answered[key] = answers(config, remote_code)
         write_json(folder / ANSWER, _answered[key])
 
-    product = store.get_or_make(
-        "guard", parent=None, config=identity, version=VERSION, make=make, label=_name(config)
-    )
+    product = store.get_or_make("guard", parent=None, config=identity, version=VERSION, make=make, label=_name(config))
     found = product.read(ANSWER)
     for part in parts:
         if found[part] is not None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import begun
 from idp.evaluate.generation import prefill, step
 from idp.progress import progress
 from idp.prompting.repaired import RepairedModel
@@ -28,7 +29,8 @@ REFERENCE = "compressed"
 def measure_latency(variants: dict[str, RepairedModel], options: Latency, seed: int = 0) -> dict[str, Any]:
     """Times every variant at every batch size and input length.
 
-    Prefill is one pass over the input up to the logits of its last token, the choice of a prompt included. Decode is
+    Prefill is one pass over the input up to the logits of its last token, the choice of a prompt included; where texts
+    begin with a BOS, it comes before the input's tokens. Decode is
     the mean time of one greedy step behind it.
 
     Args:
@@ -58,7 +60,8 @@ def measure_latency(variants: dict[str, RepairedModel], options: Latency, seed: 
                 # Each round in another order, so that no model always follows the same one.
                 names = list(variants)[number % len(variants) :] + list(variants)[: number % len(variants)]
                 for name in names:
-                    taken, peaks[name] = _time(variants[name], tokens, options.new_tokens)
+                    inputs = begun(tokens, variants[name].beginning.ahead_of_text)
+                    taken, peaks[name] = _time(variants[name], inputs, options.new_tokens)
                     if number >= options.warmup:
                         times[name].append(taken)
                 bar.update(1)

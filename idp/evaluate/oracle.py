@@ -43,6 +43,7 @@ def measure(
     documents: int | None,
     corpora: dict[str, Any],
     store: Store,
+    bos: tuple[int, ...] = (),
 ) -> Measured:
     """The oracle's products, under the keys that a selector's own would have.
 
@@ -57,11 +58,12 @@ def measure(
         documents: per task; None: all.
         corpora: `idp.corpus.Text` by name.
         store: where products live.
+        bos: what the model's texts begin with.
 
     Raises:
         UserError: a task whose main metric is not one of single documents.
     """
-    common, measured = conditions(selector, model, evaluation), Measured(name)
+    common, measured = conditions(selector, model, evaluation, bos), Measured(name)
     for source in tasks:
         products = [each.tasks[source.name] for each in alone]
         measured.tasks[source.name] = store.get_or_make(

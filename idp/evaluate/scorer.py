@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
-    _add_special_kwargs,
     configure_pad_token,
     handle_stop_sequences,
-    has_bos_prefix,
     normalize_gen_kwargs,
     resolve_max_length,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from idp.beginning import Encoder
 from idp.errors import UserError
 from idp.evaluate.batching import Request, Row, common_length, make_row, plan
 from idp.evaluate.engine import Engine
@@ -59,17 +58,23 @@ class Scorer(TemplateLM):
         self.truncated = 0
         self.tokens_run = 0
         self.journal = Journal(None)
-        # As HFLM: Gemma must begin with its BOS token.
-        self.add_bos_token = True if "gemma" in engine.config.model_type else None
+        self.bos = engine.beginning.ahead_of_text
+        self._encoded = Encoder(self.tokenizer, self.bos, engine.beginning.elsewhere)
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return bos if bos is not None else self.tokenizer.eos_token_id
+    def prefix_token_id(self) -> int | None:
+        """What an empty context is: the token that begins a text, or else the one that ends one.
+
+        Behind a prompt that has the BOS before it, or that has none, it is the token that ends one: in training each
+        document but the first stands behind it.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        first, second = (eos, bos) if self.engine.beginning.elsewhere else (bos, eos)
+        return first if first is not None else second
 
     @property
     def max_length(self) -> int:
@@ -81,11 +86,11 @@ class Scorer(TemplateLM):
         return 256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, special tokens as HFLM adds them."""
-        special = _add_special_kwargs(add_special_tokens, self.add_bos_token)
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            special["add_special_tokens"] = False
-        return self.tokenizer.encode(string, **special)
+        """Token ids, special tokens as HFLM adds them, and its BOS as `model.bos` and `recovery.bos` say."""
+        if add_special_tokens is not None:
+            return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        prefix = self.prefix_token_id
+        return self._encoded(string, self.tokenizer.decode(prefix) if prefix is not None else None)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihoods of continuations; requests of one document are scored together."""
@@ -108,23 +113,52 @@ class Scorer(TemplateLM):
         windows: list[Request] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
-            for context, continuation in map(make_disjoint_window, cut):
-                windows.append(Request(list(context), list(continuation)))
-                owners.append(number)
-        totals = [0.0] * len(requests)
+            cut = self._windows(self.tok_encode(request.args[0]), self._empty_context()[0], self.max_length)
+            windows += cut
+            owners += [number] * len(cut)
+        return self._summed(windows, owners, len(requests), disable_tqdm)
+
+    def own_tokens(self, text: str) -> list[int]:
+        """Token ids of a text without its BOS."""
+        tokens = self.tok_encode(text)
+        return tokens[len(self.bos) :] if tokens[: len(self.bos)] == self.bos else tokens
+
+    def loglikelihood_texts(self, texts: Sequence[str], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts: of the tokens that are a text's own, never of its BOS.
+
+        Windows are those of `loglikelihood_rolling`, but that each of them begins with the BOS where texts do, which is
+        not predicted.
+        """
+        windows: list[Request] = []
+        owners: list[int] = []
+        for number, text in enumerate(texts):
+            first = self.bos[-1] if self.bos else self._empty_context()[0]
+            cut = self._windows(self.own_tokens(text), first, self.max_length - len(self.bos))
+            for place, window in enumerate(cut):
+                ahead = self.bos[:-1] if place == 0 else self.bos
+                windows.append(Request([*ahead, *window.context], window.continuation))
+            owners += [number] * len(cut)
+        return self._summed(windows, owners, len(texts), disable_tqdm)
+
+    def score_windows(self, windows: list[Request], disable_tqdm: bool = False) -> list[Score]:
+        """Log-likelihoods of windows of running text; a selector reads each window's first tokens, and the BOS."""
+        rows = []
+        for number, window in enumerate(windows):
+            ahead = len(self.bos) if window.context[: len(self.bos)] == self.bos else 0
+            reads = (window.context + window.continuation)[: ahead + ROLLING_READS]
+            rows.append(make_row([window], [number], reads))
+        return self._run(rows, len(windows), disable_tqdm)
+
+    def _summed(self, windows: list[Request], owners: list[int], texts: int, disable_tqdm: bool) -> list[float]:
+        totals = [0.0] * texts
         for owner, (value, _) in zip(owners, self.score_windows(windows, disable_tqdm), strict=True):
             totals[owner] += value
         return totals
 
-    def score_windows(self, windows: list[Request], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihoods of windows of running text; a selector reads each window's first tokens."""
-        rows = [
-            make_row([window], [number], (window.context + window.continuation)[:ROLLING_READS])
-            for number, window in enumerate(windows)
-        ]
-        return self._run(rows, len(windows), disable_tqdm)
+    def _windows(self, tokens: list[int], first: int, length: int) -> list[Request]:
+        """A text in windows of up to `length` tokens as HFLM cuts them; `first` is the context of the first one."""
+        cut = get_rolling_token_windows(tokens, first, length, context_len=1)
+        return [Request(list(context), list(continuation)) for context, continuation in map(make_disjoint_window, cut)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, each up to its first stop string, token for token as HFLM's.
@@ -162,15 +196,13 @@ class Scorer(TemplateLM):
                 f"{request.task_name}: wants to generate {options['max_gen_toks']} tokens, and the window behind"
                 f" the prompt holds {self.max_length}; use a shorter prompt"
             )
-        end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        eot = self.eot_token_id
+        end = self.tokenizer.decode([eot], skip_special_tokens=False) if eot is not None else None
         return tuple(handle_stop_sequences(options["until"], eos=end)), options["max_gen_toks"]
 
     def generation_context(self, text: str, longest: int) -> list[int]:
         """Token ids as HFLM makes them for generation, cut on the left to leave room for `longest` new tokens."""
-        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)):
-            special = {"add_special_tokens": False}
-        tokens = self.tokenizer(text, **special)["input_ids"] or [self.prefix_token_id]
+        tokens = self._encoded(text, getattr(self.tokenizer, "bos_token", None)) or self._empty_context()
         room = self.max_length - longest
         self.truncated += len(tokens) > room
         return tokens[-room:]
@@ -181,23 +213,39 @@ class Scorer(TemplateLM):
             tokens = self.tok_encode(continuation, add_special_tokens=False)
             if tokens and tokens[0] == self.prefix_token_id:
                 return Request(tokens[:1], tokens[1:])
-            return Request([self.prefix_token_id], tokens)
+            return Request(self._empty_context(), tokens)
         before, after = self._encode_pair(context, continuation)
         # A context that tokenizes to nothing, such as spaces alone, is conditioned on as an empty one is.
-        return Request(before or [self.prefix_token_id], after)
+        return Request(before or self._empty_context(), after)
+
+    def _empty_context(self) -> list[int]:
+        """What the first token of a text is predicted from where nothing stands before it.
+
+        Raises:
+            UserError: the tokenizer has neither a BOS nor an EOS token.
+        """
+        if self.prefix_token_id is None:
+            raise UserError(
+                f"{self.label or 'scoring'}: a text has nothing before its first token, and the model's tokenizer has"
+                " neither a BOS nor an EOS token that could stand there; leave out tasks whose documents have an empty"
+                " context, or name one in its tokenizer_config.json (bos_token)"
+            )
+        return [self.prefix_token_id]
 
     def _score(self, requests: list[Request], groups: dict[Any, list[int]], disable_tqdm: bool) -> list[Score]:
         rows, keys = [], []
         for key, numbers in groups.items():
-            fitted = [self._fit(requests[number]) for number in numbers]
-            reads = fitted[0].context[: common_length([request.context for request in fitted])]
-            whole = all(one is requests[number] for one, number in zip(fitted, numbers, strict=True))
+            own = [requests[number] for number in numbers]
+            fitted = [self._fit(request) for request in own]
+            reads = _shared_reads(own, fitted)
+            whole = all(one is request for one, request in zip(fitted, own, strict=True))
             # Requests that were cut no longer begin alike: each is a row of its own, with the same prompt.
             parts = [range(len(numbers))] if whole else [[index] for index in range(len(numbers))]
             for part in parts:
-                rows.append(([fitted[i] for i in part], [numbers[i] for i in part], reads or fitted[0].context[:1]))
+                rows.append(([fitted[i] for i in part], [numbers[i] for i in part], reads))
                 keys.append(key)
-        shared = _shared_beginning([request.context for fitted, _, _ in rows for request in fitted], len(rows))
+        contexts = [request.context for fitted, _, _ in rows for request in fitted]
+        shared = _shared_beginning(contexts, [reads for _, _, reads in rows])
         size = len(shared)
         made = [
             make_row([Request(one.context[size:], one.continuation) for one in fitted], numbers, reads[size:])
@@ -258,12 +306,28 @@ class Scorer(TemplateLM):
             self.choices[key] = prompt
 
 
-def _shared_beginning(contexts: Sequence[list[int]], rows: int) -> list[int]:
+def _shared_reads(requests: Sequence[Request], fitted: Sequence[Request]) -> list[int]:
+    """What a selector reads of a document: what the contexts of its choices share, as far as no choice has it cut off.
+
+    A choice that does not fit the window loses the beginning of its context, a longer one more of it: what all of them
+    still have is the end of what they share. Where that is nothing, its last token is read.
+
+    Args:
+        requests: the document's choices.
+        fitted: the same, cut to the window.
+    """
+    common = common_length([request.context for request in requests])
+    cut = max(len(request.context) - len(one.context) for request, one in zip(requests, fitted, strict=True))
+    return requests[0].context[cut:common] or requests[0].context[max(common - 1, 0) : max(common, 1)]
+
+
+def _shared_beginning(contexts: Sequence[list[int]], reads: Sequence[list[int]]) -> list[int]:
     """The tokens that all contexts begin with, where running them once for all is worth while.
 
-    Each context keeps a token of its own at least: the first continuation token is predicted there.
+    Each context keeps a token of its own at least: the first continuation token is predicted there. Of each row they
+    are part of what a selector reads.
     """
-    if rows < 2:
+    if len(reads) < 2:
         return []
-    size = min(common_length(contexts), min(map(len, contexts)) - 1)
+    size = min(common_length([*contexts, *reads]), min(map(len, contexts)) - 1)
     return list(contexts[0][:size]) if size >= SHARED_TOKENS else []

@@ -82,7 +82,7 @@ def measure(
     """
     scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
     measured = Measured(name)
-    common = conditions(selector, model, evaluation)
+    common = conditions(selector, model, evaluation, models.bos_of(folder, model))
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
             product = store.get_or_make(
@@ -111,9 +111,15 @@ def measure(
     return measured
 
 
-def conditions(selector: dict[str, Any] | None, model: schema.Model, evaluation: schema.Evaluation) -> dict[str, Any]:
-    """What decides the numbers of every product of a model, as part of its key."""
-    return {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
+def conditions(
+    selector: dict[str, Any] | None,
+    model: schema.Model,
+    evaluation: schema.Evaluation,
+    bos: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """What decides the numbers of every product of a model, as part of its key; `bos` is what its texts begin with."""
+    known = {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
+    return known | ({"bos": list(bos)} if bos else {})
 
 
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
@@ -136,6 +142,7 @@ def time_models(
     options: schema.Latency,
     model: schema.Model,
     store: Store,
+    bos: tuple[int, ...] = (),
 ) -> Product:
     """Latency of several models side by side, as a product of this machine: another one measures anew.
 
@@ -145,6 +152,7 @@ def time_models(
         options: batch sizes, input lengths and rounds.
         model: the model's config.
         store: where products live.
+        bos: what the model's texts begin with.
     """
     machine = f"{platform.node()} {platform.processor() or platform.machine()}"
 
@@ -157,7 +165,8 @@ def time_models(
         return store.get_or_make(
             "latency",
             parent=digest(parents),
-            config={"options": asdict(options), "machine": machine, **models.numerics(model)},
+            config={"options": asdict(options), "machine": machine, **models.numerics(model)}
+            | ({"bos": list(bos)} if bos else {}),
             version=VERSION,
             make=make,
         )

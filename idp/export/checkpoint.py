@@ -86,6 +86,7 @@ def _write(run: Run, folder: Path, options: Options) -> float:
     about = run.record["idp"]
     provenance = {"run": about["name"], "stages": about["stages"], "compressor": label(run.compressor)}
     provenance |= {"packed": packed, "repair": beside, "dtype": run.model.dtype, "licence": base.name}
+    provenance |= {"bos": run.model.bos}
     provenance |= {"largest_logit_difference": difference, "versions": versions()}
     write_json(folder / PROVENANCE, provenance)
     return difference

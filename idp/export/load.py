@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models, weights
+from idp.beginning import AUTO, resolve
 from idp.compress.terminal import no_bars
 from idp.config import Model, Selector, conf_dir
 from idp.errors import UserError, out_of_memory_is_explained
@@ -79,7 +80,10 @@ class Exported:
         from idp.recover import lora, selection
 
         self.check(variant)
-        own = Model(self.name, "local", str(self.folder), None, self.about["dtype"], device or "auto", None, False, {})
+        bos = self.about.get("bos", AUTO)
+        own = Model(
+            self.name, "local", str(self.folder), None, self.about["dtype"], device or "auto", None, False, bos, {}
+        )
         with out_of_memory_is_explained("load"):
             loaded = self._open_model(own, dtype or own.dtype)
             if variant != "repaired":
@@ -117,7 +121,7 @@ class Exported:
         weights.check_loaded(str(self.folder), about, model.config)
         weights.check_tied(str(self.folder), model)
         model = model.to(device, models.dtype_of(replace(own, dtype=dtype)))
-        return models.LoadedModel(model.eval().requires_grad_(False), tokenizer)
+        return models.LoadedModel(model.eval().requires_grad_(False), tokenizer, resolve(own.bos, tokenizer))
 
 
 def find(folder: Path) -> Exported:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from idp.export.run import Run
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
+from idp.prompting.prefix import embedded, flatten, run_prompt
 from idp.recover.selection import DESCRIPTION, STATE
 from idp.store import Product, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPTS, LORA = "prompts", "lora"
 
@@ -36,6 +41,18 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> list[str]:
     return made
 
 
+def _ahead(bank: PromptBank, loaded: LoadedModel) -> torch.Tensor | None:
+    """The BOS that stands before the prompts as rows like theirs, [tokens, width]: PEFT puts nothing before a prompt."""
+    import torch
+
+    tokens = bank.beginning.ahead_of_prompt if bank.beginning is not None else []
+    if not tokens:
+        return None
+    rows = embedded(loaded.model, tokens)
+    with torch.no_grad():
+        return flatten(run_prompt(loaded.model, rows)) if bank.kind == "prefix" else rows
+
+
 def _save_lora(repair: Product, folder: Path, base: str) -> None:
     folder.mkdir()
     shutil.copy(repair.path / "adapter" / "adapter_model.safetensors", folder)
@@ -46,7 +63,7 @@ def _save_lora(repair: Product, folder: Path, base: str) -> None:
 def _save_prompts(run: Run, repair: Product, loaded: LoadedModel, folder: Path, base: str) -> None:
     """One adapter per prompt, in a folder of its name, and what chose between them in `bank.json`."""
     bank = PromptBank.load(repair.path / "bank")
-    bank.save(folder, loaded.model.config, base)
+    bank.save(folder, loaded.model.config, base, ahead=_ahead(bank, loaded))
     for number in range(len(bank)):
         (folder / f"prompt_{number}").rename(folder / f"prompt_{number}.part")  # a name may be another's `prompt_N`
     for number, name in enumerate(bank.names):

@@ -1,6 +1,7 @@
 """A bank of soft prompts or of trained prefixes, stored so that PEFT can load each of them.
 
-bank.json                       kind, names, lengths and width, in order; how they were made; how they are stored
+bank.json                       kind, names, lengths and width, in order; how they were made; how they are stored;
+                                which BOS stood where when they were made
 prompt_0/adapter_config.json    a PEFT prompt-tuning or prefix-tuning adapter
 prompt_0/adapter_model.safetensors
 prompt_0/packed_prompt.safetensors    instead, where prompts are stored in fewer bits than PEFT reads
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import Beginning
 from idp.config import Storage
 from idp.errors import UserError
 from idp.prompting import peft_files, storage
@@ -35,6 +37,9 @@ class PromptBank:
 
     `centres`, [m, hidden_size] float32, are mean input embeddings of the text that each prompt was trained on, where
     prompts were trained on different text; `made` says how, for `bank.json`.
+
+    `beginning` is the BOS that the prompts were made with, and its place: they are used with it wherever they go. None:
+    not known; a text then begins with the BOS of the model that they are put on, behind the prompt.
     """
 
     prompts: list[torch.Tensor]
@@ -42,6 +47,7 @@ class PromptBank:
     kind: str = "prompt"
     centres: torch.Tensor | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    beginning: Beginning | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -58,9 +64,16 @@ class PromptBank:
 
     def first(self) -> PromptBank:
         """The bank of its first prompt alone."""
-        return PromptBank(self.prompts[:1], self.names[:1], self.kind)
+        return PromptBank(self.prompts[:1], self.names[:1], self.kind, beginning=self.beginning)
 
-    def save(self, folder: Path, config: PretrainedConfig, base_model: str, stored: Storage | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        config: PretrainedConfig,
+        base_model: str,
+        stored: Storage | None = None,
+        ahead: torch.Tensor | None = None,
+    ) -> None:
         """Writes the bank.
 
         Args:
@@ -68,13 +81,17 @@ class PromptBank:
             config: the model's.
             base_model: what PEFT calls its name or path.
             stored: bits and pruning; None for float32, as trained.
+            ahead: rows of the BOS that stands before each prompt, [tokens, width], which are then written as virtual
+                tokens ahead of the prompt's own: for PEFT, which puts nothing before a prompt.
         """
+        import torch
         from safetensors.torch import save_file
 
         for number, prompt in enumerate(self.prompts):
             place = folder / f"prompt_{number}"
             place.mkdir(parents=True, exist_ok=True)
-            prompt = prompt.detach().float().cpu().contiguous()
+            prompt = prompt.detach().float().cpu()
+            prompt = (prompt if ahead is None else torch.cat([ahead.detach().float().cpu(), prompt])).contiguous()
             if not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
@@ -85,6 +102,10 @@ class PromptBank:
         described |= {"base_model_name_or_path": base_model, "made": self.made}
         if not storage.is_plain(stored):
             described["storage"] = storage.described(stored)
+        if self.beginning is not None:
+            described["bos"] = self.beginning.described()
+            if ahead is not None:
+                described["bos"]["virtual_tokens"] = len(ahead)
         if self.centres is not None:
             save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / f"{CENTRES}.safetensors")
         write_json(folder / "bank.json", described)
@@ -105,8 +126,9 @@ class PromptBank:
             # In an export each prompt's folder has the prompt's name.
             places = described.get("folders") or [f"prompt_{number}" for number in range(len(described["names"]))]
             kind, width = described["kind"], described["width"]
+            beginning, ahead = beginning_of(described)
             prompts = [
-                _read(folder / place, stored, (length, width))
+                _read(folder / place, stored, (ahead + length, width))[ahead:]
                 for place, length in zip(places, described["lengths"], strict=True)
             ]
             file = folder / f"{CENTRES}.safetensors"
@@ -116,7 +138,18 @@ class PromptBank:
         for name, prompt, length in zip(described["names"], prompts, described["lengths"], strict=True):
             if tuple(prompt.shape) != (length, width):
                 raise UserError(f"{folder}: prompt {name} is {tuple(prompt.shape)}, bank.json says ({length}, {width})")
-        return cls(prompts, described["names"], kind, centres, described.get("made", {}))
+        return cls(prompts, described["names"], kind, centres, described.get("made", {}), beginning)
+
+
+def beginning_of(described: dict[str, Any]) -> tuple[Beginning | None, int]:
+    """The BOS that a bank was made with, from its `bank.json`, and how many rows ahead of each prompt are its.
+
+    None for a bank made before that was written down.
+    """
+    bos = described.get("bos")
+    if bos is None:
+        return None, 0
+    return Beginning(tuple(bos["tokens"]), bos["place"]), int(bos.get("virtual_tokens", 0))
 
 
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:

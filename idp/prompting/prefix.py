@@ -6,11 +6,14 @@ once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trai
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import Beginning, begun
 from idp.errors import UserError
 from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
@@ -31,9 +34,10 @@ class Prefixes:
     """Keys and values of m prompts, padded on the right to the longest.
 
     `keys[layer]` and `values[layer]` are what the layer's attention is given, [m, kv_heads, longest, head_dim];
-    `lengths` is [m]. `cached` holds the pairs that its cache holds, likewise padded, where those are something else:
-    latent attention keeps what keys and values are made of. `long` holds the same prompts as they are in long inputs,
-    where a model's rotary frequencies change at a length.
+    `lengths` is [m], the BOS of `beginning` that stands ahead of each prompt counted. `cached` holds the pairs that its
+    cache holds, likewise padded, where those are something else: latent attention keeps what keys and values are made
+    of. `long` holds the same prompts as they are in long inputs, where a model's rotary frequencies change at a length.
+    `beginning` also says what every text behind them begins with.
     """
 
     keys: list[torch.Tensor]
@@ -41,6 +45,12 @@ class Prefixes:
     lengths: torch.Tensor
     cached: Layers | None = None
     long: Prefixes | None = None
+    beginning: Beginning = field(default_factory=Beginning)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of each prefix that are not its prompt's own: the BOS before it."""
+        return len(self.beginning.ahead_of_prompt)
 
     @classmethod
     def stack(cls, parts: list[Prefixes]) -> Prefixes:
@@ -65,6 +75,7 @@ class Prefixes:
             torch.cat([part.lengths for part in parts]),
             cached,
             cls.stack([part.long for part in parts]) if parts[0].long is not None else None,
+            parts[0].beginning,
         )
 
     @functools.cached_property
@@ -72,7 +83,7 @@ class Prefixes:
         """The prompts, and behind them those of `long`."""
         if self.long is None:
             return self
-        return Prefixes.stack([Prefixes(self.keys, self.values, self.lengths, self.cached), self.long])
+        return Prefixes.stack([dataclasses.replace(self, long=None), self.long])
 
     def row(self, prompt: int, long: bool) -> int:
         """Where a prompt stands in `whole`, as it is in short inputs or in long ones."""
@@ -130,18 +141,22 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def run_prompt(
-    model: PreTrainedModel, prompt: torch.Tensor, long: bool | None = None
+    model: PreTrainedModel, prompt: torch.Tensor, ahead: Sequence[int] = (), long: bool | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
 
     Args:
         model: the causal language model.
         prompt: [tokens, hidden_size] in the space of the input embeddings.
+        ahead: token ids before it, whose keys and values come first.
         long: whether the input with its prompt is a long one, as `frequencies` takes it.
     """
     import torch
 
     weight = model.get_input_embeddings().weight
+    if ahead:
+        prompt = prompt.to(weight.device)
+        prompt = torch.cat([embedded(model, ahead).to(prompt.dtype), prompt])
     cache = cache_of([])
     causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool, device=weight.device).tril()
     positions = torch.arange(len(prompt), device=weight.device)[None]
@@ -154,6 +169,15 @@ def run_prompt(
             use_cache=True,
         )
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def embedded(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """Embeddings of tokens as the model's layers get them, [tokens, hidden_size]."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        return embeddings(torch.tensor(list(tokens), device=embeddings.weight.device))
 
 
 def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
@@ -205,17 +229,35 @@ def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.
 
 
 def states(
-    model: PreTrainedModel, kind: str, prompt: torch.Tensor, long: bool | None = None
+    model: PreTrainedModel, kind: str, prompt: torch.Tensor, ahead: Sequence[int] = (), long: bool | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every layer's keys and values of one prompt of a bank of `kind`, [1, kv_heads, tokens, head_dim].
 
-    Gradients flow to the prompt: training and inference go this one way. `long` is as for `run_prompt`.
+    Gradients flow to the prompt: training and inference go this one way. Token ids that stand `ahead` of the prompt
+    come first; `long` is as for `run_prompt`.
     """
-    return unflatten(model, prompt) if kind == "prefix" else run_prompt(model, prompt, long)
+    import torch
+
+    if kind != "prefix":
+        return run_prompt(model, prompt, ahead, long)
+    layers = unflatten(model, prompt)
+    if not ahead:
+        return layers
+    with torch.no_grad():
+        first = run_prompt(model, embedded(model, ahead), (), long)
+    return [
+        (torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2))
+        for (keys, values), (own_keys, own_values) in zip(first, layers, strict=True)
+    ]
 
 
-def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
+def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None = None) -> Prefixes:
     """The bank's prompts as prefixes of `model`, without gradients.
+
+    Args:
+        model: the causal language model.
+        bank: the prompts.
+        beginning: the BOS and its place; None: the bank's own, or none at all.
 
     Raises:
         UserError: the prompts are of another width than the model has: they belong to another one.
@@ -230,14 +272,19 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
             raise UserError(
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
+    beginning = beginning or bank.beginning or Beginning()
+    ahead = beginning.ahead_of_prompt
+
     def bound(long: bool | None) -> Prefixes:
-        runs = [states(model, bank.kind, prompt, long) for prompt in bank.prompts]
+        runs = [states(model, bank.kind, prompt, ahead, long) for prompt in bank.prompts]
         for prompt, run in zip(bank.prompts, runs, strict=True):
-            again = functools.partial(states, model, bank.kind, prompt, long)
+            again = functools.partial(states, model, bank.kind, prompt, ahead, long)
             for keys, values in run:
                 finite.check(keys, model, again, "a prompt's keys")
                 finite.check(values, model, again, "a prompt's values")
-        return Prefixes.stack([_prefix_of(model, run, long) for run in runs])
+        made = Prefixes.stack([_prefix_of(model, run, long) for run in runs])
+        made.beginning = beginning
+        return made
 
     with torch.no_grad():
         if switch_of(model.config) is None:
@@ -286,16 +333,24 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
     return longer
 
 
-def behind(model: PreTrainedModel, prompt: torch.Tensor, batch: torch.Tensor, kind: str = "prompt") -> dict[str, Any]:
+def behind(
+    model: PreTrainedModel,
+    prompt: torch.Tensor,
+    batch: torch.Tensor,
+    kind: str = "prompt",
+    beginning: Beginning = Beginning(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     """What the model is called with for a batch, [rows, tokens], behind one prompt, [tokens, width].
 
-    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`.
+    The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`. The BOS of `beginning`
+    stands before the prompt, or before each row, which `input_ids` then begin with.
     """
     import torch
 
-    (rows, width), length, device = batch.shape, len(prompt), batch.device
+    batch, ahead = begun(batch, beginning.ahead_of_text), beginning.ahead_of_prompt
+    (rows, width), length, device = batch.shape, len(ahead) + len(prompt), batch.device
     switch = switch_of(model.config)
-    made = states(model, kind, prompt, None if switch is None else length + width > switch)
+    made = states(model, kind, prompt, ahead, None if switch is None else length + width > switch)
     shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in made]
     positions = torch.arange(length + width, device=device)[None]
     visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)

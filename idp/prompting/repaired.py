@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import Beginning
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
@@ -28,6 +29,9 @@ class RepairedModel:
     """A causal language model, perhaps with an adapter, and perhaps with a bank of prompts and its selector.
 
     A dense or a compressed model is one without a bank; one prompt is a bank of one, which needs no selector.
+
+    `beginning` is the BOS of every input and its place: the bank's own, else the model's, as the text's first token.
+    `bos` is the model's, as it is without a bank.
     """
 
     def __init__(self, loaded: LoadedModel, bank: PromptBank | None = None, selector: Selector | None = None):
@@ -35,7 +39,9 @@ class RepairedModel:
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.device: torch.device = loaded.device
         self.bank = bank
-        self.prefixes: Prefixes | None = bind(self.model, bank) if bank else None
+        self.bos: tuple[int, ...] = loaded.bos
+        self.beginning: Beginning = (bank.beginning if bank else None) or Beginning(loaded.bos)
+        self.prefixes: Prefixes | None = bind(self.model, bank, self.beginning) if bank else None
         self.selector = selector if bank is not None and len(bank) > 1 else None
         if bank is not None and len(bank) > 1 and selector is None:
             raise UserError("a bank of several prompts needs a selector")
@@ -44,8 +50,8 @@ class RepairedModel:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt; 0 without a bank."""
-        return max(self.bank.lengths) if self.bank is not None else 0
+        """Tokens of the longest prompt, with the BOS before it where that is its place; 0 without a bank."""
+        return max(self.bank.lengths) + self.prefixes.ahead if self.bank is not None else 0
 
     def choose(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor | None:
         """The index of each context's prompt, [contexts]; None without a bank.

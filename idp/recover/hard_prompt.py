@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp import config
-from idp.config import option
+from idp.config import bos_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.recover.prompt import embed
@@ -16,6 +16,7 @@ from idp.recover.work import Made, Work
 @dataclass
 class HardPrompt(config.Recovery):
     text: str = option("the instruction placed before every input")
+    bos: str = bos_option()
 
     def check(self, place: str = "recovery") -> None:
         if not self.text.strip():

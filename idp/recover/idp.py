@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from idp import config
-from idp.config import Bank, Fitting, Selector, Storage, option
+from idp.config import Bank, Fitting, Selector, Storage, bos_option, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover.prompt import PromptTuning
@@ -22,6 +22,7 @@ class Idp(config.Trained):
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
+    bos: str = bos_option()
     selector: Selector = field(default_factory=Selector)
     controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
     fit: Fitting = field(default_factory=Fitting)
@@ -50,6 +51,7 @@ class Idp(config.Trained):
             length=max(self.lengths),
             init=self.init,
             init_text=self.init_text,
+            bos=self.bos,
             training=self.training,
             search=self.search,
         )

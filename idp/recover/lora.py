@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from idp import config, weights
+from idp.beginning import begun
 from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -17,6 +19,8 @@ from idp.recover.work import Made, Work
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -93,7 +97,7 @@ def tune(
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(loaded.device)
         adapted.train(torch.is_grad_enabled())  # dropout in training steps only
-        return objective(loaded.model, batch, {"input_ids": batch, "use_cache": False})
+        return objective(loaded.model, batch, {"input_ids": begun(batch, loaded.bos), "use_cache": False})
 
     try:
         history = train(
@@ -115,17 +119,24 @@ def tune(
 def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
     """The model with fresh adapters in its layers, which alone are trained; their first values are torch's next."""
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    return get_peft_model(
-        loaded.model,
-        LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,
-            lora_dropout=options.dropout,
-            target_modules=list(options.targets),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    adapted = [layer for name, layer in _layers(loaded).items() if name.rsplit(".", 1)[-1] in options.targets]
+    with warnings.catch_warnings():
+        # Where layers of both kinds are adapted PEFT sets it for each layer, and says so each time.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        return get_peft_model(
+            loaded.model,
+            LoraConfig(
+                r=options.rank,
+                lora_alpha=options.alpha,
+                lora_dropout=options.dropout,
+                target_modules=list(options.targets),
+                # GPT-2's layers hold their weight transposed, [in, out].
+                fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in adapted),
+                task_type="CAUSAL_LM",
+            ),
+        )
 
 
 def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedModel:
@@ -136,12 +147,25 @@ def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedMode
     """
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        adapted = PeftModel.from_pretrained(loaded.model, folder, autocast_adapter_dtype=False)
     weights.check_adapter(folder, adapted)
     if merge:
-        return LoadedModel(adapted.merge_and_unload().eval().requires_grad_(False), loaded.tokenizer)
-    # The layers now hold the adapter; the model itself stays the plain one that all other code knows.
-    return LoadedModel(adapted.get_base_model().eval().requires_grad_(False), loaded.tokenizer)
+        _untie_adapted_head(loaded.model)
+    # Not merged, the layers now hold the adapter; the model itself stays the plain one that all other code knows.
+    model = adapted.merge_and_unload() if merge else adapted.get_base_model()
+    return replace(loaded, model=model.eval().requires_grad_(False))
+
+
+def _untie_adapted_head(model: PreTrainedModel) -> None:
+    """Gives an adapted output head a weight of its own: merged into a tied one, the update would change the embedding."""
+    import torch
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    plain = getattr(head, "base_layer", None)
+    if plain is not None and plain.weight is getattr(embeddings, "base_layer", embeddings).weight:
+        plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
 
 
 def check_targets(loaded: LoadedModel, targets: list[str]) -> None:
@@ -150,13 +174,19 @@ def check_targets(loaded: LoadedModel, targets: list[str]) -> None:
     Raises:
         UserError: naming the layers that there are.
     """
-    from torch import nn
-
-    names = {name.rsplit(".", 1)[-1] for name, module in loaded.model.named_modules() if isinstance(module, nn.Linear)}
+    names = {name.rsplit(".", 1)[-1] for name in _layers(loaded)}
     if unknown := [target for target in targets if target not in names]:
         raise UserError(
             f"recovery.targets={targets}: no layer is called {', '.join(unknown)}; there are {', '.join(sorted(names))}"
         )
+
+
+def _layers(loaded: LoadedModel) -> dict[str, nn.Module]:
+    """The layers that an adapter can go on: linear ones, and GPT-2's, which hold their weight transposed."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: module for name, module in loaded.model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
 
 
 def check_rank(loaded: LoadedModel, targets: list[str], rank: int) -> None:
@@ -165,12 +195,8 @@ def check_rank(loaded: LoadedModel, targets: list[str], rank: int) -> None:
     Raises:
         UserError: naming the smallest of those layers.
     """
-    from torch import nn
-
     layers = {
-        name: module.weight.shape
-        for name, module in loaded.model.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets
+        name: module.weight.shape for name, module in _layers(loaded).items() if name.rsplit(".", 1)[-1] in targets
     }
     name = min(layers, key=lambda name: min(layers[name]))
     rows, columns = layers[name]

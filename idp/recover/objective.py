@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import begun
 from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """The mean loss of a batch, in nats per token, of every token but the first of each row.
+    """The mean loss of a batch, in nats per token, of every token but the first of each row; a BOS is no token of it.
 
     lm:       cross-entropy of the text's next token
     distill:  (1 - lm_weight) * T^2 * KL(dense || repaired) + lm_weight * cross-entropy
@@ -34,6 +35,7 @@ class Objective:
             raise ValueError("objective=distill without a teacher")
         self.options = options
         self.teacher = teacher.model if options.objective == "distill" else None
+        self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
         # A soft cap or a scale behind the head: then all logits are held at once, as the model gives them.
         self.bare = head_is_bare(loaded.model) and (self.teacher is None or head_is_bare(self.teacher))
         if self.teacher is not None:
@@ -50,7 +52,8 @@ class Objective:
         Args:
             model: the repaired model.
             tokens: [rows, tokens].
-            inputs: what the model is called with, `tokens` among it.
+            inputs: what the model is called with; the last of its `input_ids` are `tokens`, and all before them, a BOS,
+                are only read.
         """
         from torch import nn
 
@@ -60,10 +63,10 @@ class Objective:
         head = model.get_output_embeddings()
         with plain_attention(model):
             if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
-                logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+                logits = model(**inputs).logits[:, -tokens.shape[1] : -1].flatten(0, 1)
                 return logits_loss(logits, self._loss(tokens, logits.device))
             hidden = hidden_at_head(model, inputs)
-        hidden = hidden.view(*tokens.shape, -1)[:, :-1].flatten(0, 1)
+        hidden = hidden.view(*inputs["input_ids"].shape, -1)[:, -tokens.shape[1] : -1].flatten(0, 1)
         return head_loss(hidden, head, self._loss(tokens, hidden.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
@@ -77,16 +80,20 @@ class Objective:
         return mixture(told, wished, options.lm_weight) if options.lm_weight else told
 
     def _teacher_logits(self, tokens: torch.Tensor, device: torch.device) -> Any:
-        """The teacher's logits of all places but each row's last, given a slice of them."""
+        """The teacher's logits of all places but each row's last, given a slice of them.
+
+        It reads what the dense model reads: the text behind its BOS, wherever the repaired model has that.
+        """
         import torch
 
-        teacher = self.teacher
-        inputs = {"input_ids": tokens.to(teacher.get_input_embeddings().weight.device), "use_cache": False}
+        teacher, width = self.teacher, tokens.shape[1]
+        read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
+        inputs = {"input_ids": read, "use_cache": False}
         with torch.no_grad():
             if not self.bare:
-                logits = teacher(**inputs).logits[:, :-1].flatten(0, 1)
+                logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return lambda places: logits[places].to(device)
-            hidden = hidden_at_head(teacher, inputs).view(*tokens.shape, -1)[:, :-1].flatten(0, 1)
+            hidden = hidden_at_head(teacher, inputs).view(*read.shape, -1)[:, -width:-1].flatten(0, 1)
 
         def logits_at(places: slice) -> torch.Tensor:
             with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from idp.beginning import Beginning
 from idp.config import WIDE, option
 from idp.models import LoadedModel
 from idp.prompting.prefix import flatten, run_prompt
@@ -26,18 +27,25 @@ class PrefixTuning(PromptTuning):
     residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
 
     def make(self, work: Work) -> Made:
-        return make_with(encoder(self, work.loaded, work.seed), self, work, "prefix")
+        return make_with(encoder(self, work.loaded, work.seed, work.beginning), self, work, "prefix")
 
 
-def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int) -> nn.Module:
-    """What gives the prefix, [tokens, 2 * layers * kv_heads * head_dim], while it is trained."""
+def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int, beginning: Beginning | None = None) -> nn.Module:
+    """What gives the prefix, [tokens, 2 * layers * kv_heads * head_dim], while it is trained.
+
+    Its first value are the keys and values of real tokens where it stands: behind the BOS, where that is before it.
+    """
     import torch
 
     from idp.recover.nets.reparameterization import Itself, PrefixEncoder
 
     embedded = initial(loaded, options.length, options.init, options.init_text, seed)
     with torch.no_grad():
-        layers = run_prompt(loaded.model, embedded)
+        ahead = beginning.ahead_of_prompt if beginning is not None else []
+        layers = [
+            (keys[:, :, len(ahead) :], values[:, :, len(ahead) :])
+            for keys, values in run_prompt(loaded.model, embedded, ahead)
+        ]
         start = flatten([(keys.to(loaded.device), values.to(loaded.device)) for keys, values in layers]).float()
     if options.encoder == "none":
         return Itself(start)

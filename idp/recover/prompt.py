@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config
-from idp.config import Storage, Training, option
+from idp.beginning import Beginning
+from idp.config import Storage, Training, bos_option, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import behind
+from idp.prompting.prefix import behind, embedded
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
@@ -31,6 +32,7 @@ class PromptTuning(config.Trained):
         choices=("vocabulary", "first_rows", "text", "random"),
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
+    bos: str = bos_option()
     storage: Storage = field(default_factory=Storage, kw_only=True)
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
@@ -58,6 +60,7 @@ def make_with(encoder: nn.Module, options: PromptTuning, work: Work, kind: str) 
         seed=work.seed,
         report=named(work.report, "prompt_0"),
         teacher=work.teacher,
+        beginning=work.beginning,
     )
     bank = PromptBank([prompt], [f"{options.kind}_{options.length}_tokens"], kind)
     return Made(bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history})
@@ -75,6 +78,7 @@ def tune(
     kind: str = "prompt",
     report: Report | None = None,
     teacher: LoadedModel | None = None,
+    beginning: Beginning | None = None,
 ) -> tuple[torch.Tensor, History]:
     """Trains one soft prompt, or one prefix, to lower the model's loss on text.
 
@@ -92,6 +96,7 @@ def tune(
         kind: `prompt` or `prefix`: what a row is, as in `PromptBank`.
         report: called with each step's figures.
         teacher: the dense model, for objective=distill.
+        beginning: the BOS and its place about the prompt; None: the model's, as each text's first token.
 
     Returns:
         the prompt, [tokens, width] float32 on the CPU, folded where a module made it, and its history.
@@ -101,7 +106,7 @@ def tune(
     from idp.recover.nets.reparameterization import Itself
 
     maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(loaded.device)
-    loss_of = loss_with(loaded, maker, kind, options, teacher)
+    loss_of = loss_with(loaded, maker, kind, options, teacher, beginning)
     parameters = dict(maker.named_parameters())
     history = train(parameters, loss_of, *text, options, seed=seed, checkpoint=checkpoint, label=label, report=report)
     with torch.no_grad():
@@ -109,15 +114,21 @@ def tune(
 
 
 def loss_with(
-    loaded: LoadedModel, maker: nn.Module, kind: str, options: Training, teacher: LoadedModel | None
+    loaded: LoadedModel,
+    maker: nn.Module,
+    kind: str,
+    options: Training,
+    teacher: LoadedModel | None,
+    beginning: Beginning | None = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; the arguments are those of `tune`."""
     model, device = loaded.model, loaded.device
+    beginning = beginning or Beginning(loaded.bos)
     objective = Objective(options, loaded, teacher)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(device)
-        return objective(model, batch, behind(model, maker(), batch, kind))
+        return objective(model, batch, behind(model, maker(), batch, kind, beginning))
 
     return loss_of
 
@@ -157,8 +168,4 @@ def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: i
 
 def embed(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
     """Embeddings of tokens as the model's layers get them, [tokens, hidden_size] float32 on the CPU."""
-    import torch
-
-    embeddings: Any = loaded.model.get_input_embeddings()
-    with torch.no_grad():
-        return embeddings(torch.tensor(tokens, device=loaded.device)).float().cpu()
+    return embedded(loaded.model, tokens).float().cpu()

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
 from idp import models
+from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
+from idp.prompting.bank import beginning_of
 from idp.prompting.selectors.fixed import FixedSelector
 from idp.prompting.selectors.nearest import NearestSelector
 from idp.store import Product, Store, write_json
@@ -100,6 +102,8 @@ def select(
     if isinstance(options, FixedSelector):
         options.check_model(None, len(prompts))
     fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
+    beginning, _ = beginning_of(repair.read("bank/bank.json"))
+    about |= beginning.identity() if beginning is not None else {}
     opened = _Once(open_bank)
     centres = repair.path / "bank" / CENTRES
     given = isinstance(options, NearestSelector) and centres.exists()
@@ -164,7 +168,7 @@ class _Once:
 
         if self.made is None:
             loaded, bank = self.open_bank()
-            self.made = loaded, bind(loaded.model, bank)
+            self.made = loaded, bind(loaded.model, bank, bank.beginning or Beginning(loaded.bos))
         return self.made
 
 
@@ -178,7 +182,7 @@ def _measure_losses(opened: _Once, fit: schema.Fitting, text: Any, prompts: list
 
     loaded, prefixes = opened()
     bare, found = head_is_bare(loaded.model), []
-    blocks = _blocks(fit, text, loaded).tolist()
+    blocks = begun(_blocks(fit, text, loaded), prefixes.beginning.ahead_of_text).tolist()
     with progress(len(blocks), f"held-out loss of {len(prompts)} prompts", unit="blocks") as bar:
         for block in blocks:
             found.append(-log_probabilities(loaded.model, prefixes, [block], bare).cpu())
@@ -210,7 +214,8 @@ def _fit(
     from safetensors.torch import save_file
 
     loaded, prefixes = opened()
-    contexts = _blocks(fit, text, loaded)[:, : fit.reads].tolist()
+    blocks = _blocks(fit, text, loaded)[:, : fit.reads]
+    contexts = begun(blocks, prefixes.beginning.ahead_of_text).tolist()  # as texts begin in scoring
 
     def fitted(rows: slice) -> Selector:
         selector = options.build()

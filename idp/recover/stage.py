@@ -25,6 +25,7 @@ VERSION = 3
 STORAGE_VERSION = 1
 SEARCH = "search.json"
 CHOICE = ("selector", "fit", "controls", "storage")  # options of a recovery that its trained repair does not depend on
+RESOLVED = ("bos",)  # those that enter by what they come to with the model
 
 
 @dataclass
@@ -66,16 +67,24 @@ def _compares(recovery: schema.Recovery) -> bool:
     return recovery.controls or selector.fits
 
 
-def check_given(given: Given, model: schema.Model, dense: Product, empty: models.LoadedModel) -> None:
-    """Holds what was given against the run's model.
+def check_given(
+    given: Given,
+    model: schema.Model,
+    dense: Product,
+    empty: models.LoadedModel,
+    recovery: schema.Recovery | None = None,
+) -> None:
+    """Holds what was given against the run's model, and against where the recovery puts its BOS.
 
     Raises:
-        UserError: it belongs to another model; both are named.
+        UserError: it belongs to another model, both are named; or it was made with another BOS.
     """
     hidden_size = empty.model.get_input_embeddings().weight.shape[1]
     assembled.check(given.members, model, dense.key, hidden_size)
+    if recovery is not None:
+        assembled.check_bos(given.members, recovery.beginning(empty.bos))
     if given.source is not None:
-        transfer.check(given.source, model, dense.key, hidden_size)
+        transfer.check(given.source, model, dense.key, hidden_size, empty.bos)
 
 
 def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> None:
@@ -95,28 +104,29 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if recovery.beneath is not None:
         check(recovery.beneath, empty, text)
     recovery.check_model(empty)
-    longest = longest_prompt(recovery, empty)
+    longest, bos = longest_prompt(recovery, empty), len(recovery.beginning(empty.bos))
     training = recovery.training if recovery.trains else None
-    needed = longest + (training.sequence_length if training is not None else 0)
+    length = training.sequence_length if training is not None else 0
     window = empty.model.config.get_text_config().max_position_embeddings
-    if needed > window:
+    if longest + bos + length > window:
+        parts = f"a prompt of {longest} tokens{f', {bos} of BOS' if bos else ''}"
         raise UserError(
-            f"recovery: a prompt of {longest} tokens and {needed - longest} of text do not fit in the model's window"
-            f" of {window}; lower recovery.training.sequence_length or the prompt's length"
+            f"recovery: {parts} and {length} of text do not fit in the model's window of {window}; lower"
+            " recovery.training.sequence_length or the prompt's length"
         )
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
     if _compares(recovery):
-        _check_fit(recovery.fit, longest, window)
+        _check_fit(recovery.fit, longest, bos, window)
         blocks(text, "heldout", empty.tokenizer, recovery.fit.tokens, 2, 0)
 
 
-def _check_fit(fit: schema.Fitting, longest: int, window: int) -> None:
-    if longest + fit.tokens > window:
+def _check_fit(fit: schema.Fitting, longest: int, bos: int, window: int) -> None:
+    if longest + bos + fit.tokens > window:
         raise UserError(
-            f"recovery.fit.tokens={fit.tokens}: with a prompt of {longest} tokens it does not fit in the model's window"
-            f" of {window}; use {window - longest} or less"
+            f"recovery.fit.tokens={fit.tokens}: with a prompt of {longest} tokens{f' and {bos} of BOS' if bos else ''}"
+            f" it does not fit in the model's window of {window}; use {window - longest - bos} or less"
         )
 
 
@@ -153,7 +163,8 @@ def recover(
     if recovery.kind == "none":
         return None
     if isinstance(recovery, transfer.Transfer):
-        return transfer.apply(transfer.find(getattr(recovery, "from")), compressed, store)
+        beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
+        return transfer.apply(transfer.find(getattr(recovery, "from")), compressed, store, beginning)
     repair = _make(recovery, model, compressed, text, seed, store, report, dense)
     stored = getattr(recovery, "storage", None)
     return repair if storage.is_plain(stored) else _store_in_few_bits(repair, stored, model, compressed, store)
@@ -169,9 +180,12 @@ def _make(
     report: Report | None,
     dense: Product,
 ) -> Product:
+    beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
+
     def make(folder: Path) -> None:
         opened = models.open_model if recovery.reads_weights else models.open_empty
-        work = Work(opened(models.model_folder(compressed), model), seed, folder / CHECKPOINT, folder, report=report)
+        loaded = opened(models.model_folder(compressed), model)
+        work = Work(loaded, seed, folder / CHECKPOINT, folder, report=report, beginning=beginning)
         beneath = Made()
         if recovery.beneath is not None:
             first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
@@ -187,6 +201,7 @@ def _make(
             made = recovery.make(work)
         made = made.on(beneath)
         if made.bank is not None:
+            made.bank.beginning = beginning
             made.bank.save(folder / "bank", work.loaded.model.config, str(models.model_folder(compressed)))
         described = {"kind": recovery.kind, "added": made.added, "trainable": made.trainable}
         write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if made.added else 0})
@@ -198,7 +213,7 @@ def _make(
         return store.get_or_make(
             "recover",
             parent=compressed.key,
-            config=_identity(recovery, model, text, seed, dense),
+            config=_identity(recovery, model, text, seed, dense) | beginning.identity(),
             version=VERSION,
             make=make,
             label=recovery.kind,
@@ -220,7 +235,7 @@ def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: i
 
 def _options(recovery: schema.Recovery) -> dict[str, Any]:
     """What of a recovery's options decides what comes out: the same work never has two keys."""
-    options = {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
+    options = {name: value for name, value in asdict(recovery).items() if name not in (*CHOICE, *RESOLVED)}
     if isinstance(recovery, schema.Trained):
         training, tried = options["training"], options.pop("search")
         unused = {"checkpoint_every"}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from idp import config, kinds, models
+from idp.beginning import PLACES, Beginning
 from idp.config import Fitting, Selector, keyword_option, option
 from idp.errors import UserError
-from idp.prompting.bank import PromptBank
+from idp.prompting.bank import PromptBank, beginning_of
 from idp.store import MANIFEST, Product, Store, write_json
 from idp.track import reading
 from idp.track.record import RECORD
@@ -24,6 +26,8 @@ from idp.track.status import STATUS
 
 if TYPE_CHECKING:
     from idp.evaluate.tasks import TaskSource
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 REPAIR = "repair.json"
@@ -34,6 +38,10 @@ REPAIR = "repair.json"
 class Transfer(config.Recovery):
     selector: Optional[Selector] = field(
         default=None, metadata={"help": "how one of several prompts is chosen; null: as in the run that it is from"}
+    )
+    bos: Optional[str] = option(
+        "where the model's BOS token stands: before, after or none; null: as where the repair was learned",
+        choices=(None, *PLACES),
     )
     controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
     fit: Fitting = field(default_factory=Fitting)
@@ -55,6 +63,11 @@ class Transfer(config.Recovery):
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return find(getattr(self, "from")).lengths
 
+    def beginning(self, bos: tuple[int, ...]) -> Beginning:
+        """The BOS that the repair was learned with, where that is written down, at its place or at the one asked for."""
+        learned = find(getattr(self, "from")).beginning or Beginning(bos)
+        return replace(learned, place=self.bos) if self.bos is not None else learned
+
 
 @dataclass
 class Source:
@@ -75,6 +88,12 @@ class Source:
         """Tokens of each prompt; none for an adapter alone."""
         bank = self.repair.path / "bank"
         return PromptBank.load(bank).lengths if bank.is_dir() else []
+
+    @property
+    def beginning(self) -> Beginning | None:
+        """The BOS that its prompts were learned with; None for an adapter alone, or where it is not known."""
+        bank = self.repair.path / "bank"
+        return beginning_of(self.repair.read("bank/bank.json"))[0] if bank.is_dir() else None
 
     @property
     def selector(self) -> config.Selector | None:
@@ -127,12 +146,21 @@ def find(place: str, setting: str = "recovery.from") -> Source:
     return Source(place, Store(root).get("recover", repair["key"]), record["idp"]["stages"]["load"]["key"], record)
 
 
-def check(source: Source, model: config.Model, dense: str, hidden_size: int) -> None:
-    """Refuses a repair that was learned on another model than this run's.
+def check(source: Source, model: config.Model, dense: str, hidden_size: int, bos: tuple[int, ...] = ()) -> None:
+    """Refuses a repair that was learned on another model than this run's, and says if it was with another BOS.
 
     Raises:
         UserError: names both models and, for prompts, both hidden sizes.
     """
+    if source.beginning is not None and source.beginning.tokens != bos:
+        log.warning(
+            "recovery.from=%s: its prompts were learned with the BOS tokens %s, and are used with them; the other rows'"
+            " texts begin with %s (model.bos=%s)",
+            source.place,
+            list(source.beginning.tokens),
+            list(bos),
+            model.bos,
+        )
     if source.dense == dense:
         return
     theirs = source.record["idp"]["config"]["model"]["name"] if source.record else source.dense[:12]
@@ -177,8 +205,8 @@ def resolved(recovery: Transfer, source: Source) -> Transfer:
     return known
 
 
-def apply(source: Source, compressed: Product, store: Store) -> Product:
-    """The repair as a product of the model that it now repairs: the same files."""
+def apply(source: Source, compressed: Product, store: Store, beginning: Beginning) -> Product:
+    """The repair as a product of the model that it now repairs: the same files, with its BOS written down."""
 
     def make(folder: Path) -> None:
         shutil.copytree(
@@ -189,12 +217,13 @@ def apply(source: Source, compressed: Product, store: Store) -> Product:
         base = str(models.model_folder(compressed))
         for file in (*folder.rglob("adapter_config.json"), *folder.rglob("bank.json")):
             described = json.loads(file.read_text(encoding="utf-8"))
-            write_json(file, {**described, "base_model_name_or_path": base})
+            bos = {"bos": beginning.described()} if file.name == "bank.json" else {}
+            write_json(file, {**described, "base_model_name_or_path": base, **bos})
 
     return store.get_or_make(
         "recover",
         parent=compressed.key,
-        config={"transfer": source.origin},
+        config={"transfer": source.origin, **beginning.identity()},
         version=VERSION,
         make=make,
         label=f"transfer of {source.origin[:12]}",

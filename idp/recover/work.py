@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.beginning import Beginning
 from idp.recover.training import History, Report
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Work:
 
     `text` are training and held-out blocks, each [blocks, tokens]; `checkpoint` is a folder that survives a kill,
     `folder` the product's own, where an adapter goes. `label` is what is said beside the progress bar, if not what the
-    recovery itself would say.
+    recovery itself would say. `beginning` is the BOS of every input, and its place about a prompt that is made.
     """
 
     loaded: LoadedModel
@@ -32,6 +33,11 @@ class Work:
     report: Report | None = None
     teacher: LoadedModel | None = None
     label: str | None = None
+    beginning: Beginning | None = None
+
+    def __post_init__(self) -> None:
+        if self.beginning is None:
+            self.beginning = Beginning(self.loaded.bos)
 
 
 @dataclass

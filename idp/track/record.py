@@ -42,6 +42,7 @@ def build(
     sources: list[TaskSource],
     documents: int | None,
     transfer: dict[str, Any] | None = None,
+    bos: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a run.
 
@@ -57,6 +58,7 @@ def build(
         sources: where the tasks' documents came from.
         documents: per task, as the budget allows.
         transfer: where the repair was learned, if not in this run.
+        bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
     own = list(measured.values())[-1]
     record = _merged(own)
@@ -88,6 +90,7 @@ def build(
         },
         "repair_bytes": repair.get("bytes", 0),
         "transfer": transfer,
+        "bos": bos,
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},

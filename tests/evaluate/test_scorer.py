@@ -302,6 +302,75 @@ def test_text_that_all_documents_begin_with_runs_once(family, open_tiny, make_ba
         assert value == pytest.approx(logits.gather(1, torch.tensor(continuation)[:, None]).sum().item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("examples", ["", "Question: seven boats?\nAnswer: drift away\n\n" * 3])
+def test_a_selector_reads_what_the_cut_choices_still_share(open_tiny, make_bank, examples):
+    """Of a document that is cut: the end of the contexts' shared text that every choice has kept, and one prompt."""
+    loaded = open_tiny("llama")
+    loaded.model.config.max_position_embeddings = 90
+    seen = []
+
+    class Spy(ByFirstToken):
+        def scores(self, contexts):
+            seen.extend(contexts)
+            return super().scores(contexts)
+
+    bank = make_bank(loaded, [4, 9])
+    long = f"{examples}{'the sun rises over a quiet harbour ' * 4}"
+    asked = {
+        0: [(f"{long}is it so?", choice) for choice in (" yes", " no, it is not so")],
+        1: [(f"{long}while {word} boats", " drift away now") for word in ("seven", "a")],  # as WinoGrande's
+        2: [("short?", " yes"), ("short?", " no")],
+        3: [(f"{long}is it so?", choice) for choice in (" yes", " no" * 40)],  # nothing of the context is left
+    }
+    requests = [instance("loglikelihood", pair, doc, i) for doc, own in asked.items() for i, pair in enumerate(own)]
+    selector = Spy()
+    scorer = scorer_of(RepairedModel(loaded, bank, selector), 4000)
+    assert scorer.max_length == 81
+    found = scorer.loglikelihood(requests, disable_tqdm=True)
+    reads = {loaded.tokenizer.decode(row) for row in seen}
+    room = 81 + 1
+    assert reads == {
+        f"{long}is it so?"[-(room - len(" no, it is not so")) :],
+        # The choice with the longer context has lost most; both have kept this of what they share.
+        f"{long}while "[len(f"{long}while seven boats") - (room - len(" drift away now")) :],
+        "short?",
+        "?",
+    }
+    for doc, own in asked.items():
+        prompts = {scorer.choices["made_up", doc]}
+        assert len(prompts) == 1
+        prompt = bank.prompts[prompts.pop()]
+        for pair, (value, _) in zip(own, found[2 * doc : 2 * doc + 2], strict=True):
+            context, continuation = (scorer.tok_encode(part) for part in pair)
+            count = min(len(continuation), 81)
+            tokens = (context[-1:] if count == 81 else context) + continuation[-81:]
+            tokens = tokens[-room:]
+            logits = plain_logits(loaded, prompt, tokens[:-1])[-count:].log_softmax(-1)
+            wanted = logits.gather(1, torch.tensor(tokens[-count:])[:, None]).sum().item()
+            assert value == pytest.approx(wanted, abs=1e-3)
+
+
+def test_an_attention_selector_reads_a_cut_document(open_tiny, make_bank):
+    from idp.prompting.selectors.attention import Attention
+
+    loaded = open_tiny("llama")
+    loaded.model.config.max_position_embeddings = 64
+    bank = make_bank(loaded, [4, 9, 7])
+    repaired = RepairedModel(loaded, bank, Attention())
+    scorer = scorer_of(repaired, 4000)
+    contexts = [f"{text(random.Random(doc), 30, 40)} is it so?" for doc in range(8)]
+    requests = [
+        instance("loglikelihood", (context, choice), doc, i)
+        for doc, context in enumerate(contexts)
+        for i, choice in enumerate((" yes", " no, it is not so"))
+    ]
+    scorer.loglikelihood(requests, disable_tqdm=True)
+    room = scorer.max_length + 1 - len(" no, it is not so")
+    wanted = repaired.choose([scorer.tok_encode(context)[-room:] for context in contexts]).tolist()
+    assert [scorer.choices["made_up", doc] for doc in range(8)] == wanted
+    assert len(set(wanted)) > 1
+
+
 class Killed(Exception):
     pass
 

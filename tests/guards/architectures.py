@@ -91,7 +91,9 @@ def row(name: str) -> str:
         )
     ]
     refused = [part for part in guard.PARTS if found[part] is not None]
-    return _line(name, class_name, marks, f"otherwise than its own forward pass: {', '.join(refused)}" if refused else "")
+    return _line(
+        name, class_name, marks, f"otherwise than its own forward pass: {', '.join(refused)}" if refused else ""
+    )
 
 
 def _line(name: str, class_name: str, marks: list[str], why: str) -> str:

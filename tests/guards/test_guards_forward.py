@@ -20,7 +20,7 @@ from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store
 
-from ..evaluate.test_scorer import instance, multiple_choice
+from ..evaluate.test_scorer import multiple_choice
 from ..prompting.test_prefix import ByFirstToken
 from . import architectures
 
@@ -42,7 +42,14 @@ LONG_ROPE = {
     "long_factor": [2.0 + i / 2 for i in range(8)],
 }
 PHI3 = {**TINY, "original_max_position_embeddings": 64, "rope_scaling": LONG_ROPE}
-LATENT = {"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
 MIXTURE = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 # Such as a pass that knows attention with keys of one width, plain masks and one set of frequencies gets wrong.
 UNUSUAL = {
@@ -266,7 +273,9 @@ STATE |= {"minimax": "linear_attention", "recurrent_gemma": "recurrent", "kimi_l
 
 @pytest.mark.parametrize("name", STATE)
 def test_layers_that_carry_state_are_refused_from_the_config_alone(name, tmp_path):
-    with pytest.raises(UserError, match=f"ForCausalLM: its .*{STATE[name]}.* pass state from token to token") as refused:
+    with pytest.raises(
+        UserError, match=f"ForCausalLM: its .*{STATE[name]}.* pass state from token to token"
+    ) as refused:
         guard.check(architectures.config_of(name), Store(tmp_path))
     assert "\n" not in str(refused.value) and not (tmp_path / "guard").exists(), "nothing was run"
 
@@ -319,7 +328,9 @@ def test_a_run_refuses_in_one_line_before_anything_is_loaded(architecture, proce
 def test_the_trial_takes_seconds():
     for name in ("llama", "gemma3_text", "mixtral"):
         started = time.perf_counter()
-        assert all(value is None for part, value in guard.answers(architectures.config_of(name)).items() if part != "seconds")
+        assert all(
+            value is None for part, value in guard.answers(architectures.config_of(name)).items() if part != "seconds"
+        )
         print(f"{name}: {time.perf_counter() - started:.1f} s")
         assert time.perf_counter() - started < 60
 

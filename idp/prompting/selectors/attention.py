@@ -60,7 +60,8 @@ class Attention(Selector):
 
     The prompts do not see one another. The query that looks at prompt i stands where it would if prompt i were alone
     (at n_i + t for prompts of n_i tokens), so every prompt is judged at the distance that it was trained for. All
-    prompts and the input's own earlier tokens share one softmax.
+    prompts and the input's own earlier tokens share one softmax, and the BOS before a prompt, where that is its place:
+    it is no token of the prompt, and what it draws is nobody's.
 
     Args:
         layer: the decoder layer that is read. Layer 0 costs one embedding, one projection and one product of queries
@@ -132,7 +133,7 @@ class Attention(Selector):
     def _scores(self, contexts: Sequence[Sequence[int]], prefixes: Prefixes, long: bool | None) -> torch.Tensor:
         import torch
 
-        post, lengths = self.softmax == "post", prefixes.lengths.tolist()
+        post, lengths, ahead = self.softmax == "post", prefixes.lengths.tolist(), prefixes.ahead
         device = prefixes.lengths.device
         seen: dict[int, torch.Tensor] = {}  # per prompt what is read of it, [tokens, heads]
         own = torch.empty(0)
@@ -157,15 +158,19 @@ class Attention(Selector):
             query, key, weighing = queries_and_keys(self.model, packed, prefixes, self.layer)
             products = _products(query, prefixes.keys[self.layer][prompts, :, :n], weighing)
             seen_of = _seen(packed.positions[0], n, weighing)
-            read = self._read(products, None if seen_of is None else seen_of[:, None, None, :])
+            read = self._read(products[..., ahead:], None if seen_of is None else seen_of[:, None, None, ahead:])
             seen |= {prompt: read[..., number].to(device) for number, prompt in enumerate(prompts)}
             if post and prompts is together[-1]:  # the input's own attention, with the input behind the longest prompt
                 own = torch.cat([own_mass(group, query, key, weighing) for group in packed.groups]).to(device)
+                if ahead:  # the BOS before all prompts is none of theirs
+                    bos = products[..., 0, :ahead]
+                    bos = bos if seen_of is None else bos.masked_fill(~seen_of[:, None, :ahead], -torch.inf)
+                    own = own.logaddexp(bos.logsumexp(-1).to(device))
         values = torch.stack([seen[prompt] for prompt in range(len(lengths))], dim=-1)  # [tokens, heads, prompts]
         if post:
             values = (values - torch.cat([values, own[..., None]], dim=-1).logsumexp(-1, keepdim=True)).exp()
             if self.reduce == "mean":
-                values = values / prefixes.lengths
+                values = values / (prefixes.lengths - ahead)
         if self.heads is not None:
             values = values[:, self.heads]
         order = sorted(range(len(contexts)), key=packed.starts.__getitem__)

@@ -46,7 +46,8 @@ def log_probabilities(
     """Mean log-probability of each text behind each prompt, nats per token, [contexts, prompts] float32.
 
     The first token of a text is not predicted: what a prompt makes of no text at all is no matter of the text's. A
-    text of one token scores 0 under every prompt.
+    text of one token scores 0 under every prompt. The BOS that a text begins with, where the prefixes say so, is read
+    and counts for nothing.
 
     Args:
         model: the model.
@@ -82,9 +83,19 @@ def _of_part(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int
         model,
         device,
     )
-    predicted = [max(len(row) - 1, 0) for row in rows]
-    places = [start + place for start, count in zip(packed.starts, predicted, strict=True) for place in range(count)]
-    targets = torch.tensor([token for row in rows for token in row[1:]], dtype=torch.long, device=device)
+    bos = prefixes.beginning.ahead_of_text
+    firsts = [len(bos) if bos and row[: len(bos)] == bos else 0 for row in rows]
+    predicted = [max(len(row) - first - 1, 0) for row, first in zip(rows, firsts, strict=True)]
+    places = [
+        start + first + place
+        for start, first, count in zip(packed.starts, firsts, predicted, strict=True)
+        for place in range(count)
+    ]
+    targets = torch.tensor(
+        [token for row, first in zip(rows, firsts, strict=True) for token in row[first + 1 :]],
+        dtype=torch.long,
+        device=device,
+    )
     values = torch.empty(len(places), device=device)
     if places:
         with torch.inference_mode():

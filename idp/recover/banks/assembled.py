@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config
+from idp.beginning import Beginning
 from idp.config import keyword_option
 from idp.errors import UserError
 from idp.prompting import peft_files
-from idp.prompting.bank import PromptBank
+from idp.prompting.bank import PromptBank, beginning_of
 from idp.recover import transfer
 from idp.recover.work import Made, Work
 
@@ -60,6 +61,7 @@ class Member:
     place: str  # as the user named it
     base_model: str | None  # what it was trained on, as its maker called it
     dense: str | None  # key of the dense model, where it was trained here
+    beginning: Beginning | None = None  # the BOS that it was trained with, where that is known
 
 
 def members(options: AssembledBank) -> list[Member]:
@@ -125,6 +127,29 @@ def check(found: list[Member], model: config.Model, dense: str, hidden_size: int
             )
 
 
+def check_bos(found: list[Member], beginning: Beginning) -> None:
+    """Refuses prompts that were made with another BOS than the one that they would be used with.
+
+    Args:
+        found: the prompts; those of which it is not known are taken as they are.
+        beginning: the BOS of the run, and its place.
+
+    Raises:
+        UserError: names the prompt and both.
+    """
+    for member in found:
+        if member.beginning is not None and member.beginning.described() != beginning.described():
+            raise UserError(
+                f"recovery.bank.from: {member.place}: prompt {member.name} was made with {_said(member.beginning)},"
+                f" this run has {_said(beginning)}; choose recovery.bos and model.bos alike, or leave the prompt out"
+            )
+
+
+def _said(beginning: Beginning) -> str:
+    tokens, place = beginning.described().values()
+    return f"BOS tokens {tokens} at recovery.bos={place}" if tokens else "no BOS"
+
+
 def make(options: AssembledBank) -> PromptBank:
     """The joined bank."""
     found = members(options)
@@ -139,7 +164,8 @@ def _members(place: str) -> list[Member]:
     folder = Path(place).expanduser()
     if peft_files.is_adapter(folder):
         read = peft_files.read(folder)
-        return [Member(folder.absolute().name, read.prompt, place, read.base_model, None)]
+        beginning, ahead = _of_export(folder)
+        return [Member(folder.absolute().name, read.prompt[ahead:], place, read.base_model, None, beginning)]
     dense = None
     if not (folder / "bank.json").is_file():
         source = transfer.find(place, setting="recovery.bank.from")
@@ -153,9 +179,26 @@ def _members(place: str) -> list[Member]:
         )
     base = described.get("base_model_name_or_path")
     if not (folder / "prompt_0").is_dir():  # an export: its folders have the prompts' names
-        return [Member(name, peft_files.read(folder / name).prompt, place, base, dense) for name in described["names"]]
+        return [
+            Member(name, peft_files.read(folder / name).prompt[ahead:], place, base, dense, beginning)
+            for beginning, ahead in [beginning_of(described)]
+            for name in described["names"]
+        ]
     bank = PromptBank.load(folder)
-    return [Member(name, prompt, place, base, dense) for name, prompt in zip(bank.names, bank.prompts, strict=True)]
+    return [
+        Member(name, prompt, place, base, dense, bank.beginning)
+        for name, prompt in zip(bank.names, bank.prompts, strict=True)
+    ]
+
+
+def _of_export(folder: Path) -> tuple[Beginning | None, int]:
+    """The BOS of a prompt whose folder is one of an exported bank's, and how many of its rows are the BOS's."""
+    try:
+        described = json.loads((folder.absolute().parent / "bank.json").read_text(encoding="utf-8"))
+        known = folder.absolute().name in described["folders"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, 0
+    return beginning_of(described) if known else (None, 0)
 
 
 def _last(name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from idp import config
+from idp.beginning import begun
 from idp.config import option
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -62,22 +63,23 @@ class ClusterBank(config.Bank):
         judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
         texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
         made = independent.make(recovery, recovery.lengths, texts, work)
-        made.bank.centres = centres(work.loaded, [blocks[own] for own in members])
+        texts = begun(blocks, work.beginning.ahead_of_text)  # as a selector will read them
+        made.bank.centres = centres(work.loaded, [texts[own] for own in members])
         counts = found["labels"].bincount(minlength=prompts).tolist()
         made.bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
         return made
 
 
 def text_embeddings(loaded: LoadedModel, blocks: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Mean final hidden state of each block, [blocks, hidden_size] float32 on the CPU."""
+    """Mean final hidden state of each block's tokens, [blocks, hidden_size] float32 on the CPU; a BOS is only read."""
     import torch
 
     found = []
     with torch.inference_mode(), progress(len(blocks), "text embeddings", unit="blocks") as bar:
         for start in range(0, len(blocks), batch_size):
-            batch = blocks[start : start + batch_size].to(loaded.device)
+            batch = begun(blocks[start : start + batch_size], loaded.bos).to(loaded.device)
             hidden = loaded.model.base_model(input_ids=batch, use_cache=False).last_hidden_state
-            found.append(hidden.float().mean(1).cpu())
+            found.append(hidden[:, len(loaded.bos) :].float().mean(1).cpu())
             bar.update(len(batch))
     return torch.cat(found)
 

@@ -48,6 +48,7 @@ def make(
             label=work.label or f"{name} ({number + 1} of {len(lengths)}, {length} tokens)",
             report=named(work.report, name),
             teacher=work.teacher,
+            beginning=work.beginning,
         )
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))

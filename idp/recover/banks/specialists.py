@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from idp import config
+from idp.beginning import Beginning, begun
 from idp.config import option
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -82,7 +83,7 @@ class SpecialistsBank(config.Bank):
         together = replace(training, batch_size=training.batch_size * count)
         history = train(
             {f"prompt_{number}": part for number, part in enumerate(parts)},
-            self._loss_with(loaded, parts, training.batch_size),
+            self._loss_with(loaded, parts, training.batch_size, work.beginning),
             *work.text,
             together,
             seed=work.seed,
@@ -94,16 +95,17 @@ class SpecialistsBank(config.Bank):
             [part.detach().cpu() for part in parts], [name_of(number, length) for number, length in enumerate(lengths)]
         )
         with torch.no_grad():
-            chosen = losses(loaded, parts, work.text[1], training.batch_size).argmin(1)
+            chosen = losses(loaded, parts, work.text[1], training.batch_size, work.beginning).argmin(1)
             last = work.text[0][: LAST_BATCHES * together.batch_size]
-            owners = assign(losses(loaded, parts, last, training.batch_size)).cpu()
+            owners = assign(losses(loaded, parts, last, training.batch_size, work.beginning)).cpu()
         bank.made = {"kind": NAME, "heldout_choices": chosen.bincount(minlength=count).tolist()}
         if len(last) >= count:
-            bank.centres = centres(loaded, [last[owners == number] for number in range(count)])
+            texts = begun(last, work.beginning.ahead_of_text)
+            bank.centres = centres(loaded, [texts[owners == number] for number in range(count)])
         return Made(bank, bank.parameters, histories={NAME: history})
 
     def _loss_with(
-        self, loaded: LoadedModel, prompts: list[torch.nn.Parameter], rows: int
+        self, loaded: LoadedModel, prompts: list[torch.nn.Parameter], rows: int, beginning: Beginning | None = None
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """The loss of a batch, [blocks, tokens]; `rows` are the blocks of one forward pass of the E-step."""
         import torch
@@ -111,21 +113,26 @@ class SpecialistsBank(config.Bank):
         def loss_of(batch: torch.Tensor) -> torch.Tensor:
             batch = batch.to(loaded.device)
             with torch.no_grad():
-                costs = losses(loaded, prompts, batch, rows)
+                costs = losses(loaded, prompts, batch, rows, beginning)
             if not torch.is_grad_enabled():
                 return (responsibilities(costs, self, free=True) * costs).sum(1).mean()
             loss = torch.zeros((), device=loaded.device)
             for prompt, share in zip(prompts, responsibilities(costs, self).unbind(1), strict=True):
                 own = share.nonzero().flatten()
                 if len(own):
-                    loss = loss + (share[own] * row_losses(loaded, prompt, batch[own])).sum() / len(batch)
+                    own_losses = row_losses(loaded, prompt, batch[own], beginning)
+                    loss = loss + (share[own] * own_losses).sum() / len(batch)
             return loss + self.diversity * similarity(prompts) if self.diversity else loss
 
         return loss_of
 
 
 def losses(
-    loaded: LoadedModel, prompts: list[torch.Tensor], blocks: torch.Tensor, rows: int | None = None
+    loaded: LoadedModel,
+    prompts: list[torch.Tensor],
+    blocks: torch.Tensor,
+    rows: int | None = None,
+    beginning: Beginning | None = None,
 ) -> torch.Tensor:
     """Loss in nats per token of each block behind each prompt, [blocks, prompts].
 
@@ -134,19 +141,24 @@ def losses(
         prompts: each [tokens, hidden_size].
         blocks: token ids, [blocks, tokens].
         rows: blocks per forward pass; None: all.
+        beginning: the BOS and its place about the prompts; None: the model's, as each block's first token.
     """
     import torch
 
     parts = [part.to(loaded.device) for part in blocks.split(rows or len(blocks))]
-    return torch.stack([torch.cat([row_losses(loaded, prompt, part) for part in parts]) for prompt in prompts], dim=1)
+    found = [torch.cat([row_losses(loaded, prompt, part, beginning) for part in parts]) for prompt in prompts]
+    return torch.stack(found, dim=1)
 
 
-def row_losses(loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+def row_losses(
+    loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor, beginning: Beginning | None = None
+) -> torch.Tensor:
     """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks]."""
     from torch.nn.functional import cross_entropy
 
-    logits = loaded.model(**behind(loaded.model, prompt, batch)).logits
-    each = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+    inputs = behind(loaded.model, prompt, batch, beginning=beginning or Beginning(loaded.bos))
+    logits = loaded.model(**inputs).logits[:, -batch.shape[1] : -1]
+    each = cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
     return each.view(len(batch), -1).mean(1)
 
 
