@@ -187,6 +187,21 @@ def test_a_factor_without_a_type_is_linear(model_folders, tmp_path):
     assert ggufs.config_of(file).rope_parameters["rope_type"] == "linear"
 
 
+@pytest.mark.parametrize("cut", [3, 20, 100, 500, 3000])
+def test_a_file_that_is_cut_off(cut, model_folders, tmp_path):
+    file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf")
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(UserError, match="a.gguf: cannot be read as a GGUF model"):
+        models.gguf_source(file)
+
+
+@pytest.mark.parametrize("more", [{"attention.head_count": 0}, {"context_length": "many"}])
+def test_a_value_that_is_no_such_number(more, model_folders, tmp_path):
+    file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf", more=more, drop=("attention.key_length",))
+    with pytest.raises(UserError, match="a.gguf: cannot be read as a GGUF model"):
+        models.gguf_source(file)
+
+
 def test_what_changes_nothing_is_let_through(model_folders, tmp_path):
     more = {"expert_count": 0, "attention.causal": True, "logit_scale": 1.0, "rope.scaling.type": "none"}
     file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf", more=more)
@@ -285,6 +300,21 @@ def test_sentencepiece(space_prefix, tmp_path):
         "<0xA5>",
     ]
     tokenization.check(folder, plain=ggufs.encoding(file))
+
+
+def test_sentencepiece_without_bytes(tmp_path):
+    """What no piece spells is unknown, a run of it once; such a tokenizer is not held to giving text back."""
+    values = writing.sentencepiece(WORDS, False)
+    for name in ("tokens", "scores", "token_type"):
+        del values[f"tokenizer.ggml.{name}"][3:259]
+    file = writing.write_tokenizer(tmp_path / "a.gguf", values)
+    vocabulary = tokenizer.check(headers.read(file))
+    made = tokenizer.build(vocabulary)
+    ids = made("river 日本 stone", add_special_tokens=False)["input_ids"]
+    assert ids == plain.encode(vocabulary, "river 日本 stone") and ids.count(0) == 1
+    made.save_pretrained(tmp_path / "saved")
+    ggufs.config_of(file).save_pretrained(tmp_path / "saved")
+    tokenization.check(tmp_path / "saved", plain=ggufs.encoding(file))
 
 
 def test_the_best_score_is_merged_first(tmp_path):
@@ -442,6 +472,24 @@ def test_a_gguf_without_a_tokenizer_is_refused_as_a_model_and_read_as_weights(mo
     assert models.gguf_source(file).kind == "gguf"
     with pytest.raises(UserError, match="its tokenizer is of the kind None, which is not read"):
         models.find(compose("model=local", f"model.path={file}").model)
+
+
+@pytest.mark.parametrize(("pre", "held"), [("qwen2", True), ("deepseek-r1-qwen", True), ("llama-bpe", False)])
+def test_a_class_that_transformers_builds_anew(pre, held, with_pre, tmp_path):
+    """Any tokenizer of a Qwen2 is opened as Qwen2's own: it adds no token of its own, and splits as that one only."""
+    from transformers import AutoConfig
+
+    vocabulary, made = with_pre(pre, add_bos_token=True)
+    folder = tmp_path / "saved"
+    tokenizer.save(made, folder)
+    shape = {**FAMILIES["qwen2"], "vocab_size": len(vocabulary.pieces), "pad_token_id": None}
+    AutoConfig.for_model(**shape).save_pretrained(folder)
+    if held:
+        tokenization.check(folder, plain=lambda text: plain.encode(vocabulary, text))
+        assert tokenization.opened(folder)("a")["input_ids"][0] == 0
+        return
+    with pytest.raises(UserError, match="a plain implementation of its file's own merges differ"):
+        tokenization.check(folder, plain=lambda text: plain.encode(vocabulary, text))
 
 
 def test_end_tokens_special_tokens_and_the_chat_template_are_kept(model_folders, tmp_path):

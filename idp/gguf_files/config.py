@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError
 from idp.gguf_files import rope
 from idp.gguf_files.header import Header
+from idp.gguf_files.tokenizer import special_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -112,12 +113,14 @@ def settings(header: Header) -> dict[str, Any]:
     if "token_embd.weight" not in header.tensors:
         raise UserError(f"{header.file}: it has no token_embd.weight: not a language model")
     read = Reader(header)
-    found = ARCHITECTURES[header.architecture](read)
+    try:
+        found = ARCHITECTURES[header.architecture](read)
+    except (TypeError, ValueError, ZeroDivisionError) as error:  # a value that is no such number
+        raise UserError(f"{header.file}: cannot be read as a GGUF model: {error}") from error
     read.refuse_unread()
-    ids = {"bos": "bos", "eos": "eos", "pad": "padding"}
     rows = header.tensors["token_embd.weight"].shape[0]
-    for ours, theirs in ids.items():
-        number = header.token(f"{theirs}_token_id")
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        number = special_id(header, theirs)
         found[f"{ours}_token_id"] = number if number is not None and number < rows else None
     return {
         "vocab_size": rows,

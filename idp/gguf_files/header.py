@@ -75,7 +75,7 @@ def read(file: Path) -> Header:
     try:
         with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             metadata, tensors = _parse(content)
-    except (OSError, ValueError, struct.error, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, ZeroDivisionError, struct.error) as error:
         raise UserError(f"{file}: cannot be read as a GGUF model: {error or type(error).__name__}") from error
     _refuse_parts(file, metadata)
     if "general.architecture" not in metadata:

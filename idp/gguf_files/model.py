@@ -111,7 +111,7 @@ def convert(file: Path, folder: Path) -> None:
     if len(vocabulary.ends) > 1:
         model.generation_config.eos_token_id = vocabulary.ends
     model.save_pretrained(folder)
-    tokenizer.build(vocabulary).save_pretrained(folder)
+    tokenizer.save(tokenizer.build(vocabulary), folder)
 
 
 def encoding(file: Path) -> Callable[[str], list[int]]:

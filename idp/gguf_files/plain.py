@@ -55,11 +55,14 @@ def _sentencepiece(vocabulary: Vocabulary, text: str) -> Iterator[int]:
         number = vocabulary.ids.get(left + right)
         return None if number is None else -vocabulary.scores[number]
 
+    unknown = False  # a run of what is not known is one token
     for piece in _merged(list(text), score):
-        if piece in vocabulary.ids:
-            yield vocabulary.ids[piece]
-        else:
-            yield from (vocabulary.ids[f"<0x{byte:02X}>"] for byte in piece.encode())
+        known = [vocabulary.ids[piece]] if piece in vocabulary.ids else [vocabulary.byte_ids[b] for b in piece.encode()]
+        if None not in known:
+            yield from known
+        elif not unknown:
+            yield vocabulary.special("unknown")
+        unknown = None in known
 
 
 def _byte_level(vocabulary: Vocabulary, text: str) -> Iterator[int]:

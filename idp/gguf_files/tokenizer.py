@@ -6,8 +6,10 @@ pre-tokenizer of GPT-2. Here both are built from what the file states, by llama.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
@@ -90,15 +92,25 @@ class Vocabulary:
 
     def special(self, name: str) -> int | None:
         """The id of the token `bos`, `eos`, `eot`, `eom`, `unknown` or `padding`; None where there is none."""
-        default = DEFAULT_IDS.get(name) if self.kind == SENTENCEPIECE else None
-        number = self.header.token(f"{name}_token_id", default)
-        return number if number is not None and 0 <= number < len(self.pieces) else None
+        return special_id(self.header, name)
+
+    @cached_property
+    def byte_ids(self) -> list[int | None]:
+        """SentencePiece: the id of each byte's own piece."""
+        return [self.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
 
     @property
     def ends(self) -> list[int]:
         """The ids that end a text or a turn, that of the text first."""
         found = (self.special(name) for name in ("eos", "eot", "eom"))
         return list(dict.fromkeys(number for number in found if number is not None))
+
+
+def special_id(header: Header, name: str) -> int | None:
+    """The id of `bos`, `eos`, `eot`, `eom`, `unknown` or `padding`: the file's or llama.cpp's; None: there is none."""
+    default = DEFAULT_IDS.get(name) if header.token("model") == SENTENCEPIECE else None
+    number = header.token(f"{name}_token_id", default)
+    return number if number is not None and 0 <= number < len(header.token("tokens") or ()) else None
 
 
 def check(header: Header) -> Vocabulary:
@@ -116,6 +128,8 @@ def check(header: Header) -> Vocabulary:
         raise UserError(f"{where} has no tokens (tokenizer.ggml.tokens)")
     if kind == SENTENCEPIECE and not header.token("scores"):
         raise UserError(f"{where} has no scores (tokenizer.ggml.scores), without which text cannot be cut")
+    if kind == SENTENCEPIECE and special_id(header, "unknown") is None:
+        raise UserError(f"{where} has no token for what it does not know (tokenizer.ggml.unknown_token_id)")
     for name in ("scores", "token_type"):
         if header.token(name) and len(header.token(name)) != len(tokens):
             raise UserError(f"{where} has {len(tokens)} tokens and {len(header.token(name))} {name}")
@@ -181,6 +195,16 @@ def build(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer so that no class adds special tokens of its own, beyond the embedding, when it is opened."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    unsaid = {name: None for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name not in said}
+    if unsaid:
+        file.write_text(json.dumps({**said, **unsaid}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _sentencepiece(vocabulary: Vocabulary) -> Any:
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -192,7 +216,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Any:
             merges=vocabulary.merges,
             unk_token=None if unknown is None else vocabulary.pieces[unknown],
             fuse_unk=True,
-            byte_fallback=True,
+            byte_fallback=any(number is not None for number in vocabulary.byte_ids),
         )
     )
     spaces = normalizers.Replace(" ", SPACE)
