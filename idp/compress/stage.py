@@ -92,6 +92,8 @@ def compress(
     if works(compressor):
         config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
         config |= models.numerics(model)
+    if _has_experts(models.model_folder(dense)):
+        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
@@ -106,6 +108,11 @@ def compress(
         )
     _say_what_was_singular(product)
     return product
+
+
+def _has_experts(folder: Path) -> bool:
+    """Whether the config of a model says that it has experts; every such class has an option that is called so."""
+    return "expert" in (folder / "config.json").read_text(encoding="utf-8")
 
 
 def refuse_not_finite(model: nn.Module) -> None:
