@@ -102,10 +102,12 @@ def compress(
     if works(compressor):
         config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
         config |= models.numerics(model)
+        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
     model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
     if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
         config["calibration"]["forward"] = "own"
-        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
+    if _has_experts(models.model_folder(dense)):
+        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
@@ -120,6 +122,11 @@ def compress(
         )
     _say_what_was_singular(product)
     return product
+
+
+def _has_experts(folder: Path) -> bool:
+    """Whether the config of a model says that it has experts; every such class has an option that is called so."""
+    return "expert" in (folder / "config.json").read_text(encoding="utf-8")
 
 
 def refuse_not_finite(model: nn.Module) -> None:

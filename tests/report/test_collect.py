@@ -35,7 +35,7 @@ def test_a_run_is_three_models_in_a_line(real):
     assert [model.role for model in found.models] == ["dense", "compressed", "repaired"]
     assert (dense.parent, compressed.parent, repaired.parent) == (None, dense.id, compressed.id)
     assert (dense.compressor, compressed.compressor, repaired.recovery) == ("none", "gptq3", "idp")
-    assert dense.weights["packed_bytes"] == 2 * record["idp"]["parameters"]["model"]
+    assert dense.weights["packed_bytes"] == 4 * record["idp"]["parameters"]["model"]  # in float32
     assert repaired.parameters == record["idp"]["parameters"] and compressed.parameters["added"] == 0
     assert repaired.tasks["arc_easy"].value == record["results"]["arc_easy"]["acc,none"]
     assert dense.tasks["arc_easy"].value == record["idp"]["baselines"]["dense"]["results"]["arc_easy"]["acc,none"]
