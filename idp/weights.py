@@ -92,7 +92,7 @@ def check_files(files: WeightFiles, model: PreTrainedModel, config: PretrainedCo
         entry = files.entries.get(name)
         if entry is not None and tensor.is_floating_point() and entry.dtype not in PLAIN:
             raise UserError(f"{files.where}: {name} is stored as {entry.dtype}, which is no plain weight")
-    if config.get_text_config().tie_word_embeddings:
+    if ties(config):
         _check_tie(files, model)
 
 
@@ -121,17 +121,22 @@ def check_tied(where: str, model: PreTrainedModel) -> None:
     Raises:
         UserError: as said.
     """
-    if not model.config.get_text_config().tie_word_embeddings:
+    if not ties(model.config):
         return
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or embeddings is None or head.weight is embeddings.weight:
         return
     import torch
 
-    if head.weight.device.type != "meta" and not torch.equal(
-        head.weight.to(embeddings.weight.device), embeddings.weight
-    ):
+    if "meta" in (head.weight.device.type, embeddings.weight.device.type):  # they lie on disk
+        return
+    if not torch.equal(head.weight, embeddings.weight.to(head.weight.device)):
         raise UserError(f"{where}: {OTHER_HEAD}")
+
+
+def ties(config: PretrainedConfig) -> bool:
+    """Whether a model of this config ties its output head to its embeddings, as transformers itself asks it."""
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def check_adapter(folder: Path, adapted: PeftModel) -> None:
@@ -237,8 +242,8 @@ def harmless(key: str, config: PretrainedConfig | None, shape: tuple[int, ...] |
     match, text = LAYER.search(key), config.get_text_config() if config is not None else None
     if not match or text is None:
         return False
-    last = text.num_hidden_layers + max(int(getattr(text, name, None) or 0) for name in PREDICTORS)
-    return text.num_hidden_layers <= int(match[2]) < last
+    layers = getattr(text, "num_hidden_layers", 0)
+    return layers <= int(match[2]) < layers + max(int(getattr(text, name, None) or 0) for name in PREDICTORS)
 
 
 def _check_tie(files: WeightFiles, model: PreTrainedModel) -> None:

@@ -185,7 +185,7 @@ def _tied(place: Path, source: Source, model: Model) -> bool | None:
     if source.kind == "gguf":
         return None
     config = AutoConfig.from_pretrained(place, trust_remote_code=model.trust_remote_code)
-    return bool(config.get_text_config().tie_word_embeddings)
+    return weights.ties(config)
 
 
 def _read(
@@ -270,11 +270,11 @@ def _tie(where: str, state: dict[str, Any], model: Any, tied: bool | None) -> No
             f"{where}: it has no {head}, and its config does not tie it to {embeddings}; take a complete copy"
         )
     if head in state and not torch.equal(state[head], state[embeddings]):
-        if model.config.get_text_config().tie_word_embeddings:
+        if weights.ties(model.config):
             raise UserError(f"{where}: its {head} is not its {embeddings}, which this model ties")
         if tied:
             raise UserError(f"{where}: its {head} is not its {embeddings}, which its own config ties")
-    if model.config.get_text_config().tie_word_embeddings:
+    if weights.ties(model.config):
         state.pop(head, None)
     elif head not in state:
         state[head] = state[embeddings].clone()  # of its own memory: one of two that share it would not be saved
