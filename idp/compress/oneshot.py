@@ -101,17 +101,17 @@ def _held_to_plain(forward: LayeredForward, input_ids: torch.Tensor, plain: list
         UserError: calibration would not be the model's own forward pass.
     """
     attention = "eager"
-    with _forward_context(forward.model, attention), disable_offloading():
-        same = guard.alike(forward.learn(input_ids), plain, forward.model.dtype)
-    if not same:
-        attention = forward.model.config._attn_implementation
     try:
-        with _forward_context(forward.model, attention), disable_offloading():
+        with _forward_context(forward.model, attention):
+            same = guard.alike(forward.learn(input_ids), plain, forward.model.dtype)
+        if not same:
+            attention = forward.model.config._attn_implementation
+        with _forward_context(forward.model, attention):
             guard.check(forward, input_ids, plain)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise forward.refusal(f"called alone, a layer fails ({type(error).__name__}: {error})") from error
+        raise forward.refusal(f"its layers, called one by one, fail ({type(error).__name__}: {error})") from error
     return attention
 
 
