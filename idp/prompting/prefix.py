@@ -230,6 +230,7 @@ def bind(model: PreTrainedModel, bank: PromptBank) -> Prefixes:
             raise UserError(
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
+
     def bound(long: bool | None) -> Prefixes:
         runs = [states(model, bank.kind, prompt, long) for prompt in bank.prompts]
         for prompt, run in zip(bank.prompts, runs, strict=True):

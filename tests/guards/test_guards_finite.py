@@ -37,7 +37,9 @@ def opened_in_float16(folder, device):
     return RepairedModel(LoadedModel(model, AutoTokenizer.from_pretrained(folder)))
 
 
-WHERE = r"LlamaForCausalLM in float16: .* not finite, first at model\.layers\.1\.mlp\.\w+ \(\w+\); use model.dtype=bfloat16"
+WHERE = (
+    r"LlamaForCausalLM in float16: .* not finite, first at model\.layers\.1\.mlp\.\w+ \(\w+\); use model.dtype=bfloat16"
+)
 
 
 def test_scoring_and_perplexity_stop(open_tiny):
@@ -71,7 +73,7 @@ def test_the_choice_of_a_prompt_stops(open_tiny, make_bank):
     repaired = RepairedModel(loaded, make_bank(loaded, [4, 6]), Attention())
     with torch.no_grad():
         loaded.model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"the selector's scores are not finite, .* its weight model\.layers\.0\.self_attn"):
+    with pytest.raises(UserError, match=r"the selector's scores are not finite, .* weight model\.layers\.0"):
         repaired.choose([[3, 40, 41]])
 
 

@@ -1,4 +1,4 @@
-"""Before any work a model is held to its own forward pass: what differs is refused by name, what agrees agrees with HFLM."""
+"""Before any work a model is held to its own forward pass: what differs is refused, what agrees agrees with HFLM."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from idp.errors import UserError
-from idp.evaluate import guard
+from idp.evaluate import guard, trial
 from idp.evaluate.batching import Request, make_row, split_at
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
@@ -20,7 +20,7 @@ from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store
 
-from ..evaluate.test_scorer import instance, multiple_choice
+from ..evaluate.test_scorer import multiple_choice
 from ..prompting.test_prefix import ByFirstToken
 from . import architectures
 
@@ -42,7 +42,14 @@ LONG_ROPE = {
     "long_factor": [2.0 + i / 2 for i in range(8)],
 }
 PHI3 = {**TINY, "original_max_position_embeddings": 64, "rope_scaling": LONG_ROPE}
-LATENT = {"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
 MIXTURE = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 # Such as a pass that knows attention with keys of one width, plain masks and one set of frequencies gets wrong.
 UNUSUAL = {
@@ -126,7 +133,7 @@ def test_unusual_models_score_behind_prompts_as_with_embeddings_in_front(model_t
 
 @pytest.mark.parametrize("model_type", UNUSUAL)
 def test_unusual_models_generate_and_train_as_they_do_themselves(model_type):
-    found = guard.differences(tiny(model_type).model)
+    found = trial.differences(tiny(model_type).model)
     assert all(isinstance(value, float) and value < 1e-4 for value in found.values()), found
 
 
@@ -216,10 +223,10 @@ def plant(fault, model):
 @pytest.mark.parametrize("fault", [Unmasked, Convolution, Counting])
 def test_a_planted_fault_is_caught(fault):
     model = random_model(LlamaConfig(**TINY))
-    sound = guard.differences(model)
+    sound = trial.differences(model)
     assert all(value < 1e-4 for value in sound.values()), sound
-    faulty = guard.differences(plant(fault, model))
-    assert faulty[guard.PACKED] > 1e-2 and faulty[guard.GENERATION_PROMPTED] > 1e-2, faulty
+    faulty = trial.differences(plant(fault, model))
+    assert faulty[trial.PACKED] > 1e-2 and faulty[trial.GENERATION_PROMPTED] > 1e-2, faulty
 
 
 class PlantedConfig(LlamaConfig):
@@ -243,7 +250,7 @@ def test_the_refusal_names_class_layers_and_what_differs_and_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"PlantedForCausalLM \(layers: .*\): packed rows differ .* use another model"):
         guard.check(PlantedConfig(**TINY), store)
     (answer,) = tmp_path.glob("guard/*/forward.json")
-    assert json.loads(answer.read_text())[guard.PACKED] is not None
+    assert json.loads(answer.read_text())[trial.PACKED] is not None
     made = PlantedForCausalLM.runs
     started = time.perf_counter()
     with pytest.raises(UserError, match="packed rows differ"):  # sizes are no part of the answer
@@ -266,7 +273,9 @@ STATE |= {"minimax": "linear_attention", "recurrent_gemma": "recurrent", "kimi_l
 
 @pytest.mark.parametrize("name", STATE)
 def test_layers_that_carry_state_are_refused_from_the_config_alone(name, tmp_path):
-    with pytest.raises(UserError, match=f"ForCausalLM: its .*{STATE[name]}.* pass state from token to token") as refused:
+    with pytest.raises(
+        UserError, match=f"ForCausalLM: its .*{STATE[name]}.* pass state from token to token"
+    ) as refused:
         guard.check(architectures.config_of(name), Store(tmp_path))
     assert "\n" not in str(refused.value) and not (tmp_path / "guard").exists(), "nothing was run"
 
@@ -280,10 +289,10 @@ def test_attention_that_cannot_be_replaced_is_refused_by_class(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("llama4_text", guard.PACKED),  # temperature by place in the tensor
-        ("doge", guard.PACKED),  # a bias that the model makes itself
-        ("deepseek_v32", guard.PACKED),  # a choice of keys that the model makes itself
-        ("bert", guard.PACKED),  # sees what comes after
+        ("llama4_text", trial.PACKED),  # temperature by place in the tensor
+        ("doge", trial.PACKED),  # a bias that the model makes itself
+        ("deepseek_v32", trial.PACKED),  # a choice of keys that the model makes itself
+        ("bert", trial.PACKED),  # sees what comes after
     ],
 )
 def test_masks_of_a_model_s_own_are_refused_by_trial(name, part, tmp_path):
@@ -294,9 +303,9 @@ def test_masks_of_a_model_s_own_are_refused_by_trial(name, part, tmp_path):
 
 def test_what_a_run_does_not_need_is_not_held_against_the_model(tmp_path):
     config = AutoConfig.for_model("ctrl")  # its positions behind a prompt are wrong
-    guard.check(config, Store(tmp_path), [guard.PACKED, guard.GENERATION])
+    guard.check(config, Store(tmp_path), [trial.PACKED, trial.GENERATION])
     with pytest.raises(UserError, match="rows behind prompts differ .* recovery=none or lora"):
-        guard.check(config, Store(tmp_path), [guard.PROMPTED])
+        guard.check(config, Store(tmp_path), [trial.PROMPTED])
 
 
 @pytest.mark.parametrize("processes", ["null", "2"])
@@ -319,7 +328,9 @@ def test_a_run_refuses_in_one_line_before_anything_is_loaded(architecture, proce
 def test_the_trial_takes_seconds():
     for name in ("llama", "gemma3_text", "mixtral"):
         started = time.perf_counter()
-        assert all(value is None for part, value in guard.answers(architectures.config_of(name)).items() if part != "seconds")
+        assert all(
+            value is None for part, value in guard.answers(architectures.config_of(name)).items() if part != "seconds"
+        )
         print(f"{name}: {time.perf_counter() - started:.1f} s")
         assert time.perf_counter() - started < 60
 
