@@ -311,16 +311,16 @@ def _check_forward(config: Config, found: Found, store: Store, folder: Path | No
 
     A GGUF file's config is known once the file is read: `folder` is then that of the model.
     """
-    from idp.evaluate import guard
+    from idp.evaluate import guard, trial
 
     shape = guard.config_of(found.source, config.model, folder)
     if shape is None:
         return
-    parts = [guard.PACKED, guard.GENERATION]
+    parts = [trial.PACKED, trial.GENERATION]
     if config.recovery.prompts:
-        parts += [guard.PROMPTED, guard.GENERATION_PROMPTED]
+        parts += [trial.PROMPTED, trial.GENERATION_PROMPTED]
     if config.recovery.prompts and config.recovery.trains:
-        parts.append(guard.TRAINING)
+        parts.append(trial.TRAINING)
     guard.check(shape, store, parts, config.model.trust_remote_code)
 
 

@@ -19,36 +19,28 @@ GAIN = 1.5  # of random weights, in units of 1 / sqrt(fan in): attention is neit
 
 # Sizes by the names that configs give them. A size that is smaller already stays.
 SIZES: dict[str, int] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"), 64),
-    **dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input_width"), 16),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim", "d_ff"), 96),
-    **dict.fromkeys(
-        ("ffn_hidden_size", "dense_intermediate_size", "intermediate_size_mlp", "expert_ffn_hidden_size"), 96
-    ),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
-    **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads"), 4
-    ),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "n_groups_of_experts", "topk_group"), 1),
-    **dict.fromkeys(("q_lora_rank", "index_head_dim", "o_lora_rank"), 32),
-    **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "global_head_dim"), 16),
-    **dict.fromkeys(("qk_rope_head_dim",), 8),
-    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "attention_head_dim"), 16),
-    **dict.fromkeys(("v_head_dim",), 12),
-    **dict.fromkeys(
-        ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention"), WINDOW
-    ),
-    **dict.fromkeys(("index_topk", "floor_scale"), WINDOW),
-    **dict.fromkeys(("original_max_position_embeddings",), SWITCH),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "block_size"), ROOM),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    **dict.fromkeys(("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"), 1),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_value_heads"), 4),
-    **dict.fromkeys(("linear_num_key_heads",), 2),
-    **dict.fromkeys(("mamba_d_ssm",), 128),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 32),
+    name: size
+    for size, names in (
+        (64, "hidden_size n_embd d_model dim embedding_size word_embed_proj_dim"),
+        (96, "intermediate_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim d_ff ffn_hidden_size"),
+        (96, "dense_intermediate_size intermediate_size_mlp expert_ffn_hidden_size"),
+        (32, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size"),
+        (4, "num_attention_heads n_head n_heads decoder_attention_heads encoder_attention_heads"),
+        (4, "num_experts num_local_experts n_routed_experts moe_num_experts n_experts"),
+        (2, "num_experts_per_tok moe_k moe_topk top_k_experts"),
+        (1, "n_group topk_group first_k_dense_replace moe_layer_start_index num_dense_layers"),
+        (16, "head_dim d_kv kv_channels attention_head_dim global_head_dim hidden_size_per_layer_input"),
+        (32, "q_lora_rank index_head_dim o_lora_rank"),
+        (16, "kv_lora_rank qk_nope_head_dim"),
+        (12, "v_head_dim"),
+        (8, "qk_rope_head_dim"),
+        (WINDOW, "sliding_window attention_chunk_size window_size attention_window local_attention"),
+        (WINDOW, "index_topk floor_scale"),
+        (SWITCH, "original_max_position_embeddings"),
+        (ROOM, "max_position_embeddings n_positions max_seq_len n_ctx block_size"),
+        (VOCABULARY, "vocab_size vocab_size_per_layer_input"),
+    )
+    for name in names.split()
 }
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 KEY_HEADS = (

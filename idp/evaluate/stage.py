@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import platform
 from collections import Counter
@@ -82,7 +83,7 @@ def measure(
     """
     scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
     measured = Measured(name)
-    common = conditions(selector, model, evaluation, models.bos_of(folder, model))
+    common = conditions(selector, model, evaluation, models.bos_of(folder, model)) | _revised(folder, selector)
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
             product = store.get_or_make(
@@ -120,6 +121,23 @@ def conditions(
     """What decides the numbers of every product of a model, as part of its key; `bos` is what its texts begin with."""
     known = {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
     return known | ({"bos": list(bos)} if bos else {})
+
+
+def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
+    """What marks the numbers of models that were once computed otherwise, so that older products do not pass for them.
+
+    Frequencies that change with the length were those of the batch's longest row; a choice by attention did not know
+    of windows.
+    """
+    file = folder / "config.json"
+    shape = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    shape = shape.get("text_config") or shape
+    revised: dict[str, Any] = {}
+    if "longrope" in json.dumps([shape.get("rope_parameters"), shape.get("rope_scaling")]):
+        revised["frequencies"] = "of each row"
+    if selector is not None and (shape.get("sliding_window") or shape.get("attention_chunk_size")):
+        revised["windows"] = "heeded"
+    return revised
 
 
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:

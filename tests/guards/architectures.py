@@ -68,7 +68,7 @@ def config_of(name: str) -> Any:
 
 def row(name: str) -> str:
     """One line of the table: in which ways the architecture is right, and why it is refused in the others."""
-    from idp.evaluate import guard
+    from idp.evaluate import guard, trial
 
     try:
         config = config_of(name)
@@ -79,18 +79,18 @@ def row(name: str) -> str:
     if known is not None:
         return _line(name, class_name, ["refused"] * 4, known.partition(": ")[2].partition(", which")[0])
     found = guard.answers(config)
-    if found[guard.PACKED] is not None and "no small model" in found[guard.PACKED]:
+    if found[trial.PACKED] is not None and "no small model" in found[trial.PACKED]:
         return _line(name, class_name, ["refused"] * 4, "no small model of its class could be built")
     marks = [
         "equal" if all(found[part] is None for part in parts) else "refused"
         for parts in (
-            (guard.PACKED,),
-            (guard.PROMPTED,),
-            (guard.GENERATION, guard.GENERATION_PROMPTED),
-            (guard.TRAINING,),
+            (trial.PACKED,),
+            (trial.PROMPTED,),
+            (trial.GENERATION, trial.GENERATION_PROMPTED),
+            (trial.TRAINING,),
         )
     ]
-    refused = [part for part in guard.PARTS if found[part] is not None]
+    refused = [part for part in trial.PARTS if found[part] is not None]
     return _line(
         name, class_name, marks, f"otherwise than its own forward pass: {', '.join(refused)}" if refused else ""
     )

@@ -73,9 +73,7 @@ def test_the_choice_of_a_prompt_stops(open_tiny, make_bank):
     repaired = RepairedModel(loaded, make_bank(loaded, [4, 6]), Attention())
     with torch.no_grad():
         loaded.model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
-    with pytest.raises(
-        UserError, match=r"the selector's scores are not finite, .* its weight model\.layers\.0\.self_attn"
-    ):
+    with pytest.raises(UserError, match=r"the selector's scores are not finite, .* weight model\.layers\.0"):
         repaired.choose([[3, 40, 41]])
 
 

@@ -1,4 +1,4 @@
-"""Before any work a model is held to its own forward pass: what differs is refused by name, what agrees agrees with HFLM."""
+"""Before any work a model is held to its own forward pass: what differs is refused, what agrees agrees with HFLM."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from idp.errors import UserError
-from idp.evaluate import guard
+from idp.evaluate import guard, trial
 from idp.evaluate.batching import Request, make_row, split_at
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
@@ -133,7 +133,7 @@ def test_unusual_models_score_behind_prompts_as_with_embeddings_in_front(model_t
 
 @pytest.mark.parametrize("model_type", UNUSUAL)
 def test_unusual_models_generate_and_train_as_they_do_themselves(model_type):
-    found = guard.differences(tiny(model_type).model)
+    found = trial.differences(tiny(model_type).model)
     assert all(isinstance(value, float) and value < 1e-4 for value in found.values()), found
 
 
@@ -223,10 +223,10 @@ def plant(fault, model):
 @pytest.mark.parametrize("fault", [Unmasked, Convolution, Counting])
 def test_a_planted_fault_is_caught(fault):
     model = random_model(LlamaConfig(**TINY))
-    sound = guard.differences(model)
+    sound = trial.differences(model)
     assert all(value < 1e-4 for value in sound.values()), sound
-    faulty = guard.differences(plant(fault, model))
-    assert faulty[guard.PACKED] > 1e-2 and faulty[guard.GENERATION_PROMPTED] > 1e-2, faulty
+    faulty = trial.differences(plant(fault, model))
+    assert faulty[trial.PACKED] > 1e-2 and faulty[trial.GENERATION_PROMPTED] > 1e-2, faulty
 
 
 class PlantedConfig(LlamaConfig):
@@ -250,7 +250,7 @@ def test_the_refusal_names_class_layers_and_what_differs_and_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"PlantedForCausalLM \(layers: .*\): packed rows differ .* use another model"):
         guard.check(PlantedConfig(**TINY), store)
     (answer,) = tmp_path.glob("guard/*/forward.json")
-    assert json.loads(answer.read_text())[guard.PACKED] is not None
+    assert json.loads(answer.read_text())[trial.PACKED] is not None
     made = PlantedForCausalLM.runs
     started = time.perf_counter()
     with pytest.raises(UserError, match="packed rows differ"):  # sizes are no part of the answer
@@ -289,10 +289,10 @@ def test_attention_that_cannot_be_replaced_is_refused_by_class(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("llama4_text", guard.PACKED),  # temperature by place in the tensor
-        ("doge", guard.PACKED),  # a bias that the model makes itself
-        ("deepseek_v32", guard.PACKED),  # a choice of keys that the model makes itself
-        ("bert", guard.PACKED),  # sees what comes after
+        ("llama4_text", trial.PACKED),  # temperature by place in the tensor
+        ("doge", trial.PACKED),  # a bias that the model makes itself
+        ("deepseek_v32", trial.PACKED),  # a choice of keys that the model makes itself
+        ("bert", trial.PACKED),  # sees what comes after
     ],
 )
 def test_masks_of_a_model_s_own_are_refused_by_trial(name, part, tmp_path):
@@ -303,9 +303,9 @@ def test_masks_of_a_model_s_own_are_refused_by_trial(name, part, tmp_path):
 
 def test_what_a_run_does_not_need_is_not_held_against_the_model(tmp_path):
     config = AutoConfig.for_model("ctrl")  # its positions behind a prompt are wrong
-    guard.check(config, Store(tmp_path), [guard.PACKED, guard.GENERATION])
+    guard.check(config, Store(tmp_path), [trial.PACKED, trial.GENERATION])
     with pytest.raises(UserError, match="rows behind prompts differ .* recovery=none or lora"):
-        guard.check(config, Store(tmp_path), [guard.PROMPTED])
+        guard.check(config, Store(tmp_path), [trial.PROMPTED])
 
 
 @pytest.mark.parametrize("processes", ["null", "2"])

@@ -221,7 +221,7 @@ def test_lora_attached_gives_the_logits_it_was_trained_with(open_tiny, blocks, t
 
 @pytest.mark.parametrize(("family", "scale"), [("llama", 1.0), ("gemma3_text", 8.0)])
 def test_a_random_start_has_the_size_of_what_the_layers_get(family, scale, open_tiny):
-    """Gemma scales what it looks up by the root of the hidden size, 8 here; where nothing is scaled, nothing changes."""
+    """Gemma scales what it looks up by the root of the hidden size, 8 here; elsewhere nothing changes."""
     loaded = open_tiny(family)
     table = loaded.model.get_input_embeddings().weight.float()
     drawn = torch.randn(6, table.shape[1], generator=torch.Generator().manual_seed(3))
