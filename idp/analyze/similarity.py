@@ -55,8 +55,8 @@ class Look:
     """What a model did with one input.
 
     `attention[layer]` is [heads, tokens, tokens], the weights on the input's own tokens, which sum to less than 1
-    behind a prompt or a BOS; `prompt_share[layer]` is what went to the prompt, the mean over heads and tokens; `hidden[layer]`
-    is [tokens, hidden_size], what the layer hands on (the last layer's behind the final normalisation).
+    behind a prompt or a BOS; `prompt_share[layer]` is what went to the prompt, the mean over heads and tokens;
+    `hidden[layer]` is [tokens, hidden_size], what the layer hands on (the last layer's behind the final normalisation).
     """
 
     attention: list[torch.Tensor]

@@ -2,8 +2,8 @@
 
     python -m idp.bench.beginning FOLDER --data-dir DATA --corpus c4 --bits 4 --steps 60 --seeds 0 1
 
-Prints one JSON line for each loss, in nats per token of held-out text: `untrained`, behind vocabulary tokens in front of
-the model as it is; `trained`, of a prompt on the model with its weights rounded to `--bits` (none: as it is).
+Prints one JSON line for each loss, in nats per token of held-out text: `untrained`, behind random tokens, the model as
+it is; `trained`, behind a prompt trained with the model's weights rounded to `--bits` (none: as they are).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ def perplexity(scorer: Scorer, windows: torch.Tensor) -> dict[str, float | int]:
     """Perplexity over windows of text, as in the GPTQ literature.
 
     Each window stands alone and predicts its tokens but the first. Where texts begin with a BOS token, it is put in
-    front of every window, and is never predicted: the same tokens are counted with and without it. A prompt goes in front of the window; its own
-    positions predict nothing that is counted, so a prompt that does nothing changes nothing. (An evaluator that
-    counts them as zero loss reports 8.9 % less for a prompt that does nothing.)
+    front of every window, and is never predicted: the same tokens are counted with and without it. A prompt goes in
+    front of the window; its own positions predict nothing that is counted, so a prompt that does nothing changes
+    nothing. (An evaluator that counts them as zero loss reports 8.9 % less for a prompt that does nothing.)
 
     A selector reads the first tokens of a window, which are then scored like all others: where the choice follows
     likelihood, that is a peek at 32 tokens of each window.

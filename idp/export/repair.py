@@ -42,7 +42,7 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> list[str]:
 
 
 def _ahead(bank: PromptBank, loaded: LoadedModel) -> torch.Tensor | None:
-    """The BOS that stands before the prompts as rows like theirs, [tokens, width]: PEFT puts nothing before a prompt."""
+    """The BOS that stands before the prompts, as rows like theirs [tokens, width]: PEFT puts nothing before one."""
     import torch
 
     tokens = bank.beginning.ahead_of_prompt if bank.beginning is not None else []

@@ -159,7 +159,7 @@ def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedMode
 
 
 def _untie_adapted_head(model: PreTrainedModel) -> None:
-    """Gives an adapted output head a weight of its own: merged into a tied one, the update would change the embedding."""
+    """Gives an adapted head a weight of its own: merged into a tied one, the update would change the embedding."""
     import torch
 
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()

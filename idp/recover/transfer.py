@@ -64,7 +64,7 @@ class Transfer(config.Recovery):
         return find(getattr(self, "from")).lengths
 
     def beginning(self, bos: tuple[int, ...]) -> Beginning:
-        """The BOS that the repair was learned with, where that is written down, at its place or at the one asked for."""
+        """The BOS that the repair was learned with, where that is known, at its place or at the one asked for."""
         learned = find(getattr(self, "from")).beginning or Beginning(bos)
         return replace(learned, place=self.bos) if self.bos is not None else learned
 

@@ -140,7 +140,7 @@ def test_heldout_losses_and_fitted_selectors_obey_it(begun, text, tmp_path, plac
 def test_keys_have_it_where_it_is_in_play(begun):
     keys = {}
     for place in PLACES:
-        config, _, repair = begun("prompt", f"recovery.bos={place}")
+        repair = begun("prompt", f"recovery.bos={place}")[-1]
         assert repair.manifest["config"]["bos"] == {"tokens": [BOS], "place": place}
         keys[place] = repair.key
     keys["never"] = begun("prompt", "model.bos=never")[-1].key
@@ -189,7 +189,7 @@ def test_a_transferred_bank_keeps_its_own(begun, compose, tmp_path, text, caplog
 
 def test_a_bank_of_before_it_was_written_down_is_used_as_it_was(begun):
     """Then a text's BOS stood behind the prompt, as the tokenizer puts it."""
-    config, dense, repair = begun("prompt")
+    config, dense, repair = begun("prompt", "recovery.bos=before")
     described = repair.path / "bank" / "bank.json"
     values = json.loads(described.read_text())
     del values["bos"]
@@ -202,7 +202,7 @@ def test_prompts_of_another_bos_do_not_join(begun, compose):
     _, dense, repair = begun("prompt", "recovery.bos=after")
     where = ["model=local", f"model.path={models.model_folder(dense)}", "model.dtype=float32"]
     joined = ["recovery/bank=assembled", f"recovery.bank.from=[{repair.path},{repair.path}]"]
-    config = compose(*where, "recovery=idp", *joined)
+    config = compose(*where, "recovery=idp", *joined, "recovery.bos=before")
     recovery, given = stage.find(config.recovery)
     empty = models.open_empty(models.model_folder(dense), config.model)
     with pytest.raises(UserError, match=r"BOS tokens \[257\] at recovery.bos=after, this run has .*before"):

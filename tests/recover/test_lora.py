@@ -27,7 +27,7 @@ def test_gpt2_s_layers_are_adapted(open_tiny, compose, tmp_path, targets):
         for module in layers.values():
             module.lora_B["default"].weight.normal_(std=0.1)
     # y = x W + b + alpha / r * x A' B', with W [in, out] as GPT-2 holds it.
-    name, module = next((name, module) for name, module in layers.items() if name.endswith("c_attn"))
+    module = next(module for name, module in layers.items() if name.endswith("c_attn"))
     x = torch.randn(2, 64)
     base = module.base_layer
     update = x @ module.lora_A["default"].weight.T @ module.lora_B["default"].weight.T
