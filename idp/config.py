@@ -63,7 +63,8 @@ class Model:
     path: Optional[str] = option("hub id, local folder, or GGUF file")
     revision: Optional[str] = option("hub revision: a branch, tag or commit")
     dtype: str = option(
-        "auto: bfloat16 where the device has it, else float32", choices=("auto", "float32", "bfloat16", "float16")
+        "auto: bfloat16 where the device multiplies in it, else float16 on a GPU and float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = option("auto, cpu, cuda or cuda:N")
     device_map: Optional[str] = option(

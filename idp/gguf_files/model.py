@@ -110,7 +110,7 @@ def convert(file: Path, folder: Path) -> None:
     model.generation_config = loaded.generation_config
     if len(vocabulary.ends) > 1:
         model.generation_config.eos_token_id = vocabulary.ends
-    model.save_pretrained(folder)
+    weights.save(model, folder)
     tokenizer.save(tokenizer.build(vocabulary), folder)
 
 
