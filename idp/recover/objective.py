@@ -52,7 +52,7 @@ class Objective:
         Args:
             model: the repaired model.
             tokens: [rows, tokens].
-            inputs: what the model is called with; the last of its `input_ids` are `tokens`, and all before them, a BOS,
+            inputs: what the model is called with; the last of its tokens are `tokens`, and all before them, a BOS,
                 are only read.
         """
         from torch import nn
@@ -66,7 +66,7 @@ class Objective:
                 logits = model(**inputs).logits[:, -tokens.shape[1] : -1].flatten(0, 1)
                 return logits_loss(logits, self._loss(tokens, logits.device))
             hidden = hidden_at_head(model, inputs)
-        hidden = hidden.view(*inputs["input_ids"].shape, -1)[:, -tokens.shape[1] : -1].flatten(0, 1)
+        hidden = hidden.view(len(tokens), -1, hidden.shape[-1])[:, -tokens.shape[1] : -1].flatten(0, 1)
         return head_loss(hidden, head, self._loss(tokens, hidden.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
