@@ -67,7 +67,9 @@ class RepairedModel:
             return torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         with torch.inference_mode():
             scores = self.selector.scores(contexts)
-            finite.check(scores, self.model, lambda: self.selector.scores(contexts), "the selector's scores")
+            # A prompt may be infinitely far, which is never chosen; the one that is chosen may not, and a NaN wins.
+            best = scores.amax(dim=1)
+            finite.check(best, self.model, lambda: self.selector.scores(contexts), "the selector's scores")
             return scores.argmax(dim=1)
 
     def attention_inputs(

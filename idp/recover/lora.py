@@ -110,7 +110,7 @@ def tune(
             label=label or f"lora r={options.rank}",
             report=report,
         )
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, save_embedding_layers=False)  # an adapted head stays the model's own
     finally:
         adapted.unload().eval()
     return sum(parameter.numel() for parameter in parameters.values()), history

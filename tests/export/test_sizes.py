@@ -38,7 +38,9 @@ def exported(folders, compress_with, compose, tmp_path):  # noqa: F811
         loaded = models.open_model(models.model_folder(product), config)
         state = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
         expected = checkpoint.logits_of(loaded.model, loaded.tokenizer)
-        checkpoint._save_model(SimpleNamespace(compressed=product, model=config), loaded, tmp_path)
+        ours, dense = SimpleNamespace(path=None), folders[family]
+        run = SimpleNamespace(compressed=product, model=config, compressor=ours, dense_folder=dense)
+        checkpoint._save_model(run, loaded, tmp_path)
         assert checkpoint.verify(tmp_path, expected, config) == 0
         return recorded(product, dtype), tmp_path, state
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from idp import models, tokenization
 from idp.errors import UserError
@@ -22,6 +23,11 @@ def planted(model_folders, tmp_path):
         tokenizer.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+        weights = load_file(folder / "model.safetensors")
+        for name, tensor in weights.items():
+            if tensor.shape[0] == config["vocab_size"]:
+                weights[name] = tensor.new_zeros(rows, *tensor.shape[1:])
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
         return folder
 
     return plant
