@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
-from idp.beginning import AFTER, MODES, PLACES, Beginning
+from idp.beginning import AFTER, AUTO, MODES, PLACES, Beginning
 from idp.errors import UserError
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
@@ -27,10 +27,20 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def option(help: str, *, choices: tuple = (), minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A config field with its help and the values that it takes."""
+def option(
+    help: str,
+    *,
+    choices: tuple = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    default: Any = MISSING,
+) -> Any:
+    """A config field with its help and the values that it takes.
+
+    `default` is for an option that came later: a YAML of the user's own that does not know it means that.
+    """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return field(default=MISSING, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def bos_option() -> Any:
@@ -40,7 +50,7 @@ def bos_option() -> Any:
         " without effect where texts have none (model.bos)"
     )
     metadata = {"help": help, "choices": PLACES, "minimum": None, "maximum": None}
-    return field(default=MISSING, kw_only=True, metadata=metadata)
+    return field(default=AFTER, kw_only=True, metadata=metadata)  # for YAMLs from before it was an option
 
 
 def keyword_option(name: str, kind: str, help: str) -> Any:
@@ -73,7 +83,9 @@ class Model:
     )
     trust_remote_code: bool = option("run code that comes with the model; off unless you trust its author")
     bos: str = option(
-        "the token at the beginning of a text. auto: where the tokenizer puts one; always; never", choices=MODES
+        "the token at the beginning of a text. auto: where the tokenizer puts one; always; never",
+        choices=MODES,
+        default=AUTO,
     )
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 

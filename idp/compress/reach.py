@@ -20,8 +20,8 @@ class ReachModifier(Modifier):
     """Counts each named layer's calibration tokens; where there are too few, calibrates it on the identity instead.
 
     With `X = I` every input counts alike and none tells of another: GPTQ is rounding to nearest, Wanda and SparseGPT
-    prune by magnitude. Too few is fewer tokens than a Hessian has columns, which is then singular, or fewer than `LEAST`
-    for Wanda. It stands before the modifiers whose statistics it replaces.
+    prune by magnitude. Too few is fewer tokens than a Hessian has columns, which is then singular, or fewer than
+    `LEAST` for Wanda. It stands before the modifiers whose statistics it replaces.
     """
 
     names: list[str]
