@@ -149,9 +149,11 @@ def check_adapter(folder: Path, adapted: PeftModel) -> None:
 
     found = read_header(folder / "adapter_model.safetensors")
     needed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # PEFT copies an adapted head or embedding into the file beside what it adds, and puts it back from there.
+    places = needed.keys() | get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
     for key in sorted(needed.keys() - found.keys()):
         raise UserError(f"{folder}: the adapter has no tensor {key}, which its config asks for; take a complete copy")
-    for key in sorted(found.keys() - needed.keys()):
+    for key in sorted(found.keys() - places):
         raise UserError(f"{folder}: the adapter has a tensor {key}, for which this model has no place")
 
 

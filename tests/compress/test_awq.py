@@ -96,7 +96,7 @@ def test_an_architecture_that_is_not_known_is_refused_before_any_work(model_type
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     name = type(model).__name__
-    with pytest.raises(UserError, match=rf"method=awq: .*{name} .* not known .*use gptq or"):
+    with pytest.raises(UserError, match=rf"method=awq: .*{name}.* not known.*use gptq or"):
         recipe.check(compose("compressor=awq4").compressor, model)
 
 
