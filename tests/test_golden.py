@@ -8,12 +8,13 @@ import pytest
 
 from tests.conftest import record_of
 
-# The figure that this code gave on one machine, and how far another one may be from it (relative; documents of 60).
-PERPLEXITY = {"dense": (26.617, 0.005), "rtn3": (87.191, 0.03), "gptq3": (GPTQ3, 0.08)}
+# The figure that this code gave on one machine, and how far another one may be from it (relative for perplexity; right answers out of
+# 60 documents).
+PERPLEXITY = {"dense": (26.617, 0.005), "rtn3": (87.191, 0.03), "gptq3": (48.639, 0.08)}
 RIGHT = {
     "dense": {"arc_easy": (25, 1), "piqa": (35, 1)},
     "rtn3": {"arc_easy": (24, 3), "piqa": (34, 3)},
-    "gptq3": {"arc_easy": (0, 6), "piqa": (0, 6)},
+    "gptq3": {"arc_easy": (28, 6), "piqa": (33, 6)},
 }
 
 
