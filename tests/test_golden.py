@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import record_of
 
-# The figure that this code gave on one machine, and how far another one may be from it (relative for perplexity; right answers out of
-# 60 documents).
+# The figure that this code gave on one machine, and how far another one may be from it: for perplexity a share of it,
+# for tasks right answers out of 60 documents.
 PERPLEXITY = {"dense": (26.617, 0.005), "rtn3": (87.191, 0.03), "gptq3": (48.639, 0.08)}
 RIGHT = {
     "dense": {"arc_easy": (25, 1), "piqa": (35, 1)},
