@@ -1,4 +1,4 @@
-"""The embedded model's own figures, within bands that other CPUs keep: a change of a number here is a change of the code.
+"""The embedded model's own figures, within bands that other CPUs keep: a figure that moves is code that changed.
 
 In float32 and on fixed text the dense figures differ between CPUs in the last digits only; rounding to three bits turns
 on them in places, and GPTQ carries each such place on.
