@@ -227,12 +227,12 @@ def compose():
 def idp_run(tmp_path):
     """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`."""
 
-    def run(*overrides: str, fails: bool = False, **kwargs) -> subprocess.CompletedProcess:
+    def run(*overrides: str, fails: bool = False, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
         done = subprocess.run(
             [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}"],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout,
             **kwargs,
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr

@@ -10,11 +10,11 @@ from tests.conftest import record_of
 
 # The figure that this code gave on one machine, and how far another one may be from it: for perplexity a share of it,
 # for tasks right answers out of 60 documents.
-PERPLEXITY = {"dense": (26.617, 0.005), "rtn3": (87.191, 0.03), "gptq3": (48.639, 0.08)}
+PERPLEXITY = {"dense": (24.939, 0.005), "rtn3": (75.13, 0.03), "gptq3": (42.533, 0.08)}
 RIGHT = {
-    "dense": {"arc_easy": (25, 1), "piqa": (35, 1)},
-    "rtn3": {"arc_easy": (24, 3), "piqa": (34, 3)},
-    "gptq3": {"arc_easy": (28, 6), "piqa": (33, 6)},
+    "dense": {"arc_easy": (25, 1)},
+    "rtn3": {"arc_easy": (24, 3)},
+    "gptq3": {"arc_easy": (28, 6)},
 }
 
 
@@ -27,12 +27,13 @@ def test_the_embedded_model_s_figures(compressor, idp_run, tmp_path_factory):
         f"compressor={compressor}",
         "recovery=none",
         "task=custom",
-        "task.names=[arc_easy,piqa]",
+        "task.names=[arc_easy]",
         "task.documents=60",
-        "evaluation.perplexity_tokens=8192",
+        "evaluation.perplexity_tokens=4096",
         "model.dtype=float32",
         "tracker=none",
         f"store={store}",
+        timeout=3000,
     )
     record = record_of(done)
     dense = record["idp"]["baselines"]["dense"]
