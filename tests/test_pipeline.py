@@ -154,7 +154,7 @@ def test_two_evaluation_processes_give_the_same_record(run_here):
 
 @pytest.mark.slow
 def test_the_embedded_model_from_end_to_end(idp_run):
-    done = idp_run("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
+    done = idp_run("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none", timeout=1800)
     record = record_of(done)
     assert record["idp"]["parameters"]["model"] == 134_515_008
     assert record["idp"]["parameters"]["added"] == 100 * 576
