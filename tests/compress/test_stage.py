@@ -164,7 +164,7 @@ def test_the_record_says_what_the_weights_are(run_here):
     assert weights["effective_bytes"] < weights["packed_bytes"] and "layers" not in weights
     assert set(weights["worst"]) == {"sparsity", "reconstruction_error"}
     assert weights["worst"]["reconstruction_error"]["value"] > weights["reconstruction_error"] > 0
-    assert "16.00 bits each, 50.0% zeros, 0.2 MB packed, 0.1 MB with the zeros left out" in run_summary(run)
+    assert "16.00 bits each, 50.0% zeros, 0.4 MB packed, 0.2 MB with the zeros left out" in run_summary(run)
     assert weights["dead_inputs"] == 0 and record["peak_memory_bytes"]["compress"] > 1e8
 
 
