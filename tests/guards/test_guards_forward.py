@@ -328,9 +328,7 @@ def test_a_run_refuses_in_one_line_before_anything_is_loaded(architecture, proce
 def test_the_trial_takes_seconds():
     for name in ("llama", "gemma3_text", "mixtral"):
         started = time.perf_counter()
-        assert all(
-            value is None for part, value in guard.answers(architectures.config_of(name)).items() if part != "seconds"
-        )
+        assert all(value is None for value in guard.answers(architectures.config_of(name)).values())
         print(f"{name}: {time.perf_counter() - started:.1f} s")
         assert time.perf_counter() - started < 60
 
