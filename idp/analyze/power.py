@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from idp.analyze.variance import CERTAIN, Estimate
 LEVEL, POWER = 0.05, 0.8
 MOST_DOCUMENTS = 10**9
 MCNEMAR_FLIPS = 7.9  # expected flips, all one way, that bring six in 80 %: the fewest at which McNemar's test rejects
-SPREADS = (np.arange(64) + 0.5) / 64  # of the variance between runs: the shares below it at which power is computed
+SPREADS = (np.arange(32) + 0.5) / 32  # of the variance between runs: the shares below it at which power is computed
 
 
 def detectable(found: Estimate, level: float = LEVEL, mcnemar: int | None = None) -> float | None:
@@ -26,13 +27,12 @@ def detectable(found: Estimate, level: float = LEVEL, mcnemar: int | None = None
     Returns:
         None where nothing differs at all, so that there is no variance to compute with.
     """
-    few, many = 0.0, 1.0
-    while power(found, many, level) < POWER:
-        few, many = many, 2 * many
-    while many - few > 1e-4 * many and many > 1e-9:
+    error, widths = (found.documents + found.runs) ** 0.5, _widths(found, level)
+    few, many = 0.0, float(widths.max()) + 6 * error
+    while many - few > 1e-4 * many:
         middle = (few + many) / 2
-        few, many = (few, middle) if power(found, middle, level) >= POWER else (middle, many)
-    least = many if found.documents + found.runs > 0 else 0.0
+        few, many = (few, middle) if _power(found, widths, middle) >= POWER else (middle, many)
+    least = many
     if mcnemar:
         return max(least + 1 / mcnemar, min(1.0, MCNEMAR_FLIPS / mcnemar))
     return least or None
@@ -78,16 +78,32 @@ def power(found: Estimate, true: float, level: float = LEVEL) -> float:
         true: the difference, above 0.
         level: of the test.
     """
-    from scipy.special import chdtri, stdtr, stdtrit
+    return _power(found, _widths(found, level), true)
+
+
+def _power(found: Estimate, widths: np.ndarray, true: float) -> float:
+    from scipy.special import stdtr
 
     error = (found.documents + found.runs) ** 0.5
-    if not error > 0:
-        return float(true > 0)
+    return float(stdtr(found.freedom_of_documents, (true - widths) / error).mean()) if error > 0 else float(true > 0)
+
+
+def _widths(found: Estimate, level: float) -> np.ndarray:
+    """Half the widths that intervals of such studies have, of equal weight each."""
+    from scipy.special import stdtrit
+
+    documents = found.documents * stdtrit(found.freedom_of_documents, level / 2) ** 2
     between = found.runs + found.noise
-    if between > 0:
-        drawn = between * chdtri(found.freedom_of_runs, SPREADS) / found.freedom_of_runs
-        runs = np.maximum(0.0, drawn - found.noise) * stdtrit(found.freedom_of_runs, level / 2) ** 2
-    else:
-        runs = np.zeros(1)
-    widths = (found.documents * stdtrit(found.freedom_of_documents, level / 2) ** 2 + runs) ** 0.5
-    return float(stdtr(found.freedom_of_documents, (true - widths) / error).mean())
+    if not between > 0:
+        return np.array([documents**0.5])
+    drawn = between * _shares(found.freedom_of_runs)
+    runs = np.maximum(0.0, drawn - found.noise) * stdtrit(found.freedom_of_runs, level / 2) ** 2
+    return (documents + runs) ** 0.5
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(freedom: float) -> np.ndarray:
+    """What an estimated variance is of the true one, at each of `SPREADS`."""
+    from scipy.special import chdtri
+
+    return chdtri(freedom, SPREADS) / freedom

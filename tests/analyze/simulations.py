@@ -22,6 +22,7 @@ SKILLS = np.linspace(-1.0, 1.0, TASKS)  # from hard to easy tasks: 18 to 82 % ri
 NOISE = 0.3  # of each run on each document, where documents differ by 1: two models disagree on about 12 %
 RUNS, SPREADS, DOCUMENTS = ((1, 1), (1, 3), (3, 3), (5, 5)), (0.0, 0.5, 1.0, 2.0), (100, 500)
 GAIN = 2.0  # points
+DETECTABLE = 100  # studies of which it is computed
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Found:
     rejects: float  # studies with p < 0.05
     width: float  # mean
     median: float
-    detectable: float  # median
+    detectable: float  # median of the first studies
 
 
 def simulate(design: Design, studies: int, seed: int = 0) -> Found:
@@ -56,7 +57,7 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Found:
     shift, spread = _in_skill(design.gain), _in_skill(design.spread)
     truth = _accuracy(shift, NOISE**2 + spread**2) - _accuracy(0, NOISE**2 + (spread**2 if design.runs[0] > 1 else 0))
     rows = []
-    for _ in range(studies):
+    for number in range(studies):
         luck = [
             generator.normal(0, spread, count) if count > 1 or side else np.zeros(1) for side, count in sides(design)
         ]
@@ -70,7 +71,7 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Found:
                 low <= own <= high,
                 found.two_sided() < LEVEL,
                 100 * (high - low),
-                100 * (detectable(found) or np.nan),
+                100 * detectable(found) if number < DETECTABLE else np.nan,
             )
         )
     table = np.array(rows, float)
