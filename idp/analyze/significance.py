@@ -71,11 +71,11 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
         before: [documents], whether one model gets a document right.
         after: [documents], whether the other does.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     before, after = same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:

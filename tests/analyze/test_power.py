@@ -35,9 +35,10 @@ def test_as_many_documents_as_decide_detect_the_difference():
     found = comparison(tasks)["mean"]
     by_hand = (norm.ppf(0.975) + norm.ppf(0.8)) ** 2 * (0.2 - 0.02**2) / 9 / 0.02**2
     assert found["p"] > 0.05 and found["documents_to_decide"] == pytest.approx(by_hand, rel=0.02)
-    enough = comparison({task: flipped(found["documents_to_decide"], 0.2, gained=0.55) for task in tasks})["mean"]
-    assert enough["detectable"] == pytest.approx(enough["difference"], rel=0.06)
-    assert enough["documents_to_decide"] is None and enough["p"] < 0.05  # decided
+    at_that_size = found["detectable"] * (100 / found["documents_to_decide"]) ** 0.5
+    assert at_that_size == pytest.approx(found["difference"], rel=0.02)
+    more = comparison({task: tuple(np.tile(side, 5) for side in pair) for task, pair in tasks.items()})["mean"]
+    assert more["documents"] == 9 * 500 and more["p"] < 0.05 and more["documents_to_decide"] is None  # decided
 
 
 def test_no_number_of_documents_decides_where_runs_differ_more():
