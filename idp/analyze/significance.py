@@ -7,7 +7,7 @@ interval excludes 0 where, and only where, p is below the level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,17 @@ from idp.resampling import RESAMPLES
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, its interval, and the p-value of the test that goes with it."""
+    """A difference, its interval, and the p-value of the test that goes with it.
+
+    `detectable` and `documents_to_decide` as of `comparison`, where they are known.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    detectable: float | None = field(default=None, kw_only=True)
+    documents_to_decide: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,16 @@ def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
         ValueError: as of `idp.analyze.variance.estimate`.
     """
     found = estimate(by_task)
-    return Interval(found.difference, *found.interval(level), found.two_sided())
+    low, high = found.interval(level)
+    p = found.two_sided()
+    return Interval(
+        found.difference,
+        low,
+        high,
+        p,
+        detectable=detectable(found),
+        documents_to_decide=documents_to_decide(found) if p >= LEVEL else None,
+    )
 
 
 def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
