@@ -22,6 +22,14 @@ class Study:
         self.setting = Setting("setting", "toy", "float32", {})
         self.collection = Collection(settings=[self.setting])
 
+    def add_second(self, right: dict[str, np.ndarray], name: str = "other", **more) -> Measured:
+        """Adds the dense model of another setting; `more` as of `add`."""
+        own, self.setting = self.setting, Setting(f"setting of {name}", name, "float32", {})
+        self.collection.settings.append(self.setting)
+        model = self.add("dense", right, name=name, **more)
+        self.setting = own
+        return model
+
     def add(
         self,
         role: str,
@@ -55,13 +63,15 @@ class Study:
                         "doc_id": (doc_ids or {}).get(task, range(len(outcomes)))[place],
                         "choices": [" yes", " no"],
                         "loglikelihoods": np.log(shares).tolist(),
+                        "greedy": [bool(outcome), not outcome],
                         "target": " yes",
                         f"metric:{METRIC}": float(outcome),
                     }
                 )
         parquet.write_table(arrow.Table.from_pylist(rows), folder / "samples.parquet")
         kind = recovery["kind"] if recovery else "none"
-        keys = {"load": "dense"}
+        name = more.pop("name", "toy")
+        keys = {"load": "dense" if name == "toy" else name}
         if compressor != "none":
             keys["compress"] = more.pop("base", compressor)
         if recovery:
@@ -70,7 +80,7 @@ class Study:
             id=str(number),
             parent=None,
             role=role,
-            model="toy",
+            model=name,
             dtype="float32",
             compressor=compressor,
             recovery=kind,
