@@ -112,11 +112,14 @@ def displaced(collection: Collection) -> dict[str, Any]:
     return {"schema": SCHEMA, "settings": settings, "notes": collection.notes}
 
 
-def fate_of(dense: Cell, compressed: Cell, repaired: Cell, second: Second | None = None) -> Fate | None:
+def fate_of(
+    dense: Cell, compressed: Cell, repaired: Cell, second: Second | None = None, sure: bool = True
+) -> Fate | None:
     """What a repair did to the documents that all three models were measured on; None where there are none.
 
     Of the dense and the compressed model the first run is taken: they are not trained. Only tasks whose documents are
     right or wrong count. A second dense model of unlike accuracy is no control, and is not used.
+    `sure` says whether the gains in probability are wanted too, for which every choice's likelihoods are read.
     """
     scores, _ = together([one_run(dense), one_run(compressed), repaired])
     scores = {task: tables for task, tables in scores.items() if all(np.isin(t, (0, 1)).all() for t in tables)}
@@ -135,18 +138,18 @@ def fate_of(dense: Cell, compressed: Cell, repaired: Cell, second: Second | None
         counts.append(total)
         restored.append(brought_back)
         broken = total["broken"]
-    sure = _sure(compressed, repaired, known)
+    chances = _sure(compressed, repaired, known) if sure else ({}, {})
     control: list[dict[str, Interval]] = [{}, {}]
     if second is not None and second.alike:
         doc_ids = {task: outcomes(dense.first.tasks[task]).doc_ids for task in known}
-        control = [_controlled(known, side, doc_ids, second) for side in ((kept, fixed), sure)]
+        control = [_controlled(known, side, doc_ids, second) for side in ((kept, fixed), chances)]
     return Fate(
         fate.fates(known, kept, fixed),
         counts,
         documents(scores),
         restored,
         broken,
-        fate.gains({task: known[task] for task in sure[0]}, *sure) if sure[0] else {},
+        fate.gains({task: known[task] for task in chances[0]}, *chances) if chances[0] else {},
         *control,
     )
 

@@ -48,7 +48,7 @@ def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Co
         if dense is None or compressed is None or dense is compressed:
             continue
         second = second_dense(collection, dense.first)
-        found = fate_of(dense, compressed, cell, second)
+        found = fate_of(dense, compressed, cell, second, sure=second is not None and second.alike)
         if found is None or fate.SPECIFIC not in found.shares:
             continue
         whole = pair(compressed, cell)[0]

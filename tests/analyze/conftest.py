@@ -40,11 +40,11 @@ class Study:
         seed: int = 0,
         added: int = 0,
         perplexity: dict[str, float] | None = None,
-        sure: float = 0.7,
+        sure: float | dict[str, float] = 0.7,
         doc_ids: dict[str, list[int]] | None = None,
         **more,
     ) -> Measured:
-        """Adds a model; `sure` is the probability that it gives to the choice it takes."""
+        """Adds a model; `sure` is the probability that it gives to the choice it takes, of all tasks or of each."""
         import pyarrow as arrow
         from pyarrow import parquet
 
@@ -55,7 +55,8 @@ class Study:
         for task, outcomes in right.items():
             self.setting.sample[f"task:{task}"] = (task, "fingerprint", len(outcomes))
             for place, outcome in enumerate(outcomes):
-                shares = [sure, 1 - sure] if outcome else [1 - sure, sure]
+                high = sure[task] if isinstance(sure, dict) else sure
+                shares = [high, 1 - high] if outcome else [1 - high, high]
                 rows.append(
                     {
                         "model": role,
