@@ -50,9 +50,14 @@ def unrepaired_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
     )
 
 
-def repairs(every: Sequence[Cell], *kinds: str) -> list[Cell]:
-    """The repaired cells, of the given kinds of recovery if any are given."""
-    return [cell for cell in every if cell.first.role == REPAIRED and (not kinds or cell.first.recovery in kinds)]
+def repairs(every: Sequence[Cell], *methods: str) -> list[Cell]:
+    """The repaired cells, of the given methods (`config.Recovery.method`) if any are given."""
+    return [cell for cell in every if cell.first.role == REPAIRED and (not methods or cell.first.method in methods)]
+
+
+def of_the_input(every: Sequence[Cell]) -> list[Cell]:
+    """The repairs that change no weight and were learned where they are used: prompts before the input alone."""
+    return [cell for cell in repairs(every) if not cell.first.adapter and cell.first.transfer is None]
 
 
 def one_run(cell: Cell) -> Cell:
