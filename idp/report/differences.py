@@ -45,6 +45,12 @@ def turned(tests: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{sum(test[key] for test in known):g}" if known else "" for key in ("gained", "lost")]
 
 
+def brought_back(tests: Sequence[dict[str, Any]]) -> str:
+    """Of how many documents that dense has right and compression broke the repair brings back how many: `3 of 8`."""
+    known = [test for test in tests if test.get("broken") is not None]
+    return " of ".join(f"{sum(test[key] for test in known)}" for key in ("brought_back", "broken")) if known else ""
+
+
 class Change:
     """The columns of a run's table that say what its last step changed, and how far its models are from dense.
 
@@ -61,8 +67,8 @@ class Change:
         """What the columns are called."""
         found = []
         if self.step is not None:
-            right = ["damage brought back", "documents brought back"] if self._repairs else ["newly right"]
-            found = [f"difference to {self.step['before']} (95 %)", *right, "newly broken"]
+            repair = ["damage brought back", "documents brought back"] if self._repairs else []
+            found = [f"difference to {self.step['before']} (95 %)", *repair, "newly right", "newly broken"]
         return found + ([f"KL to dense, nats ({' / '.join(self.fidelity)})"] if self.fidelity else [])
 
     def of_task(self, task: str) -> list[str]:
@@ -96,8 +102,10 @@ class Change:
     def _tested(self, test: dict[str, Any] | None, tests: Sequence[dict[str, Any]]) -> list[str]:
         if self.step is None:
             return []
-        shares = ([share(test.get("damage_brought_back"))] if test else [""]) if self._repairs else []
-        return [with_interval(test), *shares, *turned(tests)]
+        repair = []
+        if self._repairs:
+            repair = [share(test.get("damage_brought_back")) if test else "", brought_back(tests)]
+        return [with_interval(test), *repair, *turned(tests)]
 
     def _kl(self, names: Sequence[str], part: str = "tasks") -> list[str]:
         """One cell: of each model the unweighted mean over `names`; empty where one of them was not measured."""

@@ -35,10 +35,10 @@ def of_run(
         is lower), the same of each group's mean (`groups`), the tasks `left_out` because their score is not a mean
         over documents, and the `unit` of the differences: `share` of documents, or `score` where some task's outcomes
         do not lie between 0 and 1. Of repaired against compressed also `damage_brought_back`, of the mean and of each
-        task and group: `share`, `low`, `high`, or None where there was no damage beyond noise.
+        task and group: `share`, `low`, `high`, or None where there was no damage beyond noise; and of each task the
+        documents that compression has `broken` (dense has them right), and those of them `brought_back`.
     """
-    outcomes, left_out = outcomes_of(measured, sources)
-    graded = graded_of(measured, sources)
+    outcomes, graded, left_out = outcomes_of(measured, sources)
     found = [
         {"after": after, "before": before, **_pair(outcomes, graded, after, before, groups or {}), "left_out": left_out}
         for after, before in PAIRS
@@ -50,45 +50,58 @@ def of_run(
     return found
 
 
-def outcomes_of(measured: Mapping[str, Measured], sources: Sequence[TaskSource]) -> tuple[Outcomes, list[str]]:
-    """What each model scored on each document, in one order; and the tasks that have no such outcomes."""
+def outcomes_of(
+    measured: Mapping[str, Measured], sources: Sequence[TaskSource]
+) -> tuple[Outcomes, Outcomes, list[str]]:
+    """What each model scored on each document, by ascending number; the same graded; and the tasks without either.
+
+    Graded are only tasks whose every document has a probability of the right choice under every model.
+    """
     outcomes: Outcomes = {}
+    graded: Outcomes = {}
     left_out = []
     for source in sources:
         tables = {row: _documents(scores.tasks[source.name], source.runs) for row, scores in measured.items()}
-        known = [table for table in tables.values() if table]
-        shared = sorted(set(known[0]).intersection(*known)) if len(known) == len(tables) else []
-        if not shared or any(len(table) != len(shared) for table in known):
+        numbers = {tuple(table[0]) for table in tables.values() if table is not None}
+        if len(numbers) != 1 or None in tables.values():
             left_out.append(source.name)
             continue
-        outcomes[source.name] = {row: _array([table[document] for document in shared]) for row, table in tables.items()}
-    return outcomes, left_out
+        outcomes[source.name] = {row: scores for row, (_, scores, _) in tables.items()}
+        sharper = {row: chances for row, (_, _, chances) in tables.items() if chances is not None}
+        if len(sharper) == len(tables):
+            graded[source.name] = sharper
+    return outcomes, graded, left_out
 
 
-def _documents(product: Product, runs: str) -> dict[int, float] | None:
-    """The main metric of each document, negative where lower is better.
+def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.ndarray | None] | None:
+    """Numbers of documents, ascending; the main metric of each, the greater the better; its graded outcome, if any.
 
-    None where it is not one of single documents, or the task's score is not their mean, as that of a correlation or a
-    perplexity: a difference of such means would be one of something else.
+    None where the metric is not one of single documents, or the task's score is not their mean, as that of a
+    correlation or a perplexity: a difference of such means would be one of something else.
     """
+    import numpy as np
     from pyarrow import parquet
 
     from idp.evaluate.tasks import main_metric
+    from idp.report.outcomes import graded_documents
 
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])
     path, column = product.path / "samples.parquet", f"metric:{metric}"
     if column not in parquet.read_schema(path).names:
         return None
-    table = parquet.read_table(path, columns=["doc_id", column])
-    values = table[column].to_pylist()
+    columns = ["doc_id", "choices", "loglikelihoods", "greedy", "target", column]
+    rows = sorted(parquet.read_table(path, columns=columns).to_pylist(), key=lambda row: row["doc_id"])
+    values = [row[column] for row in rows]
     if not values or any(value is None or not math.isfinite(value) for value in values):
         return None
     score = results["results"][runs][metric]
     if score is None or not math.isclose(sum(values) / len(values), score, rel_tol=1e-6, abs_tol=1e-9):
         return None
-    higher = results["higher_is_better"][runs].get(metric.split(",")[0]) is not False
-    return dict(zip(table["doc_id"].to_pylist(), (value if higher else -value for value in values), strict=True))
+    scores, numbers = np.array(values, dtype=float), [row["doc_id"] for row in rows]
+    if results["higher_is_better"][runs].get(metric.split(",")[0]) is False:
+        return numbers, (1 - scores if np.isin(scores, (0, 1)).all() else -scores), None
+    return numbers, scores, graded_documents(rows, metric)
 
 
 def _pair(
@@ -113,7 +126,7 @@ def _pair(
 def _add_shares(
     repair: dict[str, Any], damage: dict[str, Any], outcomes: Outcomes, groups: Mapping[str, Sequence[str]]
 ) -> None:
-    """Adds `damage_brought_back` to repaired against compressed: of the mean, and of each task and group."""
+    """Adds to repaired against compressed what was brought back: shares of the damage, and documents."""
     from idp.analyze.damage import beyond_noise, brought_back
     from idp.analyze.significance import LEVEL
 
@@ -132,9 +145,8 @@ def _add_shares(
         damaged = beyond_noise([-test["difference"] for test in tests], [test["p"] for test in tests])
         for name, beyond in zip(names, damaged, strict=True):
             repair[part][name]["damage_brought_back"] = share(list(members[name])) if beyond else None
-
-
-def _array(values: list[float]) -> np.ndarray:
-    import numpy as np
-
-    return np.array(values, dtype=float)
+    for task, rows in outcomes.items():
+        hits = repair["tasks"][task]["gained"] is not None and damage["tasks"][task]["gained"] is not None
+        broken = (rows["dense"] == 1) & (rows["compressed"] == 0)
+        counts = {"broken": int(broken.sum()), "brought_back": int((broken & (rows["repaired"] == 1)).sum())}
+        repair["tasks"][task] |= counts if hits else dict.fromkeys(counts)

@@ -8,7 +8,8 @@ from typing import Any
 TABLES = {
     "results": (
         *("task", "stand_in", "metric", "documents", "dense", "compressed", "repaired", "stderr"),
-        *("difference", "low", "high", "against", "gained", "lost", "damage_brought_back"),
+        *("difference", "low", "high", "against", "newly_right", "newly_broken"),
+        *("damage_brought_back", "documents_broken", "documents_brought_back"),
     ),
     "selection": ("task", "prompt", "documents", "share"),
 }
@@ -184,6 +185,8 @@ def _results(record: dict[str, Any]) -> list[list[Any]]:
                 test.get("gained"),
                 test.get("lost"),
                 (test.get("damage_brought_back") or {}).get("share"),
+                test.get("broken"),
+                test.get("brought_back"),
             ]
         )
     return rows
