@@ -22,7 +22,7 @@ WIDE, HALF = 24, 12
 
 @dataclass
 class Logged:
-    """What a set of runs logs: tasks by their key, summary keys, tables, curves, all in order, and their compressors."""
+    """What a set of runs logs: tasks by key, summary keys, tables, curves, all in order, and their compressors."""
 
     tasks: list[str] = field(default_factory=list)
     summary: set[str] = field(default_factory=set)
@@ -125,7 +125,7 @@ def _sections(logged: Logged, reports: Any) -> dict[str, list[Any]]:
                 for corpus in logged.corpora
             ),
             *(
-                _scatter(f"KL to dense ({corpus}) against accuracy", f"fidelity/{corpus}/mean_kl", "score/mean", reports)
+                _scatter(f"KL to dense ({corpus}) against score", f"fidelity/{corpus}/mean_kl", "score/mean", reports)
                 for corpus in logged.corpora
             ),
         ],
@@ -165,8 +165,8 @@ def _blocks(logged: Logged, columns: list[str], reports: Any) -> list[Any]:
         reports.TableOfContents(),
         reports.H1("All runs"),
         reports.P(
-            "Scores of every run by task; `nq_open_for_webqs` is nq_open's, which stands in for webqs. Gains are over the"
-            " model that was repaired, on the same documents: one whose interval holds 0 shows nothing."
+            "Scores of every run by task; `nq_open_for_webqs` is nq_open's, which stands in for webqs. Gains are over"
+            " the model that was repaired, on the same documents: one whose interval holds 0 shows nothing."
         ),
     ]
     for number, (name, panels) in enumerate(_sections(logged, reports).items()):

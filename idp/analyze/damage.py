@@ -14,7 +14,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # dense, compressed, repaired
 
 @dataclass(frozen=True)
 class Share:
-    """(repaired - compressed) / (dense - compressed), and its 95 % interval: 1 is all of it, below 0 is further harm."""
+    """(repaired - compressed) / (dense - compressed), and its 95 % interval: 1 is all of it, below 0 more harm."""
 
     share: float
     low: float
@@ -65,7 +65,7 @@ def brought_back(by_task: Mapping[str, Rows], level: float = LEVEL) -> Share | N
 
 
 def beyond_noise(damage: Sequence[float], p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Of tasks that are read together, which show damage beyond noise: a loss whose p-value, adjusted by Holm, is small.
+    """Of tasks that are read together, which show damage beyond noise: a loss with a small p-value, adjusted by Holm.
 
     Args:
         damage: dense - compressed of each.

@@ -6,7 +6,7 @@ from typing import Any
 
 from idp.analyze.significance import LEVEL
 from idp.evaluate.tasks import main_metric
-from idp.report.differences import damage, last_step, share
+from idp.report.differences import damage, last_step, share, unchanged
 from idp.report.tables import lower_is_better, main_scores
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
@@ -22,15 +22,15 @@ def conclusion(record: dict[str, Any]) -> str:
     if step is None or step["mean"] is None:
         parts = _alone(record)
     else:
-        parts = [*_cost(record), *_effect(record, step), *_reach(record, step), *_draws(record)]
+        parts = [*_cost(record), *_effect(record, step), *_graded(record, step), *_reach(record, step), *_draws(record)]
     return "; ".join(parts) + "."
 
 
 def _alone(record: dict[str, Any]) -> list[str]:
     """Of a run that compares nothing."""
     about, scores = record["idp"], main_scores(record, record["results"])
-    row = about["row"]
-    name = {"compressed": about["compressor"], "repaired": f"{about['compressor']} with {_repair(record)}"}.get(row, row)
+    row, made = about["row"], about["compressor"]
+    name = {"dense": "the dense model", "compressed": made, "repaired": f"{made} with {_repair(record)}"}[row]
     parts = [f"{name} scores {sum(scores.values()) / len(scores):.3f} in {_subject(record)}"]
     if _peeks(record):
         parts.append("an upper bound that peeks at the answers, no method")
@@ -51,13 +51,13 @@ def _cost(record: dict[str, Any]) -> list[str]:
     if found is None or found["mean"] is None:
         return []
     mean, subject = found["mean"], _subject(record, found["left_out"])
-    if _unchanged(mean):
-        return [f"{name} changes nothing in {subject}"]
+    if unchanged(mean):
+        return [f"{name} changes no document's outcome in {subject}"]
     if not _decided(record, mean):
         return [f"{name} does no damage beyond noise: {_signed(found, mean)} in {subject}"]
     if mean["difference"] < 0:
         return [f"{name} costs {_lost(found, mean)} of {subject}"]
-    return [f"{name} raises {subject} by {_signed(found, mean)}"]
+    return [f"{name} changes {subject} by {_signed(found, mean)}, a gain"]
 
 
 def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
@@ -69,18 +69,26 @@ def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
     if _peeks(record):
         return [f"{name}: {signed}, an upper bound that peeks at the answers, no method"]
-    if _unchanged(mean):
-        return [f"{name} changes nothing{where}"]
+    if unchanged(mean):
+        return [f"{name} changes no document's outcome{where}"]
     if not _decided(record, mean):
-        verb = "brings back" if step.get("damage_brought_back") else "changes it by" if not on_dense else "adds"
-        return [f"{name} {verb} {signed}: undecided"]
+        damaged = step.get("damage_brought_back") and mean["difference"] > 0
+        return [f"{name} {'brings back' if damaged else 'adds'} {signed}: undecided"]
     if mean["difference"] < 0:
-        return [f"{name} does harm: it takes {'' if on_dense else 'another '}{lost}"]
+        return [f"{name} does harm: it takes {'another ' if step.get('damage_brought_back') else ''}{lost}"]
     if on_dense:
         return [f"{name} adds {signed}: where nothing was damaged that is adaptation, no repair"]
     if found := step.get("damage_brought_back"):
         return [f"{name} brings back {signed}, {share(found)} of the damage"]
     return [f"{name} adds {signed}, where there was no damage beyond noise to bring back"]
+
+
+def _graded(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """What the sharper outcome decides where hits do not."""
+    graded = (step.get("graded") or {}).get("mean")
+    if graded is None or _peeks(record) or _decided(record, step["mean"]) or not _decided(record, graded):
+        return []
+    return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
 
 
 def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
@@ -91,12 +99,17 @@ def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
         return ["a single document of a task says nothing of noise, so nothing is decided"]
     mean, parts = step["mean"], []
     counts = {task: data["documents"] for task, data in record["idp"]["data"].items() if task not in step["left_out"]}
+    total = sum(counts.values())
+    if unchanged(mean):
+        room = 1 - LEVEL ** (1 / total)  # a change of this share would leave so many documents alone in 5 %
+        return [f"{total:,} documents without a change leave room for {100 * room:.1f} % of documents to change unseen"]
     if mean.get("detectable"):
-        least = _amount(step, mean["detectable"])
-        parts.append(f"{sum(counts.values()):,} documents would show a difference of {least} or more")
+        parts.append(
+            f"{total:,} documents would show a difference of {_amount(step, mean['detectable'])} or more (80 % power)"
+        )
     if not _decided(record, mean) and (wanted := mean.get("documents_to_decide")):
         held = min(record["idp"]["data"][task].get("documents_in_split") or 0 for task in counts)
-        more = ", more than every task has" if held and wanted > held else ""
+        more = ", more than some tasks have" if held and wanted > held else ""
         parts.append(f"if this one is real, about {_rounded(wanted * len(counts)):,} would decide it{more}")
     return parts
 
@@ -105,21 +118,22 @@ def _draws(record: dict[str, Any]) -> list[str]:
     """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
     from idp.compress.recipe import CALIBRATED
 
-    about, drawn = record["idp"], []
-    if record["idp"]["row"] == "repaired":
+    about = record["idp"]
+    drawn: dict[str, str] = {}
+    if about["row"] == "repaired":
         if about.get("transfer"):
-            drawn.append("one repair from elsewhere")
+            drawn["one repair from elsewhere"] = "repair"
         elif about.get("training"):
-            drawn.append("one training seed")
+            drawn["one training seed"] = "seed"
         if (about.get("selector") or {}).get("kind") == "random":
-            drawn.append("one draw of prompts")
+            drawn["one draw of prompts"] = "draw"
     compressor = about["config"]["compressor"]
     if {compressor["sparsity"]["method"], compressor["quantization"]["method"]} & set(CALIBRATED):
-        drawn.append("one draw of calibration text")
+        drawn["one draw of calibration text"] = "draw"
     if not drawn:
         return []
-    kind = "that seed" if drawn == ["one training seed"] else "that one" if len(drawn) == 1 else "these"
-    return [f"{' and '.join(drawn)}: the interval holds for {kind} only"]
+    which = "these" if len(drawn) > 1 else f"that {next(iter(drawn.values()))}"
+    return [f"{', '.join(drawn)}: the interval holds for {which} only"]
 
 
 def _repair(record: dict[str, Any]) -> str:
@@ -155,8 +169,10 @@ def _spread_known(record: dict[str, Any]) -> bool:
     return all(data["documents"] > 1 for data in record["idp"]["data"].values())
 
 
-def _unchanged(test: dict[str, Any]) -> bool:
-    return test["difference"] == test["low"] == test["high"] == 0
+def _moves(graded: dict[str, Any]) -> str:
+    verb, sign = ("rises", 1) if graded["difference"] > 0 else ("falls", -1)
+    low, high = sorted(sign * graded[end] for end in ("low", "high"))
+    return f"{verb} by {100 * abs(graded['difference']):.1f} points ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _signed(comparison: dict[str, Any], test: dict[str, Any]) -> str:

@@ -30,8 +30,15 @@ def with_interval(test: dict[str, Any] | None, scale: float = 1.0, digits: int =
     """A difference and its 95 % interval, such as `+0.004 (-0.003 to +0.011)`; nothing where there is none."""
     if not test:
         return ""
+    if unchanged(test):
+        return "0 (nothing changed)"
     value, low, high = (scale * test[key] for key in ("difference", "low", "high"))
     return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def unchanged(test: dict[str, Any]) -> bool:
+    """Whether every document has the same outcome before and after: then there is no spread to make an interval of."""
+    return test["difference"] == test["low"] == test["high"] == 0
 
 
 def share(found: dict[str, float] | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.evaluate.tasks import main_metric
-from idp.report.differences import Change
+from idp.report.differences import Change, damage, last_step, with_interval
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,6 +67,12 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
+    for found in filter(None, (damage(record), last_step(record) if about["row"] == "repaired" else None)):
+        if graded := found["graded"]:
+            lines.append(
+                f"- probability of the right choice (graded outcome, tasks: {len(graded['tasks'])}), {found['after']}"
+                f" less {found['before']}: {with_interval(graded['mean'])}"
+            )
     if about.get("selector") and about["selector"]["peeks"]:
         lines.append(
             "- selector: oracle, an upper bound that peeks: each document's best prompt after the fact; no method"

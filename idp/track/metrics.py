@@ -92,18 +92,21 @@ def _differences(record: dict[str, Any]) -> dict[str, float | None]:
         for key, test in {"mean": found["mean"], **tests}.items():
             if test is None:
                 continue
-            low, high = sorted(sign * test[end] for end in ("low", "high"))
-            values |= {f"{name}/{key}": sign * test["difference"], f"{name}/{key}_low": low, f"{name}/{key}_high": high}
+            values |= _signed(f"{name}/{key}", sign, test)
         if found["mean"] is not None:
             values[f"{name}/mean_detectable"] = found["mean"]["detectable"]
         if (graded := found["graded"]) and graded["mean"]:
-            low, high = sorted(sign * graded["mean"][end] for end in ("low", "high"))
-            values |= {f"{name}/graded_mean": sign * graded["mean"]["difference"]}
-            values |= {f"{name}/graded_mean_low": low, f"{name}/graded_mean_high": high}
+            values |= _signed(f"{name}/graded_mean", sign, graded["mean"])
         if share := found.get("damage_brought_back"):
             values |= {"damage/brought_back": share["share"]}
             values |= {f"damage/brought_back_{end}": share[end] for end in ("low", "high")}
     return values
+
+
+def _signed(key: str, sign: int, test: dict[str, Any]) -> dict[str, float]:
+    """A difference and the ends of its interval; -1 turns it round."""
+    low, high = sorted(sign * test[end] + 0.0 for end in ("low", "high"))  # + 0.0: no minus before a zero
+    return {key: sign * test["difference"] + 0.0, f"{key}_low": low, f"{key}_high": high}
 
 
 def _fidelity(about: dict[str, Any]) -> dict[str, float]:
