@@ -78,6 +78,7 @@ def record(
     compressor: str = "gptq3",
     recovery: str = "prompt",
     selector: dict[str, Any] | None = None,
+    choice: dict[str, Any] | None = None,
     stand_ins: Mapping[str, str] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     trained: bool = True,
@@ -109,7 +110,7 @@ def record(
                 "sparsity": {"method": None},
                 "quantization": {"method": method if method != "none" else None},
             },
-            "recovery": {"kind": recovery},
+            "recovery": {"kind": recovery, "selector": choice},
             "task": {},
         },
         "data": {

@@ -102,6 +102,8 @@ def test_the_same_seed_gives_the_same_record_and_another_another(run_here, tmp_p
     three = run_here(*base, f"store={tmp_path / 'two'}", "seed=1")
     assert comparable(one)["results"] == comparable(two)["results"]
     assert one["idp"]["perplexity"] == two["idp"]["perplexity"] != three["idp"]["perplexity"]
+    keys = [{stage: found["key"] for stage, found in each["idp"]["stages"].items()} for each in (two, three)]
+    assert {stage for stage in keys[0] if keys[0][stage] != keys[1][stage]} == {"recover", "measure"}
 
 
 def in_training(store):

@@ -125,7 +125,7 @@ def _draws(record: dict[str, Any]) -> list[str]:
             drawn["one repair from elsewhere"] = "repair"
         elif about.get("training"):
             drawn["one training seed"] = "seed"
-        if (about.get("selector") or {}).get("kind") == "random":
+        if "seed" in (about["config"]["recovery"].get("selector") or {}):
             drawn["one draw of prompts"] = "draw"
     compressor = about["config"]["compressor"]
     if {compressor["sparsity"]["method"], compressor["quantization"]["method"]} & set(CALIBRATED):

@@ -35,6 +35,15 @@ def test_an_undecided_one_names_the_documents_that_would_decide_it(tmp_path):
     ), sentence
 
 
+def test_what_was_drawn_once_is_named(tmp_path):
+    models = {"dense": DENSE, "compressed": DAMAGED, "repaired": DENSE}
+    sentence = said(tmp_path, models, recovery="idp", selector={"kind": "coin"}, choice={"kind": "coin", "seed": 0})
+    drawn = "one training seed, one draw of prompts, one draw of calibration text: the interval holds for these only."
+    assert sentence.endswith(drawn)
+    untrained = {"recovery": "hard_prompt", "trained": False, "compressor": "rtn3"}
+    assert "holds for" not in said(tmp_path / "untrained", models, **untrained)
+
+
 def test_more_documents_than_there_are(tmp_path):
     hardly = {"arc_easy": hits(90, 120, 9, 36), "piqa": hits(80, 120, 2, 20)}
     sentence = said(tmp_path, {"dense": DENSE, "compressed": DAMAGED, "repaired": hardly})
