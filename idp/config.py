@@ -116,7 +116,7 @@ class Calibration:
     corpus: Optional[str] = option("a corpus by name, or a text file; null: the run's own corpus")
     samples: int = option("sequences", minimum=1, maximum=MANY)
     length: int = option("tokens per sequence", minimum=8)
-    seed: int = option("which sequences are drawn", minimum=0, maximum=SEEDS)
+    seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
 @dataclass
@@ -441,7 +441,9 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     latency: Latency = field(default_factory=Latency)
     tracker: Tracker = field(default_factory=Tracker)
-    seed: int = option("everything random draws from (seed, stage)", minimum=0, maximum=SEEDS)
+    seed: int = option(
+        "of training: initial values, order of text, dropout; calibration has its own", minimum=0, maximum=SEEDS
+    )
     baselines: bool = option("also measure the dense and the compressed model")
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.store import digest, versions, write_json
+from idp.track import comparisons
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
@@ -60,6 +61,8 @@ def build(
         transfer: where the repair was learned, if not in this run.
         bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
+    from idp.report.conclusion import conclusion
+
     own = list(measured.values())[-1]
     record = _merged(own)
     weights = recorded(stages["compress"], own_dtype(own))
@@ -98,7 +101,7 @@ def build(
         "latency": latency.read("latency.json") if latency is not None else None,
         "selection": (chosen := _chosen(own)),
         "selector": _selector(selection, chosen),
-        "controls": _controls(own, alone, sources, selection, config["seed"]),
+        "controls": _controls(own, alone, sources, selection),
         "truncated": {
             task: cut
             for task, product in own.tasks.items()
@@ -116,8 +119,10 @@ def build(
             for row, scores in measured.items()
             if scores is not own
         },
+        "comparisons": comparisons.of_run(measured, sources, config["task"].get("groups")),
         "environment": environment(),
     }
+    record["idp"]["conclusion"] = conclusion(record)
     return record
 
 
@@ -265,13 +270,13 @@ def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) ->
 
 
 def _controls(
-    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None, seed: int
+    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None
 ) -> dict[str, Any] | None:
     from idp.evaluate.selection import controls
 
     if not alone or selection is None:
         return None
-    return controls(own, alone, sources, selection.heldout_loss, seed)
+    return controls(own, alone, sources, selection.heldout_loss, seed=0)  # of a bootstrap, whatever was trained
 
 
 def _perplexity(measured: Measured, key: str) -> dict[str, float]:
