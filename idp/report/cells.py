@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,28 @@ class Cell:
             return None
         return statistics.stdev(model.perplexity[corpus].value for model in self.members)
 
+    def weight(self, key: str) -> float:
+        """A figure of the weights, such as `bits_per_weight`, over seeds."""
+        return statistics.fmean(model.weights[key] for model in self.members)
+
+    def divergence(self, part: str, name: str) -> dict[str, float] | None:
+        """Fidelity to dense on one of the `texts`, or on the contexts of one of the `tasks`, over seeds.
+
+        Of each figure (`mean_kl`, `same_top`, ...) the mean, and as `deviation` that of `mean_kl` over several seeds.
+        """
+        found = [((model.fidelity or {}).get(part) or {}).get(name) for model in self.members]
+        if any(each is None or each.get("mean_kl") is None for each in found):
+            return None
+        numeric = [
+            key
+            for key in found[0]
+            if all(isinstance(each.get(key), (int, float)) and not isinstance(each[key], bool) for each in found)
+        ]
+        figures = {key: statistics.fmean(each[key] for each in found) for key in numeric}
+        if len(found) > 1:
+            figures["deviation"] = statistics.stdev(each["mean_kl"] for each in found)
+        return figures
+
     def latency(self, part: str) -> tuple[float, float | None] | None:
         """Ratio to the compressed model of `prefill` or `decode` (the first shape timed), and that of merged LoRA."""
         for model in self.members:
@@ -147,12 +169,12 @@ def task_order(tasks: list[str]) -> list[str]:
     return [task for task in NINE if task in tasks] + sorted(set(tasks) - set(NINE))
 
 
-def groups(tasks: list[str]) -> dict[str, list[str]]:
-    """The paper's groups of which all tasks are there."""
+def groups(tasks: list[str], named: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """The paper's groups, and those that runs name, of which all tasks are there."""
     return {
         name.replace("_", " "): list(members)
-        for name, members in GROUPS.items()
-        if name != "all" and set(members) <= set(tasks)
+        for name, members in {**GROUPS, **(named or {})}.items()
+        if name != "all" and members and set(members) <= set(tasks)
     }
 
 

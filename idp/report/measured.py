@@ -75,6 +75,8 @@ class Measured:
     controls: dict[str, Any] | None = None
     transfer: dict[str, Any] | None = None  # where the repair was learned, if elsewhere
     training: dict[str, Any] | None = None
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the row before: what its own run found
+    fidelity: dict[str, Any] | None = None  # to dense: of `texts` and `tasks` what `idp.evaluate.fidelity` measures
 
     @property
     def mean(self) -> float | None:
@@ -90,6 +92,7 @@ class Setting:
     model: str
     dtype: str
     sample: dict[str, tuple]  # task or corpus -> what was read of it
+    groups: dict[str, list[str]] = field(default_factory=dict)  # that its runs name: group -> its tasks
 
     @property
     def title(self) -> str:
@@ -123,6 +126,15 @@ def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
     for corpus, found in about.get("perplexity_details", {}).items():
         read[f"corpus:{corpus}"] = (found["tokens"], found["window"])
     return read
+
+
+def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The groups of tasks that a run names, each with its tasks."""
+    return {
+        group: list(next(iter(rows.values()))["tasks"])
+        for group, rows in (record["idp"].get("groups") or {}).items()
+        if rows
+    }
 
 
 def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:
@@ -188,6 +200,8 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
         controls=about.get("controls") if repaired else None,
         transfer=about.get("transfer") if repaired else None,
         training=about["training"] if repaired else None,
+        comparisons={each["before"]: each for each in about.get("comparisons") or () if each["after"] == row},
+        fidelity=(about.get("fidelity") or {}).get(row),
     )
 
 

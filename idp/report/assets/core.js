@@ -4,6 +4,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const state = { view: DATA.views[0], chosen: new Set() };
 const FONT = { fontSize: "12px" };
+const MANY_COLUMNS = 20; // above so many tasks, means are shown first
+const PALE = 0.25; // opacity of what is no method: an upper bound
 const drawn = { view: [], chosen: [] }; // what is drawn again when another setting, or other models, are chosen
 
 function onView(draw) { drawn.view.push(draw); }
