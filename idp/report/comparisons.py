@@ -94,9 +94,7 @@ def compare_to_dense(
     if dense is None:
         return {}
     others = [row for row in rows if row is not dense]
-    found = {
-        row.id: made[row.id] if row.parent == dense.id else against(dense, row, tasks, groups) for row in others
-    }
+    found = {row.id: made[row.id] if row.parent == dense.id else against(dense, row, tasks, groups) for row in others}
     new = [found[row.id] for row in others if row.parent != dense.id]
     _adjust([test for comparison in new for test in comparison.tasks.values()])
     _adjust([comparison.mean for comparison in new if comparison.mean is not None])

@@ -30,8 +30,8 @@ def cost_table(view: View) -> Table:
         line = _only_names(names(row))
         for corpus in setting.corpora:
             line[f"{corpus} perplexity"] = _perplexity(row, corpus)
-        for part, names in (("texts", texts), ("tasks", tasks)):
-            for name in names:
+        for part, read in (("texts", texts), ("tasks", tasks)):
+            for name in read:
                 line[f"{name} KL"] = _divergence(row, part, name)
         added = row.first.parameters["added"]
         line |= {

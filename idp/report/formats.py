@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """`of`: what the column is one of, such as tasks; `wide`: shown only where there is room, not in Markdown or LaTeX."""
+    """`of`: what the column is one of, such as tasks; `wide`: shown where there is room, not in Markdown or LaTeX."""
 
     key: str
     title: str
@@ -75,7 +75,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(tables: list[Table]) -> str:
-    """One line per row of tables that have the same rows; figures in full, and all their parts in columns of their own."""
+    """One line per row of tables that have the same rows; figures in full, all their parts in columns of their own."""
     columns = list({column.key: column for table in tables for column in table.columns}.values())
     written = io.StringIO()
     together = zip(*(table.rows for table in tables), strict=True)

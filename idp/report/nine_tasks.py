@@ -22,7 +22,8 @@ SEED_ONLY = "¹"  # marks an interval of one run
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
     titles, tasks = view.headings, view.tasks
-    folded = {task for members in view.setting.groups.values() for task in members} if len(tasks) > MANY_TASKS else set()
+    grouped = {task for members in view.setting.groups.values() for task in members}
+    folded = grouped if len(tasks) > MANY_TASKS else set()
     columns = [*NAMES, Column("seeds", "seeds"), Column("runs", "runs")]
     columns += [Column(task, titles[task], of="tasks", wide=task in folded) for task in tasks]
     columns += [Column(key, title, of="means") for key, title in titles.items() if key not in tasks]
@@ -115,8 +116,8 @@ def _notes(view: View, folded: bool) -> list[str]:
         " its 95 % t interval; detectable: the least true difference that so many documents, tasks and runs detect with"
         " 80 %; bold: p < 0.05 after Holm's correction over this table (McNemar's exact test on one run's score, else a"
         " paired t-test)",
-        "damage brought back: (repaired - compressed) / (dense - compressed) of the means, with Fieller's interval, where"
-        " the damage is itself beyond noise",
+        "damage brought back: (repaired - compressed) / (dense - compressed) of the means, with Fieller's interval,"
+        " where the damage is itself beyond noise",
     ]
     if any(row.of_one_seed for row in view.rows):
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")

@@ -11,6 +11,7 @@ from idp.report.measured import REPAIRED, Setting
 
 NO_DAMAGE = "no damage beyond noise"
 
+
 @dataclass
 class View:
     """Runs that may be compared with one another."""
@@ -54,7 +55,7 @@ class View:
         return self.tasks if key == "mean" else self.groups.get(key.removeprefix("mean "), [key])
 
     def to_compressed(self, row: Cell) -> Comparison | None:
-        """A repair against the compressed model that it repairs; None of other rows, and where that was not measured."""
+        """A repair against the compressed model that it repairs; None of others, and where that was not measured."""
         return self.compared.get(row.id) if row.first.role == REPAIRED and row.first.compressor != "none" else None
 
     @property

@@ -66,7 +66,9 @@ def record(tmp_path):
             "weights": {"sparsity": 0.0, "bits_per_weight": 3.1, "packed_bytes": 400, "effective_bytes": 400},
             "perplexity": {},
             "data": {task: {"documents": 40, "stand_in": None, "fingerprint": task} for task in DATA},
-            "baselines": {model: {"results": found, "perplexity": {}} for model, found in results.items() if model != row},
+            "baselines": {
+                model: {"results": found, "perplexity": {}} for model, found in results.items() if model != row
+            },
             "selection": {},
             "latency": None,
             "training": None,
