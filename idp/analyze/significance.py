@@ -71,11 +71,12 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
         before: [documents], whether one model gets a document right.
         after: [documents], whether the other does.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     before, after = same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    # Both tails of the binomial distribution at one half are alike: twice the smaller one.
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
 
 
 def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
@@ -172,12 +173,21 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
     return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
-def _tests(by_task: Paired) -> dict[str, Any]:
-    """The mean over tasks, and each task."""
+def mean_test(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks alone, as in `comparison`: of a group of tasks, say.
+
+    Args:
+        by_task: as for `comparison`.
+    """
     found = estimate(by_task)
     documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
+    return _test(found, found.two_sided(), documents)
+
+
+def _tests(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks, and each task."""
     return {
-        "mean": _test(found, found.two_sided(), documents),
+        "mean": mean_test(by_task),
         "tasks": {task: _of_task(*as_pairs({task: pair})[0]) for task, pair in by_task.items()},
     }
 

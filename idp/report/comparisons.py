@@ -106,7 +106,7 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 
     Where the outcomes of documents are gone, what the run itself found is taken, of single runs.
     """
-    from idp.analyze.significance import comparison
+    from idp.analyze.significance import comparison, mean_test
 
     pairs = {task: pair for task in tasks if (pair := _pair(before, after, task)) is not None}
     found = Comparison(before.id)
@@ -118,7 +118,7 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
         found.mean = _difference(tests["mean"])
     for name, members in groups.items():
         if all(task in pairs for task in members):
-            found.groups[name] = _difference(comparison({task: pairs[task] for task in members})["mean"])
+            found.groups[name] = _difference(mean_test({task: pairs[task] for task in members}))
     return found
 
 
