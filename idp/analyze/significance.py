@@ -1,6 +1,6 @@
 """Whether a difference between two models is more than chance: paired tests over the same documents.
 
-Interval, p-value and equivalence of a difference all come from one t distribution (`idp.analyze.variance`), so that an
+Interval, p-value and equivalence of a difference all come from one distribution (`idp.analyze.variance`), so that an
 interval excludes 0 where, and only where, p is below the level.
 """
 
@@ -215,7 +215,7 @@ def _test(found: Estimate, p: float, documents: int, mcnemar: int | None = None)
         "p": p,
         "detectable": detectable(found, mcnemar=mcnemar),
         "documents": documents,
-        "documents_to_decide": documents_to_decide(found) if p >= LEVEL else None,
+        "documents_to_decide": documents_to_decide(found, mcnemar=bool(mcnemar)) if p >= LEVEL else None,
     }
 
 
