@@ -125,14 +125,14 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequence[str]) -> Share | None:
     """(repaired - compressed) / (dense - compressed) of the means over tasks; the interval is Fieller's (1954).
 
-    With D, C and R for the three, the covariance of gain and damage is that of R - C and D - C, which the variances of
-    the three differences give: 2 cov = var(R - C) + var(D - C) - var(R - D). So runs count as they do in differences.
+    It holds the shares r for which the interval of R - C - r (D - C) has 0 in it, of repaired R, compressed C and dense D.
+    The square of that interval's half is a quadratic form in r, which those of the three differences give: its mixed
+    term is half of (R - C)'s and (D - C)'s less (R - D)'s. So runs count as they do in differences, and the interval
+    ends where, and only where, the damage is beyond noise.
 
     Returns:
         None where a task could not be paired, or there is no damage.
     """
-    from scipy.special import stdtrit
-
     from idp.analyze.variance import estimate
 
     pairs = [
@@ -144,12 +144,10 @@ def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequen
     gain, damage, rest = map(estimate, pairs)
     if damage.difference <= 0:
         return None
-    alone = dense.runs == compressed.runs == repaired.runs == 1
-    reach = float(stdtrit(damage.freedom if alone else min(gain.freedom, damage.freedom, rest.freedom), 1 - LEVEL / 2))
-    covariance = (gain.variance + damage.variance - rest.variance) / 2
-    a = damage.difference**2 - reach**2 * damage.variance
-    b = gain.difference * damage.difference - reach**2 * covariance
-    c = gain.difference**2 - reach**2 * gain.variance
+    of_gain, of_damage, of_rest = (found.quantile(LEVEL / 2) ** 2 for found in (gain, damage, rest))
+    a = damage.difference**2 - of_damage
+    b = gain.difference * damage.difference - (of_gain + of_damage - of_rest) / 2
+    c = gain.difference**2 - of_gain
     share = gain.difference / damage.difference
     if a <= 0 or b**2 < a * c:
         return Share(share, None, None)

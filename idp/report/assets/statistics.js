@@ -1,37 +1,63 @@
-// Paired differences as `idp.analyze.variance` and `idp.analyze.power` compute them, for the pairs that the reader
-// chooses: one t interval whose variance is that of documents, and of runs beyond it.
+// Paired differences as `idp.analyze.variance` has them, for the pairs that the reader chooses: the interval adds the
+// squares of two t quantiles, of the variance that documents cause and of what runs differ by beyond that.
 
-const STATISTICS = { level: 0.05, power: 0.8, certain: 1e9, nothing: 1e-12, mcnemarFlips: 7.9 };
+const STATISTICS = { level: 0.05, power: 0.8, certain: 1e9, rounding: 1e-12, least: 1e-16, mcnemarFlips: 7.9 };
 
 // pairs: of each task [before, after], each an array of runs, each an array of scores by document.
 function pairedDifference(pairs) {
-  const means = pairs.map(([before, after]) => meanOver(after).map((score, i) => score - meanOver(before)[i]));
-  const difference = d3.mean(means, each => d3.mean(each));
-  const parts = means.map(each => [(each.length > 1 ? d3.variance(each) : each[0] ** 2) / each.length / pairs.length ** 2,
-    Math.max(1, each.length - 1)]);
-  const documents = d3.sum(parts, part => part[0]);
-  const freedomOfDocuments = freedomOf(parts);
-  const sides = [0, 1].map(side => spreadOfRuns(pairs.map(pair => pair[side])));
-  const runs = d3.sum(sides, side => side.own);
-  const shares = [...sides.filter(side => side.own > 0).map(side => [side.between, side.freedom]), [documents, freedomOfDocuments]];
-  const uncertain = d3.sum(shares, ([variance, freedom]) => variance ** 2 / freedom);
-  const variance = documents + runs;
-  const freedom = uncertain > 0 ? Math.min(STATISTICS.certain, variance ** 2 / uncertain) : STATISTICS.certain;
+  const found = estimate(pairs);
   const single = pairs.length === 1 && pairs[0].every(side => side.length === 1 && side[0].every(score => score === 0 || score === 1));
-  const half = tQuantile(1 - STATISTICS.level / 2, freedom) * Math.sqrt(variance);
-  const p = single ? mcnemar(pairs[0][0][0], pairs[0][1][0])
-    : variance < STATISTICS.nothing ** 2 ? +(Math.abs(difference) < STATISTICS.nothing)
-      : 2 * tCdf(-Math.abs(difference) / Math.sqrt(variance), freedom);
-  let [low, high] = [difference - half, difference + half];
+  const p = single ? mcnemar(pairs[0][0][0], pairs[0][1][0]) : twoSided(found);
+  const half = quantile(found, STATISTICS.level / 2);
+  let [low, high] = [found.difference - half, found.difference + half];
   if (p >= STATISTICS.level) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
-  return { difference, low, high, p, detectable: detectable(variance, freedom, single ? means[0].length : null) };
+  return { difference: found.difference, low, high, p, detectable: detectable(found, single ? pairs[0][0][0].length : null) };
 }
 
-function detectable(variance, freedom, documents) {
+function estimate(pairs) {
+  const differences = pairs.map(([before, after]) => {
+    const [one, other] = [meanOver(before), meanOver(after)];
+    return Array.from(one, (score, i) => other[i] - score);
+  });
+  const parts = differences.map(each => (each.length > 1 ? d3.variance(each) : each[0] ** 2) / each.length / pairs.length ** 2);
+  const spreads = [0, 1].filter(side => pairs[0][side].length > 1).map(side => spreadOfRuns(pairs.map(pair => pair[side])));
+  const noise = d3.sum(spreads, each => each.noise);
+  const own = d3.sum(spreads, each => each.between) - noise;
+  return {
+    difference: d3.mean(differences, each => d3.mean(each)),
+    documents: d3.sum(parts),
+    runs: own > STATISTICS.rounding ** 2 ? own : 0,
+    severalRuns: spreads.length > 0,
+    freedomOfDocuments: freedomOf(parts, differences.map(each => Math.max(1, each.length - 1))),
+    freedomOfRuns: freedomOf(spreads.map(each => each.between), spreads.map(each => each.freedom)),
+  };
+}
+
+// By how much the difference exceeds the true one in a share of `tail` of all studies.
+function quantile(found, tail) {
+  const documents = found.documents * tQuantile(1 - tail, found.freedomOfDocuments) ** 2;
+  return Math.sqrt(documents + (found.runs ? found.runs * tQuantile(1 - tail, found.freedomOfRuns) ** 2 : 0));
+}
+
+function twoSided(found) {
+  const beyond = Math.abs(found.difference);
+  if (found.documents + found.runs < STATISTICS.rounding ** 2) return +(beyond < STATISTICS.rounding);
+  if (!found.runs) return 2 * tCdf(-beyond / Math.sqrt(found.documents), found.freedomOfDocuments);
+  let [least, most] = [Math.log(STATISTICS.least), Math.log(0.5)];
+  for (let i = 0; i < 40; i += 1) {
+    const middle = (least + most) / 2;
+    if (quantile(found, Math.exp(middle)) < beyond) most = middle; else least = middle;
+  }
+  return Math.min(1, 2 * Math.exp(most));
+}
+
+// The least true difference that is detected with 80 %; of several runs the report alone computes it.
+function detectable(found, documents) {
+  if (found.severalRuns) return null;
   const fewest = documents ? STATISTICS.mcnemarFlips / documents : null;
-  if (!(variance > 0)) return documents > STATISTICS.mcnemarFlips ? fewest : null;
-  const least = (tQuantile(1 - STATISTICS.level / 2, freedom) + tQuantile(STATISTICS.power, freedom)) * Math.sqrt(variance);
-  return documents ? Math.max(least + 1 / documents, Math.min(1, fewest)) : least;
+  const least = found.documents > 0 ? Math.sqrt(found.documents) * (tQuantile(1 - STATISTICS.level / 2, found.freedomOfDocuments)
+    + tQuantile(STATISTICS.power, found.freedomOfDocuments)) : 0;
+  return documents ? Math.max(least + 1 / documents, Math.min(1, fewest)) : least || null;
 }
 
 // Over runs, of each document.
@@ -39,26 +65,23 @@ function meanOver(runs) {
   return runs.length === 1 ? runs[0] : Array.from(runs[0], (_, i) => d3.mean(runs, run => run[i]));
 }
 
-// Of the mean over runs the variance that is the runs' own, and all that run means show.
+// The variance of the mean of several runs: as their means differ, and as noise alone has it.
 function spreadOfRuns(tables) {
   const runs = tables[0].length;
-  if (runs === 1) return { own: 0, between: 0, freedom: 1 };
-  const means = d3.range(runs).map(run => d3.mean(tables, table => d3.mean(table[run])));
-  const between = d3.variance(means);
+  const between = d3.variance(d3.range(runs), run => d3.mean(tables, table => d3.mean(table[run])));
   let noise = 0;
   for (const table of tables) {
     const [byDocument, byRun] = [meanOver(table), table.map(run => d3.mean(run))];
     const [all, documents] = [d3.mean(byRun), byDocument.length];
-    const squares = d3.sum(table, (scores, run) => d3.sum(scores, (score, i) => (score - byDocument[i] - byRun[run] + all) ** 2));
-    noise += squares / ((runs - 1) * Math.max(1, documents - 1)) / documents / tables.length ** 2;
+    const left = d3.sum(table, (scores, run) => d3.sum(scores, (score, i) => (score - byDocument[i] - byRun[run] + all) ** 2));
+    if (documents > 1) noise += left / (runs - 1) / (documents - 1) / documents / tables.length ** 2;
   }
-  const own = between - noise;
-  return { own: own > STATISTICS.nothing ** 2 ? own / runs : 0, between: between / runs, freedom: runs - 1 };
+  return { between: between / runs, noise: noise / runs, freedom: runs - 1 };
 }
 
-function freedomOf(parts) {
-  const uncertain = d3.sum(parts, ([variance, freedom]) => variance ** 2 / freedom);
-  return uncertain > 0 ? Math.min(STATISTICS.certain, d3.sum(parts, part => part[0]) ** 2 / uncertain) : STATISTICS.certain;
+function freedomOf(parts, degrees) {
+  const uncertain = d3.sum(parts, (part, i) => part ** 2 / degrees[i]);
+  return uncertain > 0 ? Math.min(STATISTICS.certain, d3.sum(parts) ** 2 / uncertain) : STATISTICS.certain;
 }
 
 // The exact two-sided test of as many documents turning right as turning wrong.
