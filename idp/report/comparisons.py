@@ -125,7 +125,7 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequence[str]) -> Share | None:
     """(repaired - compressed) / (dense - compressed) of the means over tasks; the interval is Fieller's (1954).
 
-    It holds the shares r for which the interval of R - C - r (D - C) has 0 in it, of repaired R, compressed C and dense D.
+    With R, C and D for the three: it holds the shares r for which the interval of R - C - r (D - C) has 0 in it.
     The square of that interval's half is a quadratic form in r, which those of the three differences give: its mixed
     term is half of (R - C)'s and (D - C)'s less (R - D)'s. So runs count as they do in differences, and the interval
     ends where, and only where, the damage is beyond noise.

@@ -34,8 +34,8 @@ function drawComparison() {
   const label = comparing.difference ? `score above ${reference.name}, with its 95 % interval, paired over documents`
     : "score, with its standard error over documents";
   part("compare").replaceChildren(Plot.plot({
-    width: width("compare"), style: FONT, marginLeft: 230, marginTop: 30, marginRight: 20,
-    height: keys.length * (rows.length * 11 + 16) + 60,
+    width: width("compare"), style: FONT, marginLeft: 230, marginTop: 30, marginRight: 20, marginBottom: 44,
+    height: keys.length * (rows.length * 11 + 16) + 74,
     x: { label, grid: true, axis: "both", nice: true }, fy: { domain: keys.map(title), label: null, padding: 0.18 },
     y: { axis: null, domain: rows.map(row => row.name) }, color: { ...colours(rows), legend: true },
     marks: [

@@ -74,6 +74,13 @@ function search(label, change) {
 function nothing(said) { return el("p", { class: "hint" }, said); }
 function width(section) { return Math.max(320, part(section).clientWidth); }
 function percent(share) { return `${Math.round(100 * share)} %`; }
+
+// The ends of a linear axis: no less than a fiftieth of its largest value, or a trifle would fill it like a great deal.
+function ends(values) {
+  const [low, high] = d3.extent(values);
+  const missing = Math.max(Math.abs(low), Math.abs(high)) / 50 - (high - low);
+  return missing > 0 ? [low - missing / 2, high + missing / 2] : [low, high];
+}
 function plural(count, noun) { return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`; }
 
 // One colour for each chosen model, the same in every view.

@@ -31,7 +31,8 @@ function drawScatter() {
     return;
   }
   const scale = (key, log) => {
-    if (!log) return { label: title(key), grid: true };
+    const near = points.flatMap(point => key === axes.x ? [point.x] : [point.y - point.error, point.y + point.error]);
+    if (!log) return { label: title(key), grid: true, domain: ends(near) };
     const positive = points.map(point => point[key === axes.x ? "x" : "y"]).filter(number => number > 0);
     if (points.length === positive.length) return { label: title(key), grid: true, type: "log" };
     return { label: title(key), grid: true, type: "symlog", constant: d3.min(positive) ?? 1, ticks: symlogTicks(positive), tickFormat: d3.format("~s") };
