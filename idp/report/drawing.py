@@ -42,6 +42,10 @@ STYLE = {
 }
 
 
+class NothingToShow(Exception):
+    """A plot's data are not there; says what runs it wants."""
+
+
 @contextmanager
 def plot_style() -> Iterator[None]:
     import matplotlib

@@ -66,6 +66,16 @@ class Table:
 MISSING = Entry("-")
 
 
+def signed(value: float) -> str:
+    """A difference in three digits; what rounds to nothing has no sign that speaks of harm."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 def markdown(table: Table) -> str:
     """As a GitHub table, its notes below."""
     lines = [[_markdown_entry(row.get(column.key, MISSING)) for column in table.narrow] for row in table.rows]

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from idp.report.cells import Cell
 from idp.report.comparisons import LEVEL, Difference
-from idp.report.formats import Column, Entry, Table
+from idp.report.formats import Column, Entry, Table, signed
 from idp.report.outcomes import paired
 from idp.report.view import View
 
@@ -65,5 +65,4 @@ def in_full(found: Difference) -> Entry:
         "gained": found.gained,
         "lost": found.lost,
     }
-    text = f"{found.difference:+.3f}"
-    return Entry(text, found.difference, found.differs, low=found.low, high=found.high, more=more)
+    return Entry(signed(found.difference), found.difference, found.differs, low=found.low, high=found.high, more=more)

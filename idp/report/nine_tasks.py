@@ -5,7 +5,7 @@ from __future__ import annotations
 from idp.report.cells import Cell
 from idp.report.collect import Unfinished
 from idp.report.comparisons import Comparison, Difference
-from idp.report.formats import MISSING, Column, Entry, Table
+from idp.report.formats import MISSING, Column, Entry, Table, percent, signed
 from idp.report.intervals import interval_of_score
 from idp.report.view import View
 
@@ -56,7 +56,7 @@ def score_table(view: View) -> Table:
 def said(row: Cell, found: Difference) -> Entry:
     """A difference as tables show it: with its interval, marked where that holds for one seed only."""
     mark = SEED_ONLY if row.of_one_seed else ""
-    text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f}){mark}"
+    text = f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)}){mark}"
     return Entry(text, found.difference, found.differs, low=found.low, high=found.high)
 
 
@@ -97,14 +97,16 @@ def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
     if (found := comparison.mean) is not None:
         return said(row, found)
     difference = view.difference(row)
-    return MISSING if difference is None else Entry(f"{difference:+.3f} (not paired)", difference)
+    return MISSING if difference is None else Entry(f"{signed(difference)} (not paired)", difference)
 
 
 def _brought_back(view: View, row: Cell) -> Entry:
     found, why = view.brought_back(row)
     if found is None:
         return Entry(why)
-    text = f"{found.share:.0%}" + (f" ({found.low:.0%} to {found.high:.0%})" if found.low is not None else "")
+    text = percent(found.share)
+    if found.low is not None:
+        text += f" ({percent(found.low)} to {percent(found.high)})"
     return Entry(text, found.share, low=found.low, high=found.high)
 
 
