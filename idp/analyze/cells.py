@@ -30,8 +30,12 @@ def title(collection: Collection, setting: Setting) -> str:
 
 
 def weights_of(cell: Cell) -> tuple[str, ...]:
-    """Keys of the weights that a cell's models have, or that their repair is on."""
-    return tuple(cell.first.keys[stage] for stage in ("load", "compress") if stage in cell.first.keys)
+    """The weights that a cell's models have, or that their repair is on: of the dense model, and as compressed.
+
+    Models that were calibrated with several seeds alone are one cell, and have the same weights here.
+    """
+    load = cell.first.keys["load"]
+    return (load,) if cell.first.compressor == "none" else (load, cell.weights)
 
 
 def dense_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
