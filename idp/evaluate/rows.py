@@ -10,6 +10,8 @@ import logging
 import os
 from typing import Any
 
+from idp.evaluate.plain import plain
+
 KEPT = ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 
 
@@ -21,7 +23,7 @@ def results_of_task(results: dict[str, Any], samples: list[dict[str, Any]], task
     # As lm_eval.loggers.EvaluationTracker.save_results_aggregated makes it.
     hashes = [sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples]
     kept["task_hashes"] = {task: hash_string("".join(hashes))}
-    return json.loads(json.dumps(kept, default=_plain))
+    return plain(kept)
 
 
 def of_documents(task: Any, name: str, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,13 +135,4 @@ def _target(task: Any, sample: dict[str, Any], choices: list[str]) -> str:
 
 
 def _text(target: Any) -> str:
-    return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as numbers, functions by their name (an address would differ between two equal runs)."""
-    if hasattr(value, "item"):
-        return value.item()
-    if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return str(value)
+    return target if isinstance(target, str) else json.dumps(plain(target), ensure_ascii=False)

@@ -17,6 +17,7 @@ from typing import Any
 from idp.config import Task
 from idp.errors import UserError
 from idp.evaluate import catalog, data, rows
+from idp.evaluate.plain import config_of
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,18 @@ class TaskSource:
         with rows.quiet(logging.ERROR):  # lm-eval warns that it was given a data set
             task = ConfigurableTask(config={**self._config, "custom_dataset": lambda **_: self._splits})
         task.set_config("custom_dataset", None)  # not part of the definition, and not JSON
+        task.dump_config = lambda: config_of(task.config)
         task.set_fewshot_seed(FEWSHOT_SEED)
         if indices is not None:
             documents = task.eval_docs
             chosen = documents.select(indices) if hasattr(documents, "select") else [documents[i] for i in indices]
             task.has_test_docs, task.test_docs = lambda: True, lambda: chosen
         return task
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes its answers (or else scores given ones)."""
+        return self._config.get("output_type", "generate_until") == "generate_until"
 
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Up to `count` evenly spaced documents of the evaluated split, in the hub's fields."""
