@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from idp.beginning import Beginning
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row, split_at
-from idp.evaluate.endings import not_followed
+from idp.evaluate.greedy import not_followed
 from idp.evaluate.generation import decode
 from idp.models import keep_freed_memory
 from idp.prompting import finite
@@ -39,7 +39,7 @@ class Engine(Protocol):
     prompts: list[str]
     longest_prompt: int
     beginning: Beginning
-    not_followed: list[str]  # generation settings of the model's own: see `endings.not_followed`
+    not_followed: list[str]  # generation settings of the model's own: see `greedy.not_followed`
 
     def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each batch's number and result, in any order.

@@ -49,10 +49,14 @@ def of_documents(task: Any, name: str, samples: list[dict[str, Any]]) -> list[di
 
 @contextlib.contextmanager
 def quiet(level: int):
-    """lm-eval without its progress bars, prints, process pool, and log lines below `level`; the model's own stay."""
+    """lm-eval without its progress bars, prints, process pool, and log lines below `level`; the model's own stay.
+
+    Its templates are compiled once each, not once for each document, which takes longer than all else that it does.
+    """
     import datasets
     import lm_eval.api.metrics
     import lm_eval.api.task
+    import lm_eval.utils
 
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     old_level, bar, bootstrap = logger.level, lm_eval.api.task.tqdm, lm_eval.api.metrics.bootstrap_stderr
@@ -60,6 +64,8 @@ def quiet(level: int):
     logger.setLevel(level)
     datasets.disable_progress_bars()
     lm_eval.api.task.tqdm = lambda items, **_: items
+    templates, compiled = lm_eval.utils.env, lm_eval.utils.env.from_string
+    templates.from_string = _compiled
     lm_eval.api.metrics.bootstrap_stderr = _silent(bootstrap)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a fork of a process with a model and threads may hang
     try:
@@ -69,9 +75,17 @@ def quiet(level: int):
         if had_bars:
             datasets.enable_progress_bars()
         lm_eval.api.task.tqdm, lm_eval.api.metrics.bootstrap_stderr = bar, bootstrap
+        templates.from_string = compiled
         os.environ.pop("DISABLE_MULTIPROC")
         if before is not None:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(source: str) -> Any:
+    import lm_eval.utils
+
+    return type(lm_eval.utils.env).from_string(lm_eval.utils.env, source)
 
 
 def _silent(function: Any) -> Any:

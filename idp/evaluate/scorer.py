@@ -14,15 +14,14 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
     configure_pad_token,
     handle_stop_sequences,
-    normalize_gen_kwargs,
     resolve_max_length,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from idp.beginning import Encoder
 from idp.errors import UserError
+from idp.evaluate import greedy
 from idp.evaluate.batching import Request, Row, common_length, make_row, plan
-from idp.evaluate.endings import say_not_followed
 from idp.evaluate.engine import Engine
 from idp.evaluate.journal import Journal
 from idp.progress import progress
@@ -180,7 +179,7 @@ class Scorer(TemplateLM):
         Raises:
             UserError: a task asks for sampling, or for more new tokens than the window behind the prompt holds.
         """
-        say_not_followed(tuple(self.engine.not_followed))
+        greedy.say_not_followed(tuple(self.engine.not_followed))
         texts = [""] * len(requests)
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for number, request in enumerate(requests):
@@ -203,9 +202,7 @@ class Scorer(TemplateLM):
 
     def _generation_options(self, request: Instance) -> tuple[tuple[str, ...], int]:
         """Stop strings, the end of text among them, and the most new tokens."""
-        options = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-        if options.get("do_sample") or set(options) - {"do_sample", "temperature", "until", "max_gen_toks"}:
-            raise UserError(f"{request.task_name}: generation options {request.args[1]} are not greedy decoding")
+        options = greedy.options(request.task_name, request.args[1], self.max_gen_toks)
         if options["max_gen_toks"] >= self.max_length:
             raise UserError(
                 f"{request.task_name}: wants to generate {options['max_gen_toks']} tokens, and the window behind"

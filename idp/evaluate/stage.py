@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
-from idp.evaluate import endings
+from idp.evaluate import greedy
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def measure(
                 make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
                 label=f"{name} {source.runs}",
             )
-            ends = endings.ends_beside_eos(folder, model.trust_remote_code) if source.generates else []
+            ends = greedy.ends_beside_eos(folder, model.trust_remote_code) if source.generates else []
             config = task_config(source, documents) | common | ({ENDS: ends} if ends else {})
             product = make(config=config)
             if product.reused and _gave_a_choice_nothing(product):

@@ -1,5 +1,5 @@
-"""What a model's own generation_config.json says of generation: where it ends, which holds here, and settings that do
-not: generation is plain greedy decoding."""
+"""Generation is plain greedy decoding: where it ends, what a task may ask of it, and which settings of a model's own
+generation_config.json it does not follow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp.errors import UserError
 from idp.weight_files import read_json
 
 if TYPE_CHECKING:
@@ -54,6 +55,20 @@ NEUTRAL: dict[str, tuple] = {
     "watermarking_config": (),
     "dola_layers": (),
 }
+
+
+def options(task: str, asked: dict[str, Any], longest: int) -> dict[str, Any]:
+    """A task's `generation_kwargs` in lm-eval's normal form: `until`, a list, and `max_gen_toks`, or else `longest`.
+
+    Raises:
+        UserError: they ask for anything but greedy decoding.
+    """
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    found = normalize_gen_kwargs(asked, longest)
+    if found.get("do_sample") or set(found) - {"do_sample", "temperature", "until", "max_gen_toks"}:
+        raise UserError(f"{task}: generation options {asked} are not greedy decoding")
+    return found
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
