@@ -359,6 +359,7 @@ class Task:
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+    include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from idp.beginning import Beginning
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row, split_at
+from idp.evaluate.greedy import not_followed
 from idp.evaluate.generation import decode
 from idp.models import keep_freed_memory
 from idp.prompting import finite
@@ -38,6 +39,7 @@ class Engine(Protocol):
     prompts: list[str]
     longest_prompt: int
     beginning: Beginning
+    not_followed: list[str]  # generation settings of the model's own: see `greedy.not_followed`
 
     def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each batch's number and result, in any order.
@@ -71,6 +73,7 @@ class LocalEngine:
         self.config, self.tokenizer = repaired.model.config, repaired.tokenizer
         self.prompts = repaired.bank.names if repaired.bank is not None else []
         self.longest_prompt, self.beginning = repaired.longest_prompt, repaired.beginning
+        self.not_followed = not_followed(repaired.model)
         if repaired.device.type == "cpu":
             keep_freed_memory()
         self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
@@ -86,8 +89,8 @@ class LocalEngine:
             yield number, self.generate_batch(contexts, stops, max_new_tokens)
 
     def describe(self) -> dict[str, Any]:
-        """The bank's prompts by name, the tokens of the longest, and what every input begins with."""
-        return {"prompts": self.prompts, "longest_prompt": self.longest_prompt, "beginning": self.beginning}
+        """What another process needs to know: the attributes of `Engine` that are the repaired model's."""
+        return {name: getattr(self, name) for name in ("prompts", "longest_prompt", "beginning", "not_followed")}
 
     def close(self) -> None:
         """Nothing to end: the model is this process's own."""

@@ -52,7 +52,7 @@ class PooledEngine:
             self.workers.append((process, ours))
         ((_, described),) = self._spread([("describe", ())])
         self.prompts, self.longest_prompt = described["prompts"], described["longest_prompt"]
-        self.beginning = described["beginning"]
+        self.beginning, self.not_followed = described["beginning"], described["not_followed"]
 
     def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         return self._spread([("score_batch", (list(batch), shared)) for batch in batches])

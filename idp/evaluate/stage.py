@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import platform
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
+from idp.evaluate import greedy
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ VERSION = 1
 PERPLEXITY_VERSION = 2  # 2: the windows' own losses
 RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
 WINDOWS = "windows.json"
+ENDS, MERGED_CHOICES = MENDED = "ends", "merged_choices"
 
 
 @dataclass
@@ -86,14 +89,19 @@ def measure(
     common = conditions(selector, model, evaluation, models.bos_of(folder, model)) | _revised(folder, selector)
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
-            product = store.get_or_make(
+            make = functools.partial(
+                store.get_or_make,
                 "measure",
                 parent=parent,
-                config=task_config(source, documents) | common,
                 version=VERSION,
                 make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
                 label=f"{name} {source.runs}",
             )
+            ends = greedy.ends_beside_eos(folder, model.trust_remote_code) if source.generates else []
+            config = task_config(source, documents) | common | ({ENDS: ends} if ends else {})
+            product = make(config=config)
+            if product.reused and _gave_a_choice_nothing(product):
+                product = make(config=config | {MERGED_CHOICES: "apart"})
             measured.tasks[source.name] = product
             if finished is not None:
                 finished(name, source.name, product)
@@ -143,6 +151,11 @@ def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
     """What decides a task's scores beside the model, as part of their key."""
     return {"task": source.runs, "data": source.fingerprint, "documents": documents}
+
+
+def mended(product: Product) -> dict[str, Any]:
+    """The part of a task's key that is there only where its scores were once computed otherwise."""
+    return {name: product.manifest["config"][name] for name in MENDED if name in product.manifest["config"]}
 
 
 def corpus_config(text: Any, evaluation: schema.Evaluation) -> dict[str, Any]:
@@ -230,8 +243,7 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
     from idp.evaluate.journal import Journal
     from idp.evaluate.tasks import run_task
 
-    scorer.choices.clear()
-    scorer.truncated = scorer.tokens_run = 0
+    scorer.begin()
     scorer.label = f"{scorer.name} {source.runs}"
     scorer.journal = Journal(folder / CHECKPOINT)
     results, rows = run_task(scorer, source, documents)
@@ -241,11 +253,34 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
     results["idp"] = {
         "selection": {name: counts[number] for number, name in enumerate(scorer.engine.prompts)},
         "truncated": scorer.truncated,
+        MERGED_CHOICES: scorer.merged,
+        "partly_merged_choices": scorer.partly_merged,
         "tokens_run": scorer.tokens_run,
     }
+    if scorer.merged:
+        _say_merged(source.runs, scorer.merged)
     for row in rows:
         row |= {f"metric:{key}": value for key, value in row.pop("metrics").items()}
     write_task(folder, results, rows)
+
+
+@functools.cache
+def _say_merged(task: str, count: int) -> None:
+    """Once, not once for each model: they share their tokenizer."""
+    from idp.evaluate.scorer import MERGED
+
+    log.warning("task %s: %d choices %s (idp.merged_choices in the record)", task, count, MERGED)
+
+
+def _gave_a_choice_nothing(product: Product) -> bool:
+    """Whether a product from before merged choices were encoded apart has a choice of exactly 0 nats: one that had no
+    tokens, or, rarely, one that the model was quite sure of."""
+    from pyarrow import parquet
+
+    if MERGED_CHOICES in product.read(RESULTS)["idp"]:
+        return False
+    values = parquet.read_table(product.path / SAMPLES, columns=["loglikelihoods"]).column(0).to_pylist()
+    return any(value == 0.0 for row in values for value in row or [])
 
 
 def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
