@@ -1,11 +1,11 @@
 """How far a model's next-token distributions are from the dense model's, of which the most likely tokens are kept.
 
 Of each position the dense model's `TOP` most likely tokens are kept with their log-probabilities, and the mass of all
-others, the tail. By the chain rule KL(dense || other) is that over those tokens and one bin for the tail, plus the tail's
-mass times the divergence of the two tails. The first part alone is a lower bound (the data processing inequality) that
-misses a seventh of a quantised model's divergence: rounding moves likely and unlikely tokens alike. So `DRAWN` tokens
-are drawn from the dense model's tail and kept as well, and the second part is estimated from them without bias. Where
-the vocabulary has no more than `TOP` tokens there is no tail, and everything is exact.
+others, the tail. By the chain rule KL(dense || other) is that over those tokens and one bin for the tail, plus the
+tail's mass times the divergence of the two tails. The first part alone is a lower bound (the data processing
+inequality), and not a close one: rounding moves likely and unlikely tokens alike. So `DRAWN` tokens are drawn from the
+dense model's tail and kept as well, and the second part is estimated from them without bias. Where the vocabulary has
+no more than `TOP` tokens there is no tail, and everything is exact.
 """
 
 from __future__ import annotations
@@ -272,17 +272,15 @@ def divergence(
     """
     import torch
 
+    both = ((dense, dense_rest), (other, other_rest))
     p, q = (
-        torch.cat([logs[:, :top].double(), rest.double()[:, None]], dim=1).log_softmax(dim=1)
-        for logs, rest in ((dense, dense_rest), (other, other_rest))
+        torch.cat([logs[:, :top].double(), rest.double()[:, None]], dim=1).log_softmax(dim=1) for logs, rest in both
     )
     found = torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=1)
     if dense.shape[1] == top:
         return found
-    tails = [
-        logs[:, top:].double() - rest.double()[:, None] for logs, rest in ((dense, dense_rest), (other, other_rest))
-    ]
-    ratio = tails[1] - tails[0]
+    before, after = (logs[:, top:].double() - rest.double()[:, None] for logs, rest in both)
+    ratio = after - before
     return found + torch.where(dense_rest.isneginf(), 0.0, p[:, -1].exp() * (ratio.expm1() - ratio).mean(dim=1))
 
 

@@ -102,9 +102,9 @@ class LocalEngine:
         """One batch of `score`; in halves where memory does not suffice."""
         if asks is None:
             return _joined(in_halves(lambda part: self._score(part, shared), rows))
-        pairs = list(zip(rows, asks, strict=True))
+        numbers = list(range(len(rows)))
         return _joined(
-            in_halves(lambda part: self._score([row for row, _ in part], shared, [a for _, a in part]), pairs)
+            in_halves(lambda part: self._score([rows[n] for n in part], shared, [asks[n] for n in part]), numbers)
         )
 
     def generate_batch(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:

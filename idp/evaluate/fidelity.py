@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idp.evaluate import contexts
 from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
 from idp.store import CHECKPOINT, Product, Store, write_json
 
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 
     from idp.evaluate.scorer import Scorer
     from idp.evaluate.stage import Measured
-    from idp.evaluate.tasks import TaskSource
 
 VERSION = 1
 REFERENCE, FIDELITY, DIVERGENCES = "reference.safetensors", "fidelity.json", "divergences.safetensors"
 WINDOWS = "windows.json"
-# Bounds of what is compared, whatever the budget: evenly spaced windows of a corpus, and documents of a task.
-TEXT_POSITIONS = 65_536  # with 128 tokens each, 67 MB
-DOCUMENTS, CONTEXT_TOKENS, CONTEXT_POSITIONS = 32, 4096, 32
+TEXT_POSITIONS = 65_536  # at most, in evenly spaced windows; with 128 tokens each they are a file of 67 MB
 FIGURES = ("mean_kl", "median_kl", "p99_kl", "same_top", "tokens", "stderr")
 
 
@@ -86,7 +84,7 @@ class Comparing:
         return self._product(
             f"contexts of {task}",
             self.dense and self.dense.fidelity.tasks[task],
-            {"contexts": dense.key, "bounds": [DOCUMENTS, CONTEXT_TOKENS, CONTEXT_POSITIONS]},
+            {"contexts": dense.key, "bounds": contexts.bounds()},
             lambda scorer, reference, folder: _task(scorer, dense, reference, folder),
         )
 
@@ -97,7 +95,7 @@ class Comparing:
         config: dict[str, Any],
         make: Callable[[Scorer, Reference | None, Path], None],
     ) -> Product:
-        """The dense model's product where there is no reference yet; its key is of all that decides what is compared."""
+        """The model's product: of the dense one a reference, of another one its divergences from `reference`."""
 
         def made(folder: Path) -> None:
             from idp.evaluate.journal import Journal
@@ -142,12 +140,9 @@ class Reference:
     def save(self, folder: Path) -> None:
         """Into a product, with what it is of in words."""
         self.kept.save(folder / REFERENCE, tokens=self.tokens, rows=self.rows, counts=self.counts)
-        about = {
-            "top": self.kept.top,
-            "drawn": self.kept.ids.shape[1] - self.kept.top,
-            "vocabulary": self.kept.vocabulary,
-        }
-        write_json(folder / "reference.json", about | {"positions": len(self.kept), "mass": self.kept.mass})
+        top, tokens = self.kept.top, self.kept.ids.shape[1]
+        about = {"vocabulary": self.kept.vocabulary, "top": top, "drawn": tokens - top, "mass": self.kept.mass}
+        write_json(folder / "reference.json", about | {"positions": len(self.kept)})
 
     def ends(self, tokens: Sequence[Sequence[int]]) -> list[Kept]:
         """The kept distributions of each row, those of its last positions where the other model has fewer.
@@ -187,21 +182,18 @@ def _corpus(scorer: Scorer, windows: torch.Tensor, reference: Reference | None, 
 
 
 def _task(scorer: Scorer, dense: Product, reference: Reference | None, folder: Path) -> None:
-    documents = _documents(dense)
+    documents = contexts.documents(dense)
     if reference is None:
-        contexts = [context(scorer, document) for document in documents]
-        numbers = _affordable([len(tokens) for tokens in contexts])
-        contexts = [contexts[number] for number in numbers]
+        texts = contexts.affordable([contexts.tokens(scorer, document) for document in documents])
     else:
-        numbers = reference.rows.tolist()
-        contexts = [context(scorer, documents[number]) for number in numbers]
-    counts = [min(_own(scorer, tokens), CONTEXT_POSITIONS) for tokens in contexts]
+        texts = {number: contexts.tokens(scorer, documents[number]) for number in reference.rows.tolist()}
+    counts = [contexts.positions(scorer, text) for text in texts.values()]
     if reference is not None:
         counts = [min(pair) for pair in zip(counts, reference.counts.tolist(), strict=True)]
-    read = [tokens[len(tokens) - count :] for tokens, count in zip(contexts, counts, strict=True)]
-    watched = Watched([Keep(number) for number in numbers] if reference is None else reference.ends(read))
-    scorer.watch_contexts(contexts, counts, watched)
-    _write(watched.found, numbers, read, reference, folder)
+    read = [text[len(text) - count :] for text, count in zip(texts.values(), counts, strict=True)]
+    watched = Watched([Keep(number) for number in texts] if reference is None else reference.ends(read))
+    scorer.watch_contexts(list(texts.values()), counts, watched)
+    _write(watched.found, list(texts), read, reference, folder)
 
 
 def _write(
@@ -228,58 +220,6 @@ def _write(
     )
     arrays = {"kl": kl.astype(np.float32), "same": same, "rows": np.array(numbers, np.int32)}
     save_file(arrays | {"counts": np.array(counts, np.int32)}, folder / DIVERGENCES)
-
-
-@dataclass
-class Document:
-    """A document as it was scored: `new_tokens` for one that text was generated for, None for others."""
-
-    context: str
-    choices: list[str]
-    new_tokens: int | None
-    whole: bool  # a text that is scored as a whole, with no context
-
-
-def context(scorer: Scorer, document: Document) -> list[int]:
-    """Token ids of a document's context as the scorer reads it; of a text without one, the text's own beginning."""
-    if document.whole:
-        return [*scorer.bos, *scorer.own_tokens(document.choices[0])[:CONTEXT_POSITIONS]] or scorer.shared_context(
-            "", []
-        )
-    if document.new_tokens is not None:
-        return scorer.generation_context(document.context, document.new_tokens)
-    return scorer.shared_context(document.context, document.choices)
-
-
-def _documents(measured: Product) -> list[Document]:
-    """What was scored of a task, from its product."""
-    from lm_eval.models.utils import normalize_gen_kwargs
-    from pyarrow import parquet
-
-    (about,) = measured.read("results.json")["configs"].values()
-    kind, new = about["output_type"], None
-    if kind == "generate_until":
-        new = normalize_gen_kwargs(about.get("generation_kwargs") or {}, 256)["max_gen_toks"]
-    columns = parquet.read_table(measured.path / "samples.parquet", columns=["context", "choices"]).to_pylist()
-    whole = kind == "loglikelihood_rolling"
-    return [Document(row["context"], list(row["choices"] or []), new, whole) for row in columns]
-
-
-def _affordable(lengths: Sequence[int]) -> list[int]:
-    """The numbers of evenly spaced documents, as many as the bounds allow, one at least."""
-    from idp.evaluate.tasks import document_indices
-
-    for count in range(min(DOCUMENTS, len(lengths)), 1, -1):
-        numbers = document_indices(len(lengths), count)
-        if sum(lengths[number] for number in numbers) <= CONTEXT_TOKENS:
-            return numbers
-    return [0]
-
-
-def _own(scorer: Scorer, tokens: list[int]) -> int:
-    """How many of a context's tokens are the text's own, not its BOS; one at least, which an empty one is read as."""
-    ahead = len(scorer.bos) if tokens[: len(scorer.bos)] == scorer.bos else 0
-    return max(len(tokens) - ahead, 1)
 
 
 def recorded(measured: dict[str, Measured]) -> dict[str, Any] | None:

@@ -163,12 +163,10 @@ class Scorer(TemplateLM):
             counts: of each, how many of its last tokens are the places: the last one predicts an answer's first token.
             watched: what is asked of each context, and what is found.
         """
-        shared = _shared_beginning(
-            [context[: len(context) - n + 1] for context, n in zip(contexts, counts, strict=True)], contexts
-        )
+        firsts = [len(context) - count + 1 for context, count in zip(contexts, counts, strict=True)]
+        shared = _shared_beginning([context[:first] for context, first in zip(contexts, firsts, strict=True)], contexts)
         size, rows = len(shared), []
-        for number, (context, count) in enumerate(zip(contexts, counts, strict=True)):
-            first = len(context) - count + 1
+        for number, (context, first) in enumerate(zip(contexts, firsts, strict=True)):
             # The last place has no token of its own to predict: any does, its probability is not read.
             request = Request(context[size:first], [*context[first:], context[-1]])
             rows.append(make_row([request], [number], context[size:]))
@@ -311,7 +309,7 @@ class Scorer(TemplateLM):
         left = [number for number in range(len(batches)) if number not in page.finished]
         parts = [[rows[place] for place in batches[number]] for number in left]
         asks = watched and [[watched.asks[place] for place in batches[number]] for number in left]
-        results = self.engine.score(parts, list(shared), *([asks] if watched is not None else []))
+        results = self.engine.score(parts, list(shared), asks)
         with progress(len(rows), f"score {self.label}", unit="rows", disable=disable_tqdm) as bar:
             for number, result in self._written(page, left, results):
                 owners = (owner for place in batches[number] for owner in rows[place].owners)

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from idp.beginning import PLACES, Beginning
 from idp.errors import UserError
 from idp.evaluate import divergence
-from idp.evaluate.divergence import Keep, Kept, Observer, Watched, figures
+from idp.evaluate.divergence import Keep, Kept, Observer, figures
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, Fidelity, flips
 from idp.evaluate.perplexity import window_losses
@@ -28,7 +28,6 @@ from .test_bos import BOS, ahead_of
 from .test_scorer import scorer_of, text
 
 WINDOWS_OF_TEXT = torch.randint(1, 250, (5, 28), generator=torch.Generator().manual_seed(0))
-KILLED_AFTER = 2
 
 
 def damaged(loaded, scale=0.1):
@@ -81,11 +80,7 @@ def test_on_text_it_is_the_plain_forward_pass_s(family, exactly, open_tiny, make
     bank = make_bank(compressed, [4, 7])
     rows = {"plain": RepairedModel(compressed), "idp": RepairedModel(compressed, bank, ByFirstToken())}
     for name, row in rows.items():
-        _, product = (
-            on_text(tmp_path, RepairedModel(dense), row)
-            if name == "plain"
-            else on_text(tmp_path / "idp", RepairedModel(dense), row)
-        )
+        _, product = on_text(tmp_path / name, RepairedModel(dense), row)
         expected, same = [], []
         for window in WINDOWS_OF_TEXT.tolist():
             ahead = bank.prompts[window[0] % 2] if name == "idp" else None
@@ -231,9 +226,7 @@ def test_a_killed_pass_goes_on_with_the_batches_that_are_left(open_tiny, make_ba
 
 def measured_task(store, key, samples, kind, metric="acc"):
     """What a task's product says of documents, each (context, choices, right)."""
-    about = {"output_type": kind} | (
-        {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 9}} if "gen" in kind else {}
-    )
+    about = {"output_type": kind, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 9}}
     results = {
         "results": {"made_up": {f"{metric},none": 0.5, f"{metric}_stderr,none": 0.1}},
         "higher_is_better": {"made_up": {metric: True}},
@@ -271,7 +264,7 @@ def test_on_contexts_it_is_the_plain_forward_pass_s(kind, examples, exactly, ope
         samples = [(context, [], right) for context, _, right in samples]
     elif kind == "loglikelihood_rolling":
         samples = [("", [context], right) for context, _, right in samples]
-    kept, product = on_task(
+    _, product = on_task(
         tmp_path, RepairedModel(dense), RepairedModel(compressed, PromptBank([prompt], ["one"])), samples, kind
     )
     expected, counts = [], []
@@ -291,14 +284,14 @@ def test_on_contexts_it_is_the_plain_forward_pass_s(kind, examples, exactly, ope
 
 
 def test_documents_are_few_enough_and_an_empty_context_has_one_position(open_tiny, monkeypatch, tmp_path):
-    from idp.evaluate import fidelity
+    from idp.evaluate import contexts
 
     loaded = RepairedModel(open_tiny("llama"))
     samples = [("", [" boats"], 1.0) if n == 0 else ("x" * 99, [" boats"], 1.0) for n in range(80)]
     _, product = on_task(tmp_path / "all", loaded, loaded, samples)
     assert product.read(FIDELITY)["last"]["tokens"] == 32
     assert product.read(FIDELITY)["tokens"] == 31 * 32 + 1
-    monkeypatch.setattr(fidelity, "CONTEXT_TOKENS", 500)
+    monkeypatch.setattr(contexts, "TOKENS", 500)
     _, product = on_task(tmp_path / "few", loaded, loaded, samples)
     assert product.read(FIDELITY)["last"]["tokens"] == 6
 
@@ -366,9 +359,7 @@ def test_a_run_records_it_and_every_other_figure_stays_what_it_was(run_here, bri
             "documents": 8,
         }
         assert task["mean_kl"] > 0 and task["last"]["tokens"] == 8
-    assert (
-        len(contents(tmp_path / "with", "reference")[0]) == 2 and len(contents(tmp_path / "with", "fidelity")[0]) == 4
-    )
+    assert [len(contents(tmp_path / "with", stage)[0]) for stage in ("reference", "fidelity")] == [2, 4]
 
     # Measured without it before: the scores stay, and what the other store has is made here, byte by byte.
     _, before = contents(tmp_path / "without", "measure")
