@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idp.errors import UserError
 from idp.evaluate import contexts
 from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
 from idp.store import CHECKPOINT, Product, Store, write_json
@@ -151,7 +152,7 @@ class Reference:
             tokens: of each row, what the other model reads at its positions.
 
         Raises:
-            ValueError: it reads something else there.
+            UserError: it reads something else there.
         """
         found = []
         for stop, count, own in zip(self.counts.cumsum(), self.counts, tokens, strict=True):
@@ -159,7 +160,10 @@ class Reference:
             part = slice(stop - shown, stop)
             # A single position may be that of an empty context, where each model reads its own token.
             if count > 1 and self.tokens[part].tolist() != list(own[len(own) - shown :]):
-                raise ValueError("a model reads other tokens than the dense one it is compared to")
+                raise UserError(
+                    "evaluation.fidelity: a model reads other tokens of a text than the dense one does, by its own"
+                    " tokenizer or by recovery.bos; use evaluation.fidelity=false"
+                )
             found.append(self.kept[part])
         return found
 

@@ -168,7 +168,7 @@ def test_other_tokens_are_not_compared(open_tiny, tmp_path):
     kept, _ = on_text(tmp_path, dense, dense)
     of_dense = Measured("dense", fidelity=Fidelity(corpora={"text": kept}))
     row = Comparing("row", "other", {}, lambda: scorer_of(dense, 100), Store(tmp_path), of_dense)
-    with pytest.raises(ValueError, match="other tokens"):
+    with pytest.raises(UserError, match="reads other tokens of a text than the dense one"):
         row.of_corpus("text", {}, lambda _: WINDOWS_OF_TEXT + 1)
 
 
@@ -194,6 +194,21 @@ def test_figures():
     equal = figures(np.array([1.0, 2.0, 4.0]), np.ones(3, bool), [1, 1, 1])
     assert equal["stderr"] == pytest.approx(np.std([1, 2, 4], ddof=1) / 3**0.5)
     assert figures(kl, same, [5])["stderr"] is None
+
+
+def test_where_memory_does_not_suffice_it_is_halved_with_what_is_asked(open_tiny, monkeypatch, tmp_path):
+    dense, row = RepairedModel(open_tiny("llama")), RepairedModel(damaged(open_tiny("llama")))
+    _, expected = on_text(tmp_path / "enough", dense, row)
+    real = LocalEngine._score
+
+    def small(self, rows, *rest):
+        if len(rows) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return real(self, rows, *rest)
+
+    monkeypatch.setattr(LocalEngine, "_score", small)
+    _, found = on_text(tmp_path / "halved", dense, row, batch_tokens=1000)
+    assert kl_in(found) == pytest.approx(kl_in(expected), abs=1e-5)
 
 
 class Killed(Exception):
