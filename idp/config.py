@@ -402,6 +402,10 @@ class Evaluation:
     perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
     perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
     perplexity_window: int = option("tokens per window", minimum=16)
+    fidelity: bool = option(
+        "also measure how far each model's predictions are from the dense one's, on text and on the tasks' contexts",
+        default=True,
+    )
 
 
 @dataclass

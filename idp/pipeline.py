@@ -222,7 +222,9 @@ def measure(
                 models.bos_of(models.model_folder(row.weights), config.model),
             )
         else:
-            measured[name] = _measure_row(name, row, config, found, store, status)
+            keeps = name == "dense" and len(rows) > 1 and config.evaluation.fidelity
+            dense = measured.get("dense")
+            measured[name] = _measure_row(name, row, config, found, store, status, keeps, dense)
     return measured
 
 
@@ -249,7 +251,16 @@ def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store
     return measured
 
 
-def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store, status: Status) -> Any:
+def _measure_row(
+    name: str,
+    row: Row,
+    config: Config,
+    found: Found,
+    store: Store,
+    status: Status,
+    keeps: bool = False,
+    dense: Any = None,
+) -> Any:
     from idp.evaluate.stage import measure as measure_model
 
     return measure_model(
@@ -267,6 +278,8 @@ def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store
         found.perplexity,
         store,
         finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
+        keeps=keeps,
+        dense=dense,
     )
 
 

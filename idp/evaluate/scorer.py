@@ -22,6 +22,7 @@ from idp.beginning import Encoder
 from idp.errors import UserError
 from idp.evaluate import greedy
 from idp.evaluate.batching import Request, Row, common_length, make_row, plan
+from idp.evaluate.divergence import Watched
 from idp.evaluate.engine import Engine
 from idp.evaluate.journal import Journal
 from idp.progress import progress
@@ -153,14 +154,41 @@ class Scorer(TemplateLM):
             owners += [number] * len(cut)
         return self._summed(windows, owners, len(texts), disable_tqdm)
 
-    def score_windows(self, windows: list[Request], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihoods of windows of running text; a selector reads each window's first tokens, and the BOS."""
+    def score_windows(
+        self, windows: list[Request], disable_tqdm: bool = False, watched: Watched | None = None
+    ) -> list[Score]:
+        """Log-likelihoods of windows of running text; a selector reads each window's first tokens, and the BOS.
+
+        What is asked of the windows' distributions at every counted token is answered in `watched`.
+        """
         rows = []
         for number, window in enumerate(windows):
             ahead = len(self.bos) if window.context[: len(self.bos)] == self.bos else 0
             reads = (window.context + window.continuation)[: ahead + ROLLING_READS]
             rows.append(make_row([window], [number], reads))
-        return self._run(rows, len(windows), disable_tqdm)
+        return self._run(rows, len(windows), disable_tqdm, watched=watched)
+
+    def watch_contexts(self, contexts: Sequence[list[int]], counts: Sequence[int], watched: Watched) -> None:
+        """Answers in `watched` what is asked of the next-token distributions at the ends of contexts.
+
+        Args:
+            contexts: token ids, each as `shared_context` gives it; a selector reads all of it.
+            counts: of each, how many of its last tokens are the places: the last one predicts an answer's first token.
+            watched: what is asked of each context, and what is found.
+        """
+        firsts = [len(context) - count + 1 for context, count in zip(contexts, counts, strict=True)]
+        shared = _shared_beginning([context[:first] for context, first in zip(contexts, firsts, strict=True)], contexts)
+        size, rows = len(shared), []
+        for number, (context, first) in enumerate(zip(contexts, firsts, strict=True)):
+            # The last place has no token of its own to predict: any does, its probability is not read.
+            request = Request(context[size:first], [*context[first:], context[-1]])
+            rows.append(make_row([request], [number], context[size:]))
+        self._run(rows, len(contexts), False, shared=shared, watched=watched)
+
+    def shared_context(self, context: str, continuations: Sequence[str]) -> list[int]:
+        """Token ids of what a document's requests share of their contexts, cut as they are: what a selector reads."""
+        own = [request for text in continuations if (request := self.encode(context, text)).continuation]
+        return _shared_reads(own, [self._fit(request) for request in own]) if own else self._empty_context()
 
     def _summed(self, windows: list[Request], owners: list[int], texts: int, disable_tqdm: bool) -> list[float]:
         totals = [0.0] * texts
@@ -320,13 +348,16 @@ class Scorer(TemplateLM):
         disable_tqdm: bool,
         keys: Sequence[Any] = (),
         shared: Sequence[int] = (),
+        watched: Watched | None = None,
     ) -> list[Score]:
         """Scores every request of `rows`; those that no row owns are empty continuations, of probability one."""
         sums, greedy = [0.0] * count, [True] * count
         batches = plan([len(row.tokens) for row in rows], self.batch_tokens)
         page = self.journal.open([[vars(row) for row in rows], batches, list(shared)])
         left = [number for number in range(len(batches)) if number not in page.finished]
-        results = self.engine.score([[rows[place] for place in batches[number]] for number in left], list(shared))
+        parts = [[rows[place] for place in batches[number]] for number in left]
+        asks = watched and [[watched.asks[place] for place in batches[number]] for number in left]
+        results = self.engine.score(parts, list(shared), asks)
         with progress(len(rows), f"score {self.label}", unit="rows", disable=disable_tqdm) as bar:
             for number, result in self._written(page, left, results):
                 owners = (owner for place in batches[number] for owner in rows[place].owners)
@@ -336,6 +367,9 @@ class Scorer(TemplateLM):
                 for place, prompt in zip(batches[number], result["choice"], strict=True):
                     if keys:
                         self._note_choice(keys[place], prompt)
+                if watched is not None:
+                    for place, answer in zip(batches[number], result["found"], strict=True):
+                        watched.found[place] = answer
                 bar.update(len(batches[number]))
         return list(zip(sums, greedy, strict=True))
 

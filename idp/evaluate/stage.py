@@ -17,9 +17,12 @@ from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate import greedy
+from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from idp.evaluate.scorer import Scorer
     from idp.evaluate.tasks import TaskSource
     from idp.prompting.repaired import RepairedModel
@@ -29,7 +32,6 @@ log = logging.getLogger(__name__)
 VERSION = 1
 PERPLEXITY_VERSION = 2  # 2: the windows' own losses
 RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
-WINDOWS = "windows.json"
 ENDS, MERGED_CHOICES = MENDED = "ends", "merged_choices"
 
 
@@ -40,17 +42,19 @@ class Measured:
     name: str  # dense, compressed or repaired
     tasks: dict[str, Product] = field(default_factory=dict)
     corpora: dict[str, Product] = field(default_factory=dict)
+    fidelity: Fidelity | None = None  # what it predicts, of the dense model; of others how far they are from that
 
     @property
     def products(self) -> list[Product]:
         return [*self.tasks.values(), *self.corpora.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Key, reuse and seconds of the stage as a whole."""
+        """Key of the scores; reuse and seconds of the stage as a whole."""
+        made = [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
         return {
             "key": digest([product.key for product in self.products]),
-            "reused": all(product.reused for product in self.products),
-            "seconds": round(sum(product.seconds for product in self.products), 3),
+            "reused": all(product.reused for product in made),
+            "seconds": round(sum(product.seconds for product in made), 3),
         }
 
 
@@ -67,6 +71,8 @@ def measure(
     corpora: dict[str, Any],
     store: Store,
     finished: Callable[[str, str, Product], None] | None = None,
+    keeps: bool = False,
+    dense: Measured | None = None,
 ) -> Measured:
     """Scores a model on every task and corpus that the store does not have yet; the model is opened only if needed.
 
@@ -83,10 +89,15 @@ def measure(
         corpora: `idp.corpus.Text` by name, for perplexity.
         store: where products live.
         finished: called with the model's name, the task or corpus, and its product.
+        keeps: keep what it predicts, as the dense model that others are held against.
+        dense: what was measured of that model, where this one is held against it.
     """
     scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
     measured = Measured(name)
     common = conditions(selector, model, evaluation, models.bos_of(folder, model)) | _revised(folder, selector)
+    compares = keeps or (dense is not None and dense.fidelity is not None)
+    comparing = Comparing(name, parent, common, scorer, store, dense) if compares else None
+    measured.fidelity = Fidelity() if compares else None
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
             make = functools.partial(
@@ -103,15 +114,26 @@ def measure(
             if product.reused and _gave_a_choice_nothing(product):
                 product = make(config=config | {MERGED_CHOICES: "apart"})
             measured.tasks[source.name] = product
+            if comparing is not None:
+                measured.fidelity.tasks[source.name] = comparing.of_task(source.name, product)
             if finished is not None:
                 finished(name, source.name, product)
         for corpus, text in corpora.items():
+            config = corpus_config(text, evaluation)
+            compared = None
+            if comparing is not None:
+                windows = functools.partial(_windows, text, evaluation)
+                compared = measured.fidelity.corpora[corpus] = comparing.of_corpus(corpus, config, windows)
             product = store.get_or_make(
                 "measure",
                 parent=parent,
-                config=corpus_config(text, evaluation) | common,
+                config=config | common,
                 version=PERPLEXITY_VERSION,
-                make=lambda folder, text=text: _measure_corpus(scorer(), text, evaluation, folder),
+                make=lambda folder, text=text, compared=compared: (
+                    _measure_corpus(scorer(), text, evaluation, folder)
+                    if compared is None
+                    else write_corpus(folder, compared.read(WINDOWS), evaluation.perplexity_window)
+                ),
                 label=f"{name} perplexity of {corpus}",
             )
             measured.corpora[corpus] = product
@@ -293,16 +315,21 @@ def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]
 
 
 def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
-    from idp.corpus import blocks
     from idp.evaluate.journal import Journal
     from idp.evaluate.perplexity import window_losses
 
-    window = evaluation.perplexity_window
-    count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)
-    windows = blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
-    write_corpus(folder, window_losses(scorer, windows), window)
+    write_corpus(folder, window_losses(scorer, _windows(text, evaluation, scorer)), evaluation.perplexity_window)
+
+
+def _windows(text: Any, evaluation: schema.Evaluation, scorer: Scorer) -> torch.Tensor:
+    """The windows of a corpus's perplexity, [windows, tokens]."""
+    from idp.corpus import blocks
+
+    window = evaluation.perplexity_window
+    count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
+    return blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
 
 
 def write_corpus(folder: Path, losses: list[float], window: int) -> None:

@@ -61,6 +61,7 @@ def build(
         transfer: where the repair was learned, if not in this run.
         bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
+    from idp.evaluate import fidelity
     from idp.report.conclusion import conclusion
 
     own = list(measured.values())[-1]
@@ -98,6 +99,7 @@ def build(
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
+        "fidelity": fidelity.recorded(measured),
         "latency": latency.read("latency.json") if latency is not None else None,
         "selection": (chosen := _chosen(own)),
         "selector": _selector(selection, chosen),
