@@ -11,6 +11,7 @@ from idp.analyze.cells import cells_of, title
 from idp.analyze.compare import p_value, undecided
 from idp.analyze.evidence import UNDECIDED, adjust
 from idp.analyze.papers import CLAIMS
+from idp.analyze.restored import displaced_not_forgotten
 from idp.report.collect import Collection
 from idp.report.measured import DENSE
 
@@ -35,6 +36,7 @@ def check(collection: Collection, margin: float = MARGIN) -> dict[str, Any]:
         if all(cell.first.role == DENSE for cell in cells):
             continue
         claims = [claim(cells, margin) for claim in CLAIMS]
+        claims.append(displaced_not_forgotten(cells, margin, collection))
         adjust(claims)
         budget = cells[0].first.budget
         for claim in claims:

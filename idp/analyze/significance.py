@@ -186,12 +186,21 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
     return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
-def _tests(by_task: Paired) -> dict[str, Any]:
-    """The mean over tasks, and each task."""
+def mean_test(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks alone, as in `comparison`: of a group of tasks, say.
+
+    Args:
+        by_task: as for `comparison`.
+    """
     found = estimate(by_task)
     documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
+    return _test(found, found.two_sided(), documents)
+
+
+def _tests(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks, and each task."""
     return {
-        "mean": _test(found, found.two_sided(), documents),
+        "mean": mean_test(by_task),
         "tasks": {task: _of_task(*as_pairs({task: pair})[0]) for task, pair in by_task.items()},
     }
 
