@@ -324,6 +324,21 @@ class Task:
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+    documents_of: Optional[dict[str, Optional[int]]] = option(
+        "at most so many documents of these tasks, or of each task of these groups; null: as task.documents says",
+        default=None,
+    )
+    fewshot_of: Optional[dict[str, int]] = option(
+        "examples before each question of these tasks, or of the tasks of these groups, where task.fewshot is null",
+        default=None,
+    )
+    groups: Optional[dict[str, list[str]]] = option(
+        "groups of tasks, or of lm-eval's groups, that are also scored as one: the mean over the group's tasks",
+        default=None,
+    )
+    open_book: Optional[dict[str, str]] = option(
+        "tasks without a passage, each with the task that asks the same questions with it", default=None
+    )
 
 
 @dataclass
@@ -335,7 +350,9 @@ class Corpus:
     files: Optional[dict[str, str]] = option("source=hub: data files of each part, where the whole is too large")
     splits: Optional[dict[str, str]] = option("source=hub: the split for train, heldout and perplexity")
     text_field: str = option("the column or key that holds the text")
-    made_from: list[str] = option("tasks whose text the corpus holds: a run that evaluates one refuses the corpus")
+    made_from: list[str] = option(
+        "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
+    )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
 
 
@@ -343,6 +360,9 @@ class Corpus:
 class Budget:
     name: str = option("smoke, small or paper")
     documents: Optional[int] = option("documents per task; null: full splits", minimum=1)
+    subject_documents: Optional[int] = option(
+        "documents of each of many small tasks, such as MMLU's subjects; null: full splits", minimum=1, default=None
+    )
     calibration_samples: int = option("calibration sequences", minimum=1)
     calibration_length: int = option("tokens per calibration sequence", minimum=8)
     steps: int = option("training steps", minimum=1, maximum=MANY)

@@ -121,6 +121,8 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
     folder, subject = Path(data_dir) / task, None
     if not folder.is_dir() and task.startswith("mmlu_"):  # one folder may hold all subjects
         folder, subject = Path(data_dir) / "mmlu", config.get("dataset_name")
+    if not folder.is_dir() and (shared := (config.get("metadata") or {}).get("folder")):  # or those of two tasks
+        folder = Path(data_dir) / shared
     own = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
     splits = {}
     for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):

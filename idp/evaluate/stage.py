@@ -142,7 +142,7 @@ def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
 
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
     """What decides a task's scores beside the model, as part of their key."""
-    return {"task": source.runs, "data": source.fingerprint, "documents": documents}
+    return {"task": source.runs, "data": source.fingerprint, "documents": source.wanted(documents)}
 
 
 def corpus_config(text: Any, evaluation: schema.Evaluation) -> dict[str, Any]:

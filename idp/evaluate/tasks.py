@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog, data, rows
+from idp.evaluate import catalog, data, rows, suites
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class TaskSource:
     fingerprint: str  # sha256 of what is evaluated: the documents, few-shot examples and lm-eval's definition
     stand_in: bool
     note: str  # how the documents differ from the hub's, or ""
+    at_most: int | None = field(default=None, kw_only=True)  # documents that are evaluated; None: as the run says
     _config: dict[str, Any] = field(repr=False, compare=False)
     _splits: dict[str, Any] = field(repr=False, compare=False)
 
@@ -72,6 +73,10 @@ class TaskSource:
             task.has_test_docs, task.test_docs = lambda: True, lambda: chosen
         return task
 
+    def wanted(self, documents: int | None) -> int | None:
+        """How many documents are evaluated where the run evaluates `documents` of a task; None: all."""
+        return min((count for count in (documents, self.at_most) if count is not None), default=None)
+
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Up to `count` evenly spaced documents of the evaluated split, in the hub's fields."""
         split = self._splits[self.split]
@@ -84,9 +89,10 @@ def find_tasks(cfg: Task) -> list[TaskSource]:
     Raises:
         UserError: an unknown task, tasks whose documents are nowhere, or a file that cannot be read.
     """
+    suites.check(cfg)
     found: list[TaskSource] = []
     missing: list[str] = []
-    for name in _expand(cfg.names):
+    for name in expand(cfg.names):
         try:
             found.append(_find_or_stand_in(name, cfg))
         except data.NotFound as error:
@@ -131,7 +137,7 @@ def run_task(
 
     Args:
         lm: an `lm_eval.api.model.LM`.
-        documents: how many; None: the whole split.
+        documents: how many, unless the task itself says fewer; None: the whole split.
         bootstrap_iters: resamples for standard errors without a closed form (perplexity); 0: no standard errors.
 
     Returns:
@@ -140,7 +146,7 @@ def run_task(
     """
     from lm_eval.evaluator import evaluate
 
-    indices = document_indices(source.documents, documents)
+    indices = document_indices(source.documents, source.wanted(documents))
     task = source.build(indices if len(indices) < source.documents else None)
     with rows.quiet(logging.WARNING):
         results = evaluate(lm, {"tasks": {source.runs: task}}, bootstrap_iters=bootstrap_iters, log_samples=True)
@@ -151,7 +157,7 @@ def run_task(
     return rows.results_of_task(results, samples, source.runs), rows.of_documents(task, source.runs, samples)
 
 
-def _expand(names: list[str]) -> list[str]:
+def expand(names: Iterable[str]) -> list[str]:
     """Single tasks in the order asked for, each once."""
     leaves: list[str] = []
     for name in names:
@@ -178,7 +184,7 @@ def _find(name: str, runs: str, cfg: Task) -> TaskSource:
     config = catalog.definition(runs)
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
-    shots = _shots(runs, config, cfg.fewshot)
+    shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name))
     found = data.find(runs, config, cfg.data_dir)
     split = data.evaluated_split(config, found)
     examples, note = data.example_split(runs, config, found, split, shots)
@@ -193,6 +199,7 @@ def _find(name: str, runs: str, cfg: Task) -> TaskSource:
         documents=0,
         fingerprint=_fingerprint(runs, shots, used[split], used[examples] if examples else []),
         stand_in=name != runs,
+        at_most=suites.value_of(cfg.documents_of, name),
         note="; ".join(part for part in (found.note, note) if part),
         _config=config,
         _splits=used,
@@ -200,7 +207,7 @@ def _find(name: str, runs: str, cfg: Task) -> TaskSource:
     try:
         task = source.build()
         source = dataclasses.replace(source, documents=len(task.eval_docs))
-        without = _without_choices(task, document_indices(source.documents, cfg.documents))
+        without = _without_choices(task, document_indices(source.documents, source.wanted(cfg.documents)))
     except Exception as error:  # lm-eval formats the first document: a field is missing or of the wrong type
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{found.where(split)} line 1: lm-eval's task {runs} cannot read it ({reason})") from error
@@ -219,14 +226,17 @@ def _without_choices(task: Any, indices: list[int]) -> int | None:
     return next((index for index in indices if not len(task.doc_to_choice(documents[index]))), None)
 
 
-def _shots(runs: str, config: dict[str, Any], asked: int | None) -> int:
-    """lm-eval's rule: a task that fixes zero examples in its definition stays at zero."""
+def _shots(runs: str, config: dict[str, Any], asked: int | None, customary: int | None) -> int:
+    """lm-eval's rule: a task that fixes zero examples in its definition stays at zero.
+
+    `customary` stands in for a definition that leaves them open, unless the user asks for another number.
+    """
     own = config.get("num_fewshot")
     if asked is not None and asked != own and own == 0:
         log.warning("task %s: lm-eval fixes it at 0 examples; task.fewshot=%d is ignored for it", runs, asked)
     if own == 0:
         return 0
-    return asked if asked is not None else own or 0
+    return next(shots for shots in (asked, own, customary, 0) if shots is not None)
 
 
 def _remembered(process_docs: Callable | None) -> Callable | None:

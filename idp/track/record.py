@@ -283,7 +283,7 @@ def _data(source: TaskSource, documents: int | None) -> dict[str, Any]:
     return {
         "source": source.source,
         "split": source.split,
-        "documents": min(documents or source.documents, source.documents),
+        "documents": min(source.wanted(documents) or source.documents, source.documents),
         "documents_in_split": source.documents,
         "stand_in": source.runs if source.stand_in else None,
         "fingerprint": source.fingerprint,
