@@ -1,21 +1,25 @@
-"""Whether a difference between two models is more than chance: paired tests over the same documents."""
+"""Whether a difference between two models is more than chance: paired tests over the same documents.
+
+Interval, p-value and equivalence of a difference all come from one t distribution (`idp.analyze.variance`), so that an
+interval excludes 0 where, and only where, p is below the level.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from idp.resampling import RESAMPLES, resampled_means
-
-Paired = Mapping[str, tuple[np.ndarray, np.ndarray]]
-LEVEL = 0.05
+from idp.analyze.power import LEVEL, detectable, documents_to_decide
+from idp.analyze.variance import Estimate, Paired, as_pairs, estimate, same_documents
+from idp.resampling import RESAMPLES
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, its percentile interval, and the p-value of the test that goes with it."""
+    """A difference, its interval, and the p-value of the test that goes with it."""
 
     difference: float
     low: float
@@ -31,6 +35,35 @@ class Equivalence(Interval):
     not_better: float
 
 
+def comparison(by_task: Paired, graded: Paired | None = None) -> dict[str, Any]:
+    """One model against another, as JSON: the mean over tasks, each task, and the same of the graded outcome.
+
+    Each test has the `difference` after - before, its 95 % interval `low` to `high`, and `p`; `detectable`, the least
+    true difference that so many documents, tasks and runs detect with 80 % at 5 % (two-sided), from the variance that
+    was observed, None where nothing differs; `documents`; and `documents_to_decide`: of each task, how many would
+    detect the observed difference with 80 %, None where it is decided, or where no number would (no difference, or
+    runs that differ too much among themselves). That of a task has the `test` (mcnemar or t_test) as well, and how many
+    documents were `gained` and `lost`: right in the model after alone, and before alone, as means over pairs of runs;
+    None where outcomes are not right or wrong.
+
+    Args:
+        by_task: of each task the scores before and after, [documents] or [runs, documents] each, greater is better.
+        graded: the same documents' graded outcomes (`idp.report.outcomes.graded_outcomes`), of tasks that have them.
+
+    Returns:
+        `mean`, `tasks`, `runs` (of the model before, and after), and `graded`: its `mean` and `tasks`, or None.
+
+    Raises:
+        ValueError: as of `idp.analyze.variance.estimate`.
+    """
+    first = as_pairs(by_task)[0]
+    return {
+        **_tests(by_task),
+        "runs": [len(first[0]), len(first[1])],
+        "graded": _tests(graded) if graded else None,
+    }
+
+
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
     """McNemar's exact test (1947): the two-sided p-value of as many documents turning right as turning wrong.
 
@@ -40,62 +73,36 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
     """
     from scipy.stats import binomtest
 
-    before, after = _same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
+    before, after = same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
     """By how much one model is better than another in the unweighted mean over tasks; the interval is 95 % wide.
 
-    Each resample draws every task's documents anew, the same ones for both models. Where a model has several runs, it
-    draws among those as well, one fewer than there are: so many give the mean over runs its right variance (drawing
-    all of k would understate it by the share 1/k). A single run says nothing of the spread between runs, and two or
-    three say little.
-
     Args:
-        by_task: of each task the scores before and after, each [documents] or [runs, documents]; the runs of one model
-            are the same ones in every task, and documents stand in one order.
-        resamples: how many.
-        seed: of the draws.
+        by_task: of each task the scores before and after, each [documents] or [runs, documents].
         level: what the interval leaves out.
 
     Returns:
         after - before. p is two-sided, for no difference.
 
     Raises:
-        ValueError: no tasks, a task without documents, scores of different documents, or tasks of different runs.
+        ValueError: as of `idp.analyze.variance.estimate`.
     """
-    difference, drawn = _differences(by_task, resamples, seed)
-    low, high = np.quantile(drawn, [level / 2, 1 - level / 2])
-    return Interval(difference, float(low), float(high), two_sided(drawn))
+    found = estimate(by_task)
+    return Interval(found.difference, *found.interval(level), found.two_sided())
+
+
+def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+    """`paired_interval`."""
+    return paired_interval(by_task, level)
 
 
 def t_test(by_task: Paired) -> float:
-    """Two-sided p-value of no difference in the unweighted mean over tasks, paired over documents.
-
-    The variance is that of the mean over documents, and where a side has several runs that of the mean over those;
-    degrees of freedom as by Welch and Satterthwaite. A bootstrap's p-values cannot get below one in the number of its
-    resamples, which is not enough for a table of hundreds of rows that are adjusted together.
-
-    Args:
-        by_task: as for `paired_bootstrap`.
-    """
-    from scipy.stats import t
-
-    pairs = _pairs(by_task)
-    differences = [after.mean(0) - before.mean(0) for before, after in pairs]
-    difference = sum(each.mean() for each in differences) / len(pairs)
-    parts = [(each.var(ddof=1) / len(each) / len(pairs) ** 2, len(each) - 1) for each in differences if len(each) > 1]
-    for side in (0, 1):
-        runs = sum(pair[side].mean(1) for pair in pairs) / len(pairs)
-        if len(runs) > 1:
-            parts.append((runs.var(ddof=1) / len(runs), len(runs) - 1))
-    variance = sum(part for part, _ in parts)
-    if not variance > 0:
-        return 1.0 if abs(difference) < 1e-9 else 0.0
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    return float(2 * t.sf(abs(difference) / variance**0.5, freedom))
+    """Two-sided p-value of no difference in the unweighted mean over tasks: that of `paired_interval`."""
+    return estimate(by_task).two_sided()
 
 
 def task_test(before: np.ndarray, after: np.ndarray) -> tuple[float, str]:
@@ -105,7 +112,7 @@ def task_test(before: np.ndarray, after: np.ndarray) -> tuple[float, str]:
         before: scores of one model, [runs, documents].
         after: of the other, on the same documents.
     """
-    if len(before) == len(after) == 1 and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+    if len(before) == len(after) == 1 and _hits(before) and _hits(after):
         return mcnemar(before[0] == 1, after[0] == 1), "mcnemar"
     return t_test({"task": (before, after)}), "t_test"
 
@@ -118,18 +125,17 @@ def equivalence(
     A difference that is not significant is no evidence of there being none; this test asks for such evidence.
 
     Args:
-        by_task: as for `paired_bootstrap`, as is the rest.
+        by_task: as for `paired_interval`, as is the rest.
         margin: the largest difference that still counts as none, in units of the scores.
 
     Returns:
         after - before. The interval is 90 % wide: it lies within the margin where p < 0.05, unless there are too few
         documents (see `unseen`). `not_worse` alone is the test of non-inferiority.
     """
-    difference, drawn = _differences(by_task, resamples, seed)
-    low, high = np.quantile(drawn, [level, 1 - level])
+    found = estimate(by_task)
     least = unseen(margin, sum(np.shape(before)[-1] for before, _ in by_task.values()))
-    worse, better = (max(least, _tail(beyond)) for beyond in (drawn <= -margin, drawn >= margin))
-    return Equivalence(difference, float(low), float(high), max(worse, better), worse, better)
+    worse, better = max(least, found.above(-margin)), max(least, found.below(margin))
+    return Equivalence(found.difference, *found.interval(2 * level), max(worse, better), worse, better)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -166,36 +172,47 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
     return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
-def _differences(by_task: Paired, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """The difference, and that of each resample, [resamples]."""
-    pairs = _pairs(by_task)
-    first, second = (len(side) for side in pairs[0])
-    generator = np.random.default_rng(seed)
-    means = resampled_means([np.concatenate(pair).T for pair in pairs], generator, resamples)
-    before, after = (
-        (means[:, part] * run_weights(count, resamples, generator)).sum(1)
-        for part, count in ((slice(first), first), (slice(first, None), second))
-    )
-    difference = np.mean([after.mean() - before.mean() for before, after in pairs])
-    return float(difference), (after - before).round(12)  # so that equal means differ by 0, not by their rounding
+def _tests(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks, and each task."""
+    found = estimate(by_task)
+    documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
+    return {
+        "mean": _test(found, found.two_sided(), documents),
+        "tasks": {task: _of_task(*as_pairs({task: pair})[0]) for task, pair in by_task.items()},
+    }
 
 
-def _pairs(by_task: Paired) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each task the scores before and after, each [runs, documents]."""
-    if not by_task:
-        raise ValueError("no tasks to compare")
-    pairs = [_same_documents(*(np.atleast_2d(np.asarray(side, float)) for side in pair)) for pair in by_task.values()]
-    if len({(len(before), len(after)) for before, after in pairs}) > 1:
-        raise ValueError("tasks were scored by different numbers of runs")
-    return pairs
+def _of_task(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    p, test = task_test(before, after)
+    documents = before.shape[1]
+    exact = documents if test == "mcnemar" else None
+    gained = lost = None
+    if _hits(before) and _hits(after):
+        one, other = before.mean(0), after.mean(0)  # of all pairs of runs: the products are their means
+        gained, lost = float(((1 - one) * other).sum()), float((one * (1 - other)).sum())
+    found = _test(estimate({"task": (before, after)}), p, documents, exact)
+    return {**found, "test": test, "gained": gained, "lost": lost}
+
+
+def _test(found: Estimate, p: float, documents: int, mcnemar: int | None = None) -> dict[str, Any]:
+    low, high = found.interval(LEVEL)
+    if p >= LEVEL:  # McNemar's exact test is the more careful one of few documents: the interval must not say more
+        low, high = min(low, 0.0), max(high, 0.0)
+    return {
+        "difference": found.difference,
+        "low": low,
+        "high": high,
+        "p": p,
+        "detectable": detectable(found, mcnemar=mcnemar),
+        "documents": documents,
+        "documents_to_decide": documents_to_decide(found) if p >= LEVEL else None,
+    }
+
+
+def _hits(scores: np.ndarray) -> bool:
+    return bool(np.isin(scores, (0, 1)).all())
 
 
 def _tail(beyond: np.ndarray) -> float:
     """The share of resamples beyond a bound, never 0: what was seen counts as one of them."""
     return float((beyond.sum() + 1) / (len(beyond) + 1))
-
-
-def _same_documents(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if before.shape[-1] != after.shape[-1] or not before.shape[-1]:
-        raise ValueError(f"paired scores of {before.shape[-1]} and {after.shape[-1]} documents")
-    return before, after
