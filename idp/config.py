@@ -363,6 +363,9 @@ class Budget:
     subject_documents: Optional[int] = option(
         "documents of each of many small tasks, such as MMLU's subjects; null: full splits", minimum=1, default=None
     )
+    subject_fewshot: int = option(
+        "examples before each of their questions where that is not laid down", minimum=0, maximum=100, default=5
+    )
     calibration_samples: int = option("calibration sequences", minimum=1)
     calibration_length: int = option("tokens per calibration sequence", minimum=8)
     steps: int = option("training steps", minimum=1, maximum=MANY)

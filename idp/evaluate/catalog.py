@@ -1,4 +1,4 @@
-"""Where lm-eval defines a task, or this project in lm-eval's form: found by name without building lm-eval's own index, which takes 10-17 seconds."""
+"""Where a task is defined, by lm-eval or here: found by name without lm-eval's own index, which takes 10-17 seconds."""
 
 from __future__ import annotations
 

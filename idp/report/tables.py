@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.evaluate.tasks import main_metric
+from idp.report import knowledge
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -34,7 +35,10 @@ def run_table(record: dict[str, Any]) -> str:
     scores = {row: main_scores(record, results) for row, results in models.items()}
     compared = "dense" in models and len(models) > 1
     lines = []
+    hidden = knowledge.folded(about)
     for task, data in about["data"].items():
+        if task in hidden:
+            continue
         runs = data["stand_in"] or task
         key = main_metric(runs, record["results"][runs])
         error = record["results"][runs].get(key.replace(",", "_stderr,", 1))
@@ -83,6 +87,7 @@ def run_summary(record: dict[str, Any]) -> str:
             lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
     for task, count in about["truncated"].items():
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
+    lines += knowledge.sections(record)
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]

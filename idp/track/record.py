@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.store import digest, versions, write_json
+from idp.track import groups
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
@@ -106,6 +107,7 @@ def build(
         "training": _training(stages["recover"]),
         "search": _search(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
+        **groups.of_run(config["task"], measured, sources),
         "baselines": {
             row: {
                 "results": _merged(scores)["results"],
