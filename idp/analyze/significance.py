@@ -1,6 +1,6 @@
 """Whether a difference between two models is more than chance: paired tests over the same documents.
 
-Interval, p-value and equivalence of a difference all come from one t distribution (`idp.analyze.variance`), so that an
+Interval, p-value and equivalence of a difference all come from one distribution (`idp.analyze.variance`), so that an
 interval excludes 0 where, and only where, p is below the level.
 """
 
@@ -71,11 +71,11 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
         before: [documents], whether one model gets a document right.
         after: [documents], whether the other does.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     before, after = same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
@@ -205,7 +205,7 @@ def _test(found: Estimate, p: float, documents: int, mcnemar: int | None = None)
         "p": p,
         "detectable": detectable(found, mcnemar=mcnemar),
         "documents": documents,
-        "documents_to_decide": documents_to_decide(found) if p >= LEVEL else None,
+        "documents_to_decide": documents_to_decide(found, mcnemar=bool(mcnemar)) if p >= LEVEL else None,
     }
 
 
