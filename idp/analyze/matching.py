@@ -9,7 +9,7 @@ import numpy as np
 
 from idp.analyze.power import LEVEL
 from idp.analyze.significance import paired_interval, unseen
-from idp.analyze.variance import NOTHING, Paired, estimate
+from idp.analyze.variance import ROUNDING, Paired, estimate
 
 KEEPS = 0.95  # "matching" is a score within 5 % of dense's: LLM-KICK, arXiv 2310.01382
 MATCHES, DOES_NOT_MATCH, UNDECIDED, AT_CHANCE = "matches", "does not match", "undecided", "dense is at chance"
@@ -35,10 +35,10 @@ def matching(by_task: Paired, chance: Mapping[str, float] | None = None) -> dict
         ValueError: as of `idp.analyze.variance.estimate`.
     """
     dense = float(np.mean([np.mean(before) for before, _ in by_task.values()]))
-    if dense <= NOTHING:
+    if dense <= ROUNDING:
         return {"verdict": None, "ratio": None, "interval": None, "ours": AT_CHANCE}
     ratio = float(np.mean([np.mean(after) for _, after in by_task.values()])) / dense
-    verdict = MATCHES if ratio >= KEEPS - NOTHING else DOES_NOT_MATCH
+    verdict = MATCHES if ratio >= KEEPS - ROUNDING else DOES_NOT_MATCH
     ours = AT_CHANCE if _at_chance(by_task, chance or {}) else _decided(by_task, dense)
     return {"verdict": verdict, "ratio": ratio, "interval": ratio_interval(by_task, ratio), "ours": ours}
 
@@ -53,19 +53,23 @@ def ratio_interval(by_task: Paired, ratio: float) -> list[float] | None:
         by_task: as for `matching`.
         ratio: the one observed.
     """
-    from scipy.special import stdtrit
-
-    of_after, of_before = _combined(by_task, 1.0, 0.0), _combined(by_task, 0.0, 1.0)
-    both = (of_after.variance + of_before.variance - _combined(by_task, 1.0, -1.0).variance) / 2  # their covariance
-    squared = float(stdtrit(_combined(by_task, 1.0, -ratio).freedom, 1 - LEVEL / 2)) ** 2
-    # (after - r * before)^2 = squared * (variance of it), as a r^2 - 2 b r + c = 0
-    a = of_before.difference**2 - squared * of_before.variance
-    b = of_before.difference * of_after.difference - squared * both
-    c = of_after.difference**2 - squared * of_after.variance
-    if a <= NOTHING:
+    if _combined(by_task, 0.0, 1.0).interval(LEVEL)[0] <= 0:
         return None
-    half = max(0.0, b * b - a * c) ** 0.5
-    return [(b - half) / a, (b + half) / a]
+    return [_end(by_task, ratio, sign) for sign in (-1, 1)]
+
+
+def _end(by_task: Paired, ratio: float, sign: int) -> float:
+    """Where, going down (-1) or up (1) from the ratio, the interval of after - r * before leaves 0."""
+    from scipy.optimize import brentq
+
+    def beyond(r: float) -> float:
+        found = _combined(by_task, 1.0, -r)
+        return -sign * found.difference - found.quantile(LEVEL / 2)
+
+    step = 0.1
+    while beyond(ratio + sign * step) < 0:
+        step *= 2
+    return float(brentq(beyond, ratio, ratio + sign * step, xtol=1e-9))
 
 
 def _decided(by_task: Paired, dense: float) -> str:
@@ -73,9 +77,9 @@ def _decided(by_task: Paired, dense: float) -> str:
     found = _combined(by_task, 1.0, -KEEPS)
     low, high = found.interval(LEVEL)
     documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
-    if low > -NOTHING and unseen((1 - KEEPS) * dense, documents) < LEVEL / 2:
+    if low > -ROUNDING and unseen((1 - KEEPS) * dense, documents) < LEVEL / 2:
         return MATCHES
-    return DOES_NOT_MATCH if high < -NOTHING else UNDECIDED
+    return DOES_NOT_MATCH if high < -ROUNDING else UNDECIDED
 
 
 def _at_chance(by_task: Paired, chance: Mapping[str, float]) -> bool:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from idp.analyze.matching import NOTHING, ratio_interval
+from idp.analyze.matching import ratio_interval
 from idp.analyze.power import LEVEL
 from idp.analyze.significance import comparison
-from idp.analyze.variance import estimate
+from idp.analyze.variance import ROUNDING, estimate
 
 KNOWLEDGE, READING, UNDECIDED = "knowledge", "reading", "undecided"
 
@@ -46,7 +46,7 @@ def open_book(closed: Book, with_passage: Book) -> dict[str, Any]:
 
 def _change(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     mean = float(np.mean(before))
-    kept = float(np.mean(after)) / mean if mean > NOTHING else None
+    kept = float(np.mean(after)) / mean if mean > ROUNDING else None
     interval = ratio_interval({"questions": (before, after)}, kept) if kept is not None else None
     return {**_test(before, after), "kept": kept, "kept_interval": interval}
 
@@ -63,7 +63,7 @@ def _kept_difference(closed: Book, with_passage: Book) -> dict[str, float] | Non
     terms, shares = [], []
     for before, after in (closed, with_passage):
         before, after = np.asarray(before, float), np.asarray(after, float)
-        if before.mean() <= NOTHING:
+        if before.mean() <= ROUNDING:
             return None
         kept = after.mean() / before.mean()
         if ratio_interval({"questions": (before, after)}, float(kept)) is None:

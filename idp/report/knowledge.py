@@ -125,7 +125,13 @@ def _kept(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return ["", "", ""]
     interval = found["interval"]
-    shown = f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else " (no bounds)" if found["ratio"] else ""
+    shown = (
+        f" ({interval[0]:.0%} to {interval[1]:.0%})"
+        if interval
+        else " (no bounds)"
+        if found["ratio"] is not None
+        else ""
+    )
     return [f"{_share(found['ratio'])}{shown}", found["verdict"] or "", found["ours"]]
 
 
@@ -135,6 +141,8 @@ def _of(found: dict[str, Any], step: dict[str, Any], side: str) -> str:
 
 
 def _interval(test: dict[str, float]) -> str:
+    if test["difference"] == test["low"] == test["high"] == 0:
+        return " 0 (nothing changed)"
     return f" {test['difference']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f})"
 
 

@@ -210,7 +210,7 @@ def test_a_run_tells_groups_matching_and_closed_from_open_book(run_here, bridges
 
     names = ["mmlu_anatomy", "mmlu_virology", "mmlu_astronomy", "jeopardy", *SQUAD]
     record = run_here(
-        "model=tiny_llama", "budget=smoke", "compressor=rtn2", "recovery=soft", "task=knowledge",
+        "model=tiny_llama", "budget=smoke", "compressor=rtn2", "recovery=prompt", "task=knowledge",
         f"task.names=[{','.join(names)}]", "task.documents=4", "task.documents_of.mmlu=3", *bridges,
     )  # fmt: skip
     about = record["idp"]
