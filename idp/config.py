@@ -116,7 +116,7 @@ class Calibration:
     corpus: Optional[str] = option("a corpus by name, or a text file; null: the run's own corpus")
     samples: int = option("sequences", minimum=1, maximum=MANY)
     length: int = option("tokens per sequence", minimum=8)
-    seed: int = option("which sequences are drawn", minimum=0, maximum=SEEDS)
+    seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
 @dataclass
@@ -174,8 +174,29 @@ class Selector:
 
     @property
     def peeks(self) -> bool:
-        """Whether it chooses with the answers in hand: it is measured, and cannot be used."""
+        """Whether it chooses with the answers in hand: it is measured by `peek`, and cannot be used."""
         return False
+
+    @property
+    def constant(self) -> bool:
+        """Whether it gives every input the same prompt by design: then one prompt for all is no collapse."""
+        return False
+
+    @property
+    def published(self) -> bool:
+        """Whether it is the choice that IDP's paper describes, by which claims about IDP are judged if it is there."""
+        return False
+
+    def peek(self, scores: Any) -> Any:
+        """Of one that peeks, the choice for each document: the first of the prompts that score best on it.
+
+        Args:
+            scores: [documents, prompts], what each prompt alone scored on a document, the greater the better.
+
+        Returns:
+            [documents], each the number of a prompt.
+        """
+        return scores.argmax(1)
 
     def check(self) -> None:
         """Raises a UserError where the options do not go together."""
@@ -245,6 +266,20 @@ class Recovery:
     """What the stages ask of a recovery's options; each kind is a file in `idp/recover`, with how it is made."""
 
     kind: str = option("which one it is; choose with recovery=...")
+
+    # The method of the literature that it is, for claims about that one: prompt (one soft prompt), idp (a bank of them
+    # with a choice for each input), lora. A subclass is what its parent is unless it says otherwise; "": its kind.
+    method: ClassVar[str] = ""
+
+    @property
+    def repairs(self) -> bool:
+        """Whether there is anything to make; else the run measures the compressed model as it is."""
+        return True
+
+    @property
+    def unused(self) -> set[str]:
+        """Its own options that what it makes does not depend on, as the others are set: no part of its key."""
+        return set()
 
     @property
     def trains(self) -> bool:
@@ -324,6 +359,7 @@ class Task:
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+    include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
     documents_of: Optional[dict[str, Optional[int]]] = option(
         "at most so many documents of these tasks, or of each task of these groups; null: as task.documents says",
         default=None,
@@ -389,6 +425,10 @@ class Evaluation:
     perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
     perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
     perplexity_window: int = option("tokens per window", minimum=16)
+    fidelity: bool = option(
+        "also measure how far each model's predictions are from the dense one's, on text and on the tasks' contexts",
+        default=True,
+    )
 
 
 @dataclass
@@ -429,7 +469,9 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     latency: Latency = field(default_factory=Latency)
     tracker: Tracker = field(default_factory=Tracker)
-    seed: int = option("everything random draws from (seed, stage)", minimum=0, maximum=SEEDS)
+    seed: int = option(
+        "of training: initial values, order of text, dropout; calibration has its own", minimum=0, maximum=SEEDS
+    )
     baselines: bool = option("also measure the dense and the compressed model")
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")

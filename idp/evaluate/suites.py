@@ -7,16 +7,18 @@ from typing import Any, TypeVar
 
 from idp.config import Task
 from idp.errors import UserError
+from idp.evaluate import catalog
+from idp.evaluate.own import Own
 
 Value = TypeVar("Value")
 
 
-def value_of(values: Mapping[str, Value] | None, task: str) -> Value | None:
+def value_of(values: Mapping[str, Value] | None, task: str, mine: Own) -> Value | None:
     """What a mapping by tasks and groups says of one task: by its own name, else by the first group that it is in."""
     for name, value in (values or {}).items():
         if name == task:
             return value
-    return next((value for name, value in (values or {}).items() if task in _tasks(name)), None)
+    return next((value for name, value in (values or {}).items() if task in _expanded([name], mine)), None)
 
 
 def groups(config: Mapping[str, Any], tasks: Collection[str]) -> dict[str, list[str]]:
@@ -26,9 +28,10 @@ def groups(config: Mapping[str, Any], tasks: Collection[str]) -> dict[str, list[
         config: the resolved `task` of a run's config.
         tasks: what was measured.
     """
-    found = {}
-    for group, names in (config.get("groups") or {}).items():
-        members = {task for name in names for task in _tasks(name)}
+    asked, found = config.get("groups") or {}, {}
+    mine = catalog.find_own(config.get("include_path")) if asked else catalog.NONE
+    for group, names in asked.items():
+        members = set(_expanded(names, mine))
         found[group] = [task for task in tasks if task in members]
     return {group: members for group, members in found.items() if members}
 
@@ -39,7 +42,7 @@ def pairs(config: Mapping[str, Any], tasks: Collection[str]) -> dict[str, str]:
     return {closed: with_passage for closed, with_passage in asked.items() if {closed, with_passage} <= set(tasks)}
 
 
-def check(cfg: Task) -> None:
+def check(cfg: Task, mine: Own) -> None:
     """Refuses names that no task and no group has, and numbers out of range.
 
     Raises:
@@ -54,7 +57,7 @@ def check(cfg: Task) -> None:
     for option, names in named.items():
         for name in names:
             try:
-                _tasks(name)
+                _expanded([name], mine)
             except UserError as error:
                 raise UserError(str(error).replace("task.names", f"task.{option}", 1)) from None
     for option, least in (("documents_of", 1), ("fewshot_of", 0)):
@@ -63,7 +66,7 @@ def check(cfg: Task) -> None:
                 raise UserError(f"task.{option}.{name}={value}: at least {least}")
 
 
-def _tasks(name: str) -> list[str]:
+def _expanded(names: Collection[str], mine: Own) -> list[str]:
     from idp.evaluate.tasks import expand
 
-    return expand([name])
+    return expand(names, mine)

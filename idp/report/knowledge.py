@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from idp.analyze.matching import AT_CHANCE
 from idp.analyze.open_book import KNOWLEDGE, READING
+from idp.report.differences import with_interval
 
 NAMES = {"verdict": "LLM-KICK's verdict", "ours": "with its interval"}
 
@@ -74,8 +75,8 @@ def open_book_section(closed: str, pair: dict[str, Any]) -> list[str]:
                 [
                     metric.split(",")[0],
                     f"{step['after']} less {step['before']}",
-                    *(f"{_of(found, step, side)}{_interval(step[side])}" for side in ("closed", "open")),
-                    _interval(step["difference"]).strip(),
+                    *(f"{_of(found, step, side)} {with_interval(step[side])}" for side in ("closed", "open")),
+                    with_interval(step["difference"]),
                     " / ".join(_share(step[side]["kept"]) for side in ("closed", "open")),
                     _points(step["kept_difference"]),
                 ]
@@ -118,32 +119,22 @@ def _brought_back(step: dict[str, Any]) -> str:
 def _scores(group: dict[str, Any], row: str) -> list[str]:
     dense, own = group["dense"]["score"], group[row]["score"]
     difference = group[row].get("difference", {}).get("dense")
-    return [f"{dense:.3f} to {own:.3f}", _interval(difference).strip() if difference else ""]
+    return [f"{dense:.3f} to {own:.3f}", with_interval(difference)]
 
 
 def _kept(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return ["", "", ""]
-    interval = found["interval"]
-    shown = (
-        f" ({interval[0]:.0%} to {interval[1]:.0%})"
-        if interval
-        else " (no bounds)"
-        if found["ratio"] is not None
-        else ""
-    )
-    return [f"{_share(found['ratio'])}{shown}", found["verdict"] or "", found["ours"]]
+    shown = _share(found["ratio"])
+    if found["ratio"] is not None:
+        interval = found["interval"]
+        shown += f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else " (no bounds)"
+    return [shown, found["verdict"] or "", found["ours"]]
 
 
 def _of(found: dict[str, Any], step: dict[str, Any], side: str) -> str:
     before, after = (found["scores"][step[end]][side] for end in ("before", "after"))
     return f"{before:.3f} to {after:.3f}:"
-
-
-def _interval(test: dict[str, float]) -> str:
-    if test["difference"] == test["low"] == test["high"] == 0:
-        return " 0 (nothing changed)"
-    return f" {test['difference']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f})"
 
 
 def _share(ratio: float | None) -> str:

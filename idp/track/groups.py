@@ -11,6 +11,7 @@ from idp.analyze.open_book import open_book
 from idp.analyze.significance import comparison
 from idp.evaluate import suites
 from idp.evaluate.tasks import main_metric
+from idp.track.comparisons import outcomes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,8 @@ def of_run(
         row: {task: _score(scored.tasks[task], runs[task], metrics[task]) for task in runs}
         for row, scored in measured.items()
     }
-    outcomes = {task: _outcomes(measured, task, metrics[task], scores) for task in runs}
+    outcomes, _, left_out = outcomes_of(measured, sources)
+    outcomes |= dict.fromkeys(left_out)
     chance = {task: _chance(measured, task, metrics[task]) for task in runs}
     groups = {
         group: {
@@ -156,28 +158,6 @@ def _score(product: Product, runs: str, metric: str) -> float:
 
 def _mean(scores: Mapping[str, float], tasks: Sequence[str]) -> float:
     return statistics.fmean(scores[task] for task in tasks)
-
-
-def _outcomes(
-    measured: Mapping[str, Measured], task: str, metric: str, scores: Mapping[str, Mapping[str, float]]
-) -> dict[str, np.ndarray] | None:
-    """Each document's outcome by model; None where they are of other documents, or do not make up the score."""
-    import numpy as np
-
-    found, numbers = {}, set()
-    for row, scored in measured.items():
-        table = _table(scored.tasks[task])
-        values = [each.get(f"metric:{metric}") for each in table]
-        if not values or None in values or not np.isfinite(values).all():
-            return None
-        if not np.isclose(np.mean(values), scores[row][task], rtol=1e-6, atol=1e-9):
-            return None
-        numbers.add(tuple(each["doc_id"] for each in table))
-        found[row] = np.array(values, dtype=float)
-    results = next(iter(measured.values())).tasks[task].read("results.json")
-    if next(iter(results["higher_is_better"].values())).get(metric.split(",")[0]) is False:
-        found = {row: -values for row, values in found.items()}
-    return found if len(numbers) == 1 else None
 
 
 def _chance(measured: Mapping[str, Measured], task: str, metric: str) -> float:

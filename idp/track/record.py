@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import idp
 from idp.compress.sizes import recorded
+from idp.evaluate import suites
 from idp.store import digest, versions, write_json
-from idp.track import groups
+from idp.track import comparisons, groups
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
@@ -61,6 +62,9 @@ def build(
         transfer: where the repair was learned, if not in this run.
         bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
+    from idp.evaluate import fidelity
+    from idp.report.conclusion import conclusion
+
     own = list(measured.values())[-1]
     record = _merged(own)
     weights = recorded(stages["compress"], own_dtype(own))
@@ -90,20 +94,19 @@ def build(
             "trainable": repair["trainable"] + chooser["trainable"],
         },
         "repair_bytes": repair.get("bytes", 0),
+        "repair": _repair(stages["recover"], config["recovery"]["kind"]),
         "transfer": transfer,
         "bos": bos,
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
+        "fidelity": fidelity.recorded(measured),
         "latency": latency.read("latency.json") if latency is not None else None,
         "selection": (chosen := _chosen(own)),
         "selector": _selector(selection, chosen),
-        "controls": _controls(own, alone, sources, selection, config["seed"]),
-        "truncated": {
-            task: cut
-            for task, product in own.tasks.items()
-            if (cut := product.read("results.json")["idp"]["truncated"])
-        },
+        "controls": _controls(own, alone, sources, selection),
+        "truncated": _counted(own, "truncated"),
+        "merged_choices": _counted(own, "merged_choices"),
         "training": _training(stages["recover"]),
         "search": _search(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
@@ -117,8 +120,12 @@ def build(
             for row, scores in measured.items()
             if scores is not own
         },
+        "comparisons": comparisons.of_run(
+            measured, sources, suites.groups(config["task"], [source.name for source in sources])
+        ),
         "environment": environment(),
     }
+    record["idp"]["conclusion"] = conclusion(record)
     return record
 
 
@@ -176,6 +183,12 @@ def identity(config: dict[str, Any]) -> str:
     return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
 
 
+def _counted(measured: Measured, name: str) -> dict[str, int]:
+    """What was counted under a name while measuring, by task, where it is not nothing."""
+    counts = {task: product.read("results.json")["idp"].get(name) for task, product in measured.tasks.items()}
+    return {task: count for task, count in counts.items() if count}
+
+
 def heldout_loss(record: dict[str, Any]) -> float | None:
     """What a sweeper minimises: the best held-out loss in nats per token, as a mean over the trained parts."""
     losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
@@ -228,6 +241,20 @@ def _merged(measured: Measured) -> dict[str, Any]:
     return merged
 
 
+def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
+    """What a repair is made of: tokens of each of its prompts, whether it has an adapter; and the method that it is."""
+    from idp.kinds import recoveries
+
+    if repair is None:
+        return None
+    banked = (repair.path / "bank" / "bank.json").is_file()
+    return {
+        "method": recoveries()[kind].method or kind,
+        "prompts": repair.read("bank/bank.json")["lengths"] if banked else [],
+        "adapter": (repair.path / "adapter").is_dir(),
+    }
+
+
 def _chosen(own: Measured) -> dict[str, dict[str, int]]:
     """How many documents of each task were given each prompt, by the prompt's name."""
     counts = {task: product.read("results.json")["idp"]["selection"] for task, product in own.tasks.items()}
@@ -235,27 +262,30 @@ def _chosen(own: Measured) -> dict[str, dict[str, int]]:
 
 
 def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) -> dict[str, Any] | None:
-    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is how the oracle breaks ties."""
+    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is a choice that peeks."""
     from idp.evaluate.selection import collapsed, entropy
 
     if selection is None:
         return None
+    options = selection.options
     return {
         **selection.description,
-        "peeks": selection.options.kind == "oracle",
+        "peeks": options.peeks,
+        "constant": options.constant,
+        "published": options.published,
         "entropy": {task: entropy(list(counts.values())) for task, counts in chosen.items()},
-        "collapsed": collapsed(chosen) if selection.options.kind not in ("fixed", "oracle") else [],
+        "collapsed": [] if options.constant or options.peeks else collapsed(chosen),
     }
 
 
 def _controls(
-    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None, seed: int
+    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None
 ) -> dict[str, Any] | None:
     from idp.evaluate.selection import controls
 
     if not alone or selection is None:
         return None
-    return controls(own, alone, sources, selection.heldout_loss, seed)
+    return controls(own, alone, sources, selection.heldout_loss, seed=0)  # of a bootstrap, whatever was trained
 
 
 def _perplexity(measured: Measured, key: str) -> dict[str, float]:
