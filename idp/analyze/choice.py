@@ -28,7 +28,6 @@ SCHEMA, VERSION = 1, 1
 FILE = "embeddings.safetensors"
 HALVES = 2  # with more and smaller parts the tests reject too often where there is nothing to find
 REPEATS = 20
-RESAMPLES = 2000
 COMPONENTS = 128  # of the texts' embeddings that the router reads
 PENALTIES = tuple(10.0**power for power in range(-1, 8))
 
@@ -232,12 +231,12 @@ def _difference(best: Mapping[str, np.ndarray], way: Mapping[str, np.ndarray]) -
     Twice the median keeps its level however the repeats depend on one another (Meinshausen, Meier and Buehlmann,
     2009). A way without repeats has its own interval and p-value.
     """
-    from idp.analyze.significance import paired_bootstrap, t_test
+    from idp.analyze.significance import paired_interval
 
     repeats = len(next(iter(way.values())))
     pairs = [{name: (best[name][0], values[repeat]) for name, values in way.items()} for repeat in range(repeats)]
-    intervals = [paired_bootstrap(each, RESAMPLES) for each in pairs]
-    p = float(np.median([t_test(each) for each in pairs]))
+    intervals = [paired_interval(each) for each in pairs]
+    p = float(np.median([each.p for each in intervals]))
     return {
         "difference": float(np.mean([each.difference for each in intervals])),
         "low": float(np.median([each.low for each in intervals])),
