@@ -99,6 +99,11 @@ def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
 def _meaning(record: dict[str, Any]) -> str:
     about = record["idp"]
     budget = f"Budget `{about['budget']}`; the standard error is beside each score."
+    if (about.get("selector") or {}).get("peeks"):
+        budget += (
+            f" `repaired` is no method: its selector ({about['selector']['kind']}) chose among the prompts with the"
+            " answers in hand."
+        )
     return budget if about["baselines"] else f"{budget} The dense model was not measured (`baselines=false`)."
 
 

@@ -19,6 +19,8 @@ def headings(view: View) -> dict[str, str]:
 
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
+    from idp.evaluate.selection import luck_said
+
     titles = headings(view)
     tasks = list(titles)
     grouped = groups(tasks)
@@ -49,6 +51,9 @@ def score_table(view: View) -> Table:
         "damage brought back: (repaired - compressed) / (dense - compressed) of the means, where the damage is itself"
         " beyond noise",
     ]
+    for row in view.rows:  # an upper bound never stands without what luck explains of it
+        if row.first.peeks and (said := luck_said(row.first.controls)):
+            notes.append(f"{row.name}: {said}")
     return Table("Scores", columns, lines, notes)
 
 
