@@ -116,7 +116,7 @@ class Calibration:
     corpus: Optional[str] = option("a corpus by name, or a text file; null: the run's own corpus")
     samples: int = option("sequences", minimum=1, maximum=MANY)
     length: int = option("tokens per sequence", minimum=8)
-    seed: int = option("which sequences are drawn", minimum=0, maximum=SEEDS)
+    seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
 @dataclass
@@ -367,6 +367,7 @@ class Task:
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+    include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
 
 
 @dataclass
@@ -409,6 +410,10 @@ class Evaluation:
     perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
     perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
     perplexity_window: int = option("tokens per window", minimum=16)
+    fidelity: bool = option(
+        "also measure how far each model's predictions are from the dense one's, on text and on the tasks' contexts",
+        default=True,
+    )
 
 
 @dataclass
@@ -449,7 +454,9 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     latency: Latency = field(default_factory=Latency)
     tracker: Tracker = field(default_factory=Tracker)
-    seed: int = option("everything random draws from (seed, stage)", minimum=0, maximum=SEEDS)
+    seed: int = option(
+        "of training: initial values, order of text, dropout; calibration has its own", minimum=0, maximum=SEEDS
+    )
     baselines: bool = option("also measure the dense and the compressed model")
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")

@@ -22,7 +22,7 @@ WIDE, HALF = 24, 12
 
 @dataclass
 class Logged:
-    """What a set of runs logs: tasks, summary keys, tables and curves, all in order, and their compressors."""
+    """What a set of runs logs: tasks by key, summary keys, tables, curves, all in order, and their compressors."""
 
     tasks: list[str] = field(default_factory=list)
     summary: set[str] = field(default_factory=set)
@@ -39,7 +39,7 @@ class Logged:
             found.summary |= metrics.summary(record).keys()
             found.tables |= metrics.tables(record).keys()
             for known, new in (
-                (found.tasks, about["data"]),
+                (found.tasks, [metrics.key_of(task, data) for task, data in about["data"].items()]),
                 (found.parts, about["training"] or {}),
                 (found.compressors, [about["compressor"]]),
             ):
@@ -48,7 +48,17 @@ class Logged:
 
     @property
     def corpora(self) -> list[str]:
+        """The texts that have a perplexity."""
         return sorted(key.removeprefix("ppl/") for key in self.summary if key.startswith("ppl/"))
+
+    @property
+    def groups(self) -> list[str]:
+        """The keys of groups of tasks."""
+        return sorted(key for key in self.summary if key.startswith("group/"))
+
+    def of(self, *keys: str) -> list[str]:
+        """Those of the keys that some run logs."""
+        return [key for key in keys if key in self.summary]
 
 
 def specification(records: list[dict[str, Any]], entity: str, project: str) -> tuple[Any, Any]:
@@ -64,12 +74,9 @@ def specification(records: list[dict[str, Any]], entity: str, project: str) -> t
         raise UserError("the dashboard needs wandb-workspaces: pip install wandb-workspaces") from error
 
     logged = Logged.by(records)
-    columns = [f"summary:score/{task}" for task in logged.tasks]
-    columns = [
-        "summary:score/mean",
-        *(["summary:score/recovery"] if "score/recovery" in logged.summary else []),
-        *columns,
-    ]
+    columns = ["score/mean", "score/mean_tasks", "score/mean_stand_ins"]
+    columns += logged.of("gain/mean", "gain/mean_low", "gain/mean_high", "damage/mean")
+    columns = [f"summary:{key}" for key in (*columns, *(f"score/{task}" for task in logged.tasks))]
     workspace = workspaces.Workspace(
         entity=entity,
         project=project,
@@ -85,7 +92,7 @@ def specification(records: list[dict[str, Any]], entity: str, project: str) -> t
         entity=entity,
         project=project,
         title=TITLE,
-        description="What each repair brings back of what compression took, and at what cost.",
+        description="What compression took, what each repair brings back of it, and at what cost.",
         blocks=_blocks(logged, columns, reports),
         width="fluid",
     )
@@ -94,19 +101,31 @@ def specification(records: list[dict[str, Any]], entity: str, project: str) -> t
 
 def _sections(logged: Logged, reports: Any) -> dict[str, list[Any]]:
     """The panels of each subject, by its heading; a subject without figures is left out."""
-    scores = [f"score/{task}" for task in logged.tasks]
+    scores, gains = ([f"{kind}/{task}" for task in logged.tasks] for kind in ("score", "gain"))
     sections = {
         "Scores": [
             _table("results", reports),
-            reports.BarPlot(title="Mean score", metrics=["score/mean"], layout=_half(reports)),
-            reports.BarPlot(title="Score by task", metrics=scores, layout=_half(reports)),
+            _bars("Mean score", ["score/mean"], reports),
+            _bars("Score by task", scores, reports),
+            _bars("Score by group of tasks", logged.groups, reports),
         ],
-        "Recovery and cost": [
-            _scatter("Recovery against added parameters", "params/added", "score/recovery", reports, log_x=True),
+        "Gain and cost": [
+            _bars(
+                "Gain over the model that was repaired, with the ends of its 95 % interval",
+                logged.of("gain/mean_low", "gain/mean", "gain/mean_high"),
+                reports,
+            ),
+            _bars("Gain by task", logged.of(*gains), reports),
+            _scatter("Gain against added parameters", "params/added", "gain/mean", reports, log_x=True),
+            _bars("Seconds by stage", sorted(key for key in logged.summary if key.startswith("seconds/")), reports),
             _scatter("Accuracy against decode latency (ms)", "latency/decode_ms", "score/mean", reports),
             _scatter("Accuracy against prefill latency (ms)", "latency/prefill_ms", "score/mean", reports),
             *(
                 _scatter(f"Perplexity ({corpus}) against accuracy", f"ppl/{corpus}", "score/mean", reports, log_x=True)
+                for corpus in logged.corpora
+            ),
+            *(
+                _scatter(f"KL to dense ({corpus}) against score", f"fidelity/{corpus}/mean_kl", "score/mean", reports)
                 for corpus in logged.corpora
             ),
         ],
@@ -145,7 +164,10 @@ def _blocks(logged: Logged, columns: list[str], reports: Any) -> list[Any]:
     blocks: list[Any] = [
         reports.TableOfContents(),
         reports.H1("All runs"),
-        reports.P("Scores of every run by task; a task for which another's documents stand in says so in its table."),
+        reports.P(
+            "Scores of every run by task; `nq_open_for_webqs` is nq_open's, which stands in for webqs. Gains are over"
+            " the model that was repaired, on the same documents: one whose interval holds 0 shows nothing."
+        ),
     ]
     for number, (name, panels) in enumerate(_sections(logged, reports).items()):
         runset = reports.Runset(name="All runs", **(table if number == 0 else {}))
@@ -160,6 +182,10 @@ def _blocks(logged: Logged, columns: list[str], reports: Any) -> list[Any]:
 
 def _table(name: str, reports: Any, layout: Any = None) -> Any:
     return reports.WeavePanelSummaryTable(table_name=name, layout=layout or reports.Layout(w=WIDE, h=10))
+
+
+def _bars(title: str, keys: list[str], reports: Any) -> Any:
+    return reports.BarPlot(title=title, metrics=keys, layout=_half(reports))
 
 
 def _half(reports: Any) -> Any:

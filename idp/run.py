@@ -60,7 +60,8 @@ def job(composed: DictConfig) -> float | None:
             raise
         FAILED.append(error)  # raised by `main`: Hydra would add lines of its own
         return None
-    print(f"\n{run_table(record)}\n\n{run_summary(record)}\n\n{_next(place)}record: {place}", flush=True)
+    said = [run_table(record), run_summary(record), _next(place), record["idp"]["conclusion"], f"record: {place}"]
+    print("", *filter(None, said), sep="\n\n", flush=True)  # tools read the last line
     return heldout_loss(record)
 
 
@@ -75,7 +76,7 @@ def _next(place: Path) -> str:
         python = python.relative_to(Path.cwd())
     command = [str(python), "-m", "idp.generate", f"record={place.parent}", "prompt=The capital of France is"]
     report = [str(python), "-m", "idp.report", str(place.parents[1])]
-    return f"to see tables, plots and a page: {shlex.join(report)}\nto see it answer: {shlex.join(command)}\n"
+    return f"to see tables, plots and a page: {shlex.join(report)}\nto see it answer: {shlex.join(command)}"
 
 
 def main() -> None:

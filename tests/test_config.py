@@ -70,15 +70,13 @@ def test_every_cell_of_an_experiment_composes(experiment, compose):
             assert (config.output, config.store) == (f"outputs/{experiment}", "outputs/store")
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_the_seeds_of_a_study_share_one_compressed_model(experiment, compose):
-    """Unless the draw of calibration text is what it asks about: seeds are compared document by document."""
-    swept = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
-    if "seed" in swept:
-        given = [f"{key}={value.split(',')[0]}" for key, value in swept.items() if key in ("compressor", "recovery")]
-        assert compose(f"+experiment={experiment}", *given, "seed=2").compressor.calibration.seed == 0
-    else:
-        assert experiment in ("calibration", "transfer", "latency_and_parameters", "attention_regimes")
+@pytest.mark.parametrize("compressor", options("compressor"))
+def test_the_run_s_seed_is_not_that_of_calibration(compressor, compose):
+    """So a sweep over seeds trains anew on one compressed model, and its repairs are compared document by document."""
+    given = [GIVEN[f"compressor={compressor}"]] if f"compressor={compressor}" in GIVEN else []
+    assert compose(f"compressor={compressor}", "seed=2", *given).compressor.calibration.seed == 0
+    drawn = compose(f"compressor={compressor}", "seed=2", "compressor.calibration.seed=1", *given)
+    assert (drawn.seed, drawn.compressor.calibration.seed) == (2, 1)
 
 
 def test_no_yaml_is_left_out():

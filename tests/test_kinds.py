@@ -104,7 +104,7 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
     assert "hindsight" not in claims_page(check(collection))
     shown = data(collection, views(collection), "t")["views"][0]
     [row] = [row for row in shown["rows"] if row["role"] == "repaired"]
-    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, peeks)"
+    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, peeks: upper bound)"
     assert any("hindsight, peeks" in note and "beyond that" in note for note in shown["notes"])
     summary = run_summary(record)
     assert "selector: hindsight, an upper bound that peeks" in summary

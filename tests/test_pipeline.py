@@ -65,6 +65,11 @@ def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     )
     assert about["environment"]["versions"]["torch"] and about["config"]["recovery"]["lengths"] == [25, 25, 50]
     assert "stand-in: nq_open" in done.stdout
+    assert "difference to compressed (95 %)" in done.stdout and "| recovery" not in done.stdout
+    assert done.stdout.strip().splitlines()[-3] == about["conclusion"]
+    assert "over 5 tasks (nq_open in place of webqs)" in about["conclusion"]
+    pairs = [(each["after"], each["before"]) for each in about["comparisons"]]
+    assert pairs == [("compressed", "dense"), ("repaired", "compressed"), ("repaired", "dense")]
 
     folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("record: ")).parent
     samples = pyarrow.parquet.read_table(folder / "samples.parquet").to_pylist()
@@ -102,6 +107,8 @@ def test_the_same_seed_gives_the_same_record_and_another_another(run_here, tmp_p
     three = run_here(*base, f"store={tmp_path / 'two'}", "seed=1")
     assert comparable(one)["results"] == comparable(two)["results"]
     assert one["idp"]["perplexity"] == two["idp"]["perplexity"] != three["idp"]["perplexity"]
+    keys = [{stage: found["key"] for stage, found in each["idp"]["stages"].items()} for each in (two, three)]
+    assert {stage for stage in keys[0] if keys[0][stage] != keys[1][stage]} == {"recover", "measure"}
 
 
 def in_training(store):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from idp.report import cells
 from idp.report.cells import Cell
 from idp.report.collect import Collection
-from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Setting
-from idp.report.outcomes import paired
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Score, Setting
+from idp.report.outcomes import Outcomes, graded, outcomes, paired
 
+Reading = Callable[[Score | None], Outcomes | None]  # of a score its `outcomes`, or the `graded` ones
 Scores = dict[str, list[np.ndarray]]  # of each task, [runs, documents] of each cell
 
 
@@ -29,8 +30,12 @@ def title(collection: Collection, setting: Setting) -> str:
 
 
 def weights_of(cell: Cell) -> tuple[str, ...]:
-    """Keys of the weights that a cell's models have, or that their repair is on."""
-    return tuple(cell.first.keys[stage] for stage in ("load", "compress") if stage in cell.first.keys)
+    """The weights that a cell's models have, or that their repair is on: of the dense model, and as compressed.
+
+    Models that were calibrated with several seeds alone are one cell, and have the same weights here.
+    """
+    load = cell.first.keys["load"]
+    return (load,) if cell.first.compressor == "none" else (load, cell.weights)
 
 
 def dense_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
@@ -64,8 +69,14 @@ def one_run(cell: Cell) -> Cell:
     return replace(cell, members=cell.members[:1])
 
 
-def together(chosen: Sequence[Cell]) -> tuple[Scores, list[str]]:
+def together(
+    chosen: Sequence[Cell], of: Callable[[Score | None], Outcomes | None] = outcomes
+) -> tuple[Scores, list[str]]:
     """What every run of several cells scored on the same documents, the greater the better.
+
+    Args:
+        chosen: the cells.
+        of: what is read of a score: its `outcomes`, or the `graded` ones.
 
     Returns:
         of each task one [runs, documents] per cell; and the tasks that not all of them measured on the same documents,
@@ -75,19 +86,21 @@ def together(chosen: Sequence[Cell]) -> tuple[Scores, list[str]]:
     scores: Scores = {}
     left_out = []
     for task in dict.fromkeys(task for run in runs for task in run.tasks):
-        found = paired(runs, task)
+        found = paired(runs, task, of)
         if found is None:
             left_out.append(task)
             continue
-        sign = 1.0 if runs[0].tasks[task].higher_is_better else -1.0
+        sign = 1.0 if of is graded or runs[0].tasks[task].higher_is_better else -1.0
         rows = iter(found)
         scores[task] = [np.array([sign * next(rows) for _ in cell.members], dtype=float) for cell in chosen]
     return scores, left_out
 
 
-def pair(before: Cell, after: Cell) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+def pair(
+    before: Cell, after: Cell, of: Reading = outcomes
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
     """As `together` for two, in the form that the tests take."""
-    scores, left_out = together([before, after])
+    scores, left_out = together([before, after], of)
     return {task: (first, second) for task, (first, second) in scores.items()}, left_out
 
 

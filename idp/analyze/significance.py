@@ -1,13 +1,13 @@
 """Whether a difference between two models is more than chance: paired tests over the same documents.
 
-Interval, p-value and equivalence of a difference all come from one t distribution (`idp.analyze.variance`), so that an
+Interval, p-value and equivalence of a difference all come from one distribution (`idp.analyze.variance`), so that an
 interval excludes 0 where, and only where, p is below the level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,17 @@ from idp.resampling import RESAMPLES
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, its interval, and the p-value of the test that goes with it."""
+    """A difference, its interval, and the p-value of the test that goes with it.
+
+    `detectable` and `documents_to_decide` as of `comparison`, where they are known.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    detectable: float | None = field(default=None, kw_only=True)
+    documents_to_decide: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,11 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
         before: [documents], whether one model gets a document right.
         after: [documents], whether the other does.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     before, after = same_documents(np.asarray(before, dtype=bool), np.asarray(after, dtype=bool))
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
@@ -92,7 +97,16 @@ def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
         ValueError: as of `idp.analyze.variance.estimate`.
     """
     found = estimate(by_task)
-    return Interval(found.difference, *found.interval(level), found.two_sided())
+    low, high = found.interval(level)
+    p = found.two_sided()
+    return Interval(
+        found.difference,
+        low,
+        high,
+        p,
+        detectable=detectable(found),
+        documents_to_decide=documents_to_decide(found) if p >= LEVEL else None,
+    )
 
 
 def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
@@ -172,12 +186,21 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
     return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
-def _tests(by_task: Paired) -> dict[str, Any]:
-    """The mean over tasks, and each task."""
+def mean_test(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks alone, as in `comparison`: of a group of tasks, say.
+
+    Args:
+        by_task: as for `comparison`.
+    """
     found = estimate(by_task)
     documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
+    return _test(found, found.two_sided(), documents)
+
+
+def _tests(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks, and each task."""
     return {
-        "mean": _test(found, found.two_sided(), documents),
+        "mean": mean_test(by_task),
         "tasks": {task: _of_task(*as_pairs({task: pair})[0]) for task, pair in by_task.items()},
     }
 
@@ -205,7 +228,7 @@ def _test(found: Estimate, p: float, documents: int, mcnemar: int | None = None)
         "p": p,
         "detectable": detectable(found, mcnemar=mcnemar),
         "documents": documents,
-        "documents_to_decide": documents_to_decide(found) if p >= LEVEL else None,
+        "documents_to_decide": documents_to_decide(found, mcnemar=bool(mcnemar)) if p >= LEVEL else None,
     }
 
 

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 Paired = Mapping[str, tuple[np.ndarray, np.ndarray]]
 CERTAIN = 1e9  # degrees of freedom of what is known
-NOTHING = 1e-12  # differences and variances below this are rounding
+ROUNDING = 1e-12  # differences below this, and variances below its square, are none
+LEAST = 1e-16  # p-values end here
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference in the unweighted mean over tasks, and its variance in the parts that it has.
+    """A difference in the unweighted mean over tasks, and the two parts of its variance.
 
-    `documents` is the variance that the choice of documents causes, run-by-document noise among it; `runs` what the
-    runs' own spread adds. `per_document` is the first where every task had a single document: of n documents each it
-    is `per_document / n`. `freedom` are degrees of freedom (Welch and Satterthwaite), `freedom_of_runs` those of
-    `runs` alone.
+    `documents` is the variance that the choice of documents causes, the noise that runs have on each document among it;
+    `runs` what the runs' own spread adds. Each has its degrees of freedom. `per_document` is the first part where every
+    task had a single document: of n documents each it is `per_document / n`. `noise` is the share of `documents` by
+    which the means of several runs differ though they have no spread of their own.
     """
 
     difference: float
     documents: float
     runs: float
     per_document: float
-    freedom: float
+    noise: float
     freedom_of_documents: float
     freedom_of_runs: float
 
-    @property
-    def variance(self) -> float:
-        """Of the difference."""
-        return self.documents + self.runs
-
     def interval(self, level: float) -> tuple[float, float]:
-        """The t interval that leaves out `level`."""
+        """The interval around the difference that leaves out `level`."""
+        half = self.quantile(level / 2)
+        return self.difference - half, self.difference + half
+
+    def quantile(self, tail: float) -> float:
+        """By how much the difference exceeds the true one in a share of `tail` of all studies, at most 0.5.
+
+        The squares of each part's own t limits are added, as Howe (1974) adds those of two independent means. A single
+        t with Welch and Satterthwaite's degrees of freedom is too narrow for a few runs that differ much, since the
+        variance and its degrees of freedom are then both taken from the same poor estimate.
+        """
         from scipy.special import stdtrit
 
-        half = float(stdtrit(self.freedom, 1 - level / 2)) * self.variance**0.5
-        return self.difference - half, self.difference + half
+        documents = self.documents * stdtrit(self.freedom_of_documents, tail) ** 2
+        runs = self.runs * stdtrit(self.freedom_of_runs, tail) ** 2 if self.runs else 0.0
+        return float(documents + runs) ** 0.5
 
     def above(self, bound: float = 0.0) -> float:
         """One-sided p-value of the hypothesis that the true difference is `bound` or less."""
@@ -51,15 +58,24 @@ class Estimate:
         return self._tail(bound - self.difference)
 
     def two_sided(self) -> float:
-        """The p-value of no difference: below `level` where, and only where, the interval of `level` excludes 0."""
+        """The p-value of no difference: below a level where, and only where, that level's interval excludes 0."""
         return 2 * min(self.above(), self.below())
 
     def _tail(self, beyond: float) -> float:
+        """The share whose `quantile` is `beyond`."""
         from scipy.special import stdtr
 
-        if self.variance < NOTHING**2:
-            return 0.5 if abs(beyond) < NOTHING else float(beyond < 0)
-        return float(stdtr(self.freedom, -beyond / self.variance**0.5))
+        if beyond < 0:
+            return 1 - self._tail(-beyond)
+        if self.documents + self.runs < ROUNDING**2:
+            return 0.5 if beyond < ROUNDING else 0.0
+        if not self.runs:
+            return float(stdtr(self.freedom_of_documents, -beyond / self.documents**0.5))
+        least, most = np.log(LEAST), np.log(0.5)
+        for _ in range(50):
+            middle = (least + most) / 2
+            least, most = (least, middle) if self.quantile(np.exp(middle)) < beyond else (middle, most)
+        return float(np.exp(most))
 
 
 def estimate(by_task: Paired) -> Estimate:
@@ -67,9 +83,9 @@ def estimate(by_task: Paired) -> Estimate:
 
     The documents' variance is that of the differences between the means over runs, so it holds what runs and documents
     do together: the more runs, the less of it. Runs that differ in nothing else have means which differ all the same,
-    by the same noise. What they differ by beyond it is the runs' own spread, and that alone is added:
-    max(0, variance between run means - run-by-document variance / documents) / runs, of each side that has several.
-    One run says nothing of such a spread: the interval of single runs holds for those runs.
+    by the same noise. What they differ by beyond it is the runs' own spread, and that alone is added: the sum over
+    sides of (variance between run means - run-by-document variance / documents) / runs, if that is above 0. A single
+    run says nothing of such a spread: its interval holds for that run, and two say little.
 
     Args:
         by_task: of each task the scores before and after, each [documents] or [runs, documents]; the runs of one model
@@ -80,26 +96,21 @@ def estimate(by_task: Paired) -> Estimate:
     """
     pairs = as_pairs(by_task)
     differences = [after.mean(0) - before.mean(0) for before, after in pairs]
-    difference = float(np.mean([each.mean() for each in differences]))
     # Of a single document the spread is unknown: it is taken to be as large as the difference itself.
-    variances = [each.var(ddof=1) if len(each) > 1 else float(each[0]) ** 2 for each in differences]
-    parts = [v / len(each) / len(pairs) ** 2 for v, each in zip(variances, differences, strict=True)]
-    documents = float(sum(parts))
-    freedom = _freedom([(part, max(1, len(each) - 1)) for part, each in zip(parts, differences, strict=True)])
-    own = [_spread_of_runs([pair[side] for pair in pairs]) for side in (0, 1)]
-    runs = sum(spread for spread, _, _ in own)
-    of_runs = [(total, degrees) for spread, total, degrees in own if spread > 0]
-    shares = [*of_runs, (documents, freedom)]
-    total = documents + runs
-    uncertain = sum(part**2 / degrees for part, degrees in shares)
+    variances = [float(each.var(ddof=1) if len(each) > 1 else each[0] ** 2) for each in differences]
+    counts = [len(each) for each in differences]
+    parts = [variance / count / len(pairs) ** 2 for variance, count in zip(variances, counts, strict=True)]
+    spreads = [_spread([pair[side] for pair in pairs]) for side in (0, 1) if len(pairs[0][side]) > 1]
+    noise = sum(noise for _, noise, _ in spreads)
+    own = sum(between for between, _, _ in spreads) - noise
     return Estimate(
-        difference=difference,
-        documents=documents,
-        runs=runs,
-        per_document=float(sum(variances)) / len(pairs) ** 2,
-        freedom=min(CERTAIN, total**2 / uncertain) if uncertain > 0 else CERTAIN,
-        freedom_of_documents=freedom,
-        freedom_of_runs=_freedom(of_runs),
+        difference=float(np.mean([each.mean() for each in differences])),
+        documents=sum(parts),
+        runs=own if own > ROUNDING**2 else 0.0,
+        per_document=sum(variances) / len(pairs) ** 2,
+        noise=noise,
+        freedom_of_documents=_freedom(parts, [max(1, count - 1) for count in counts]),
+        freedom_of_runs=_freedom([between for between, _, _ in spreads], [degrees for _, _, degrees in spreads]),
     )
 
 
@@ -128,26 +139,24 @@ def same_documents(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, n
     return before, after
 
 
-def _spread_of_runs(tables: list[np.ndarray]) -> tuple[float, float, int]:
-    """Of the mean over runs the variance that is the runs' own, all that run means show, and degrees of freedom.
+def _spread(tables: Sequence[np.ndarray]) -> tuple[float, float, int]:
+    """The variance of the mean of several runs: as their means differ, as noise alone has it, and degrees of freedom.
 
     Args:
         tables: of each task [runs, documents].
     """
     runs = len(tables[0])
-    if runs == 1:
-        return 0.0, 0.0, 1
-    between = (sum(table.mean(1) for table in tables) / len(tables)).var(ddof=1)
-    noise = 0.0
+    between = float(np.mean([table.mean(1) for table in tables], axis=0).var(ddof=1))
+    noise = 0.0  # of a run's mean over tasks, from what is left of each table without its rows' and columns' means
     for table in tables:
-        residual = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
-        degrees = (runs - 1) * max(1, table.shape[1] - 1)
-        noise += (residual**2).sum() / degrees / table.shape[1] / len(tables) ** 2
-    own = between - noise
-    return (float(own / runs) if own > NOTHING**2 else 0.0), float(between / runs), runs - 1
+        documents = table.shape[1]
+        left = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
+        if documents > 1:
+            noise += float((left**2).sum()) / (runs - 1) / (documents - 1) / documents / len(tables) ** 2
+    return between / runs, noise / runs, runs - 1
 
 
-def _freedom(parts: list[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of variances, each with its own (Welch 1947, Satterthwaite 1946)."""
-    uncertain = sum(part**2 / degrees for part, degrees in parts)
-    return min(CERTAIN, sum(part for part, _ in parts) ** 2 / uncertain) if uncertain > 0 else CERTAIN
+def _freedom(parts: Sequence[float], degrees: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of variances (Welch, 1947; Satterthwaite, 1946)."""
+    uncertain = sum(part**2 / each for part, each in zip(parts, degrees, strict=True))
+    return min(CERTAIN, sum(parts) ** 2 / uncertain) if uncertain > 0 else CERTAIN

@@ -43,6 +43,7 @@ def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list
         _table(_settings(run, made), "setting"),
         "## What was measured",
         run_table(record),
+        *([conclusion] if (conclusion := record["idp"].get("conclusion")) else []),
         _meaning(record),
         _table(_weights(record, disk_bytes), "weights"),
         "## How to load it",
@@ -98,13 +99,16 @@ def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
 
 def _meaning(record: dict[str, Any]) -> str:
     about = record["idp"]
-    budget = f"Budget `{about['budget']}`; the standard error is beside each score."
+    said = (
+        f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
+        " documents, with 95 % intervals."
+    )
     if (about.get("selector") or {}).get("peeks"):
-        budget += (
+        said += (
             f" `repaired` is no method: its selector ({about['selector']['kind']}) chose among the prompts with the"
             " answers in hand."
         )
-    return budget if about["baselines"] else f"{budget} The dense model was not measured (`baselines=false`)."
+    return said
 
 
 def _weights(record: dict[str, Any], disk_bytes: int) -> list[tuple[str, str]]:

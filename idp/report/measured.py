@@ -78,6 +78,8 @@ class Measured:
     training: dict[str, Any] | None = None
     repair: dict[str, Any] | None = None  # what it is made of, as the record says: method, prompts, adapter
     chooser: dict[str, Any] | None = None  # what the record says of its selector
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the row before: what its own run found
+    fidelity: dict[str, Any] | None = None  # to dense: of `texts` and `tasks` what `idp.evaluate.fidelity` measures
 
     @property
     def method(self) -> str:
@@ -123,6 +125,7 @@ class Setting:
     model: str
     dtype: str
     sample: dict[str, tuple]  # task or corpus -> what was read of it
+    groups: dict[str, list[str]] = field(default_factory=dict)  # that its runs name: group -> its tasks
 
     @property
     def title(self) -> str:
@@ -156,6 +159,15 @@ def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
     for corpus, found in about.get("perplexity_details", {}).items():
         read[f"corpus:{corpus}"] = (found["tokens"], found["window"])
     return read
+
+
+def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The groups of tasks that a run names, each with its tasks."""
+    return {
+        group: list(next(iter(rows.values()))["tasks"])
+        for group, rows in (record["idp"].get("groups") or {}).items()
+        if rows
+    }
 
 
 def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:
@@ -223,6 +235,8 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
         training=about["training"] if repaired else None,
         repair=about.get("repair") if repaired else None,
         chooser=selector,
+        comparisons={each["before"]: each for each in about.get("comparisons") or () if each["after"] == row},
+        fidelity=(about.get("fidelity") or {}).get(row),
     )
 
 

@@ -135,21 +135,32 @@ AGREE = 0.99  # of the documents; the rest may be ties, which rounding breaks ei
 
 @functools.cache
 def _graded(path: Path, row: str, task: str, metric: str) -> np.ndarray | None:
-    import numpy as np
     from pyarrow import ArrowException, compute, parquet
 
-    name = metric.split(",")[0]
-    if name not in JUDGED_BY:
+    if metric.split(",")[0] not in JUDGED_BY:
         return None
     wanted = (compute.field("model") == row) & (compute.field("asked_for") == task)
-    columns = ["doc_id", "choices", "loglikelihoods", "greedy", "target", f"metric:{metric}"]
+    columns = ["doc_id", "choices", "loglikelihoods", "target", f"metric:{metric}"]
     try:
+        columns += [name for name in parquet.read_schema(path).names if name == "greedy"]
         documents = parquet.read_table(path, columns=columns, filters=wanted).to_pylist()
     except (OSError, ValueError, ArrowException):
         return None
-    documents.sort(key=lambda document: document["doc_id"])
+    return graded_documents(sorted(documents, key=lambda document: document["doc_id"]), metric)
+
+
+def graded_documents(documents: Sequence[dict[str, Any]], metric: str) -> np.ndarray | None:
+    """As `graded_outcomes`, of rows that have been read, in their order.
+
+    Args:
+        documents: each with `choices`, `loglikelihoods`, `greedy`, `target` and the metric, as in a run's samples.
+        metric: the main one.
+    """
+    import numpy as np
+
+    name = metric.split(",")[0]
     hits = [document[f"metric:{metric}"] for document in documents]
-    if not documents or not set(hits) <= {0.0, 1.0}:
+    if name not in JUDGED_BY or not documents or not set(hits) <= {0.0, 1.0}:
         return None
     lengths = JUDGED_BY[name]
     # Stored choices begin with what the task puts before them, mostly a blank, which lm-eval does not count.
@@ -172,7 +183,7 @@ def _probability(
     if len(choices) != len(nats) or not len(nats) or np.isnan(nats).any():
         return None
     if len(nats) == 1:
-        greedy = document["greedy"] or []
+        greedy = document.get("greedy") or []
         return (float(np.exp(min(0.0, nats[0]))), {float(greedy[0])}) if len(greedy) == 1 else None
     right = np.isin(choices, _right(document["target"], choices))
     if not right.any():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tabulate import tabulate
 
 from idp.report.cells import Cell, cells
 from idp.report.collect import Collection
+from idp.report.differences import last_step, with_interval
 from idp.report.measured import Measured
 from idp.report.tables import main_scores
 
@@ -14,9 +17,11 @@ def sweep_table(found: Collection) -> str:
     """One line per run, named and ordered as in the report: what it scored, its weights, what it took to compress.
 
     `mean` is that of the tasks' main scores, beside the number of tasks; runs of other tasks, budgets or models are not
-    to be compared, so these stand in every line.
+    to be compared, so these stand in every line. `difference` is the mean's to the model that the run's own was made
+    from, paired over documents, with its 95 % interval; a run with `baselines=false` has none.
     """
     corpora = sorted({corpus for record in found.records for corpus in record["idp"]["perplexity"]})
+    measured = {corpus for record in found.records for corpus in _kl(record)}
     records = {record["idp"]["name"]: record for record in found.records}
     lines, seeds = [], []
     for run, cell, model in _rows(found):
@@ -30,7 +35,9 @@ def sweep_table(found: Collection) -> str:
                 cell.recovery,
                 about["budget"],
                 f"{sum(scores.values()) / len(scores):.3f} ({len(scores)})",
+                _difference(records[run]),
                 *(f"{value:.2f}" if (value := about["perplexity"].get(corpus)) else "" for corpus in corpora),
+                *(f"{value:.3f}" if (value := _kl(records[run]).get(corpus)) else "" for corpus in sorted(measured)),
                 f"{weights['sparsity']:.3f}",
                 f"{weights['bits_per_weight']:.2f}",
                 f"{weights['packed_bytes'] / 1e6:.1f}",
@@ -39,14 +46,27 @@ def sweep_table(found: Collection) -> str:
                 f"{peak / 1e9:.1f}" if peak else "",
             ]
         )
-    headers = ["model", "compressor", "recovery", "budget", "mean (tasks)"]
+    headers = ["model", "compressor", "recovery", "budget", "mean (tasks)", "difference (95 %)"]
     headers += [f"{corpus} perplexity" for corpus in corpora]
+    headers += [f"{corpus} KL to dense" for corpus in sorted(measured)]
     headers += ["sparsity", "bits", "packed MB", "effective MB", "compress s", "peak GB"]
     if any(seeds):
         headers.insert(3, "seed")
         for line, seed in zip(lines, seeds, strict=True):
             line.insert(3, seed)
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _difference(record: dict[str, Any]) -> str:
+    """The run's own model against what it was made from, in the mean over tasks."""
+    step = last_step(record)
+    return f"{with_interval(step['mean'])} to {step['before']}" if step and step["mean"] else ""
+
+
+def _kl(record: dict[str, Any]) -> dict[str, float]:
+    """Mean KL divergence of the run's own model from dense on each text, in nats per token."""
+    own = (record["idp"].get("fidelity") or {}).get(record["idp"]["row"]) or {}
+    return {corpus: found["mean_kl"] for corpus, found in own.get("texts", {}).items()}
 
 
 def _rows(found: Collection) -> list[tuple[str, Cell, Measured]]:

@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.evaluate.tasks import main_metric
+from idp.report.differences import Change, damage, last_step, with_interval
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -25,37 +26,34 @@ def main_scores(record: dict[str, Any], results: dict[str, Any]) -> dict[str, fl
 
 
 def run_table(record: dict[str, Any]) -> str:
-    """The table that ends a run: each task's score dense, compressed and repaired, with its standard error.
+    """The table that ends a run: each task's score dense, compressed and repaired, and what the last step changed.
 
-    `recovery` is repaired / dense (compressed / dense where nothing was repaired). A task for which another's
-    documents stand in is marked.
+    That is the difference of the run's own model to the one that it was made from, on the same documents, with its 95 %
+    interval (above 0: better); of a repair the share of the damage that it brings back, where there is any beyond
+    noise; how many documents turned right and wrong; and the models' KL to dense, where it was measured. A task for
+    which another's documents stand in is marked.
     """
-    about, models = record["idp"], rows_of(record)
+    models, change = rows_of(record), Change(record)
     scores = {row: main_scores(record, results) for row, results in models.items()}
-    compared = "dense" in models and len(models) > 1
-    lines = []
-    for task, data in about["data"].items():
-        runs = data["stand_in"] or task
-        key = main_metric(runs, record["results"][runs])
-        error = record["results"][runs].get(key.replace(",", "_stderr,", 1))
-        lines.append(
-            [
-                f"{task} (stand-in: {runs})" if data["stand_in"] else task,
-                key.split(",")[0],
-                *_line({row: scores[row][task] for row in models}, "{:.3f}", compared),
-                f"{error:.3f}" if isinstance(error, (int, float)) else "",
-                str(data["documents"]),
-            ]
-        )
-    if len(lines) > 1:
-        means = {row: sum(values.values()) / len(values) for row, values in scores.items()}
-        lines.append(["mean", "", *_line(means, "{:.3f}", compared), "", ""])
-    for corpus, value in about["perplexity"].items():
-        values = {row: found["perplexity"][corpus] for row, found in about["baselines"].items()}
-        line = _line({**values, about["row"]: value}, "{:.2f}", compared)
-        lines.append([corpus, "perplexity", *line[: len(models)], *([""] if compared else []), "", ""])
-    headers = ["task", "metric", *models, *(["recovery"] if compared else []), "stderr", "documents"]
-    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
+    tasks = list(record["idp"]["data"])
+    lines = [_task_line(record, task, scores, change) for task in tasks]
+    lines += [_group_line(record, group, scores, change) for group in record["idp"].get("groups") or {}]
+    if len(tasks) > 1:
+        means = {row: f"{sum(values.values()) / len(values):.3f}" for row, values in scores.items()}
+        if any(lower_is_better(record, task) for task in tasks):
+            means = dict.fromkeys(means, "")  # of scores where more is better and others where less is: no score
+        documents = sum(data["documents"] for data in record["idp"]["data"].values())
+        lines.append(["mean", "", *means.values(), *change.of_mean(tasks), "", f"{documents:,}"])
+    lines += [_text_line(record, corpus, list(models), change) for corpus in record["idp"]["perplexity"]]
+    headers = ["task", "metric", *models, *change.headers, "stderr", "documents"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + _not_compared(record, change)
+
+
+def lower_is_better(record: dict[str, Any], task: str) -> bool:
+    """Whether a task's main metric is better where it is lower."""
+    runs = record["idp"]["data"][task]["stand_in"] or task
+    metric = main_metric(runs, record["results"][runs]).split(",")[0]
+    return record.get("higher_is_better", {}).get(runs, {}).get(metric) is False
 
 
 def run_summary(record: dict[str, Any]) -> str:
@@ -69,6 +67,12 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
+    for found in filter(None, (damage(record), last_step(record) if about["row"] == "repaired" else None)):
+        if graded := found["graded"]:
+            lines.append(
+                f"- probability of the right choice (graded outcome, tasks: {len(graded['tasks'])}), {found['after']}"
+                f" less {found['before']}: {with_interval(graded['mean'])}"
+            )
     if about.get("selector") and about["selector"]["peeks"]:
         lines.append(
             f"- selector: {about['selector']['kind']}, an upper bound that peeks: it chooses after the fact, with the"
@@ -84,6 +88,8 @@ def run_summary(record: dict[str, Any]) -> str:
             lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
     for task, count in about["truncated"].items():
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
+    for task, count in (about.get("merged_choices") or {}).items():
+        lines.append(f"- {task}: {count} choices merge into their context and were encoded apart from it")
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
@@ -174,9 +180,55 @@ def controls_table(about: dict[str, Any]) -> str:
     return "\n\n".join(said)
 
 
-def _line(values: dict[str, float], form: str, compared: bool) -> list[str]:
-    cells = [form.format(value) for value in values.values()]
-    if compared:
-        last = list(values.values())[-1]
-        cells.append(f"{last / values['dense']:.2f}" if values["dense"] else "")
-    return cells
+def _task_line(record: dict[str, Any], task: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
+    data = record["idp"]["data"][task]
+    runs = data["stand_in"] or task
+    key = main_metric(runs, record["results"][runs])
+    error = record["results"][runs].get(key.replace(",", "_stderr,", 1))
+    return [
+        f"{task} (stand-in: {runs})" if data["stand_in"] else task,
+        key.split(",")[0] + (" (lower is better)" if lower_is_better(record, task) else ""),
+        *(f"{values[task]:.3f}" for values in scores.values()),
+        *change.of_task(task),
+        f"{error:.3f}" if isinstance(error, (int, float)) else "",
+        f"{data['documents']:,}",
+    ]
+
+
+def _group_line(record: dict[str, Any], group: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
+    """The unweighted mean over a group's tasks."""
+    found, data = record["idp"]["groups"][group], record["idp"]["data"]
+    tasks = found[record["idp"]["row"]]["tasks"]
+    documents = sum(data[task]["documents"] for task in tasks if task in data)
+    return [
+        f"{group} ({len(tasks)} tasks)",
+        "mean",
+        *(f"{found[row]['score']:.3f}" if row in found else "" for row in scores),
+        *change.of_group(group, tasks),
+        "",
+        f"{documents:,}",
+    ]
+
+
+def _text_line(record: dict[str, Any], corpus: str, rows: list[str], change: Change) -> list[str]:
+    about = record["idp"]
+    values = {row: found["perplexity"].get(corpus) for row, found in about["baselines"].items()}
+    values[about["row"]] = about["perplexity"][corpus]
+    shown = ("inf" if values[row] is None else f"{values[row]:.2f}" for row in rows)  # JSON has no infinity
+    return [corpus, "perplexity", *shown, *change.of_text(corpus), "", ""]
+
+
+def _not_compared(record: dict[str, Any], change: Change) -> str:
+    """Why the table has no differences, or which of its tasks have none."""
+    about = record["idp"]
+    if change.step is not None:
+        left_out = ", ".join(change.step["left_out"])
+        return f"\n\nNo difference of {left_out}: the score is no mean over documents." if left_out else ""
+    if about["baselines"]:
+        return (
+            "\n\nThis record is from before differences were part of one: the same command adds them, and measures"
+            " nothing anew."
+        )
+    if about["row"] == "dense":
+        return "\n\nNothing was compressed or repaired, so there is nothing to compare."
+    return f"\n\nNothing to compare with: the {about['row']} model alone was measured (baselines=false)."

@@ -6,7 +6,11 @@ from typing import Any
 
 # The columns of the tables that every finished run logs, the second where prompts were chosen.
 TABLES = {
-    "results": ("task", "stand_in", "metric", "documents", "dense", "compressed", "repaired", "stderr", "recovery"),
+    "results": (
+        *("task", "stand_in", "metric", "documents", "dense", "compressed", "repaired", "stderr"),
+        *("difference", "low", "high", "against", "newly_right", "newly_broken"),
+        *("damage_brought_back", "documents_broken", "documents_brought_back"),
+    ),
     "selection": ("task", "prompt", "documents", "share"),
 }
 
@@ -23,16 +27,25 @@ def labels(config: dict[str, Any], compressor: str) -> dict[str, str]:
     return {name: word for name, word in words.items() if word}
 
 
+def key_of(task: str, data: dict[str, Any]) -> str:
+    """What a task is called in keys: `nq_open_for_webqs` where another's documents stand in for it.
+
+    So nobody averages or compares the one's scores as the other's. `data` is the task's part of the record's `data`.
+    """
+    return f"{data['stand_in']}_for_{task}" if data["stand_in"] else task
+
+
 def summary(record: dict[str, Any]) -> dict[str, float]:
     """The figures that a run ends with; a baseline's stand below its name, such as `dense/score/mean`.
 
-    `score/<task>` is the task's main score by the name that was asked for, `score/recovery` the mean's share of the
-    dense model's, `latency/<part>_ms` the run's own model at the first batch size and length that were timed.
+    `score/<task>` is a task's main score, the task called as by `key_of`. `gain/...` is the run's own model less the
+    one that it was made from, `damage/...` dense less compressed, each with the ends of its 95 % interval.
+    `latency/<part>_ms` is the run's own model at the first batch size and length that were timed.
     """
     from idp.report.tables import main_scores
 
     about = record["idp"]
-    values: dict[str, float] = {
+    values: dict[str, float | None] = {
         "params/model": about["parameters"]["model"],
         "params/added": about["parameters"]["added"],
         "params/trainable": about["parameters"]["trainable"],
@@ -41,6 +54,8 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
         "weights/bits_per_weight": about["weights"]["bits_per_weight"],
         "weights/packed_bytes": about["weights"]["packed_bytes"],
         "weights/effective_bytes": about["weights"]["effective_bytes"],
+        "score/mean_tasks": len(about["data"]),
+        "score/mean_stand_ins": sum(bool(data["stand_in"]) for data in about["data"].values()),
     }
     rows = {"": (record["results"], about["perplexity"])}
     rows |= {f"{row}/": (found["results"], found["perplexity"]) for row, found in about["baselines"].items()}
@@ -50,12 +65,10 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
                 if isinstance(value, (int, float)) and "," in key:
                     values[f"{prefix}{task}/{key.removesuffix(',none').replace(',', '_')}"] = value
         scores = main_scores(record, results)
-        values |= {f"{prefix}score/{task}": score for task, score in scores.items()}
+        values |= {f"{prefix}score/{key_of(task, about['data'][task])}": score for task, score in scores.items()}
         values[f"{prefix}score/mean"] = sum(scores.values()) / len(scores)
         values |= {f"{prefix}ppl/{corpus}": value for corpus, value in perplexity.items()}
-    if values.get("dense/score/mean"):
-        values["score/recovery"] = values["score/mean"] / values["dense/score/mean"]
-    values |= _latency(about["latency"])
+    values |= _differences(record) | _fidelity(about) | _groups(about) | _cost(about) | _latency(about["latency"])
     for task, found in (about["selector"] or {"entropy": {}})["entropy"].items():
         values[f"selection/{task}/entropy"] = found["nats"]
     if about["selector"]:  # a score that was chosen with the answers in hand is no method's
@@ -66,7 +79,66 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     if losses:
         values |= {f"heldout/{name}/best_loss": loss for name, loss in losses.items()}
         values["heldout/best_loss"] = sum(losses.values()) / len(losses)  # what a sweeper minimises
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _differences(record: dict[str, Any]) -> dict[str, float | None]:
+    """What the last step gained and what compression took, over all tasks and of each."""
+    from idp.report.differences import damage, last_step
+
+    values: dict[str, float | None] = {}
+    for name, sign, found in (("gain", 1, last_step(record)), ("damage", -1, damage(record))):
+        if found is None:
+            continue
+        tests = {key_of(task, record["idp"]["data"][task]): test for task, test in found["tasks"].items()}
+        for key, test in {"mean": found["mean"], **tests}.items():
+            if test is None:
+                continue
+            values |= _signed(f"{name}/{key}", sign, test)
+        if found["mean"] is not None:
+            values[f"{name}/mean_detectable"] = found["mean"]["detectable"]
+        if (graded := found["graded"]) and graded["mean"]:
+            values |= _signed(f"{name}/graded_mean", sign, graded["mean"])
+        if share := found.get("damage_brought_back"):
+            values |= {"damage/brought_back": share["share"]}
+            values |= {f"damage/brought_back_{end}": share[end] for end in ("low", "high")}
     return values
+
+
+def _signed(key: str, sign: int, test: dict[str, Any]) -> dict[str, float]:
+    """A difference and the ends of its interval; -1 turns it round."""
+    low, high = sorted(sign * test[end] + 0.0 for end in ("low", "high"))  # + 0.0: no minus before a zero
+    return {key: sign * test["difference"] + 0.0, f"{key}_low": low, f"{key}_high": high}
+
+
+def _fidelity(about: dict[str, Any]) -> dict[str, float]:
+    """How far each model is from dense, on texts and on the tasks' own contexts: `fidelity/<text or task>/mean_kl`."""
+    values = {}
+    for row, parts in (about.get("fidelity") or {}).items():
+        prefix = "" if row == about["row"] else f"{row}/"
+        tasks = {key_of(task, about["data"][task]): found for task, found in parts.get("tasks", {}).items()}
+        for name, found in {**parts.get("texts", {}), **tasks}.items():
+            flips = {f"flips_{way}": count for way, count in found.get("flips", {}).items()}
+            for key, value in {**found, **flips}.items():
+                if isinstance(value, (int, float)):
+                    values[f"{prefix}fidelity/{name}/{key}"] = value
+    return values
+
+
+def _groups(about: dict[str, Any]) -> dict[str, float]:
+    """Means over groups of tasks: `group/<name>`, a baseline's below its own name."""
+    values = {}
+    for group, rows in (about.get("groups") or {}).items():
+        for row, found in rows.items():
+            prefix = "" if row == about["row"] else f"{row}/"
+            values[f"{prefix}group/{group.replace(' ', '_')}"] = found["score"]
+    return values
+
+
+def _cost(about: dict[str, Any]) -> dict[str, float]:
+    """Seconds and peak memory of each stage, of the process that made it."""
+    values = {f"seconds/{stage}": found["seconds"] for stage, found in about["stages"].items() if found is not None}
+    return values | {f"peak_memory_bytes/{stage}": peak for stage, peak in about["peak_memory_bytes"].items()}
 
 
 def _latency(latency: dict[str, Any] | None) -> dict[str, float]:
@@ -95,16 +167,16 @@ def tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]
 
 def _results(record: dict[str, Any]) -> list[list[Any]]:
     from idp.evaluate.tasks import main_metric
+    from idp.report.differences import last_step
     from idp.report.tables import main_scores, rows_of
 
-    models, own = rows_of(record), record["idp"]["row"]
-    scores = {row: main_scores(record, results) for row, results in models.items()}
-    rows = []
+    scores = {row: main_scores(record, results) for row, results in rows_of(record).items()}
+    step, rows = last_step(record), []
     for task, data in record["idp"]["data"].items():
         runs = data["stand_in"] or task
         metric = main_metric(runs, record["results"][runs])
         error = record["results"][runs].get(metric.replace(",", "_stderr,", 1))
-        dense = scores.get("dense", {}).get(task)
+        test = (step["tasks"].get(task) if step else None) or {}
         rows.append(
             [
                 task,
@@ -113,7 +185,13 @@ def _results(record: dict[str, Any]) -> list[list[Any]]:
                 data["documents"],
                 *(scores[row][task] if row in scores else None for row in ("dense", "compressed", "repaired")),
                 error if isinstance(error, (int, float)) else None,
-                scores[own][task] / dense if dense else None,
+                *(test.get(key) for key in ("difference", "low", "high")),
+                step["before"] if test else None,
+                test.get("gained"),
+                test.get("lost"),
+                (test.get("damage_brought_back") or {}).get("share"),
+                test.get("broken"),
+                test.get("brought_back"),
             ]
         )
     return rows

@@ -80,7 +80,9 @@ def test_every_key_is_logged(part, specified, logged):
 def test_it_shows_what_was_asked_for(specified, swept):
     titles = [node["chartTitle"] for node in nodes(specified["workspace"]) if "chartTitle" in node]
     assert {
-        "Recovery against added parameters",
+        "Gain against added parameters",
+        "Gain by task",
+        "Seconds by stage",
         "Accuracy against decode latency (ms)",
         "Perplexity (bridges) against accuracy",
         "Score by task",
@@ -88,12 +90,13 @@ def test_it_shows_what_was_asked_for(specified, swept):
         "Held-out loss",
     } <= set(titles)
     sections = [section["name"] for section in specified["workspace"]["section"]["panelBankConfig"]["sections"]]
-    assert sections[:4] == ["Scores", "Recovery and cost", "Selection", "Training"]
+    assert sections[:4] == ["Scores", "Gain and cost", "Selection", "Training"]
     (own,) = (node for node in nodes(specified["report"]) if node.get("name") == "rtn3" and "runFeed" in node)
     assert any(node.get("value") == ["rtn3"] and node.get("op") == "IN" for node in nodes(own["filters"]))
     tasks = next(iter(swept[1].values()))["idp"]["data"]
     shown = {node for column in nodes(own["runFeed"]) for node in column.get("columnOrder", [])}
-    assert {f"summary:score/{task}" for task in tasks} <= shown
+    assert {f"summary:score/{metrics.key_of(task, data)}" for task, data in tasks.items()} <= shown
+    assert {"summary:score/nq_open_for_webqs", "summary:gain/mean_low", "summary:score/mean_stand_ins"} <= shown
 
 
 def test_what_no_run_measured_is_left_out(swept):

@@ -52,7 +52,10 @@ def test_the_summary_is_the_record_metric_by_metric(received):
         expected = metrics.summary(record)
         assert {
             "score/arc_easy",
-            "score/recovery",
+            "gain/mean_low",
+            "score/nq_open_for_webqs",
+            "seconds/compress",
+            "peak_memory_bytes/compress",
             "ppl/bridges",
             "latency/decode_ms",
             "params/added",
@@ -72,6 +75,8 @@ def test_tables_are_the_records(received):
             metric = f"{row['metric']},none"
             metric = next(key for key in record["results"][runs] if key.split(",")[0] == row["metric"])
             assert row[about["row"]] == pytest.approx(record["results"][runs][metric])
+            difference = row[about["row"]] - row[row["against"]]
+            assert row["difference"] == pytest.approx(difference) and row["low"] <= difference <= row["high"]
             assert row["dense"] == pytest.approx(about["baselines"]["dense"]["results"][runs][metric])
             assert row["documents"] == about["data"][row["task"]]["documents"]
         if about["selection"]:

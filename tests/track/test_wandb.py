@@ -52,7 +52,10 @@ def test_an_offline_run_holds_config_curves_summary_and_tables(run_here, tmp_pat
     scores = [record["results"][task] for task in ("arc_easy", "arc_challenge", "sciq", "nq_open", "triviaqa")]
     mean = sum(next(v for k, v in s.items() if k.startswith(("acc,", "exact_match,"))) for s in scores) / 5
     assert expected["score/mean"] == pytest.approx(mean)
-    assert expected["score/recovery"] == pytest.approx(mean / expected["dense/score/mean"])
+    assert expected["gain/mean"] == pytest.approx(mean - expected["compressed/score/mean"])
+    assert (expected["score/mean_tasks"], expected["score/mean_stand_ins"]) == (5, 1)
+    assert "score/nq_open_for_webqs" in expected and "score/webqs" not in expected
+    assert expected["seconds/recover"] == record["idp"]["stages"]["recover"]["seconds"]
     losses = [part["heldout_loss"] for part in record["idp"]["training"].values()]
     assert expected["heldout/best_loss"] == pytest.approx(sum(losses) / 3)
     assert steps(run, "train/prompt_1/loss") == [1, 2, 3, 4, 5, 6]

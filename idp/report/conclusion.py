@@ -1,0 +1,205 @@
+"""One sentence that closes a run: what it showed, and what it could not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idp.analyze.significance import LEVEL
+from idp.evaluate.tasks import main_metric
+from idp.report.differences import damage, last_step, share, unchanged
+from idp.report.tables import lower_is_better, main_scores
+
+ACCURACIES = ("acc", "acc_norm", "exact_match")
+
+
+def conclusion(record: dict[str, Any]) -> str:
+    """What the run's differences say, with their intervals; what stays undecided, and what it would take to decide it.
+
+    Only what was measured is claimed: of documents that stand in for a task's, of one training seed, of an upper bound
+    that peeks at the answers.
+    """
+    step = last_step(record)
+    if step is None or step["mean"] is None:
+        parts = _alone(record)
+    else:
+        parts = [*_cost(record), *_effect(record, step), *_graded(record, step), *_reach(record, step), *_draws(record)]
+    return "; ".join(parts) + "."
+
+
+def _alone(record: dict[str, Any]) -> list[str]:
+    """Of a run that compares nothing."""
+    about, scores = record["idp"], main_scores(record, record["results"])
+    row, made = about["row"], about["compressor"]
+    name = {"dense": "the dense model", "compressed": made, "repaired": f"{made} with {_repair(record)}"}[row]
+    parts = [f"{name} scores {sum(scores.values()) / len(scores):.3f} in {_subject(record)}"]
+    if _peeks(record):
+        parts.append("an upper bound that peeks at the answers, no method")
+    if last_step(record) is not None:
+        parts.append("no task's score is a mean over documents, so no difference has an interval")
+    elif row == "dense":
+        parts.append("nothing was compressed or repaired, so there is nothing to compare")
+    elif about["baselines"]:
+        parts.append("the record is from before differences were part of one")
+    else:
+        parts.append("nothing was measured to compare it with (baselines=false)")
+    return parts
+
+
+def _cost(record: dict[str, Any]) -> list[str]:
+    """What compression did."""
+    found, name = damage(record), record["idp"]["compressor"]
+    if found is None or found["mean"] is None:
+        return []
+    mean, subject = found["mean"], _subject(record, found["left_out"])
+    if unchanged(mean):
+        return [f"{name} changes no document's outcome in {subject}"]
+    if not _decided(record, mean):
+        return [f"{name} does no damage beyond noise: {_signed(found, mean)} in {subject}"]
+    if mean["difference"] < 0:
+        return [f"{name} costs {_lost(found, mean)} of {subject}"]
+    return [f"{name} changes {subject} by {_signed(found, mean)}, a gain"]
+
+
+def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """What the repair did."""
+    if step["after"] != "repaired":
+        return []
+    name, mean, on_dense = _repair(record), step["mean"], step["before"] == "dense"
+    where = f" on the dense model, in {_subject(record, step['left_out'])}" if on_dense else ""
+    signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
+    if _peeks(record):
+        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method"]
+    if unchanged(mean):
+        return [f"{name} changes no document's outcome{where}"]
+    if not _decided(record, mean):
+        damaged = step.get("damage_brought_back") and mean["difference"] > 0
+        return [f"{name} {'brings back' if damaged else 'adds'} {signed}: undecided"]
+    if mean["difference"] < 0:
+        return [f"{name} does harm: it takes {'another ' if step.get('damage_brought_back') else ''}{lost}"]
+    if on_dense:
+        return [f"{name} adds {signed}: where nothing was damaged that is adaptation, no repair"]
+    if found := step.get("damage_brought_back"):
+        return [f"{name} brings back {signed}, {share(found)} of the damage"]
+    return [f"{name} adds {signed}, where there was no damage beyond noise to bring back"]
+
+
+def _graded(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """What the sharper outcome decides where hits do not."""
+    graded = (step.get("graded") or {}).get("mean")
+    if graded is None or _peeks(record) or _decided(record, step["mean"]) or not _decided(record, graded):
+        return []
+    return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
+
+
+def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """The least difference that the run would have shown, and what an undecided one would take."""
+    if _peeks(record):
+        return []
+    if not _spread_known(record):
+        return ["a single document of a task says nothing of noise, so nothing is decided"]
+    mean, parts = step["mean"], []
+    counts = {task: data["documents"] for task, data in record["idp"]["data"].items() if task not in step["left_out"]}
+    total = sum(counts.values())
+    if unchanged(mean):
+        room = 1 - LEVEL ** (1 / total)  # a change of this share would leave so many documents alone in 5 %
+        return [f"{total:,} documents without a change leave room for {100 * room:.1f} % of documents to change unseen"]
+    if mean.get("detectable"):
+        parts.append(
+            f"{total:,} documents would show a difference of {_amount(step, mean['detectable'])} or more (80 % power)"
+        )
+    if not _decided(record, mean) and (wanted := mean.get("documents_to_decide")):
+        held = min(record["idp"]["data"][task].get("documents_in_split") or 0 for task in counts)
+        more = ", more than some tasks have" if held and wanted > held else ""
+        parts.append(f"if this one is real, about {_rounded(wanted * len(counts)):,} would decide it{more}")
+    return parts
+
+
+def _draws(record: dict[str, Any]) -> list[str]:
+    """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
+    from idp.compress.recipe import CALIBRATED
+
+    about = record["idp"]
+    drawn: dict[str, str] = {}
+    if about["row"] == "repaired":
+        if about.get("transfer"):
+            drawn["one repair from elsewhere"] = "repair"
+        elif about.get("training"):
+            drawn["one training seed"] = "seed"
+        if "seed" in (about["config"]["recovery"].get("selector") or {}):
+            drawn["one draw of prompts"] = "draw"
+    compressor = about["config"]["compressor"]
+    if {compressor["sparsity"]["method"], compressor["quantization"]["method"]} & set(CALIBRATED):
+        drawn["one draw of calibration text"] = "draw"
+    if not drawn:
+        return []
+    which = "these" if len(drawn) > 1 else f"that {next(iter(drawn.values()))}"
+    return [f"{', '.join(drawn)}: the interval holds for {which} only"]
+
+
+def _repair(record: dict[str, Any]) -> str:
+    about = record["idp"]
+    kind, selector = about["config"]["recovery"]["kind"], about.get("selector")
+    return f"{kind} ({selector['kind']})" if selector else kind
+
+
+def _peeks(record: dict[str, Any]) -> bool:
+    return bool((record["idp"].get("selector") or {}).get("peeks"))
+
+
+def _subject(record: dict[str, Any], left_out: list[str] | tuple = ()) -> str:
+    """What differences are of: `mean accuracy over 9 tasks (nq_open in place of webqs)`."""
+    data = {task: each for task, each in record["idp"]["data"].items() if task not in left_out}
+    runs = {task: each["stand_in"] or task for task, each in data.items()}
+    metrics = {main_metric(name, record["results"][name]).split(",")[0] for name in runs.values()}
+    accuracy = metrics <= set(ACCURACIES) and not any(lower_is_better(record, task) for task in runs)
+    kind = "accuracy" if accuracy else "score"
+    places = [f"{name} in place of {task}" for task, name in runs.items() if name != task]
+    if len(runs) == 1:
+        return f"{kind} on {places[0] if places else next(iter(runs))}"
+    beside = [*places, *([f"without {', '.join(left_out)}"] if left_out else [])]
+    return f"mean {kind} over {len(runs)} tasks" + (f" ({'; '.join(beside)})" if beside else "")
+
+
+def _decided(record: dict[str, Any], test: dict[str, Any]) -> bool:
+    apart = test["low"] > 0 or test["high"] < 0
+    return apart and test["p"] < LEVEL and _spread_known(record)
+
+
+def _spread_known(record: dict[str, Any]) -> bool:
+    return all(data["documents"] > 1 for data in record["idp"]["data"].values())
+
+
+def _moves(graded: dict[str, Any]) -> str:
+    verb, sign = ("rises", 1) if graded["difference"] > 0 else ("falls", -1)
+    low, high = sorted(sign * graded[end] for end in ("low", "high"))
+    return f"{verb} by {100 * abs(graded['difference']):.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _signed(comparison: dict[str, Any], test: dict[str, Any]) -> str:
+    """A difference with its interval: `+0.4 points (-0.3 to +1.1)`."""
+    low, high = (_number(comparison, test[key], "+") for key in ("low", "high"))
+    return f"{_number(comparison, test['difference'], '+')}{_unit(comparison)} ({low} to {high})"
+
+
+def _lost(comparison: dict[str, Any], test: dict[str, Any]) -> str:
+    """A loss with its interval, without signs: `1.2 points (0.3 to 2.1)`."""
+    low, high = (_number(comparison, -test[key]) for key in ("high", "low"))
+    return f"{_number(comparison, -test['difference'])}{_unit(comparison)} ({low} to {high})"
+
+
+def _amount(comparison: dict[str, Any], value: float) -> str:
+    return f"{_number(comparison, value)}{_unit(comparison)}"
+
+
+def _unit(comparison: dict[str, Any]) -> str:
+    return " points" if comparison["unit"] == "share" else ""
+
+
+def _number(comparison: dict[str, Any], value: float, sign: str = "") -> str:
+    scale, digits = (100, 1) if comparison["unit"] == "share" else (1, 3)
+    return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus before a zero
+
+
+def _rounded(count: float) -> int:
+    """To two significant digits: such counts are rough."""
+    return int(float(f"{count:.1e}"))

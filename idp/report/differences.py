@@ -1,0 +1,125 @@
+"""What a record says of differences between its models, in words for the cells of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+NO_DAMAGE = "no damage beyond noise"
+
+
+def compared(record: dict[str, Any], after: str, before: str) -> dict[str, Any] | None:
+    """One model of a run against another, as the record has it; None where it has not."""
+    known = record["idp"].get("comparisons") or []
+    return next((each for each in known if (each["after"], each["before"]) == (after, before)), None)
+
+
+def damage(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The compressed model against the dense one."""
+    return compared(record, "compressed", "dense")
+
+
+def last_step(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's own model against the one that it was made from: a repaired one against what it repairs."""
+    own = record["idp"]["row"]
+    others = {"repaired": ("compressed", "dense"), "compressed": ("dense",)}.get(own, ())
+    return next((found for before in others if (found := compared(record, own, before)) is not None), None)
+
+
+def with_interval(test: dict[str, Any] | None, scale: float = 1.0, digits: int = 3) -> str:
+    """A difference and its 95 % interval, such as `+0.004 (-0.003 to +0.011)`; nothing where there is none."""
+    if not test:
+        return ""
+    if unchanged(test):
+        return "0 (nothing changed)"
+    value, low, high = (scale * test[key] for key in ("difference", "low", "high"))
+    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def unchanged(test: dict[str, Any]) -> bool:
+    """Whether every document has the same outcome before and after: then there is no spread to make an interval of."""
+    return test["difference"] == test["low"] == test["high"] == 0
+
+
+def share(found: dict[str, float] | None) -> str:
+    """The share of the damage that was brought back, such as `34% (10% to 72%)`."""
+    return f"{found['share']:.0%} ({found['low']:.0%} to {found['high']:.0%})" if found else NO_DAMAGE
+
+
+def turned(tests: Sequence[dict[str, Any]]) -> list[str]:
+    """How many documents turned right and how many wrong, over tasks whose documents are right or wrong."""
+    known = [test for test in tests if test.get("gained") is not None]
+    return [f"{sum(test[key] for test in known):g}" if known else "" for key in ("gained", "lost")]
+
+
+def brought_back(tests: Sequence[dict[str, Any]]) -> str:
+    """Of how many documents that dense has right and compression broke the repair brings back how many: `3 of 8`."""
+    known = [test for test in tests if test.get("broken") is not None]
+    return " of ".join(f"{sum(test[key] for test in known)}" for key in ("brought_back", "broken")) if known else ""
+
+
+class Change:
+    """The columns of a run's table that say what its last step changed, and how far its models are from dense.
+
+    Args:
+        record: the run's.
+    """
+
+    def __init__(self, record: dict[str, Any]):
+        self.step = last_step(record)
+        self.fidelity = record["idp"].get("fidelity") or {}
+
+    @property
+    def headers(self) -> list[str]:
+        """What the columns are called."""
+        found = []
+        if self.step is not None:
+            repair = ["damage brought back", "documents brought back"] if self._repairs else []
+            found = [f"difference to {self.step['before']} (95 %)", *repair, "newly right", "newly broken"]
+        return found + ([f"KL to dense, nats ({' / '.join(self.fidelity)})"] if self.fidelity else [])
+
+    def of_task(self, task: str) -> list[str]:
+        """The cells of one task."""
+        test = self.step["tasks"].get(task) if self.step else None
+        return self._tested(test, [test] if test else []) + self._kl([task])
+
+    def of_group(self, group: str, tasks: Sequence[str]) -> list[str]:
+        """The cells of the mean over a group's tasks."""
+        test = self.step.get("groups", {}).get(group) if self.step else None
+        return self._tested(test, self._tests(tasks)) + self._kl(tasks)
+
+    def of_mean(self, tasks: Sequence[str]) -> list[str]:
+        """The cells of the mean over all tasks."""
+        test = self.step["mean"] if self.step else None
+        if test and self._repairs:
+            test = {**test, "damage_brought_back": self.step["damage_brought_back"]}
+        return self._tested(test, self._tests(tasks)) + self._kl(tasks)
+
+    def of_text(self, corpus: str) -> list[str]:
+        """The cells of a text, whose perplexity has no difference here."""
+        return self._tested(None, []) + self._kl([corpus], "texts")
+
+    @property
+    def _repairs(self) -> bool:
+        return self.step is not None and "damage_brought_back" in self.step
+
+    def _tests(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        return [self.step["tasks"][task] for task in tasks if task in self.step["tasks"]] if self.step else []
+
+    def _tested(self, test: dict[str, Any] | None, tests: Sequence[dict[str, Any]]) -> list[str]:
+        if self.step is None:
+            return []
+        repair = []
+        if self._repairs:
+            repair = [share(test.get("damage_brought_back")) if test else "", brought_back(tests)]
+        return [with_interval(test), *repair, *turned(tests)]
+
+    def _kl(self, names: Sequence[str], part: str = "tasks") -> list[str]:
+        """One cell: of each model the unweighted mean over `names`; empty where one of them was not measured."""
+        if not self.fidelity:
+            return []
+        cells = []
+        for found in self.fidelity.values():
+            known = [found[part][name]["mean_kl"] for name in names if name in found.get(part, {})]
+            cells.append(f"{sum(known) / len(known):.3f}" if known and len(known) == len(names) else "")
+        return [" / ".join(cells) if any(cells) else ""]
