@@ -16,8 +16,8 @@ def tosses(draw, documents, m):
 
 def noisy(draw, documents, m):
     """Each prompt moves a document's score by noise of its own, and some prompts are better than others."""
-    better = np.linspace(0, 0.3, m)
-    return draw.uniform(-1, 1) + better + draw.normal(0, 1, documents)[:, None] + draw.normal(0, 0.3, (documents, m)) > 0
+    of_documents = draw.uniform(-1, 1) + draw.normal(0, 1, documents)[:, None]
+    return of_documents + np.linspace(0, 0.3, m) + draw.normal(0, 0.3, (documents, m)) > 0
 
 
 def beta(draw, documents, m):
