@@ -112,13 +112,16 @@ def judge(effect: Effect, margin: float, what: str, note: str = "") -> Evidence:
         refuted = effect.damaged and nothing
         return Evidence(what, known.difference, known.low, known.high, "points", refuted=refuted, note=note)
     own, control = effect.control[fate.OWN], effect.control[fate.CONTROL]
+    tested = max(known, own, key=lambda found: found.p)
     return Evidence(
         what,
         control.difference,
         control.low,
         control.high,
         "points",
-        p=max(known.p, own.p),
+        p=tested.p,
+        detectable=tested.detectable,
+        documents_to_decide=tested.documents_to_decide,
         holds=effect.damaged and known.difference > 0 and own.difference > 0,
         refuted=effect.damaged and (nothing or own.high < 0),
         note=note,
