@@ -11,7 +11,7 @@ from idp.analyze import fate
 from idp.analyze.cells import dense_of, of_the_input, pair, repairs, unrepaired_of
 from idp.analyze.compare import p_value
 from idp.analyze.displaced import COMMAND, Fate, fate_of
-from idp.analyze.evidence import Claim, Evidence
+from idp.analyze.evidence import UNDECIDED, Claim, Evidence
 from idp.analyze.papers import HOANG, document_count, need
 from idp.analyze.second import Second, second_dense
 from idp.analyze.significance import LEVEL, Interval, paired_interval, unseen
@@ -67,7 +67,7 @@ def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Co
             "" if effect.damaged else "compression took nothing measurable",
         ]
         claim.evidence.append(judge(effect, margin, cell.name, "; ".join(part for part in parts if part)))
-        lacking |= not effect.controlled
+        lacking |= not effect.controlled and claim.evidence[-1].verdict == UNDECIDED
     if not claim.evidence:
         claim.needs.append(need("dense, compressed and prompted models", "nine_tasks"))
     elif lacking:
