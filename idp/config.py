@@ -209,6 +209,14 @@ class Selector:
             prompts: of the bank; None where that is not known yet.
         """
 
+    def check_usable(self) -> None:
+        """Raises a UserError where no model can choose like it: one that peeks is measured alone."""
+        if self.peeks:
+            raise UserError(
+                f"recovery.selector={self.kind} chooses with the answers in hand: it can be evaluated, not used; take"
+                " another selector of the same bank"
+            )
+
     def build(self) -> Any:
         """The `idp.prompting.selectors.base.Selector` that they describe, not fitted yet where it needs that."""
         raise NotImplementedError

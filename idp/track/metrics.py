@@ -71,6 +71,8 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     values |= _differences(record) | _fidelity(about) | _groups(about) | _cost(about) | _latency(about["latency"])
     for task, found in (about["selector"] or {"entropy": {}})["entropy"].items():
         values[f"selection/{task}/entropy"] = found["nats"]
+    if about["selector"]:  # a score that was chosen with the answers in hand is no method's
+        values["selection/peeks"] = int(about["selector"].get("peeks", False))
     mean = (about["controls"] or {}).get("mean") or {}
     values |= {f"controls/{way}": value for way, value in mean.items() if isinstance(value, float)}
     losses = {name: training["heldout_loss"] for name, training in (about["training"] or {}).items()}

@@ -267,9 +267,11 @@ def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) ->
 
     if selection is None:
         return None
-    options = selection.options
+    options, described = selection.options, selection.description
+    if "oracle_loss" in described:
+        described = {**described, "oracle_loss_by_luck": selection.oracle_loss_by_luck}
     return {
-        **selection.description,
+        **described,
         "peeks": options.peeks,
         "constant": options.constant,
         "published": options.published,
