@@ -116,11 +116,17 @@ def _fidelity(about: dict[str, Any]) -> dict[str, float]:
         prefix = "" if row == about["row"] else f"{row}/"
         tasks = {key_of(task, about["data"][task]): found for task, found in parts.get("tasks", {}).items()}
         for name, found in {**parts.get("texts", {}), **tasks}.items():
-            flips = {f"flips_{way}": count for way, count in found.get("flips", {}).items()}
-            for key, value in {**found, **flips}.items():
-                if isinstance(value, (int, float)):
-                    values[f"{prefix}fidelity/{name}/{key}"] = value
+            values |= {f"{prefix}fidelity/{name}/{key}": value for key, value in _flat(found).items()}
     return values
+
+
+def _flat(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a dictionary and of those in it, such as `flips_right_to_wrong`."""
+    parts = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+    for name, part in found.items():
+        if isinstance(part, dict):
+            parts |= {f"{name}_{key}": value for key, value in _flat(part).items()}
+    return parts
 
 
 def _groups(about: dict[str, Any]) -> dict[str, float]:

@@ -118,9 +118,10 @@ def build(
             for row, scores in measured.items()
             if scores is not own
         },
-        "comparisons": comparisons.of_run(measured, sources, config["task"].get("groups")),
         "environment": environment(),
     }
+    groups = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
+    record["idp"]["comparisons"] = comparisons.of_run(measured, sources, groups)
     record["idp"]["conclusion"] = conclusion(record)
     return record
 

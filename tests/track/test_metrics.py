@@ -55,7 +55,7 @@ def test_stages_fidelity_and_groups(repaired):
     about["fidelity"] = {
         row: {
             "texts": {"c4": {"mean_kl": 0.2, "same_top": 0.9, "tokens": 512}},
-            "tasks": {"webqs": {"mean_kl": 0.1, "flips": {"right_to_wrong": 3, "wrong_to_right": 1}}},
+            "tasks": {"webqs": {"mean_kl": None, "last": {"mean_kl": 0.1}, "flips": {"right_to_wrong": 3}}},
         }
         for row in ("compressed", "repaired")
     }
@@ -63,7 +63,9 @@ def test_stages_fidelity_and_groups(repaired):
     values = metrics.summary(repaired)
     assert (values["seconds/load"], values["peak_memory_bytes/load"]) == (1.5, 123) and "seconds/recover" not in values
     assert (values["fidelity/c4/mean_kl"], values["compressed/fidelity/c4/same_top"]) == (0.2, 0.9)
-    assert values["fidelity/nq_open_for_webqs/flips_right_to_wrong"] == 3
+    task = "fidelity/nq_open_for_webqs"
+    assert (values[f"{task}/flips_right_to_wrong"], values[f"{task}/last_mean_kl"]) == (3, 0.1)
+    assert f"{task}/mean_kl" not in values
     assert values["group/social_sciences"] == values["dense/group/social_sciences"] == 0.5
 
 
