@@ -174,8 +174,29 @@ class Selector:
 
     @property
     def peeks(self) -> bool:
-        """Whether it chooses with the answers in hand: it is measured, and cannot be used."""
+        """Whether it chooses with the answers in hand: it is measured by `peek`, and cannot be used."""
         return False
+
+    @property
+    def constant(self) -> bool:
+        """Whether it gives every input the same prompt by design: then one prompt for all is no collapse."""
+        return False
+
+    @property
+    def published(self) -> bool:
+        """Whether it is the choice that IDP's paper describes, by which claims about IDP are judged if it is there."""
+        return False
+
+    def peek(self, scores: Any) -> Any:
+        """Of one that peeks, the choice for each document: the first of the prompts that score best on it.
+
+        Args:
+            scores: [documents, prompts], what each prompt alone scored on a document, the greater the better.
+
+        Returns:
+            [documents], each the number of a prompt.
+        """
+        return scores.argmax(1)
 
     def check(self) -> None:
         """Raises a UserError where the options do not go together."""
@@ -245,6 +266,20 @@ class Recovery:
     """What the stages ask of a recovery's options; each kind is a file in `idp/recover`, with how it is made."""
 
     kind: str = option("which one it is; choose with recovery=...")
+
+    # The method of the literature that it is, for claims about that one: prompt (one soft prompt), idp (a bank of them
+    # with a choice for each input), lora. A subclass is what its parent is unless it says otherwise; "": its kind.
+    method: ClassVar[str] = ""
+
+    @property
+    def repairs(self) -> bool:
+        """Whether there is anything to make; else the run measures the compressed model as it is."""
+        return True
+
+    @property
+    def unused(self) -> set[str]:
+        """Its own options that what it makes does not depend on, as the others are set: no part of its key."""
+        return set()
 
     @property
     def trains(self) -> bool:

@@ -211,7 +211,7 @@ def measure(
                 name,
                 alone,
                 row.key,
-                row.selection.identity,
+                row.selection.options,
                 config.model,
                 config.evaluation,
                 found.tasks,

@@ -1,4 +1,4 @@
-"""The bootstrap over documents, on which every interval of the project stands."""
+"""The bootstrap over documents, for figures that are no mean of differences, such as the best of several prompts."""
 
 from __future__ import annotations
 

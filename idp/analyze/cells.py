@@ -30,8 +30,12 @@ def title(collection: Collection, setting: Setting) -> str:
 
 
 def weights_of(cell: Cell) -> tuple[str, ...]:
-    """Keys of the weights that a cell's models have, or that their repair is on."""
-    return tuple(cell.first.keys[stage] for stage in ("load", "compress") if stage in cell.first.keys)
+    """The weights that a cell's models have, or that their repair is on: of the dense model, and as compressed.
+
+    Models that were calibrated with several seeds alone are one cell, and have the same weights here.
+    """
+    load = cell.first.keys["load"]
+    return (load,) if cell.first.compressor == "none" else (load, cell.weights)
 
 
 def dense_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
@@ -50,9 +54,14 @@ def unrepaired_of(every: Sequence[Cell], cell: Cell) -> Cell | None:
     )
 
 
-def repairs(every: Sequence[Cell], *kinds: str) -> list[Cell]:
-    """The repaired cells, of the given kinds of recovery if any are given."""
-    return [cell for cell in every if cell.first.role == REPAIRED and (not kinds or cell.first.recovery in kinds)]
+def repairs(every: Sequence[Cell], *methods: str) -> list[Cell]:
+    """The repaired cells, of the given methods (`config.Recovery.method`) if any are given."""
+    return [cell for cell in every if cell.first.role == REPAIRED and (not methods or cell.first.method in methods)]
+
+
+def of_the_input(every: Sequence[Cell]) -> list[Cell]:
+    """The repairs that change no weight and were learned where they are used: prompts before the input alone."""
+    return [cell for cell in repairs(every) if not cell.first.adapter and cell.first.transfer is None]
 
 
 def one_run(cell: Cell) -> Cell:

@@ -66,7 +66,8 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     Returns:
         JSON: `documents`; `differ`, the share of each task's documents on which prompts score differently; and of each
         of `ways` what it `reads`, its score on each of `tasks`, their `mean`, the `difference` to `best`, its 95 %
-        interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, which peeks.
+        interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, which peeks; of that `by_luck`, what it
+        would score over equal prompts, and `beyond_luck` with its interval (`idp.evaluate.luck`).
 
     Raises:
         UserError: the run has no bank or did not measure its prompts alone, or what was stored of it is gone.
@@ -92,7 +93,7 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     judged = [way for way in found if way not in ("best", "oracle")]
     for way, p in zip(judged, holm([found[way]["p"] for way in judged]), strict=True):
         found[way]["p"] = p
-    found["oracle"]["p"] = None
+    found["oracle"] |= {"p": None, **_luck([task.scores for task in tasks.values()])}
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -106,6 +107,24 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     }
 
 
+def _luck(tasks: list[np.ndarray]) -> dict[str, Any]:
+    """What equal prompts would give the oracle, and what it has beyond that."""
+    from idp.evaluate.luck import luck
+    from idp.evaluate.selection import interval
+
+    found = luck(tasks)
+    beyond = interval([each.beyond for each in found], 0)
+    flips = [each.flips for each in found if each.flips is not None]
+    return {
+        "by_luck": float(np.mean([scores.mean() + each.expected for scores, each in zip(tasks, found, strict=True)])),
+        "beyond_luck": float(np.mean([each.lead - each.expected for each in found])),
+        "beyond_luck_low": beyond[0],
+        "beyond_luck_high": beyond[1],
+        "flips": float(np.mean(flips)) if flips else None,
+        "luck": found[0].model,
+    }
+
+
 def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str, Outcomes]]:
     """The best prompt by held-out loss, the prompts' names, and each task's outcomes, from the files beside a record.
 
@@ -114,7 +133,7 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
     """
     from pyarrow import parquet
 
-    from idp.evaluate.selection import OUTCOMES
+    from idp.evaluate.selection import OUTCOMES, greater
     from idp.track.record import SAMPLES
 
     about = run.record["idp"]
@@ -144,7 +163,7 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
         higher = run.record["higher_is_better"][runs].get(own[0]["metric"].split(",")[0]) is not False
         scores = np.array([[row[prompt] for prompt in prompts] for row in own], float)
         tasks[name] = Outcomes(
-            scores if higher else -scores,
+            greater(scores, higher),
             np.array([row["chosen"] for row in own]),
             [texts[name, row["doc_id"]] for row in own],
         )
@@ -330,6 +349,7 @@ def page(result: dict[str, Any]) -> str:
             against = f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
             p = "" if found["p"] is None else f"{found['p']:.2g}"
         rows.append([name, found["reads"], f"{100 * found['mean']:.1f}", against, p])
+    rows.append(["oracle of equal prompts", "nothing", f"{100 * result['ways']['oracle']['by_luck']:.1f}", "", ""])
     differ = [[task, f"{100 * share:.0f} %"] for task, share in result["differ"].items()]
     return "\n".join(
         [
@@ -346,8 +366,19 @@ def page(result: dict[str, Any]) -> str:
                 disable_numparse=True,
             ),
             "",
+            _luck_said(result["ways"]["oracle"]),
+            "",
             "Documents on which the prompts score differently; on the others there is nothing to choose:",
             "",
             tabulate(differ, headers=["task", "documents"], tablefmt="github", disable_numparse=True),
         ]
+    )
+
+
+def _luck_said(oracle: dict[str, Any]) -> str:
+    flips = f"differ on {100 * oracle['flips']:.1f} % of documents" if oracle["flips"] is not None else "differ so"
+    beyond, low, high = (100 * oracle[name] for name in ("beyond_luck", "beyond_luck_low", "beyond_luck_high"))
+    return (
+        f"Equal prompts of which any two {flips} would give an oracle {100 * oracle['by_luck']:.1f}. What it has beyond"
+        f" that, {beyond:+.1f} ({low:+.1f} to {high:+.1f}), is what there is to choose."
     )

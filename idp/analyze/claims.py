@@ -8,9 +8,10 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.analyze.cells import cells_of, title
-from idp.analyze.compare import p_value
-from idp.analyze.evidence import adjust
+from idp.analyze.compare import p_value, undecided
+from idp.analyze.evidence import UNDECIDED, adjust
 from idp.analyze.papers import CLAIMS
+from idp.analyze.restored import displaced_not_forgotten
 from idp.report.collect import Collection
 from idp.report.measured import DENSE
 
@@ -35,6 +36,7 @@ def check(collection: Collection, margin: float = MARGIN) -> dict[str, Any]:
         if all(cell.first.role == DENSE for cell in cells):
             continue
         claims = [claim(cells, margin) for claim in CLAIMS]
+        claims.append(displaced_not_forgotten(cells, margin, collection))
         adjust(claims)
         budget = cells[0].first.budget
         for claim in claims:
@@ -92,7 +94,7 @@ def _section(claim: dict[str, Any]) -> list[str]:
                 evidence["what"],
                 _figure(evidence),
                 _p(evidence),
-                evidence["verdict"],
+                _verdict(evidence),
                 evidence["note"],
             ]
             for evidence in claim["evidence"]
@@ -101,6 +103,13 @@ def _section(claim: dict[str, Any]) -> list[str]:
         lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [f"Undecided: needs {need}" for need in claim["needs"]]
     return [*lines, ""] if claim["needs"] else lines
+
+
+def _verdict(evidence: dict[str, Any]) -> str:
+    """The verdict; where there is none, what the comparison would have found."""
+    if evidence["verdict"] != UNDECIDED or evidence["detectable"] is None:
+        return evidence["verdict"]
+    return undecided(evidence["detectable"], evidence["documents_to_decide"])
 
 
 def _p(evidence: dict[str, Any]) -> str:

@@ -117,15 +117,23 @@ def verdict(test: dict[str, Any], runs: Sequence[int] = (1, 1)) -> str:
     """
     if test.get("p_adjusted", test["p"]) < LEVEL:
         return "better" if test["difference"] > 0 else "worse"
-    detects, documents = test["detectable"], test["documents_to_decide"]
+    said = undecided(test["detectable"], test["documents_to_decide"])
+    if test["documents_to_decide"] is None and test["difference"] and test["detectable"]:
+        said += "; more documents would not decide" + (", more runs might" if max(runs) > 1 else "")
+    return said
+
+
+def undecided(detects: float | None, documents: int | None) -> str:
+    """What is said where nothing was decided: the least difference that would have been detected.
+
+    Args:
+        detects: in units of the scores; None where nothing differs.
+        documents: of each task, how many would decide; None where no number would, or that is not known.
+    """
     if detects is None:
         return "undecided: no document differs"
     said = f"undecided: detects {_short(detects)} points"
-    if documents is not None:
-        return f"{said}; {documents:,} documents a task would decide"
-    if not test["difference"]:
-        return said
-    return f"{said}; more documents would not decide" + (", more runs might" if max(runs) > 1 else "")
+    return said if documents is None else f"{said}; {documents:,} documents a task would decide"
 
 
 def points(found: dict[str, Any]) -> str:

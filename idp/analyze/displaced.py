@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from idp.analyze import fate
 from idp.analyze.cells import (
     cells_of,
     dense_of,
@@ -28,15 +28,14 @@ from idp.analyze.cells import (
     weights_of,
 )
 from idp.analyze.flips import flips
-from idp.analyze.significance import Interval, run_weights, two_sided
+from idp.analyze.second import Second, second_dense, shared
+from idp.analyze.significance import Interval
 from idp.report.cells import Cell
 from idp.report.collect import Collection
-from idp.report.measured import Measured
-from idp.resampling import RESAMPLES, resampled_means
+from idp.report.outcomes import graded, outcomes, paired
 
 SCHEMA = 1
-KNOWN, UNKNOWN, SPECIFIC = "gain_on_known", "gain_on_unknown", "specific_gain"
-RESTORED, LEARNED, BROKEN, BEYOND = "restored", "learned", "newly_broken", "restored_beyond_learned"
+COMMAND = "python -m idp.run model=<another> compressor=none recovery=none task=<the same>"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,9 @@ class Fate:
     `restored`: of the documents that compression broke, the share that the repaired model has right; `learned` the same
     of those that neither dense nor compressed had right; `restored_beyond_learned` their difference; `newly_broken`: of
     the documents that dense and compressed had right, the share that the repaired model has wrong.
+
+    `graded` are the gains in the probability of the right choice, where documents have choices. `control` are the gains
+    held against a second dense model, as of `fate.controlled`; empty without one.
     """
 
     shares: dict[str, Interval]
@@ -55,6 +57,9 @@ class Fate:
     documents: int
     restored: list[set[tuple[str, int]]]  # of each run the documents that it brought back
     broken: int
+    graded: dict[str, Interval]
+    control: dict[str, Interval]
+    graded_control: dict[str, Interval]
 
 
 def displaced(collection: Collection) -> dict[str, Any]:
@@ -73,18 +78,24 @@ def displaced(collection: Collection) -> dict[str, Any]:
                 if cell.first.compressor != "none":
                     missing.append(f"{cell.name}: the dense or the compressed model was not measured")
                 continue
-            fate = fate_of(dense, compressed, cell)
-            if fate is None:
+            second = second_dense(collection, dense.first)
+            known = fate_of(dense, compressed, cell, second)
+            if known is None:
                 missing.append(f"{cell.name}: not on the same documents as the dense and the compressed model")
                 continue
-            fates[cell.name] = cell, fate
+            fates[cell.name] = cell, known
             found.append(
                 {
                     "repair": cell.name,
                     "runs": len(cell.members),
-                    "documents": fate.documents,
-                    "counts": fate.counts,
-                    "shares": {name: asdict(share) for name, share in fate.shares.items()},
+                    "documents": known.documents,
+                    "counts": known.counts,
+                    "shares": _as_json(known.shares),
+                    "graded": _as_json(known.graded),
+                    "control": None
+                    if second is None
+                    else second.described
+                    | {"shares": _as_json(known.control), "graded": _as_json(known.graded_control)},
                     "confidence": confidence(dense, compressed, cell),
                 }
             )
@@ -101,155 +112,121 @@ def displaced(collection: Collection) -> dict[str, Any]:
     return {"schema": SCHEMA, "settings": settings, "notes": collection.notes}
 
 
-def fate_of(dense: Cell, compressed: Cell, repaired: Cell, seed: int = 0) -> Fate | None:
+def fate_of(
+    dense: Cell, compressed: Cell, repaired: Cell, second: Second | None = None, sure: bool = True
+) -> Fate | None:
     """What a repair did to the documents that all three models were measured on; None where there are none.
 
     Of the dense and the compressed model the first run is taken: they are not trained. Only tasks whose documents are
-    right or wrong count.
+    right or wrong count. A second dense model of unlike accuracy is no control, and is not used.
+    `sure` says whether the gains in probability are wanted too, for which every choice's likelihoods are read.
     """
     scores, _ = together([one_run(dense), one_run(compressed), repaired])
     scores = {task: tables for task, tables in scores.items() if all(np.isin(t, (0, 1)).all() for t in tables)}
     if not scores:
         return None
-    right = {task: [table == 1 for table in tables] for task, tables in scores.items()}
+    known, kept, fixed = ({task: tables[part] == 1 for task, tables in scores.items()} for part in range(3))
+    known, kept = ({task: table[0] for task, table in side.items()} for side in (known, kept))
     counts, restored, broken = [], [], 0
     for run in range(len(repaired.members)):
         total: dict[str, int] = {}
         brought_back: set[tuple[str, int]] = set()
-        for task, (known, kept, fixed) in right.items():
-            found = flips(known[0], kept[0], fixed[run])
+        for task, table in fixed.items():
+            found = flips(known[task], kept[task], table[run])
             total = {kind: total.get(kind, 0) + count for kind, count in found.counts.items()}
             brought_back |= {(task, int(place)) for place in found.restored}
         counts.append(total)
         restored.append(brought_back)
         broken = total["broken"]
-    return Fate(_shares(right, seed), counts, documents(scores), restored, broken)
+    chances = _sure(compressed, repaired, known) if sure else ({}, {})
+    control: list[dict[str, Interval]] = [{}, {}]
+    if second is not None and second.alike:
+        doc_ids = {task: outcomes(dense.first.tasks[task]).doc_ids for task in known}
+        control = [_controlled(known, side, doc_ids, second) for side in ((kept, fixed), chances)]
+    return Fate(
+        fate.fates(known, kept, fixed),
+        counts,
+        documents(scores),
+        restored,
+        broken,
+        fate.gains({task: known[task] for task in chances[0]}, *chances) if chances[0] else {},
+        *control,
+    )
 
 
-def _shares(right: dict[str, list[np.ndarray]], seed: int) -> dict[str, Interval]:
-    """Ratios of means over tasks, and their bootstrap over documents and runs."""
-    tables, runs = [], len(next(iter(right.values()))[2])
-    for known, compressed, repaired in right.values():
-        known, compressed = known[0], compressed[0]
-        conditions = _conditions(known, compressed)
-        fixed = [(condition & repaired).T for condition in conditions]
-        tables.append(np.concatenate([*fixed, np.stack(conditions, axis=1)], axis=1).astype(float))
-    generator = np.random.default_rng(seed)
-    drawn = resampled_means(tables, generator)
-    exact = np.mean([table.mean(0) for table in tables], axis=0)[None]
-    weights = run_weights(runs, RESAMPLES, generator)
-    observed, resampled = _ratios(exact, np.full((1, runs), 1 / runs)), _ratios(drawn, weights)
-    found = {}
-    for name, [value] in observed.items():
-        spread = resampled[name][np.isfinite(resampled[name])].round(12)
-        if np.isfinite(value) and len(spread):
-            low, high = np.quantile(spread, [0.025, 0.975])
-            found[name] = Interval(float(value), float(low), float(high), two_sided(spread))
-    return found
+def _sure(compressed: Cell, repaired: Cell, known: fate.Tables) -> tuple[fate.Tables, fate.Tables]:
+    """The probability of the right choice, of each task with choices: before [documents], after [runs, documents]."""
+    before, after = {}, {}
+    for task, right in known.items():
+        found = paired([compressed.first, *repaired.members], task, graded)
+        if found is not None and len(found[0]) == len(right):
+            before[task], after[task] = found[0], np.stack(found[1:])
+    return before, after
 
 
-def _conditions(known: np.ndarray, compressed: np.ndarray) -> list[np.ndarray]:
-    """Documents that compression broke, never known ones, kept ones, lucky ones; each [documents]."""
-    return [known & ~compressed, ~known & ~compressed, known & compressed, ~known & compressed]
-
-
-def _ratios(means: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The shares of each resample, [resamples]; not a number where a share is of nothing.
-
-    Args:
-        means: [resamples, columns] as `_shares` lays them out: repaired right of each condition and run, then how many
-            documents there are of each condition.
-        weights: [resamples, runs].
-    """
-    runs = weights.shape[1]
-    fixed = [(means[:, part * runs : (part + 1) * runs] * weights).sum(1) for part in range(4)]
-    broken, never, kept, lucky = means[:, 4 * runs : 4 * runs + 4].T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        on_known = (fixed[0] + fixed[2] - kept) / (broken + kept)
-        on_unknown = (fixed[1] + fixed[3] - lucky) / (never + lucky)
-        restored, learned = fixed[0] / broken, fixed[1] / never
-        return {
-            KNOWN: on_known,
-            UNKNOWN: on_unknown,
-            SPECIFIC: on_known - on_unknown,
-            RESTORED: restored,
-            LEARNED: learned,
-            BEYOND: restored - learned,
-            BROKEN: 1 - fixed[2] / kept,
-        }
+def _controlled(
+    known: fate.Tables, sides: tuple[fate.Tables, fate.Tables], doc_ids: dict[str, np.ndarray], second: Second
+) -> dict[str, Interval]:
+    places = shared(second, {task: doc_ids[task] for task in sides[0]})
+    if not places:
+        return {}
+    dense, before = ({task: side[task][chosen] for task, (chosen, _) in places.items()} for side in (known, sides[0]))
+    after = {task: sides[1][task][:, chosen] for task, (chosen, _) in places.items()}
+    return fate.controlled(dense, {task: right for task, (_, right) in places.items()}, before, after)
 
 
 def confidence(dense: Cell, compressed: Cell, repaired: Cell) -> dict[str, Any] | None:
-    """How probable the right choice is among the choices, where documents have choices.
+    """How probable the right choice is among the choices, where documents have choices; each task weighs the same.
+
+    The likelihoods are normalised as the task's main metric has them, so that the most probable choice is the one that
+    counts as the answer.
 
     Returns:
         of the documents that dense had right (`known`) and of those that it had wrong (`unknown`), the mean probability
         that each model gives the right choice, and `returned`, the share of what compression took that the repair gives
         back; None where no document has choices.
     """
-    sides = [_probabilities(cell.members) for cell in (one_run(dense), one_run(compressed), repaired)]
-    shared = sorted(set.intersection(*(set(side) for side in sides)))
-    if not shared:
-        return None
-    values = [np.array([side[document][0] for document in shared]) for side in sides]
-    known = np.array([sides[0][document][1] for document in shared], bool)
-    result: dict[str, Any] = {"documents": len(shared)}
-    for name, chosen in (("known", known), ("unknown", ~known)):
-        if not chosen.any():
+    sides: list[dict[str, np.ndarray]] = [{}, {}, {}]
+    right: dict[str, np.ndarray] = {}
+    for task, score in dense.first.tasks.items():
+        found = paired([dense.first, compressed.first, *repaired.members], task, graded)
+        if found is None:
             continue
-        means = [float(value[chosen].mean()) for value in values]
+        right[task] = outcomes(score).scores == 1
+        for side, values in zip(sides, (found[0], found[1], np.stack(found[2:])), strict=True):
+            side[task] = values
+    if not right:
+        return None
+    result: dict[str, Any] = {"documents": sum(map(len, right.values()))}
+    for name, chosen in (("known", right), ("unknown", {task: ~table for task, table in right.items()})):
+        means = [fate.mean_of(side, chosen) for side in sides]
+        if None in means:
+            continue
         taken = means[0] - means[1]
         result[name] = dict(zip(("dense", "compressed", "repaired"), means, strict=True)) | {
-            "documents": int(chosen.sum()),
+            "documents": sum(int(table.sum()) for table in chosen.values()),
             "returned": (means[2] - means[1]) / taken if taken > 0 else None,
         }
     return result
 
 
-def _probabilities(runs: Sequence[Measured]) -> dict[tuple[str, int], tuple[float, bool]]:
-    """Of each document with choices, the probability of the right one, the mean over runs, and whether it was right."""
-    found: dict[tuple[str, int], list[tuple[float, bool]]] = {}
-    for run in runs:
-        for task, score in run.tasks.items():
-            if score.samples is not None:
-                for document, value in _of_file(score.samples, score.row, task, f"metric:{score.metric}").items():
-                    found.setdefault((task, document), []).append(value)
-    return {
-        document: (float(np.mean([value for value, _ in values])), values[0][1])
-        for document, values in found.items()
-        if len(values) == len(runs)
-    }
-
-
-def _of_file(file: Path, row: str, task: str, metric: str) -> dict[int, tuple[float, bool]]:
-    from pyarrow import compute, parquet
-
-    wanted = (compute.field("model") == row) & (compute.field("asked_for") == task)
-    columns = ["doc_id", "choices", "loglikelihoods", "target", metric]
-    found = {}
-    for document in parquet.read_table(file, columns=columns, filters=wanted).to_pylist():
-        choices, target = document["choices"] or [], document["target"]
-        if len(choices) > 1 and target in choices:
-            nats = np.array(document["loglikelihoods"], float)
-            shares = np.exp(nats - nats.max())
-            right = shares[[choice == target for choice in choices]].sum()
-            found[document["doc_id"]] = float(right / shares.sum()), document[metric] == 1
-    return found
+def _as_json(found: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: asdict(interval) for name, interval in found.items()}
 
 
 def _overlaps(found: Sequence[tuple[Cell, Fate]]) -> list[dict[str, Any]]:
     """How far repairs of the same weights bring back the same documents: other repairs, and other seeds of one."""
     rows = []
     pairs = [(one, one) for one in found] + list(combinations(found, 2))
-    for (cell, fate), (other, its) in pairs:
-        if weights_of(cell) != weights_of(other) or fate.documents != its.documents:
+    for (cell, known), (other, its) in pairs:
+        if weights_of(cell) != weights_of(other) or known.documents != its.documents:
             continue
         sets = (
-            list(combinations(fate.restored, 2))
+            list(combinations(known.restored, 2))
             if cell is other
-            else [(a, b) for a in fate.restored for b in its.restored]
+            else [(a, b) for a in known.restored for b in its.restored]
         )
-        measured = [overlap(a, b, fate.broken) for a, b in sets]
+        measured = [overlap(a, b, known.broken) for a, b in sets]
         measured = [one for one in measured if one is not None]
         if measured:
             mean = {name: float(np.mean([one[name] for one in measured])) for name in ("jaccard", "by_chance")}
@@ -290,7 +267,7 @@ def page(result: dict[str, Any]) -> str:
     ]
     for setting in result["settings"]:
         lines += [f"## {setting['title']}", ""]
-        names = (KNOWN, UNKNOWN, RESTORED, LEARNED, BROKEN)
+        names = (fate.KNOWN, fate.UNKNOWN, fate.RESTORED, fate.LEARNED, fate.BROKEN)
         rows = []
         for found in setting["repairs"]:
             sure = (found["confidence"] or {}).get("known")
@@ -301,6 +278,7 @@ def page(result: dict[str, Any]) -> str:
         lines += [
             tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) if rows else "No repair.",
             "",
+            *(_control(setting["repairs"]) if rows else []),
         ]
         if setting["overlaps"]:
             rows = [
@@ -313,6 +291,47 @@ def page(result: dict[str, Any]) -> str:
         lines += [f"- not compared: {said}" for said in setting["not_compared"]]
     lines += [f"- {note}" for note in result["notes"]]
     return "\n".join(lines)
+
+
+def _control(repairs: Sequence[dict[str, Any]]) -> list[str]:
+    """The gains held against a second dense model, or how to measure one."""
+    control = repairs[0]["control"]
+    if control is None:
+        return [
+            "Is it dense's own knowledge? That takes a second dense model on the same documents, which never saw this"
+            f" one; there is none among these records. Add one, of like accuracy: `{COMMAND}`",
+            "",
+        ]
+    accuracy = control["accuracy"]
+    about = (
+        f"{control['model']}: {100 * accuracy['other']:.1f} % right against dense's {100 * accuracy['dense']:.1f} %, on"
+        f" {control['documents']} documents; {100 * control['same']:.0f} % of them alike"
+    )
+    if not control["like"]:
+        return [
+            "Is it dense's own knowledge? The only other dense model is no control, its accuracy is too far off:"
+            f" {about}. Add one: `{COMMAND}`",
+            "",
+        ]
+    names = (fate.ALONE, fate.OTHERS, fate.CONTROL, fate.OWN)
+    rows = [
+        [
+            found["repair"],
+            *(_percent(found["control"]["shares"].get(name)) for name in names),
+            _percent(found["control"]["graded"].get(fate.CONTROL)),
+        ]
+        for found in repairs
+    ]
+    headers = ["repair", "gain where dense alone was right", "where the other alone was", "difference"]
+    headers += ["more than half is dense's own", "difference in probability"]
+    return [
+        f"Is it dense's own knowledge? Held against a second dense model, {about}. A repair that helps easy documents,"
+        " or all alike, gains on both sorts of documents; one that brings back what dense knew gains on the first."
+        " `more than half is dense's own`: the first gain less twice the second; above 0 speaks for it.",
+        "",
+        tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+        "",
+    ]
 
 
 def _percent(share: dict[str, Any] | None) -> str:

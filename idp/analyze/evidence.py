@@ -16,7 +16,8 @@ class Evidence:
 
     `p` is that of the hypothesis which the claim denies, so that a small one speaks for the claim; None where the
     figure is exact or has no test, and then `holds` says whether the claim does. `refuted` says whether the interval
-    leaves no room for what is claimed.
+    leaves no room for what is claimed. `detectable` and `documents_to_decide` are those of the difference, where it is
+    one (`idp.analyze.significance.comparison`): before p is adjusted.
     """
 
     what: str
@@ -29,6 +30,8 @@ class Evidence:
     refuted: bool = False
     note: str = ""
     p_adjusted: float | None = None
+    detectable: float | None = None
+    documents_to_decide: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -92,6 +95,8 @@ def difference(what: str, found: Interval, margin: float, documents: int, note: 
         holds=found.difference > 0,
         refuted=found.high < margin and unseen(margin, documents) < LEVEL,
         note=note,
+        detectable=found.detectable,
+        documents_to_decide=found.documents_to_decide,
     )
 
 

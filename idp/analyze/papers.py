@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from idp.analyze import bank, displaced, speed
+from idp.analyze import bank, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
@@ -19,7 +19,6 @@ from idp.report.measured import COMPRESSED, DENSE
 HOANG, XU = "Hoang et al., 2310.00867", "Xu et al., 2305.11186"
 SHORT = 25  # tokens: a short prompt
 FEWER, FASTER = 21, 0.6  # times fewer parameters than LoRA; less latency than LoRA
-INPUT_SIDE = ("hard_prompt", "prompt", "ptune", "prefix", "idp")
 DAMAGE = 0.02  # nats per token: less than this is no damage to speak of
 
 
@@ -34,7 +33,7 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
     )
     for idp in _main_idp(cells):
         prompts = [cell for cell in repairs(cells, "prompt") if weights_of(cell) == weights_of(idp)]
-        whole = sum(idp.first.config["recovery"]["lengths"])
+        whole = sum(idp.first.prompt_lengths)
         prompts.sort(key=lambda cell: (_length(cell) == whole, _length(cell), len(cell.members)))
         if prompts and (scores := pair(prompts[-1], idp)[0]):
             claim.evidence.append(_difference(_against(idp, prompts[-1]), scores, margin))
@@ -42,7 +41,7 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
             what = f"{idp.name} against the best prompt of its bank"
             claim.evidence.append(_difference(what, scores, margin))
     if not claim.evidence:
-        claim.needs.append(_need("recovery=prompt and recovery=idp on one compressed model", "nine_tasks"))
+        claim.needs.append(need("recovery=prompt and recovery=idp on one compressed model", "nine_tasks"))
     return claim
 
 
@@ -63,7 +62,7 @@ def comparable_to_lora(cells: Sequence[Cell], margin: float) -> Claim:
         if scores := pair(lora, idp)[0]:
             claim.evidence.append(_not_worse(_against(idp, lora), scores, margin))
     if not claim.evidence:
-        claim.needs.append(_need("recovery=idp and recovery=lora on one compressed model", "nine_tasks"))
+        claim.needs.append(need("recovery=idp and recovery=lora on one compressed model", "nine_tasks"))
     return claim
 
 
@@ -86,7 +85,7 @@ def fewer_parameters(cells: Sequence[Cell], margin: float) -> Claim:
                 holds = round(ratio) >= FEWER
                 claim.evidence.append(Evidence(what, ratio, None, None, "ratio", holds=holds, refuted=not holds))
     if not claim.evidence:
-        claim.needs.append(_need("recovery=idp and recovery=lora", "latency_and_parameters"))
+        claim.needs.append(need("recovery=idp and recovery=lora", "latency_and_parameters"))
     return claim
 
 
@@ -108,7 +107,7 @@ def lower_latency(cells: Sequence[Cell], margin: float) -> Claim:
                         Evidence(what, found.difference, found.low, found.high, "share", holds=holds, refuted=refuted)
                     )
     if not claim.evidence:
-        claim.needs.append(_need("latency of recovery=idp and recovery=lora on one machine", "latency_and_parameters"))
+        claim.needs.append(need("latency of recovery=idp and recovery=lora on one machine", "latency_and_parameters"))
     return claim
 
 
@@ -128,7 +127,7 @@ def short_prompts_suffice(cells: Sequence[Cell], margin: float) -> Claim:
             if scores := pair(long, short)[0]:
                 claim.evidence.append(_not_worse(_against(short, long), scores, margin))
     if not claim.evidence:
-        claim.needs.append(_need("recovery=prompt with short and long prompts", "prompt_length"))
+        claim.needs.append(need("recovery=prompt with short and long prompts", "prompt_length"))
     return claim
 
 
@@ -161,13 +160,13 @@ def perplexity_misleads(cells: Sequence[Cell], margin: float) -> Claim:
                 "points",
                 p=found.p,
                 holds=found.difference < 0,
-                refuted=found.low > -margin and unseen(margin, _documents(scores)) < LEVEL,
+                refuted=found.low > -margin and unseen(margin, document_count(scores)) < LEVEL,
             )
         )
     if ranks := _opposite(cells):
         claim.evidence.append(ranks)
     if not claim.evidence:
-        claim.needs.append(_need("dense, compressed and repaired models with perplexity", "nine_tasks"))
+        claim.needs.append(need("dense, compressed and repaired models with perplexity", "nine_tasks"))
     return claim
 
 
@@ -180,70 +179,19 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         " documents and seeds. In the note, the same for the repair that was learned in place. Not supported where the"
         f" interval leaves no room for {100 * margin:g} point.",
     )
-    for cell in repairs(cells, "transfer"):
+    for cell in (cell for cell in repairs(cells) if cell.first.transfer is not None):
         before = unrepaired_of(cells, cell)
         if before is None or not (scores := pair(before, cell)[0]):
             continue
         kind = cell.first.transfer["kind"]
-        native = [each for each in repairs(cells, kind) if weights_of(each) == weights_of(cell)]
+        own_kind = [each for each in repairs(cells) if each.first.recovery == kind]
+        native = [each for each in own_kind if weights_of(each) == weights_of(cell)]
         note = ""
         if native and (own := pair(before, _main(native))[0]):
             note = f"learned in place: {100 * paired_bootstrap(own).difference:+.1f}"
         claim.evidence.append(_difference(f"{cell.name} against no repair", scores, margin, note))
     if not claim.evidence:
-        claim.needs.append(_need("recovery=transfer", "transfer recovery.from=outputs/nine_tasks/runs/RUN"))
-    return claim
-
-
-def displaced_not_forgotten(cells: Sequence[Cell], margin: float) -> Claim:
-    claim = Claim(
-        "Knowledge is displaced rather than forgotten",
-        "Compression displaces knowledge: a prompt, which changes no weight, brings it back.",
-        HOANG,
-        "Of the documents that the dense model had right, the share that the repaired model has right less that of the"
-        " compressed one must be above 0, and above the same figure on documents that dense had wrong (the larger p of"
-        " both stands here). Repairs of the input alone. Not supported where the interval leaves no room for"
-        f" {100 * margin:g} point on these, and none on all documents either, or the gain is elsewhere; undecided where"
-        " compression took nothing measurable. In the note: the share of broken documents brought back, the control,"
-        " and what the same repair breaks on the dense model (about as much is lost to any change, since some of what"
-        " dense has right is luck).",
-    )
-    for cell in repairs(cells, *INPUT_SIDE):
-        dense, compressed = dense_of(cells, cell), unrepaired_of(cells, cell)
-        if dense is None or compressed is None or dense is compressed:
-            continue
-        fate = displaced.fate_of(dense, compressed, cell)
-        if fate is None or displaced.SPECIFIC not in fate.shares:
-            continue
-        shares = fate.shares
-        known, specific = shares[displaced.KNOWN], shares[displaced.SPECIFIC]
-        whole = paired_bootstrap(pair(compressed, cell)[0])
-        damaged = paired_bootstrap(pair(dense, compressed)[0]).high < 0
-        note = "; ".join(
-            f"{name.replace('_', ' ')} {100 * shares[name].difference:.0f} %"
-            for name in (displaced.RESTORED, displaced.LEARNED, displaced.BROKEN)
-            if name in shares
-        )
-        note += f"; all documents {100 * whole.difference:+.1f} points"
-        if broken := _breaks_dense(cells, dense, cell):
-            note += f"; on dense it breaks {100 * broken:.0f} % of the known"
-        if not damaged:
-            note += "; compression took nothing measurable"
-        claim.evidence.append(
-            Evidence(
-                cell.name,
-                known.difference,
-                known.low,
-                known.high,
-                "points",
-                p=max(known.p, specific.p),
-                holds=damaged and known.difference > 0 and specific.difference > 0,
-                refuted=damaged and known.high < margin and (whole.high < margin or whole.low > 0),
-                note=note,
-            )
-        )
-    if not claim.evidence:
-        claim.needs.append(_need("dense, compressed and prompted models", "nine_tasks"))
+        claim.needs.append(need("recovery=transfer", "transfer recovery.from=outputs/nine_tasks/runs/RUN"))
     return claim
 
 
@@ -255,11 +203,10 @@ CLAIMS = (
     short_prompts_suffice,
     perplexity_misleads,
     prompts_transfer,
-    displaced_not_forgotten,
 )
 
 
-def _need(what: str, experiment: str) -> str:
+def need(what: str, experiment: str) -> str:
     return f"{what}: `python -m idp.run -m +experiment={experiment}MODEL`"
 
 
@@ -270,16 +217,16 @@ def _against(after: Cell, before: Cell) -> str:
 def _measured(scores: Paired) -> str:
     runs = [len(side) for side in next(iter(scores.values()))]
     many = f"{runs[0]} and {runs[1]} runs" if max(runs) > 1 else "1 run each"
-    return f"{len(scores)} task{'s' * (len(scores) > 1)}, {_documents(scores)} documents, {many}"
+    return f"{len(scores)} task{'s' * (len(scores) > 1)}, {document_count(scores)} documents, {many}"
 
 
-def _documents(scores: Paired) -> int:
+def document_count(scores: Paired) -> int:
     return sum(before.shape[1] for before, _ in scores.values())
 
 
 def _difference(what: str, scores: Paired, margin: float, note: str = "") -> Evidence:
     said = "; ".join(part for part in (_measured(scores), note) if part)
-    return difference(what, paired_bootstrap(scores), margin, _documents(scores), said)
+    return difference(what, paired_bootstrap(scores), margin, document_count(scores), said)
 
 
 def _not_worse(what: str, scores: Paired, margin: float) -> Evidence:
@@ -287,16 +234,6 @@ def _not_worse(what: str, scores: Paired, margin: float) -> Evidence:
     note = f"{_measured(scores)}; not better by the margin: p = {p_value(both.not_better)}"
     refuted = wide.high < 0 and both.not_worse >= LEVEL
     return Evidence(what, wide.difference, wide.low, wide.high, "points", p=both.not_worse, refuted=refuted, note=note)
-
-
-def _breaks_dense(cells: Sequence[Cell], dense: Cell, repaired: Cell) -> float | None:
-    """Of the documents that dense has right, the share that the same repair of the dense model has wrong."""
-    same = [cell for cell in repairs(cells) if cell.first.compressor == "none" and cell.recovery == repaired.recovery]
-    scores = pair(dense, same[0])[0] if same else {}
-    if not scores:
-        return None
-    kept = np.mean([(before[0] * after).mean() for before, after in scores.values()])
-    return float(1 - kept / np.mean([before[0].mean() for before, _ in scores.values()]))
 
 
 def _main(cells: Sequence[Cell]) -> Cell:
@@ -315,10 +252,13 @@ def _main(cells: Sequence[Cell]) -> Cell:
 
 
 def _main_idp(cells: Sequence[Cell]) -> list[Cell]:
-    """IDP as the paper has it, chosen by attention: one cell for each compressed model."""
-    groups = _by_base(repairs(cells, "idp"))
-    attention = [[cell for cell in group if cell.first.selector == "attention"] for group in groups]
-    return [_main(chosen or group) for chosen, group in zip(attention, groups, strict=True)]
+    """IDP as the paper has it, its selector among the rest: one cell for each compressed model.
+
+    Where no cell has the paper's selector, one whose selector does choose; one prompt for all inputs is not IDP.
+    """
+    groups = _by_base([cell for cell in repairs(cells, "idp") if not cell.first.constant])
+    published = [[cell for cell in group if cell.first.published] for group in groups]
+    return [_main(chosen or group) for chosen, group in zip(published, groups, strict=True)]
 
 
 def _by_base(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -331,7 +271,7 @@ def _by_base(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _length(cell: Cell) -> int:
-    return cell.first.config["recovery"]["length"]
+    return max(cell.first.prompt_lengths, default=0)
 
 
 def _promise(dense: Cell, compressed: Cell, repaired: Cell) -> tuple[str, float, Paired] | None:

@@ -7,7 +7,7 @@ interval excludes 0 where, and only where, p is below the level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,17 @@ from idp.resampling import RESAMPLES
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, its interval, and the p-value of the test that goes with it."""
+    """A difference, its interval, and the p-value of the test that goes with it.
+
+    `detectable` and `documents_to_decide` as of `comparison`, where they are known.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    detectable: float | None = field(default=None, kw_only=True)
+    documents_to_decide: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,16 @@ def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
         ValueError: as of `idp.analyze.variance.estimate`.
     """
     found = estimate(by_task)
-    return Interval(found.difference, *found.interval(level), found.two_sided())
+    low, high = found.interval(level)
+    p = found.two_sided()
+    return Interval(
+        found.difference,
+        low,
+        high,
+        p,
+        detectable=detectable(found),
+        documents_to_decide=documents_to_decide(found) if p >= LEVEL else None,
+    )
 
 
 def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
@@ -172,12 +186,21 @@ def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np
     return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
-def _tests(by_task: Paired) -> dict[str, Any]:
-    """The mean over tasks, and each task."""
+def mean_test(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks alone, as in `comparison`: of a group of tasks, say.
+
+    Args:
+        by_task: as for `comparison`.
+    """
     found = estimate(by_task)
     documents = sum(np.shape(before)[-1] for before, _ in by_task.values())
+    return _test(found, found.two_sided(), documents)
+
+
+def _tests(by_task: Paired) -> dict[str, Any]:
+    """The mean over tasks, and each task."""
     return {
-        "mean": _test(found, found.two_sided(), documents),
+        "mean": mean_test(by_task),
         "tasks": {task: _of_task(*as_pairs({task: pair})[0]) for task, pair in by_task.items()},
     }
 

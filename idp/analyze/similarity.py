@@ -86,10 +86,10 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
     variants = [variant for variant in run.variants if variant != "dense"]
     if not variants:
         raise UserError(f"{run.said}: the run compressed nothing and repaired nothing, so there is nothing to compare")
-    if run.recovery.selector is not None and run.recovery.selector.kind == "oracle":
+    if run.recovery.selector is not None and run.recovery.selector.peeks:
         raise UserError(
-            f"{run.said}: its prompts were chosen with the answers in hand (oracle), which no model can do; name a run"
-            " with another selector"
+            f"{run.said}: its prompts were chosen with the answers in hand ({run.recovery.selector.kind}), which no"
+            " model can do; name a run with another selector"
         )
     for variant in ("dense", *variants):
         run.check(variant)

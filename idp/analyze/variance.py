@@ -39,9 +39,9 @@ class Estimate:
     def quantile(self, tail: float) -> float:
         """By how much the difference exceeds the true one in a share of `tail` of all studies, at most 0.5.
 
-        The squares of each part's own t quantile are added, as modified large-sample intervals do (Graybill and Wang,
-        1980). A single t with Welch and Satterthwaite's degrees of freedom is too narrow for a few runs that differ
-        much, since the variance and its degrees of freedom are then both taken from the same poor estimate.
+        The squares of each part's own t limits are added, as Howe (1974) adds those of two independent means. A single
+        t with Welch and Satterthwaite's degrees of freedom is too narrow for a few runs that differ much, since the
+        variance and its degrees of freedom are then both taken from the same poor estimate.
         """
         from scipy.special import stdtrit
 

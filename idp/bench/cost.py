@@ -185,7 +185,7 @@ def of_run(config: Config, machine: Machine) -> Iterator[Work]:
         yield Work(COMPRESS, made, CALIBRATION, calibration.samples * calibration.length)
         yield Work(MEASURE, made, FORWARD, tasks)
     recovery = config.recovery
-    if recovery.kind == "none":
+    if not recovery.repairs:
         return
     repair = digest([made, _learned(recovery), config.seed if recovery.trains else None, config.corpus.name])
     prompts = len(recovery.prompt_lengths()) if hasattr(recovery, "bank") else 1

@@ -1,4 +1,4 @@
-"""The oracle: each document's best prompt, taken after the fact. An upper bound that peeks, and no method.
+"""Selectors that peek, such as the oracle: each document's best prompt, taken after the fact. A bound, no method.
 
 Its rows are those of the prompts measured alone; no model runs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def measure(
     name: str,
     alone: Sequence[Measured],
     parent: str,
-    selector: dict[str, Any],
+    selector: schema.Selector,
     model: schema.Model,
     evaluation: schema.Evaluation,
     tasks: Sequence[TaskSource],
@@ -45,13 +46,13 @@ def measure(
     store: Store,
     bos: tuple[int, ...] = (),
 ) -> Measured:
-    """The oracle's products, under the keys that a selector's own would have.
+    """The products of a selector that peeks, under the keys that a selector's own would have.
 
     Args:
         name: dense, compressed or repaired: what is said beside a task.
         alone: what each prompt scored by itself, in order.
         parent: the key of the repair.
-        selector: the oracle's options, as part of each product's key.
+        selector: its options, part of each product's key; its `peek` chooses.
         model: the model's config.
         evaluation: tokens per batch, and how perplexity is measured.
         tasks: what `find_tasks` found.
@@ -63,7 +64,7 @@ def measure(
     Raises:
         UserError: a task whose main metric is not one of single documents.
     """
-    common, measured = conditions(selector, model, evaluation, bos), Measured(name)
+    common, measured = conditions(asdict(selector), model, evaluation, bos), Measured(name)
     for source in tasks:
         products = [each.tasks[source.name] for each in alone]
         measured.tasks[source.name] = store.get_or_make(
@@ -72,9 +73,9 @@ def measure(
             config=task_config(source, documents) | common,
             version=VERSION,
             make=lambda folder, source=source, products=products: _task(
-                source, products, [each.name for each in alone], folder
+                source, products, [each.name for each in alone], selector, folder
             ),
-            label=f"{name} {source.runs} (oracle)",
+            label=f"{name} {source.runs} ({selector.kind})",
         )
     for corpus, text in corpora.items():
         products = [each.corpora[corpus] for each in alone]
@@ -83,24 +84,26 @@ def measure(
             parent=parent,
             config=corpus_config(text, evaluation) | common,
             version=PERPLEXITY_VERSION,
-            make=lambda folder, products=products: _corpus(products, folder),
-            label=f"{name} perplexity of {corpus} (oracle)",
+            make=lambda folder, products=products: _corpus(products, selector, folder),
+            label=f"{name} perplexity of {corpus} ({selector.kind})",
         )
     return measured
 
 
-def _task(source: TaskSource, products: Sequence[Product], prompts: list[str], folder: Path) -> None:
-    """Each document's row behind a prompt that scores best on it, the first of several; and their aggregates."""
+def _task(
+    source: TaskSource, products: Sequence[Product], prompts: list[str], selector: schema.Selector, folder: Path
+) -> None:
+    """Each document's row behind the prompt that was chosen for it, and their aggregates."""
     from pyarrow import parquet
 
     found = outcomes(products[0], products, source.runs)
     if found is None:
         raise UserError(
-            f"recovery.selector=oracle: the main metric of task {source.runs} is not one of single documents; leave the"
-            " task out of task.names"
+            f"recovery.selector={selector.kind}: the main metric of task {source.runs} is not one of single documents;"
+            " leave the task out of task.names"
         )
     _, higher, _, scores, _ = found
-    chosen = (scores if higher else -scores).argmax(1).tolist()
+    chosen = [int(prompt) for prompt in selector.peek(scores if higher else -scores)]
     tables = [parquet.read_table(product.path / "samples.parquet").to_pylist() for product in products]
     rows = [tables[prompt][place] | {"prompt": prompt} for place, prompt in enumerate(chosen)]
     results = products[0].read("results.json")
@@ -139,7 +142,10 @@ def _aggregated(source: TaskSource, results: dict[str, Any], rows: list[dict[str
     return kept
 
 
-def _corpus(products: Sequence[Product], folder: Path) -> None:
-    """Each window's least loss over the prompts."""
-    losses = [min(values) for values in zip(*(product.read("windows.json") for product in products), strict=True)]
+def _corpus(products: Sequence[Product], selector: schema.Selector, folder: Path) -> None:
+    """Each window's loss behind the prompt that was chosen for it: the oracle's is the least."""
+    import numpy as np
+
+    windows = np.array([product.read("windows.json") for product in products]).T  # [windows, prompts]
+    losses = [float(row[prompt]) for row, prompt in zip(windows, selector.peek(-windows), strict=True)]
     write_corpus(folder, losses, products[0].read("perplexity.json")["window"])

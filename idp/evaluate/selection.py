@@ -114,11 +114,17 @@ def controls(
         sources: the tasks.
         heldout_loss: of each prompt, nats per token: it names the best and the worst, which are left out without it.
         seed: of the bootstrap.
+
+    Returns:
+        of each of `tasks`, and as their `mean`, what `of_task` gives, and what luck explains of the oracle
+        (`idp.evaluate.luck`): `oracle_by_luck`, what it would score over equal prompts, and `beyond_luck` with its
+        95 % interval, what there is to choose; of a task also the `flips` and the model of luck. `perplexity` has
+        `oracle_by_luck` as well.
     """
     m = len(alone)
     loss = np.array(heldout_loss if heldout_loss is not None else range(m))
     best, worst = int(loss.argmin()), int(loss.argmax())
-    tasks, parts = {}, []
+    tasks, parts, outcomes_of = {}, [], []
     for source in sources:
         found = outcomes(own.tasks[source.name], [each.tasks[source.name] for each in alone], source.runs)
         if found is None:
@@ -128,6 +134,8 @@ def controls(
         parts.append(gaps(scores[known], chosen[known], higher))
         tasks[source.name] = {"metric": metric, **of_task(scores[known], chosen[known], best, worst, higher)}
         tasks[source.name]["gap_interval"] = interval(parts[-1:], seed)
+        outcomes_of.append(greater(scores[known], higher))
+    beyond = _add_luck(tasks, outcomes_of, seed)
     result: dict[str, Any] = {
         "prompts": [each.name for each in alone],
         "heldout_loss": list(heldout_loss) if heldout_loss is not None else None,
@@ -136,15 +144,38 @@ def controls(
         "perplexity": _perplexities(own, alone, best, worst),
     }
     if tasks:
-        names = ("best", "worst", "random", "oracle", "chosen", "agreement", "gap")
+        names = ("best", "worst", "random", "oracle", "oracle_by_luck", "beyond_luck", "chosen", "agreement", "gap")
         mean = {name: float(np.mean([task[name] for task in tasks.values()])) for name in names}
         mean["prompts"] = np.mean([task["prompts"] for task in tasks.values()], axis=0).tolist()
-        result["mean"] = {"tasks": len(tasks), **mean, "gap_interval": interval(parts, seed)}
+        intervals = {"gap_interval": interval(parts, seed), "beyond_luck_interval": interval(beyond, seed)}
+        result["mean"] = {"tasks": len(tasks), **mean, **intervals}
     if heldout_loss is None:
         for node in [*tasks.values(), result["mean"] or {}, *result["perplexity"].values()]:
             for name in ("best", "worst"):
                 node.pop(name, None)
     return result
+
+
+def greater(scores: np.ndarray, higher: bool = True) -> np.ndarray:
+    """Scores of which the greater is the better: those of hits stay hits, others are turned round where need be."""
+    if higher:
+        return scores
+    return 1 - scores if np.isin(scores, (0, 1)).all() else -scores
+
+
+def _add_luck(tasks: dict[str, dict[str, Any]], scores: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Adds to each task's scores what luck explains of the oracle; gives each document's part of the rest."""
+    from idp.evaluate.luck import luck
+
+    beyond = []
+    for task, found in zip(tasks.values(), luck(scores), strict=True):
+        sign = 1 if task["oracle"] >= task["random"] else -1
+        beyond.append(found.beyond)
+        task["oracle_by_luck"] = task["random"] + sign * found.expected
+        task["beyond_luck"] = found.lead - found.expected
+        task["beyond_luck_interval"] = interval([found.beyond], seed)
+        task["luck"] = {"flips": found.flips, "model": found.model}
+    return beyond
 
 
 def outcomes(
@@ -209,6 +240,7 @@ def _perplexities(own: Measured, alone: Sequence[Measured], best: int, worst: in
             "worst": float(each[worst]),
             "random": float(np.exp(losses.mean())),
             "oracle": float(np.exp(losses.min(1).mean())),
+            "oracle_by_luck": float(np.exp((losses.mean(1) - np.ptp(losses, axis=1) / 2).mean())),
             "chosen": product.read("perplexity.json")["perplexity"],
         }
     return found

@@ -7,18 +7,20 @@ attention selector adds no parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from idp import config
 from idp.config import Bank, Fitting, Selector, Storage, bos_option, option
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.recover.prompt import PromptTuning
+from idp.recover.prompt import PromptTuning, unused_text
 from idp.recover.work import Made, Work
 
 
 @dataclass
 class Idp(config.Trained):
+    method: ClassVar[str] = "idp"
+
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
@@ -36,6 +38,10 @@ class Idp(config.Trained):
     @property
     def reads_weights(self) -> bool:
         return self.bank.trains
+
+    @property
+    def unused(self) -> set[str]:
+        return unused_text(self.init, self.search)
 
     @property
     def texts(self) -> int:

@@ -31,6 +31,7 @@ class Lora(config.Trained):
     targets: list[str] = option("names of the linear layers that are adapted")
 
     part: ClassVar[str] = "lora"
+    method: ClassVar[str] = "lora"
 
     def check(self, place: str = "recovery") -> None:
         if not self.targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from idp.recover.idp import Idp
 from idp.recover.lora import Lora
@@ -10,6 +11,8 @@ from idp.recover.lora import Lora
 
 @dataclass
 class LoraIdp(Idp):
+    method: ClassVar[str] = "lora_idp"
+
     lora: Lora = field(default_factory=Lora)
 
     @property

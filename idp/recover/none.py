@@ -9,4 +9,6 @@ from idp import config
 
 @dataclass
 class NoRecovery(config.Recovery):
-    pass
+    @property
+    def repairs(self) -> bool:
+        return False

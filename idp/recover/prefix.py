@@ -7,7 +7,7 @@ noise where data are few (its section 7.4).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from idp.beginning import Beginning
 from idp.config import WIDE, option
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class PrefixTuning(PromptTuning):
+    method: ClassVar[str] = "prefix"
+
     encoder: str = option("what makes the prefix while it is trained: itself, or an MLP", choices=("none", "mlp"))
     encoder_hidden_size: int = option("encoder=mlp: width of its hidden layer", minimum=1, maximum=WIDE)
     residual: bool = option("encoder=mlp: add its output, which then starts at zero, to the initial prefix")
+
+    @property
+    def unused(self) -> set[str]:
+        of_the_mlp = {"encoder_hidden_size", "residual"} if self.encoder == "none" else set()
+        return super().unused | of_the_mlp
 
     def make(self, work: Work) -> Made:
         return make_with(encoder(self, work.loaded, work.seed, work.beginning), self, work, "prefix")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from idp import config
 from idp.beginning import Beginning
-from idp.config import Storage, Training, bos_option, option
+from idp.config import Search, Storage, Training, bos_option, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class PromptTuning(config.Trained):
+    method: ClassVar[str] = "prompt"
+
     length: int = option("prompt tokens", minimum=1)
     init: str = option(
         "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
@@ -35,6 +37,10 @@ class PromptTuning(config.Trained):
     bos: str = bos_option()
     storage: Storage = field(default_factory=Storage, kw_only=True)
 
+    @property
+    def unused(self) -> set[str]:
+        return unused_text(self.init, self.search)
+
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [self.length]
 
@@ -42,6 +48,11 @@ class PromptTuning(config.Trained):
         from idp.recover.banks import independent
 
         return independent.make(self, [self.length], [work.text], work)
+
+
+def unused_text(init: str, search: Search) -> set[str]:
+    """The text of `init=text`, where no prompt starts from it."""
+    return set() if "text" in (search.inits or [init]) else {"init_text"}
 
 
 def make_with(encoder: nn.Module, options: PromptTuning, work: Work, kind: str) -> Made:

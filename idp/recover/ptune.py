@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from idp.config import WIDE, option
 from idp.models import LoadedModel
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class PTuning(PromptTuning):
+    method: ClassVar[str] = "ptune"
+
     encoder: str = option("what makes the prompt while it is trained", choices=("mlp", "lstm"))
     encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1, maximum=WIDE)
     residual: bool = option("add the encoder's input to its output, which then starts at zero")

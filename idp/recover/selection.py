@@ -107,7 +107,7 @@ def select(
     opened = _Once(open_bank)
     centres = repair.path / "bank" / CENTRES
     given = isinstance(options, NearestSelector) and centres.exists()
-    fits = options.fits
+    fits = options.fits and not options.peeks
     heldout = None
     with out_of_memory_is_explained("select"):
         if recovery.controls or (fits and not given):
@@ -141,10 +141,15 @@ def restored(options: schema.Selector, fitted: Path | None) -> Selector:
     """The selector that a config describes, as it was fitted: `fitted` is the folder of its product, or of an export.
 
     Raises:
-        UserError: it needs a fit and there is none, or it is another selector's.
+        UserError: it needs a fit and there is none, or it is another selector's, or it peeks.
     """
     from safetensors.torch import load_file
 
+    if options.peeks:
+        raise UserError(
+            f"recovery.selector={options.kind} chooses with the answers in hand: it can be evaluated, not used; take"
+            " another selector of the same bank"
+        )
     selector = options.build()
     if not options.fits:
         return selector

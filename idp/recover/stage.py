@@ -160,7 +160,7 @@ def recover(
         report: called with each training step's figures.
         dense: the product of stage 1, the teacher where the objective is to be like it.
     """
-    if recovery.kind == "none":
+    if not recovery.repairs:
         return None
     if isinstance(recovery, transfer.Transfer):
         beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
@@ -236,6 +236,7 @@ def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: i
 def _options(recovery: schema.Recovery) -> dict[str, Any]:
     """What of a recovery's options decides what comes out: the same work never has two keys."""
     options = {name: value for name, value in asdict(recovery).items() if name not in (*CHOICE, *RESOLVED)}
+    options = {name: value for name, value in options.items() if name not in recovery.unused}
     if isinstance(recovery, schema.Trained):
         training, tried = options["training"], options.pop("search")
         unused = {"checkpoint_every"}
@@ -246,10 +247,6 @@ def _options(recovery: schema.Recovery) -> dict[str, Any]:
         options["training"] = {name: value for name, value in training.items() if name not in unused}
         if tried["inits"]:
             del options["init"]
-        if "init_text" in options and "text" not in (options.get("init"), *tried["inits"]):
-            del options["init_text"]
-        if options.get("encoder") == "none":
-            del options["encoder_hidden_size"], options["residual"]
         if search.wanted(recovery):
             options["search"] = tried
     for item in fields(recovery):

@@ -1,31 +1,28 @@
-"""Rows of the tables: models that differ by the training seed alone are one row, named by what sets it apart."""
+"""Rows of the tables: models that differ by seeds alone are one row, named by what sets it apart."""
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from idp.evaluate.tasks import GROUPS, NINE
 from idp.report.collect import Collection
-from idp.report.measured import REPAIRED, Measured, Setting
-from idp.store import digest
-
-FOLLOWS = {"warmup_steps": "steps"}  # settings that are chosen by another one
-SAME_MODEL = ("seed", "from", "controls")  # options that one cell's models may differ in
-NOT_NAMED = ("kind", "made_from", *SAME_MODEL)  # never what sets two rows apart
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
+from idp.report.naming import name as give_names
+from idp.report.naming import natural
+from idp.report.seeds import TRAINING, identities, seeds_of, seeds_said, weights_of
 
 
 @dataclass
 class Cell:
-    """Models that differ by the training seed alone."""
+    """Models that differ by seeds alone: of training, of calibration."""
 
     id: str
     members: list[Measured]  # by seed
     parent: str | None = None  # `id` of the cell that these models were made from
+    weights: str = ""  # the same for a compressed cell and all repairs of it
     compressor: str = ""  # with what sets it apart from others of the name
     recovery: str = ""
 
@@ -42,9 +39,24 @@ class Cell:
         return "dense" if self.first.role == "dense" else self.compressor
 
     @property
+    def runs(self) -> int:
+        """How many models it is the mean of."""
+        return len(self.members)
+
+    @property
     def seeds(self) -> list[int]:
         """The training seeds; empty where nothing was trained by this run's seed."""
-        return [model.seed for model in self.members] if self.first.role == REPAIRED else []
+        return [seeds_of(model)[TRAINING] for model in self.members] if self.first.role == REPAIRED else []
+
+    @property
+    def seeds_said(self) -> str:
+        """Its seeds in words: those of training, and others that vary."""
+        return seeds_said(self.members)
+
+    @property
+    def of_one_seed(self) -> bool:
+        """Whether it is a single run of what another seed would have made otherwise."""
+        return self.runs == 1 and any(seed is not None for seed in seeds_of(self.first).values())
 
     def score(self, task: str) -> float | None:
         """The task's main score, over seeds; None where a seed lacks it."""
@@ -80,6 +92,28 @@ class Cell:
             return None
         return statistics.stdev(model.perplexity[corpus].value for model in self.members)
 
+    def weight(self, key: str) -> float:
+        """A figure of the weights, such as `bits_per_weight`, over seeds."""
+        return statistics.fmean(model.weights[key] for model in self.members)
+
+    def divergence(self, part: str, name: str) -> dict[str, float] | None:
+        """Fidelity to dense on one of the `texts`, or on the contexts of one of the `tasks`, over seeds.
+
+        Of each figure (`mean_kl`, `same_top`, ...) the mean, and as `deviation` that of `mean_kl` over several seeds.
+        """
+        found = [((model.fidelity or {}).get(part) or {}).get(name) for model in self.members]
+        if any(each is None or each.get("mean_kl") is None for each in found):
+            return None
+        numeric = [
+            key
+            for key in found[0]
+            if all(isinstance(each.get(key), (int, float)) and not isinstance(each[key], bool) for each in found)
+        ]
+        figures = {key: statistics.fmean(each[key] for each in found) for key in numeric}
+        if len(found) > 1:
+            figures["deviation"] = statistics.stdev(each["mean_kl"] for each in found)
+        return figures
+
     def latency(self, part: str) -> tuple[float, float | None] | None:
         """Ratio to the compressed model of `prefill` or `decode` (the first shape timed), and that of merged LoRA."""
         for model in self.members:
@@ -94,19 +128,24 @@ class Cell:
 
 def cells(found: Collection, setting: Setting) -> list[Cell]:
     """The rows of one setting: dense, then each compressed model and its repairs."""
+    models = found.of(setting)
+    weights, rows_of = weights_of(models), identities(models)
     grouped: dict[str, Cell] = {}
-    of_model: dict[str, str] = {}
-    for model in found.of(setting):
-        identity = _identity(model)
-        grouped.setdefault(identity, Cell(identity, [])).members.append(model)
-        of_model[model.id] = identity
+    for model in models:
+        identity = rows_of[model.id]
+        grouped.setdefault(identity, Cell(identity, [], weights=weights[model.id])).members.append(model)
     rows = list(grouped.values())
+    plain = {(row.first.role, row.weights): row.id for row in rows if row.first.role != REPAIRED}
+    dense = next((row.id for row in rows if row.first.role == DENSE), None)
     for row in rows:
-        row.members.sort(key=lambda model: model.seed)
-        row.parent = of_model.get(row.first.parent or "")
-    _name(rows)
+        row.members.sort(key=lambda model: [(value is not None, value or 0) for value in seeds_of(model).values()])
+        if row.first.role == COMPRESSED or row.first.compressor == "none":
+            row.parent = dense if row.first.role != DENSE else None
+        else:
+            row.parent = plain.get((COMPRESSED, row.weights))
+    give_names(rows)
 
-    return sorted(rows, key=lambda row: (row.first.compressor != "none", _natural(row.compressor)))
+    return sorted(rows, key=lambda row: (row.first.compressor != "none", natural(row.compressor)))
 
 
 def latency_ratios(model: Measured, part: str) -> tuple[float, float | None] | None:
@@ -130,121 +169,14 @@ def task_order(tasks: list[str]) -> list[str]:
     return [task for task in NINE if task in tasks] + sorted(set(tasks) - set(NINE))
 
 
-def groups(tasks: list[str]) -> dict[str, list[str]]:
-    """The paper's groups of which all tasks are there."""
+def groups(tasks: list[str], named: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """The paper's groups, and those that runs name, of which all tasks are there."""
     return {
         name.replace("_", " "): list(members)
-        for name, members in GROUPS.items()
-        if name != "all" and set(members) <= set(tasks)
+        for name, members in {**GROUPS, **(named or {})}.items()
+        if name != "all" and members and set(members) <= set(tasks)
     }
 
 
 def _shape(row: dict[str, Any]) -> tuple[int, int]:
     return row["batch_size"], row["input_tokens"]
-
-
-def _identity(model: Measured) -> str:
-    if model.role != REPAIRED:
-        return model.id
-    learned = None
-    if model.transfer is not None:
-        learned = {key: value for key, value in model.transfer.items() if key in ("kind", "compressor", "corpus")}
-    made = _seedless({key: value for key, value in model.config.items() if key != "compressor"})
-    weights = {stage: key for stage, key in model.keys.items() if stage in ("load", "compress")}
-    return digest([model.setting, weights, made, learned])[:12]
-
-
-def _seedless(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {key: _seedless(value) for key, value in config.items() if key not in SAME_MODEL}
-    return config
-
-
-def _name(rows: list[Cell]) -> None:
-    """Gives each row its names, with the settings that tell it from others of the same kind."""
-    for part, base in (("compressor", _compressor), ("recovery", _recovery)):
-        alike: dict[str, list[Cell]] = defaultdict(list)
-        for row in rows:
-            setattr(row, part, base(row.first))
-            alike[base(row.first)].append(row)
-        for members in alike.values():
-            flat = {row.id: dict(_flat(_made(row.first, part))) for row in members}
-            apart = _apart(list(flat.values()))
-            for row in members:
-                said = [f"{apart[key]}={_value(flat[row.id].get(key))}" for key in apart if key in flat[row.id]]
-                setattr(row, part, " ".join([getattr(row, part), *said]))
-
-
-def _compressor(model: Measured) -> str:
-    return model.compressor
-
-
-def _recovery(model: Measured) -> str:
-    if model.transfer is not None:
-        learned = model.transfer
-        return f"transfer of {learned['kind']} ({learned['compressor'] or '?'}, {learned['corpus'] or '?'})"
-    if model.selector is None:
-        return model.recovery
-    return f"{model.recovery} ({model.selector}{', peeks' if model.peeks else ''})"
-
-
-def _made(model: Measured, part: str) -> dict[str, Any]:
-    if part == "compressor":
-        return model.config["compressor"] or {}
-    corpus = model.config["corpus"]["name"] if model.config["corpus"] else None
-    return {**(model.config["recovery"] or {}), "corpus": corpus if model.role == REPAIRED else None}
-
-
-def _flat(node: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        if isinstance(value, dict):
-            if "kind" in value:
-                pairs.append((f"{above}{key}", value["kind"]))
-            pairs += _flat(value, f"{above}{key}.")
-        elif key not in NOT_NAMED:
-            pairs.append((f"{above}{key}", value))
-    return pairs
-
-
-def _apart(configs: list[dict[str, Any]]) -> dict[str, str]:
-    """The settings in which configs differ, and the shortest name of each.
-
-    Options of a kind, such as a bank's, count where two of that kind differ in them: else the kind says it all.
-    """
-
-    def differs(key: str) -> bool:
-        values: dict[str, set[str]] = defaultdict(set)
-        for config in configs:
-            values[repr(config.get(key.rpartition(".")[0]))].add(repr(config.get(key)))
-        return any(len(each) > 1 for each in values.values())
-
-    differing = [key for key in {key: None for config in configs for key in config} if differs(key)]
-    differing = [key for key in differing if not _goes_without_saying(key, differing, configs)]
-    ends = [key.rsplit(".", 1)[-1] for key in differing]
-    return {
-        key: end if ends.count(end) == 1 else ".".join(key.split(".")[-2:])
-        for key, end in zip(differing, ends, strict=True)
-    }
-
-
-def _natural(name: str) -> list[tuple[bool, float, str]]:
-    """A key to sort names by, their numbers by size: 16 samples before 256, 2 bits before 10."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(is_number := n % 2 == 1, float(part) if is_number else 0.0, part) for n, part in enumerate(parts)]
-
-
-def _goes_without_saying(key: str, differing: list[str], configs: list[dict[str, Any]]) -> bool:
-    """Whether a setting follows from another one that is said, as the warm-up does where it grows with the steps."""
-    above, _, end = key.rpartition(".")
-    leader = f"{above}.{FOLLOWS[end]}" if end in FOLLOWS else None
-    pairs = {(repr(config.get(leader)), repr(config.get(key))) for config in configs}
-    return leader in differing and len(pairs) == len({first for first, _ in pairs})
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(map(_value, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.report.measured import Measured, Setting, models_of, sample_of
+from idp.report.measured import Measured, Setting, groups_of, models_of, sample_of
 from idp.store import digest
 from idp.sweep.cells import SWEEP
 from idp.sweep.cells import read as cells_of_sweep
@@ -116,6 +116,8 @@ def collect(places: Sequence[str | Path]) -> Collection:
     found.records = [record for _, record in kept]
     found.settings, members = _settings(kept, found.notes)
     for (file, record), setting in zip(kept, members, strict=True):
+        for group, tasks in groups_of(record).items():  # of two runs that name a group, the one with more of its tasks
+            setting.groups[group] = max(setting.groups.get(group, []), tasks, key=len)
         for model in models_of(record, file.parent, setting):
             _add(found, model)
     known = {model.id for model in found.models}
@@ -198,7 +200,7 @@ def _read(file: Path) -> dict[str, Any]:
     record.pop("configs", None)  # lm-eval's task definitions: most of the file, and nothing reads them here
     try:
         setting = Setting("", record["config"]["model"], record["config"]["model_dtype"], sample_of(record))
-        models_of(record, file.parent, setting)
+        models_of(record, file.parent, setting), groups_of(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: half a record ({type(error).__name__}: {error}); run its command again") from error
     return record
@@ -296,6 +298,9 @@ def _add(found: Collection, model: Measured) -> None:
         if before.stderr is None and before.value == value.value:
             known.perplexity[corpus] = value
     known.latency = known.latency or model.latency
+    if model.fidelity is not None:
+        before = known.fidelity or {}
+        known.fidelity = {part: {**(found or {}), **(before.get(part) or {})} for part, found in model.fidelity.items()}
     if len(model.weights) > len(known.weights):  # measured in a run of its own
         known.weights = model.weights
 

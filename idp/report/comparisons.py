@@ -1,9 +1,10 @@
-"""Each row against the one that it was made from, on the same documents."""
+"""Rows against one another on the same documents: each with what it was made from, and with dense."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp.report.cells import Cell
 from idp.report.outcomes import paired
@@ -11,72 +12,177 @@ from idp.report.outcomes import paired
 if TYPE_CHECKING:
     import numpy as np
 
-    from idp.analyze.significance import Interval
-
 LEVEL = 0.05
-MANY, FEW_ROWS = 10_000, 100  # resamples, and the rows up to which there are as many
+
+
+@dataclass
+class Difference:
+    """By how much one row is above another: `idp.analyze.significance.comparison` says what each figure is."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    documents: int
+    detectable: float | None = None
+    documents_to_decide: int | None = None
+    test: str = "t_test"
+    gained: float | None = None
+    lost: float | None = None
+    adjusted: float | None = None  # p, by Holm over all that one table compares
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is beyond chance, among all that the table compares."""
+        return self.adjusted is not None and self.adjusted < LEVEL
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the damage that compression did, what a repair brings back: 1 is all of it, below 0 is further harm."""
+
+    share: float
+    low: float | None  # None where the damage is too near to noise for an interval that ends
+    high: float | None
 
 
 @dataclass
 class Comparison:
-    """A row against its parent: a repair against its compressed model, a compressed model against dense.
+    """A row against another: each task that both measured on the same documents, groups of tasks, the mean over all."""
 
-    p-values are adjusted by Holm over all rows and tasks that are compared in one table; those of the means over all
-    rows.
-    """
+    before: str = ""  # `id` of the row that it is above or below
+    tasks: dict[str, Difference] = field(default_factory=dict)
+    groups: dict[str, Difference] = field(default_factory=dict)  # those of which all tasks could be paired
+    mean: Difference | None = None  # over all tasks; None where one could not be paired
 
-    tasks: dict[str, float] = field(default_factory=dict)  # p of each task that could be paired
-    mean: Interval | None = None  # over all tasks; None where one could not be paired
-    mean_p: float | None = None  # adjusted
+    def of(self, key: str) -> Difference | None:
+        """Of a column of the score table: a task, `mean GROUP` or `mean`."""
+        return self.mean if key == "mean" else self.tasks.get(key) or self.groups.get(key.removeprefix("mean "))
 
     def differs(self, task: str | None = None) -> bool:
-        """Whether a task's score (None: the mean) differs from the parent's."""
-        p = self.mean_p if task is None else self.tasks.get(task)
-        return p is not None and p < LEVEL
+        """Whether a task's score (None: the mean) differs from that of the row before."""
+        found = self.mean if task is None else self.tasks.get(task)
+        return found is not None and found.differs
 
 
-def compare(rows: list[Cell], tasks: list[str]) -> dict[str, Comparison]:
-    """Paired tests of every row that has a parent, by the row's `id`.
+def compare(
+    rows: Sequence[Cell], tasks: Sequence[str], groups: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Comparison]:
+    """Paired tests of every row that has a parent against that, by the row's `id`.
 
-    Tasks are tested by `task_test`, the mean over them by `t_test`; the mean's interval is that of the bootstrap.
+    p-values are adjusted by Holm: of single tasks over all rows and tasks, of the means over all rows.
 
     Args:
         rows: of one setting.
         tasks: over which the mean is taken.
+        groups: of tasks, by name; of each the mean as well.
     """
-    from idp.analyze.significance import holm, paired_bootstrap, t_test, task_test
-
-    resamples = MANY if len(rows) <= FEW_ROWS else MANY // 10
-
     known = {row.id: row for row in rows}
-    found: dict[str, Comparison] = {}
-    for row in rows:
-        if row.parent is None:
-            continue
-        before = known[row.parent]
-        pairs = {task: pair for task in tasks if (pair := _pair(before, row, task)) is not None}
-        comparison = found[row.id] = Comparison()
-        for task, (one, other) in pairs.items():
-            comparison.tasks[task], _ = task_test(one, other)
-        if pairs and len(pairs) == len(tasks):
-            comparison.mean = paired_bootstrap(pairs, resamples)
-            comparison.mean_p = t_test(pairs)
-    single = [(comparison, task) for comparison in found.values() for task in comparison.tasks]
-    adjusted = holm([comparison.tasks[task] for comparison, task in single])
-    for (comparison, task), p in zip(single, adjusted, strict=True):
-        comparison.tasks[task] = p
-    means = [comparison for comparison in found.values() if comparison.mean is not None]
-    for comparison, p in zip(means, holm([each.mean_p for each in means]), strict=True):
-        comparison.mean_p = p
+    found = {
+        row.id: against(known[row.parent], row, tasks, groups or {}) for row in rows if row.parent in known
+    }  # a row without a parent has nothing to stand against
+    _adjust([test for comparison in found.values() for test in comparison.tasks.values()])
+    _adjust([comparison.mean for comparison in found.values() if comparison.mean is not None])
     return found
 
 
+def compare_to_dense(
+    rows: Sequence[Cell], tasks: Sequence[str], groups: Mapping[str, Sequence[str]], made: Mapping[str, Comparison]
+) -> dict[str, Comparison]:
+    """The same against the dense row; `made` is what `compare` found, which has some of them."""
+    dense = next((row for row in rows if row.first.role == "dense"), None)
+    if dense is None:
+        return {}
+    others = [row for row in rows if row is not dense]
+    found = {row.id: made[row.id] if row.parent == dense.id else against(dense, row, tasks, groups) for row in others}
+    new = [found[row.id] for row in others if row.parent != dense.id]
+    _adjust([test for comparison in new for test in comparison.tasks.values()])
+    _adjust([comparison.mean for comparison in new if comparison.mean is not None])
+    return found
+
+
+def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Comparison:
+    """One row against another, whatever they are.
+
+    Where the outcomes of documents are gone, what the run itself found is taken, of single runs.
+    """
+    from idp.analyze.significance import comparison, mean_test
+
+    pairs = {task: pair for task in tasks if (pair := _pair(before, after, task)) is not None}
+    found = Comparison(before.id)
+    if not pairs:
+        return _recorded(before, after, tasks)
+    tests = comparison(pairs)
+    found.tasks = {task: _difference(test) for task, test in tests["tasks"].items()}
+    if len(pairs) == len(tasks):
+        found.mean = _difference(tests["mean"])
+    for name, members in groups.items():
+        if all(task in pairs for task in members):
+            found.groups[name] = _difference(mean_test({task: pairs[task] for task in members}))
+    return found
+
+
+def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequence[str]) -> Share | None:
+    """(repaired - compressed) / (dense - compressed) of the means over tasks; the interval is Fieller's (1954).
+
+    With R, C and D for the three: it holds the shares r for which the interval of R - C - r (D - C) has 0 in it.
+    The square of that interval's half is a quadratic form in r, which those of the three differences give: its mixed
+    term is half of (R - C)'s and (D - C)'s less (R - D)'s. So runs count as they do in differences, and the interval
+    ends where, and only where, the damage is beyond noise.
+
+    Returns:
+        None where a task could not be paired, or there is no damage.
+    """
+    from idp.analyze.variance import estimate
+
+    pairs = [
+        {task: _pair(before, after, task) for task in tasks}
+        for before, after in ((compressed, repaired), (compressed, dense), (dense, repaired))
+    ]
+    if not tasks or any(pair is None for each in pairs for pair in each.values()):
+        return None
+    gain, damage, rest = map(estimate, pairs)
+    if damage.difference <= 0:
+        return None
+    of_gain, of_damage, of_rest = (found.quantile(LEVEL / 2) ** 2 for found in (gain, damage, rest))
+    a = damage.difference**2 - of_damage
+    b = gain.difference * damage.difference - (of_gain + of_damage - of_rest) / 2
+    c = gain.difference**2 - of_gain
+    share = gain.difference / damage.difference
+    if a <= 0 or b**2 < a * c:
+        return Share(share, None, None)
+    half = (b**2 - a * c) ** 0.5
+    return Share(share, (b - half) / a, (b + half) / a)
+
+
+def _difference(test: Mapping[str, Any]) -> Difference:
+    return Difference(**{name: test[name] for name in Difference.__dataclass_fields__ if name in test})
+
+
+def _recorded(before: Cell, after: Cell, tasks: Sequence[str]) -> Comparison:
+    """What the record of the run that measured both says."""
+    found = Comparison(before.id)
+    if before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
+        return found
+    tests = after.first.comparisons.get(before.first.role) or {}
+    found.tasks = {task: _difference(test) for task, test in (tests.get("tasks") or {}).items() if task in tasks}
+    if tests.get("mean") and set(found.tasks) == set(tasks):
+        found.mean = _difference(tests["mean"])
+    return found
+
+
+def _adjust(tests: Sequence[Difference]) -> None:
+    from idp.analyze.significance import holm
+
+    for test, adjusted in zip(tests, holm([test.p for test in tests]) if tests else [], strict=True):
+        test.adjusted = adjusted
+
+
 def _pair(before: Cell, after: Cell, task: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores [seeds, documents] of two rows on the same documents."""
+    """Scores [runs, documents] of two rows on the same documents."""
     import numpy as np
 
     scores = paired([*before.members, *after.members], task)
     if not scores or not len(scores[0]):
         return None
-    count = len(before.members)
-    return np.stack(scores[:count]), np.stack(scores[count:])
+    return np.stack(scores[: before.runs]), np.stack(scores[before.runs :])

@@ -24,6 +24,7 @@ PLACES = tuple(  # of a name beside its point, in points: the nearest first, to 
     for side in (1, -1)
 )
 ROLES = (DENSE, COMPRESSED, REPAIRED)
+PALE = 0.35  # of what is no method: an upper bound that has seen the answers
 NAMED = 60  # points at most in a plot that names them
 PANELS = 6  # at most, of plots with one for each model
 STYLE = {
@@ -39,6 +40,10 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "idp",
 }
+
+
+class NothingToShow(Exception):
+    """A plot's data are not there; says what runs it wants."""
 
 
 @contextmanager
@@ -88,11 +93,32 @@ def line_style(number: int) -> dict[str, Any]:
 def draw_points(
     axes: Axes, points: Sequence[tuple[float, float, Cell]], colours: dict[str, str], markers: dict[str, str]
 ) -> None:
-    kinds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    kinds: dict[tuple[str, str, bool], list[tuple[float, float]]] = {}
     for x, y, row in points:
-        kinds.setdefault((row.compressor, row.first.recovery), []).append((x, y))
-    for (compressor, recovery), places in kinds.items():
-        axes.scatter(*zip(*places, strict=True), s=34, color=colours[compressor], marker=markers[recovery], linewidth=0)
+        kinds.setdefault((row.compressor, row.first.recovery, row.first.peeks), []).append((x, y))
+    for (compressor, recovery, peeks), places in kinds.items():
+        look = {"color": colours[compressor], "marker": markers[recovery], "alpha": PALE if peeks else 1.0}
+        axes.scatter(*zip(*places, strict=True), s=34, linewidth=0, **look)
+
+
+def draw_noise(axes: Axes, view: View, points: Sequence[tuple[float, float, Cell]], colours: dict[str, str]) -> None:
+    """At each mean score the 95 % interval of its difference to the model that it was made from.
+
+    Paired over documents, that is the noise in which two points differ; it also keeps the axis from showing less.
+    """
+    for x, y, row in points:
+        if (reach := interval_of(view, row)) is not None:
+            axes.errorbar(x, y, yerr=reach, color=colours[row.compressor], elinewidth=0.8, alpha=0.45, zorder=0)
+
+
+def span_at_least(axes: Axes, share: float = 0.02, of: str = "y") -> None:
+    """Widens an axis that spans less than a share of its largest value: so little would fill it like a great deal."""
+    low, high = getattr(axes, f"get_{of}lim")()
+    wanted = share * max(abs(low), abs(high))
+    if high - low < wanted and getattr(axes, f"get_{of}scale")() == "linear":
+        middle = (low + high) / 2
+        getattr(axes, f"set_{of}lim")(middle - wanted / 2, middle + wanted / 2)
+    getattr(axes, f"{of}axis").get_major_formatter().set_useOffset(False)
 
 
 def say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
@@ -160,8 +186,10 @@ def added_axis(axes: Axes, added: list[int]) -> None:
 
 
 def score_label(view: View) -> str:
-    """What an axis of mean scores is called."""
-    return f"mean of {len(view.tasks)} tasks" if len(view.tasks) > 1 else "".join(view.tasks)
+    """What an axis of mean scores is called; stand-ins are marked."""
+    if len(view.tasks) == 1:
+        return view.headings[view.tasks[0]]
+    return view.headings["mean"].replace(f"mean of {len(view.tasks)}", f"mean of {len(view.tasks)} tasks")
 
 
 def scale_of(values: Sequence[float]) -> str:
@@ -179,8 +207,15 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def draw_legend(
-    axes: Axes, colours: dict[str, str], markers: dict[str, str], dashed: str = "", hollow: str = ""
+    axes: Axes,
+    colours: dict[str, str],
+    markers: dict[str, str],
+    dashed: str = "",
+    hollow: str = "",
+    pale: bool = False,
+    bars: str = "",
 ) -> None:
+    """What colours and markers stand for; `pale`: whether an upper bound is among the points."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -193,6 +228,11 @@ def draw_legend(
     ]
     if hollow:
         handles.append(Line2D([], [], marker="o", linestyle="none", fillstyle="none", color="#777", label=hollow))
+    if pale:
+        look = {"marker": "o", "linestyle": "none", "alpha": PALE}
+        handles.append(Line2D([], [], color="#777", label="pale: upper bound (peeks)", **look))
+    if bars:
+        handles.append(Line2D([], [], marker="|", linestyle="none", color="#777", markersize=9, label=bars))
     if dashed:
         handles.append(Line2D([], [], linestyle="--", linewidth=0.9, color="#777", label=dashed))
     if handles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tabulate import tabulate
@@ -20,22 +21,31 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table: its text, and the number behind it."""
+    """What stands in one place of a table: its text, the number behind it, and what CSV says of that number beside."""
 
     text: str
     value: float | None = None
     bold: bool = False
     stderr: float | None = None
     spread: float | None = None  # standard deviation over seeds
+    low: float | None = None  # the 95 % interval
+    high: float | None = None
+    more: Mapping[str, float | str | None] = field(default_factory=dict)  # further columns, by the end of their titles
+
+    @property
+    def parts(self) -> dict[str, float | str | None]:
+        """What stands beside the value in CSV."""
+        return {"stderr": self.stderr, "low": self.low, "high": self.high, "deviation": self.spread, **self.more}
 
 
 @dataclass(frozen=True)
 class Column:
-    """`of`: what the column is one of, such as tasks."""
+    """`of`: what the column is one of, such as tasks; `wide`: shown where there is room, not in Markdown or LaTeX."""
 
     key: str
     title: str
     of: str = ""
+    wide: bool = False
 
 
 @dataclass
@@ -47,47 +57,63 @@ class Table:
     rows: list[dict[str, Entry]]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def narrow(self) -> list[Column]:
+        """The columns that a page of paper has room for."""
+        return [column for column in self.columns if not column.wide]
+
 
 MISSING = Entry("-")
 
 
+def signed(value: float) -> str:
+    """A difference in three digits; what rounds to nothing has no sign that speaks of harm."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 def markdown(table: Table) -> str:
     """As a GitHub table, its notes below."""
-    lines = [[_markdown_entry(row.get(column.key, MISSING)) for column in table.columns] for row in table.rows]
-    headers = [column.title.replace("|", "\\|") for column in table.columns]
+    lines = [[_markdown_entry(row.get(column.key, MISSING)) for column in table.narrow] for row in table.rows]
+    headers = [column.title.replace("|", "\\|") for column in table.narrow]
     drawn = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     return "\n".join([drawn, "", *(f"- {note}" for note in table.notes)])
 
 
 def comma_separated(tables: list[Table]) -> str:
-    """One line per row of tables that have the same rows; figures in full, standard errors in columns of their own."""
+    """One line per row of tables that have the same rows; figures in full, all their parts in columns of their own."""
     columns = list({column.key: column for table in tables for column in table.columns}.values())
     written = io.StringIO()
     together = zip(*(table.rows for table in tables), strict=True)
     rows = [{key: entry for part in parts for key, entry in part.items()} for parts in together]
-    extra = {
-        column.key: [part for part in ("stderr", "spread") if any(_part(row, column, part) is not None for row in rows)]
-        for column in columns
-    }
+    parts_of: dict[str, list[str]] = {}
+    for column in columns:
+        parts = [row[column.key].parts for row in rows if column.key in row]
+        known = dict.fromkeys(part for each in parts for part in each)
+        parts_of[column.key] = [part for part in known if any(each.get(part) is not None for each in parts)]
     writer = csv.writer(written, lineterminator="\n")
     header = []
     for column in columns:
-        header += [column.title, *(f"{column.title} {part}" for part in extra[column.key])]
+        header += [column.title, *(f"{column.title} {part}" for part in parts_of[column.key])]
     writer.writerow(header)
     for row in rows:
         line: list[object] = []
         for column in columns:
             entry = row.get(column.key, MISSING)
             shown = "" if entry is MISSING else entry.text if entry.value is None else repr(entry.value)
-            line += [_no_formula(shown), *(_or_nothing(_part(row, column, part)) for part in extra[column.key])]
+            line += [_no_formula(shown), *(_in_full(entry.parts.get(part)) for part in parts_of[column.key])]
         writer.writerow(line)
     return written.getvalue()
 
 
 def latex(table: Table) -> str:
     """As a booktabs table, its notes as comments."""
-    lines = [[_latex_entry(row.get(column.key, MISSING)) for column in table.columns] for row in table.rows]
-    headers = [escape_latex(column.title) for column in table.columns]
+    lines = [[_latex_entry(row.get(column.key, MISSING)) for column in table.narrow] for row in table.rows]
+    headers = [escape_latex(column.title) for column in table.narrow]
     drawn = tabulate(lines, headers=headers, tablefmt="latex_raw", disable_numparse=True)
     drawn = drawn.replace("\\hline", "\\toprule", 1).replace("\\hline", "\\midrule", 1)
     drawn = drawn.replace("\\hline", "\\bottomrule", 1)
@@ -110,12 +136,8 @@ def _latex_entry(entry: Entry) -> str:
     return f"\\textbf{{{text}}}" if entry.bold else text
 
 
-def _part(row: dict[str, Entry], column: Column, part: str) -> float | None:
-    return getattr(row.get(column.key, MISSING), part)
-
-
-def _or_nothing(value: float | None) -> str:
-    return "" if value is None else repr(value)
+def _in_full(value: float | str | None) -> str:
+    return "" if value is None else _no_formula(value) if isinstance(value, str) else repr(value)
 
 
 def _no_formula(text: str) -> str:

@@ -11,6 +11,7 @@ from idp.store import digest
 
 WHOLE_BITS = 16  # per weight that nothing compressed, as `bits_per_weight` counts it whatever the dtype
 DENSE, COMPRESSED, REPAIRED = "dense", "compressed", "repaired"
+ADAPTED = ("lora", "lora_idp")  # the kinds with an adapter that there were before records said what a repair is made of
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,40 @@ class Measured:
     controls: dict[str, Any] | None = None
     transfer: dict[str, Any] | None = None  # where the repair was learned, if elsewhere
     training: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None  # what it is made of, as the record says: method, prompts, adapter
+    chooser: dict[str, Any] | None = None  # what the record says of its selector
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the row before: what its own run found
+    fidelity: dict[str, Any] | None = None  # to dense: of `texts` and `tasks` what `idp.evaluate.fidelity` measures
+
+    @property
+    def method(self) -> str:
+        """The method of the literature that its repair is: prompt, idp, lora, or another by the kind's name."""
+        return self.repair["method"] if self.repair is not None else self.recovery
+
+    @property
+    def adapter(self) -> bool:
+        """Whether its repair changes weights, by an adapter."""
+        if self.repair is not None:
+            return self.repair["adapter"]
+        return (self.transfer or {"kind": self.recovery})["kind"] in ADAPTED
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt that its repair puts before the input, where that is known."""
+        if self.repair is not None:
+            return self.repair["prompts"]
+        config = self.config["recovery"] or {}
+        return config.get("lengths") or ([config["length"]] if "length" in config else [])
+
+    @property
+    def constant(self) -> bool:
+        """Whether its selector gives every input the same prompt by design."""
+        return (self.chooser or {}).get("constant", self.selector == "fixed")
+
+    @property
+    def published(self) -> bool:
+        """Whether its selector is the one that IDP's paper describes."""
+        return (self.chooser or {}).get("published", self.selector == "attention")
 
     @property
     def mean(self) -> float | None:
@@ -90,6 +125,7 @@ class Setting:
     model: str
     dtype: str
     sample: dict[str, tuple]  # task or corpus -> what was read of it
+    groups: dict[str, list[str]] = field(default_factory=dict)  # that its runs name: group -> its tasks
 
     @property
     def title(self) -> str:
@@ -123,6 +159,15 @@ def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
     for corpus, found in about.get("perplexity_details", {}).items():
         read[f"corpus:{corpus}"] = (found["tokens"], found["window"])
     return read
+
+
+def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The groups of tasks that a run names, each with its tasks."""
+    return {
+        group: list(next(iter(rows.values()))["tasks"])
+        for group, rows in (record["idp"].get("groups") or {}).items()
+        if rows
+    }
 
 
 def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:
@@ -188,6 +233,10 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
         controls=about.get("controls") if repaired else None,
         transfer=about.get("transfer") if repaired else None,
         training=about["training"] if repaired else None,
+        repair=about.get("repair") if repaired else None,
+        chooser=selector,
+        comparisons={each["before"]: each for each in about.get("comparisons") or () if each["after"] == row},
+        fidelity=(about.get("fidelity") or {}).get(row),
     )
 
 

@@ -1,109 +1,78 @@
-"""The table of the papers: model x compressor x recovery against tasks, with what each costs."""
+"""The table of the papers: model x compressor x recovery against tasks."""
 
 from __future__ import annotations
 
-from idp.report.cells import Cell, groups
+from idp.report.cells import Cell
 from idp.report.collect import Unfinished
-from idp.report.comparisons import Comparison
-from idp.report.formats import MISSING, Column, Entry, Table
+from idp.report.comparisons import Comparison, Difference
+from idp.report.formats import MISSING, Column, Entry, Table, percent, signed
+from idp.report.intervals import interval_of_score
 from idp.report.view import View
 
-NAMES = [Column("model", "model"), Column("compressor", "compressor"), Column("recovery", "recovery")]
-
-
-def headings(view: View) -> dict[str, str]:
-    """Each task's name, marked where another's documents stand in."""
-    ran = {task: view.setting.sample[f"task:{task}"][0] for task in view.tasks}
-    return {task: task if runs == task else f"{task} (stand-in: {runs})" for task, runs in ran.items()}
+NAMES = [
+    Column("model", "model"),
+    Column("compressor", "compressor"),
+    Column("recovery", "recovery"),
+]
+MANY_TASKS = 20  # above so many, those of a group that the runs name have columns only where there is room
+UPPER_BOUND = "upper bound"
+SEED_ONLY = "¹"  # marks an interval of one run
 
 
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
-    titles = headings(view)
-    tasks = list(titles)
-    grouped = groups(tasks)
-    columns = [*NAMES, Column("seeds", "seeds")]
-    columns += [Column(task, titles[task], of="tasks") for task in tasks]
-    columns += [Column(f"mean {name}", f"mean {name}", of="means") for name in grouped] if len(tasks) > 1 else []
-    columns += [Column("mean", f"mean of {len(tasks)}" if len(tasks) > 1 else "mean", of="means")]
-    columns += [Column("difference", "difference (95 %)"), Column("brought back", "damage brought back")]
+    titles, tasks = view.headings, view.tasks
+    grouped = {task for members in view.setting.groups.values() for task in members}
+    folded = grouped if len(tasks) > MANY_TASKS else set()
+    columns = [*NAMES, Column("seeds", "seeds"), Column("runs", "runs")]
+    columns += [Column(task, titles[task], of="tasks", wide=task in folded) for task in tasks]
+    columns += [Column(key, title, of="means") for key, title in titles.items() if key not in tasks]
+    columns += [
+        Column("difference", "difference (95 %)"),
+        Column("detectable", "detectable"),
+        Column("to dense", "difference to dense (95 %)"),
+        Column("brought back", "damage brought back (95 %)"),
+    ]
     lines = []
     for row in view.rows:
         comparison = view.compared.get(row.id, Comparison())
-        line = _names(row)
-        for task in tasks:
-            line[task] = _score(row, [task], comparison.differs(task))
-        for name, members in grouped.items():
-            line[f"mean {name}"] = _score(row, members)
-        line["mean"] = _score(row, tasks, comparison.differs())
+        line = names(row)
+        for key in titles:
+            line[key] = _score(view, row, key, comparison.differs(None if key == "mean" else key))
         line["difference"] = _difference(view, row, comparison)
-        share, why = view.brought_back(row)
-        line["brought back"] = Entry(f"{share:.0%}", share) if share is not None else Entry(why)
+        found = comparison.mean
+        if found is not None and found.detectable is not None:
+            line["detectable"] = Entry(f"{found.detectable:.3f}", found.detectable)
+        if view.parent(row) is not view.dense and (to_dense := view.to_dense.get(row.id)) is not None:
+            line["to dense"] = said(row, to_dense.mean) if to_dense.mean else MISSING
+        else:
+            line["to dense"] = Entry("")
+        line["brought back"] = _brought_back(view, row)
         lines.append(line)
-    lines += [_pending(run, view) for run in view.unfinished]
-    notes = [
-        "score (standard error over documents); of several seeds the mean ± standard deviation over them",
-        "difference: of a repair to its compressed model, of a compressed model to dense, by a paired bootstrap over"
-        " documents; bold: p < 0.05 after Holm's correction over this table (McNemar's exact test on one run's score,"
-        " else a t-test paired over documents)",
-        "damage brought back: (repaired - compressed) / (dense - compressed) of the means, where the damage is itself"
-        " beyond noise",
-    ]
-    return Table("Scores", columns, lines, notes)
+    lines += [pending(run, view) for run in view.unfinished]
+    return Table("Scores", columns, lines, _notes(view, bool(folded)))
 
 
-def cost_table(view: View) -> Table:
-    """Perplexity, added parameters, size and latency."""
-    setting = view.setting
-    columns = [*NAMES]
-    columns += [Column(f"{corpus} perplexity", f"{corpus} perplexity") for corpus in setting.corpora]
-    columns += [
-        Column("added", "added parameters"),
-        Column("sparsity", "sparsity"),
-        Column("bits", "bits"),
-        Column("packed", "packed MB"),
-        Column("effective", "effective MB"),
-        Column("prefill", "prefill ratio"),
-        Column("decode", "decode ratio"),
-    ]
-    lines = []
-    for row in view.rows:
-        line, weights = _names(row), row.first.weights
-        for corpus in setting.corpora:
-            line[f"{corpus} perplexity"] = _perplexity(row, corpus)
-        added = row.first.parameters["added"]
-        line |= {
-            "added": Entry(f"{added:,}", added),
-            "sparsity": Entry(f"{weights['sparsity']:.3f}", weights["sparsity"]),
-            "bits": Entry(f"{weights['bits_per_weight']:.2f}", weights["bits_per_weight"]),
-            "packed": Entry(f"{weights['packed_bytes'] / 1e6:.1f}", weights["packed_bytes"] / 1e6),
-            "effective": Entry(f"{weights['effective_bytes'] / 1e6:.1f}", weights["effective_bytes"] / 1e6),
-        }
-        for part in ("prefill", "decode"):
-            ratios = row.latency(part)
-            merged = f" (merged {ratios[1]:.2f})" if ratios and ratios[1] else ""
-            line[part] = Entry(f"{ratios[0]:.2f}{merged}", ratios[0]) if ratios else MISSING
-        lines.append(line)
-    lines += [_pending(run, view) for run in view.unfinished]
-    notes = ["ratio of median latency to the compressed model, on decompressed weights: it compares repairs alone"]
-    if not any(line["prefill"] is not MISSING for line in lines if "prefill" in line):
-        notes = ["no run has timed its models: add latency=default"]
-    if any(line[key].spread is not None for line in lines for key in line if key.endswith(" perplexity")):
-        notes.append("perplexity of several seeds: the mean ± standard deviation over them")
-    notes.append("packed and effective sizes are computed from the measured weights; effective leaves zeros out")
-    return Table("Costs", columns, lines, notes)
+def said(row: Cell, found: Difference) -> Entry:
+    """A difference as tables show it: with its interval, marked where that holds for one seed only."""
+    mark = SEED_ONLY if row.of_one_seed else ""
+    text = f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)}){mark}"
+    return Entry(text, found.difference, found.differs, low=found.low, high=found.high)
 
 
-def _names(row: Cell) -> dict[str, Entry]:
+def names(row: Cell) -> dict[str, Entry]:
+    """What a row is, its seeds and its runs."""
     return {
         "model": Entry(row.first.model),
         "compressor": Entry(row.compressor),
         "recovery": Entry(row.recovery),
-        "seeds": Entry(", ".join(map(str, row.seeds))),
+        "seeds": Entry(row.seeds_said),
+        "runs": Entry(str(row.runs), row.runs),
     }
 
 
-def _score(row: Cell, tasks: list[str], bold: bool = False) -> Entry:
+def _score(view: View, row: Cell, key: str, bold: bool = False) -> Entry:
+    tasks = view.members(key)
     value, error, spread = row.mean(tasks), row.mean_stderr(tasks), row.spread(tasks)
     if value is None:
         return MISSING
@@ -112,27 +81,56 @@ def _score(row: Cell, tasks: list[str], bold: bool = False) -> Entry:
         text += f" ±{spread:.3f}"
     if error is not None:
         text += f" ({error:.3f})"
-    return Entry(text, value, bold, error, spread)
-
-
-def _perplexity(row: Cell, corpus: str) -> Entry:
-    value, spread = row.perplexity(corpus), row.perplexity_spread(corpus)
-    if value is None:
-        return MISSING
-    return Entry(f"{value:.2f}" + (f" ±{spread:.2f}" if spread is not None else ""), value, spread=spread)
+    low, high = interval_of_score(row, tasks)
+    scores = [row.first.tasks[task] for task in tasks]
+    more = {
+        "documents": sum(score.documents for score in scores),
+        "metric": scores[0].metric.split(",")[0] if len(scores) == 1 else None,
+        "stand-in": "+".join(score.stand_in for score in scores if score.stand_in) or None,
+    }
+    return Entry(text, value, bold, error, spread, low, high, more)
 
 
 def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
     if view.parent(row) is None:
         return Entry("")
     if (found := comparison.mean) is not None:
-        text = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-        return Entry(text, found.difference, comparison.differs())
+        return said(row, found)
     difference = view.difference(row)
-    return MISSING if difference is None else Entry(f"{difference:+.3f} (not paired)", difference)
+    return MISSING if difference is None else Entry(f"{signed(difference)} (not paired)", difference)
 
 
-def _pending(run: Unfinished, view: View) -> dict[str, Entry]:
+def _brought_back(view: View, row: Cell) -> Entry:
+    found, why = view.brought_back(row)
+    if found is None:
+        return Entry(why)
+    text = percent(found.share)
+    if found.low is not None:
+        text += f" ({percent(found.low)} to {percent(found.high)})"
+    return Entry(text, found.share, low=found.low, high=found.high)
+
+
+def _notes(view: View, folded: bool) -> list[str]:
+    notes = [
+        "score (standard error over documents); of several runs, which differ by seeds alone, the mean ± standard"
+        " deviation over them",
+        "difference: of a repair to its compressed model, of a compressed model to dense, paired over documents, with"
+        " its 95 % t interval; detectable: the least true difference that so many documents, tasks and runs detect with"
+        " 80 %; bold: p < 0.05 after Holm's correction over this table (McNemar's exact test on one run's score, else a"
+        " paired t-test)",
+        "damage brought back: (repaired - compressed) / (dense - compressed) of the means, with Fieller's interval,"
+        " where the damage is itself beyond noise",
+    ]
+    if any(row.of_one_seed for row in view.rows):
+        notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
+    if any(row.first.peeks for row in view.rows):
+        notes.append(f"{UPPER_BOUND}: it has seen the answers, and is no method")
+    if folded:
+        notes.append("the tasks behind the groups have columns in table.csv and in the page")
+    return notes
+
+
+def pending(run: Unfinished, view: View) -> dict[str, Entry]:
     """A line for a run that has no record: its name ends in compressor, recovery, budget and a hash."""
     parts = run.name.removeprefix(f"{view.setting.model}-").rsplit("-", 3)
     compressor, recovery = (parts[0], parts[1]) if len(parts) == 4 else (run.name, "")

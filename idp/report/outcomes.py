@@ -140,8 +140,9 @@ def _graded(path: Path, row: str, task: str, metric: str) -> np.ndarray | None:
     if metric.split(",")[0] not in JUDGED_BY:
         return None
     wanted = (compute.field("model") == row) & (compute.field("asked_for") == task)
-    columns = ["doc_id", "choices", "loglikelihoods", "greedy", "target", f"metric:{metric}"]
+    columns = ["doc_id", "choices", "loglikelihoods", "target", f"metric:{metric}"]
     try:
+        columns += [name for name in parquet.read_schema(path).names if name == "greedy"]
         documents = parquet.read_table(path, columns=columns, filters=wanted).to_pylist()
     except (OSError, ValueError, ArrowException):
         return None
@@ -182,7 +183,7 @@ def _probability(
     if len(choices) != len(nats) or not len(nats) or np.isnan(nats).any():
         return None
     if len(nats) == 1:
-        greedy = document["greedy"] or []
+        greedy = document.get("greedy") or []
         return (float(np.exp(min(0.0, nats[0]))), {float(greedy[0])}) if len(greedy) == 1 else None
     right = np.isin(choices, _right(document["target"], choices))
     if not right.any():

@@ -16,17 +16,20 @@ from importlib import resources
 from typing import Any
 
 import idp
-from idp.report.cells import groups
 from idp.report.collect import Collection
+from idp.report.comparisons import Difference
+from idp.report.costs import cost_table
 from idp.report.documents import documents, line
+from idp.report.embedded import embedded
 from idp.report.formats import MISSING, Entry, Table
 from idp.report.layers import depth_and_part, similarity, weights_by_layer
-from idp.report.nine_tasks import cost_table, headings, score_table
+from idp.report.nine_tasks import score_table
 from idp.report.view import View
 
-ROOM = 6_000_000  # bytes for documents, all settings together
+ROOM = 6_000_000  # bytes for documents' texts, all settings together
+OUTCOMES = 3_000_000  # and for their outcomes
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
-SCRIPTS = ("core", "map", "scatter", "table", "compare", "behaviours", "layers", "main")
+SCRIPTS = ("core", "statistics", "differences", "map", "scatter", "table", "compare", "behaviours", "layers", "main")
 
 
 def page(found: Collection, views: list[View], title: str) -> str:
@@ -55,29 +58,31 @@ def as_json(value: Any) -> str:
 
 def data(found: Collection, views: list[View], title: str) -> dict[str, Any]:
     """All that the page shows."""
-    room = ROOM // max(1, len(views))
+    each = max(1, len(views))
     return {
         "title": title,
         "version": idp.__version__,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "runs": len(found.records),
         "told": found.told,
-        "views": [_view(view, room) for view in views],
+        "views": [_view(view, ROOM // each, OUTCOMES // each) for view in views],
     }
 
 
-def _view(view: View, room: int) -> dict[str, Any]:
+def _view(view: View, room: int, room_for_outcomes: int) -> dict[str, Any]:
     tables = score_table(view), cost_table(view)
-    titles = headings(view)
+    titles = view.headings
     return {
         "id": view.setting.id,
         "title": view.title,
         "tasks": [{"id": task, "title": titles[task]} for task in view.tasks],
-        "groups": groups(view.tasks),
+        "groups": view.groups,
+        "means": [key for key in titles if key not in view.tasks],
         "columns": _columns(tables),
         "notes": [note for table in tables for note in table.notes],
         "rows": [_row(view, tables, number) for number in range(len(view.rows))],
         "documents": documents(view, room),
+        "outcomes": embedded(view, room_for_outcomes),
         "layers": {
             row.id: layers for row in view.plain if row.first.role != "dense" and (layers := _layers(row.first))
         },
@@ -98,7 +103,11 @@ def _columns(tables: tuple[Table, ...]) -> list[dict[str, Any]]:
 def _row(view: View, tables: tuple[Table, ...], number: int) -> dict[str, Any]:
     row = view.rows[number]
     entries = {key: entry for table in tables for key, entry in table.rows[number].items()}
-    comparison = view.compared.get(row.id)
+    against = {
+        found.before: {key: _interval(test) for key in view.headings if (test := found.of(key)) is not None}
+        for found in (view.compared.get(row.id), view.to_dense.get(row.id))
+        if found is not None
+    }
     return {
         "id": row.id,
         "parent": row.parent,
@@ -109,9 +118,16 @@ def _row(view: View, tables: tuple[Table, ...], number: int) -> dict[str, Any]:
         "kind": row.first.recovery,
         "peeks": row.first.peeks,
         "runs": [name for model in row.members for name in model.runs][:12],
-        "interval": [comparison.mean.low, comparison.mean.high] if comparison and comparison.mean else None,
+        "count": row.runs,
+        "one_seed": row.of_one_seed,
+        "against": against,
         "cells": {key: _cell(entry) for key, entry in entries.items() if entry is not MISSING and entry.text},
     }
+
+
+def _interval(found: Difference) -> list[float | None]:
+    """Difference, low, high, p, the least that would be detected."""
+    return [_rounded(each) for each in (found.difference, found.low, found.high, found.p, found.detectable)]
 
 
 def _cell(entry: Entry) -> list[Any]:

@@ -11,13 +11,15 @@ from idp.report.cells import Cell
 from idp.report.drawing import (
     COLOURS,
     MARKERS,
+    PALE,
     PANELS,
+    NothingToShow,
     added_axis,
     colours_of,
     draw_legend,
+    draw_noise,
     draw_points,
     interval_of,
-    line_style,
     markers_of,
     new_figure,
     pareto_front,
@@ -25,8 +27,9 @@ from idp.report.drawing import (
     say_names,
     scale_of,
     score_label,
+    span_at_least,
 )
-from idp.report.layers import depth_and_part, similarity, weights_by_layer
+from idp.report.layer_plots import similarity_to_dense, weights_of_layers
 from idp.report.measured import REPAIRED
 from idp.report.view import View
 
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class NothingToShow(Exception):
-    """A plot's data are not there; says what runs it wants."""
+LEAST_PERPLEXITY = 0.02  # relative: so much at least has the strongest colour
+BARS = "95 % of the difference\nto what it was made from"
 
 
 def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -90,6 +93,7 @@ def recovery_and_parameters(view: View) -> Figure:
             capsize=2,
             elinewidth=0.8,
             linestyle="none",
+            alpha=PALE if row.first.peeks else 1.0,
         )
     for compressor in colours:
         parent = next(view.parent(row) for row in rows if row.compressor == compressor)
@@ -99,7 +103,7 @@ def recovery_and_parameters(view: View) -> Figure:
     axes.axhline(0, color="#555", linewidth=0.8)
     added_axis(axes, [row.first.parameters["added"] for row in rows])
     axes.set(xlabel="added parameters", ylabel=f"{score_label(view)}, above compressed")
-    draw_legend(axes, colours, markers, dashed="dense")
+    draw_legend(axes, colours, markers, dashed="dense", pale=any(row.first.peeks for row in rows))
     say_names(axes, points)
     return figure
 
@@ -118,15 +122,20 @@ def accuracy_and_latency(view: View) -> Figure:
             mean = row.mean(view.tasks)
             for value, filled in ((ratio, True), (merged, False)):
                 if value is not None:
-                    points.append((value, mean))
+                    if not row.first.peeks:  # an upper bound is no model to be had
+                        points.append((value, mean))
                     face = colours[row.compressor] if filled else "none"
-                    marker = markers[row.first.recovery]
-                    axes.scatter(value, mean, s=36, marker=marker, facecolor=face, edgecolor=colours[row.compressor])
+                    look = {"facecolor": face, "edgecolor": colours[row.compressor]}
+                    alpha = PALE if row.first.peeks else 1.0
+                    axes.scatter(value, mean, s=36, marker=markers[row.first.recovery], alpha=alpha, **look)
+        draw_noise(axes, view, [(row.latency(part)[0], row.mean(view.tasks), row) for row in rows], colours)
         front = pareto_front(points)
         axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=score_label(view))
     merged = any(row.latency("prefill")[1] for row in rows)
-    draw_legend(panels[-1], colours, markers, dashed="Pareto front", hollow="merged into the weights" if merged else "")
+    hollow = "merged into the weights" if merged else ""
+    pale = any(row.first.peeks for row in rows)
+    draw_legend(panels[-1], colours, markers, dashed="Pareto front", hollow=hollow, pale=pale, bars=BARS)
     return figure
 
 
@@ -151,9 +160,14 @@ def perplexity_and_accuracy(view: View) -> Figure:
             if row.first.role == REPAIRED and parent in rows:
                 ends = [(each.perplexity(corpus), each.mean(view.tasks)) for each in (parent, row)]
                 axes.plot(*zip(*ends, strict=True), color=colours[row.compressor], linewidth=0.7, alpha=0.5, zorder=0)
-        draw_points(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows], colours, markers)
+        points = [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows]
+        draw_points(axes, points, colours, markers)
+        draw_noise(axes, view, points, colours)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=score_label(view))
-    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+        if axes.get_xscale() == "linear":
+            span_at_least(axes, of="x")
+    pale = any(row.first.peeks for row in every)
+    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
     for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
         say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
     return figure
@@ -169,11 +183,14 @@ def accuracy_and_size(view: View) -> Figure:
     colours, markers = colours_of(view, rows), markers_of(view, rows)
     labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        draw_points(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows], colours, markers)
+        points = [(row.weight(key), row.mean(view.tasks), row) for row in rows]
+        draw_points(axes, points, colours, markers)
+        draw_noise(axes, view, points, colours)
         axes.set(xlabel=label, ylabel=score_label(view))
-    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {})
+    pale = any(row.first.peeks for row in rows)
+    draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
     for axes, key in zip(panels, labels, strict=True):
-        say_names(axes, [(row.first.weights[key], row.mean(view.tasks), row) for row in rows])
+        say_names(axes, [(row.weight(key), row.mean(view.tasks), row) for row in rows])
     return figure
 
 
@@ -230,12 +247,20 @@ def prompts_selected(view: View) -> Figure:
     for axes, row in zip(panels, rows, strict=False):
         selection = row.first.selection
         tasks = [task for task in view.tasks if task in selection]
+        titles = [view.headings[task] for task in tasks]
         left = [0.0] * len(tasks)
         names = list(selection[tasks[0]])
         for number, name in enumerate(names):
             counts = [selection[task].get(name, 0) for task in tasks]
             shares = [count / max(sum(selection[task].values()), 1) for count, task in zip(counts, tasks, strict=True)]
-            axes.barh(tasks, shares, left=left, color=COLOURS[number % len(COLOURS)], label=name, height=0.72)
+            axes.barh(
+                titles,
+                shares,
+                left=left,
+                color=COLOURS[number % len(COLOURS)],
+                label=name,
+                height=0.72,
+            )
             left = [a + b for a, b in zip(left, shares, strict=True)]
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -246,8 +271,13 @@ def prompts_selected(view: View) -> Figure:
 
 
 def transfer_matrix(view: View) -> Figure:
-    """What repairs learned elsewhere are worth here: in accuracy, and in perplexity of the first text that was read."""
+    """What repairs learned elsewhere are worth here: in accuracy, and in perplexity of the first text that was read.
+
+    No colour means no difference. The strongest one is that of the largest, of two standard errors at least.
+    """
     found: dict[str, dict[tuple[str, str], list[float]]] = {"accuracy": {}, "perplexity": {}}
+    noise = {"accuracy": 0.0, "perplexity": LEAST_PERPLEXITY}
+    differing: set[tuple[str, str]] = set()
     places: dict[str, int] = {}  # of compressors, in the tables' order
     moved: dict[str, str] = {}  # what was learned elsewhere -> where
     corpus = next(iter(view.setting.corpora), None)
@@ -267,6 +297,10 @@ def transfer_matrix(view: View) -> Figure:
             moved[origin] = learned["compressor"]
         if view.difference(row) is not None:
             found["accuracy"].setdefault((origin, row.compressor), []).append(view.difference(row))
+            if (reach := interval_of(view, row)) is not None:  # about two standard errors either way
+                noise["accuracy"] = max(noise["accuracy"], *(side[0] for side in reach))
+                if view.compared[row.id].differs():
+                    differing.add((origin, row.compressor))
         before, after = (each.perplexity(corpus) if corpus else None for each in (parent, row))
         if before and after and isfinite(before) and isfinite(after):
             found["perplexity"].setdefault((origin, row.compressor), []).append(after / before - 1)
@@ -283,7 +317,8 @@ def transfer_matrix(view: View) -> Figure:
             [sum(each) / len(each) if (each := part.get((origin, target))) else float("nan") for target in targets]
             for origin in origins
         ]
-        largest = max((abs(value) for row in values for value in row if value == value), default=0) or 1e-9
+        largest = max((abs(value) for row in values for value in row if value == value), default=0)
+        largest = max(largest, noise[name]) or 1e-9
         better = "RdBu" if name == "accuracy" else "RdBu_r"
         axes.imshow(values, cmap=better, vmin=-largest, vmax=largest, aspect="auto")
         axes.grid(visible=False)
@@ -293,77 +328,16 @@ def transfer_matrix(view: View) -> Figure:
         axes.set_yticks(range(len(origins)), origins if axes is axes_of[0] else [""] * len(origins))
         said = score_label(view) if name == "accuracy" else f"{corpus} perplexity"
         axes.set(xlabel="applied to")
-        axes.set_title(f"{said}, less the same model without it", fontsize=9)
+        bold = "\nbold: beyond noise; colours span two standard errors at least" if name == "accuracy" else "\n"
+        axes.set_title(f"{said}, less the same model without it{bold}", fontsize=9)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if value == value:
                     colour = "white" if abs(value) > 0.6 * largest else "black"
                     text = f"{value:+.3f}" if name == "accuracy" else f"{100 * value:+.0f} %"
-                    axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
-    return figure
-
-
-def weights_of_layers(view: View) -> Figure:
-    """Sparsity and weight change of each block of the compressed models."""
-    lines: dict[str, dict[str, dict[int, list[float]]]] = {"sparsity": {}, "reconstruction_error": {}}
-    for row in view.plain:
-        for name, figures in weights_by_layer(row.first).items():
-            place = depth_and_part(name)
-            for key in lines:
-                if place is not None and figures.get(key) is not None:
-                    lines[key].setdefault(row.compressor, {}).setdefault(place[0], []).append(figures[key])
-    if not any(lines.values()):
-        raise NothingToShow("compressed models whose products are in the store (store=...)")
-    figure, panels = new_figure(2)
-    labels = {"sparsity": "sparsity", "reconstruction_error": "weight change (relative squared error)"}
-    for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        for number, (compressor, by_depth) in enumerate(sorted(lines[key].items())):
-            depths = sorted(by_depth)
-            means = [sum(by_depth[depth]) / len(by_depth[depth]) for depth in depths]
-            axes.plot(depths, means, label=compressor, **line_style(number))
-        axes.set(xlabel="layer", ylabel=label)
-    changes = [
-        value for by_depth in lines["reconstruction_error"].values() for each in by_depth.values() for value in each
-    ]
-    panels[1].set_yscale(scale_of(changes))
-    panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(lines["sparsity"]) // 14)
-    return figure
-
-
-def similarity_to_dense(view: View) -> Figure:
-    """How alike attention and activations are to the dense model's, by layer: a column of panels a compressor."""
-    found = {row.id: (row, like) for row in view.rows if (like := similarity(row.first)) is not None}
-    if not found:
-        raise NothingToShow("`python -m idp.analyze similarity record=<run>` for the runs to compare")
-    first = next(iter(found.values()))[1]
-    kinds = [(kind, measure) for kind in ("attention", "activation") for measure in first.get(kind, {})]
-    columns = list(dict.fromkeys(row.compressor for row, _ in found.values()))
-    repairs = list(dict.fromkeys(row.recovery for row in view.rows if row.recovery != "none"))
-    figure, panels = new_figure(len(kinds) * len(columns), columns=len(columns), height=2.7)
-    for number, axes in enumerate(panels):
-        (kind, measure), compressor = kinds[number // len(columns)], columns[number % len(columns)]
-        for row, like in (each for each in found.values() if each[0].compressor == compressor):
-            repair = row.recovery
-            colour = "#111111" if repair == "none" else COLOURS[repairs.index(repair) % len(COLOURS)]
-            for values, style in ((like, "-"), (like["control"] or {}, ":")):
-                if measure in values.get(kind, {}):
-                    axes.plot(like["layers"], values[kind][measure], color=colour, linestyle=style, linewidth=1.2)
-        axes.set(xlabel="layer", ylabel=f"{kind}: {measure.replace('_', ' ')}")
-        if number < len(columns):
-            axes.set_title("dense" if compressor == "none" else compressor)
-    for start in range(0, len(panels), len(columns)):  # one scale for a row of panels
-        row_of_panels = panels[start : start + len(columns)]
-        limits = [axes.get_ylim() for axes in row_of_panels]
-        for axes in row_of_panels:
-            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    shown = {row.recovery for row, _ in found.values()}
-    entries = [("no repair", "#111111", "-")] if "none" in shown else []
-    entries += [(name, COLOURS[number % len(COLOURS)], "-") for number, name in enumerate(repairs) if name in shown]
-    if any(like["control"] for _, like in found.values()):
-        entries.append(("as long a prompt, not trained", "#777777", ":"))
-    for name, colour, style in entries:
-        panels[0].plot([], [], label=name, color=colour, linestyle=style)
-    figure.legend(loc="outside lower center", ncols=4)
+                    beyond = name == "accuracy" and (origins[y], targets[x]) in differing
+                    look = {"color": colour, "fontsize": 8, "fontweight": "bold" if beyond else "normal"}
+                    axes.text(x, y, text, ha="center", va="center", **look)
     return figure
 
 

@@ -75,7 +75,8 @@ def run_summary(record: dict[str, Any]) -> str:
             )
     if about.get("selector") and about["selector"]["peeks"]:
         lines.append(
-            "- selector: oracle, an upper bound that peeks: each document's best prompt after the fact; no method"
+            f"- selector: {about['selector']['kind']}, an upper bound that peeks: it chooses after the fact, with the"
+            " answers in hand; no method"
         )
     if origin := about.get("transfer"):
         lines.append(
@@ -148,19 +149,33 @@ def controls_table(about: dict[str, Any]) -> str:
     controls, kind = about["controls"], about["selector"]["kind"]
     rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
     ways = [way for way in ("worst", "random", "best", "chosen", "oracle") if way in controls["mean"]]
-    if about["selector"]["peeks"]:
+    peeks = about["selector"]["peeks"]
+    if peeks and all(found["chosen"] == found["oracle"] for found in rows.values()):
         ways.remove("chosen")
+    luck = "oracle_by_luck" in controls["mean"]  # records before it was told apart have none
+    ways += ["oracle_by_luck"] * luck
     lines = []
     for task, found in rows.items():
         low, high = found["gap_interval"]
         cells = [f"{found[way]:.3f}" for way in ways]
         lines.append([task, *cells, f"{found['agreement']:.3f}", f"{found['gap']:+.3f} ({low:+.3f} to {high:+.3f})"])
+        if luck:
+            low, high = found["beyond_luck_interval"]
+            lines[-1].append(f"{found['beyond_luck']:+.3f} ({low:+.3f} to {high:+.3f})")
     for corpus, found in controls["perplexity"].items():
-        lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", ""])
-    headers = {"worst": "worst held-out", "best": "best held-out", "chosen": kind, "oracle": "oracle (peeks)"}
+        lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", "", *[""] * luck])
+    headers = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (peeks)"}
+    headers |= {"chosen": f"{kind} (peeks)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
     headers = ["task", *(headers.get(way, way) for way in ways), "as good as oracle", "gap to random (95 %)"]
+    headers += ["oracle beyond luck (95 %)"] * luck
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
-    return f"Each way to choose among the prompts, on the same documents:\n\n{table}"
+    said = [f"Each way to choose among the prompts, on the same documents:\n\n{table}"]
+    if luck:
+        said.append(
+            "oracle by luck: what it would score if the prompts were equal and their answers differed as often as"
+            " these do; beyond luck: what there is to choose"
+        )
+    return "\n\n".join(said)
 
 
 def _task_line(record: dict[str, Any], task: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:

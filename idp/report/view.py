@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from idp.report.cells import Cell, cells, task_order
+from idp.report.cells import Cell, cells, groups, task_order
 from idp.report.collect import Collection, Unfinished
-from idp.report.comparisons import Comparison, compare
+from idp.report.comparisons import Comparison, Share, compare, compare_to_dense, share_of_damage
 from idp.report.measured import REPAIRED, Setting
+
+NO_DAMAGE = "no damage beyond noise"
 
 
 @dataclass
@@ -17,7 +19,8 @@ class View:
     found: Collection
     setting: Setting
     rows: list[Cell]
-    compared: dict[str, Comparison]
+    compared: dict[str, Comparison]  # of each row with what it was made from
+    to_dense: dict[str, Comparison]  # and with dense
     unfinished: list[Unfinished]
     title: str = ""  # model, dtype, documents
 
@@ -28,6 +31,32 @@ class View:
     def tasks(self) -> list[str]:
         """In the paper's order."""
         return task_order(self.setting.tasks)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Groups of tasks of which all were measured: the paper's, and those that the runs name."""
+        return groups(self.tasks, self.setting.groups)
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """What each column of scores is called, by its key; where another task's documents stand in, it says so."""
+        ran = {task: self.setting.sample[f"task:{task}"][0] for task in self.tasks}
+        titles = {task: task if runs == task else f"{task} (stand-in: {runs})" for task, runs in ran.items()}
+        means = {f"mean {name}": (f"mean {name}", of) for name, of in self.groups.items()} if len(ran) > 1 else {}
+        means["mean"] = "mean" if len(ran) == 1 else f"mean of {len(ran)}", list(ran)
+        for key, (title, members) in means.items():
+            count = sum(ran[task] != task for task in members)
+            marked = f"{title} ({count} stand-in{'s' if count > 1 else ''})" if count else title
+            titles[key] = marked
+        return titles
+
+    def members(self, key: str) -> list[str]:
+        """The tasks behind a column of scores: a task, `mean GROUP` or `mean`."""
+        return self.tasks if key == "mean" else self.groups.get(key.removeprefix("mean "), [key])
+
+    def to_compressed(self, row: Cell) -> Comparison | None:
+        """A repair against the compressed model that it repairs; None of others, and where that was not measured."""
+        return self.compared.get(row.id) if row.first.role == REPAIRED and row.first.compressor != "none" else None
 
     @property
     def repaired(self) -> list[Cell]:
@@ -54,7 +83,7 @@ class View:
         values = [each.mean(self.tasks) for each in (row, parent)] if parent else [None]
         return None if None in values else values[0] - values[1]
 
-    def brought_back(self, row: Cell) -> tuple[float | None, str]:
+    def brought_back(self, row: Cell) -> tuple[Share | None, str]:
         """The share of the damage that a repair brings back, and why there is none to tell."""
         compressed = self.parent(row)
         if row.first.role != REPAIRED or compressed is None or compressed.first.role == "dense":
@@ -62,14 +91,12 @@ class View:
         dense = self.parent(compressed)
         if dense is None:
             return None, "dense not measured"
-        values = [each.mean(self.tasks) for each in (dense, compressed, row)]
         damage = self.compared[compressed.id].mean if compressed.id in self.compared else None
-        if None in values or damage is None:
+        if damage is None or self.compared[row.id].mean is None:
             return None, ""
         if not damage.high < 0:
-            return None, "no damage beyond noise"
-        before, broken, after = values
-        return (after - broken) / (before - broken), ""
+            return None, NO_DAMAGE
+        return share_of_damage(dense, compressed, row, self.tasks), ""
 
 
 def views(found: Collection) -> list[View]:
@@ -79,8 +106,11 @@ def views(found: Collection) -> list[View]:
     for setting in sorted(found.settings, key=lambda setting: (-len(found.of(setting)), setting.id)):
         mine = [run for run in left if run.name.startswith(f"{setting.model}-")]
         left = [run for run in left if run not in mine]
-        rows = cells(found, setting)
-        made.append(View(found, setting, rows, compare(rows, task_order(setting.tasks)), mine, setting.title))
+        rows, tasks = cells(found, setting), task_order(setting.tasks)
+        grouped = groups(tasks, setting.groups)
+        compared = compare(rows, tasks, grouped)
+        to_dense = compare_to_dense(rows, tasks, grouped, compared)
+        made.append(View(found, setting, rows, compared, to_dense, mine, setting.title))
     titles = [view.title for view in made]
     for number, view in enumerate(made):
         if titles.count(titles[number]) > 1:

@@ -9,8 +9,10 @@ from pathlib import Path
 from idp.errors import UserError
 from idp.report.behaviours import behaviour_table
 from idp.report.collect import Collection
+from idp.report.costs import cost_table
 from idp.report.formats import Table, comma_separated, latex, markdown
-from idp.report.nine_tasks import cost_table, score_table
+from idp.report.intervals import difference_table
+from idp.report.nine_tasks import score_table
 from idp.report.view import View, views
 
 FORMATS = ("markdown", "csv", "latex", "plots", "page")
@@ -51,9 +53,9 @@ def _write(found: Collection, made: list[View], folder: Path, formats: Names[str
             plots[view.setting.id] = draw_all(view, place)
         written.append(folder / PLOTS)
     if "csv" in formats:
-        for number, (_, (scores, costs, _)) in enumerate(tables):
+        for number, (view, (scores, costs, _)) in enumerate(tables):
             name = f"table-{number + 1}.csv" if len(tables) > 1 else CSV
-            written.append(_put(folder / name, comma_separated([scores, costs])))
+            written.append(_put(folder / name, comma_separated([scores, costs, difference_table(view)])))
     if "latex" in formats:
         text = "\n".join(f"% {view.title}\n" + "\n".join(map(latex, shown(parts))) for view, parts in tables)
         written.append(_put(folder / LATEX, text))

@@ -92,6 +92,7 @@ def build(
             "trainable": repair["trainable"] + chooser["trainable"],
         },
         "repair_bytes": repair.get("bytes", 0),
+        "repair": _repair(stages["recover"], config["recovery"]["kind"]),
         "transfer": transfer,
         "bos": bos,
         "weights": weights,
@@ -232,6 +233,20 @@ def _merged(measured: Measured) -> dict[str, Any]:
     return merged
 
 
+def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
+    """What a repair is made of: tokens of each of its prompts, whether it has an adapter; and the method that it is."""
+    from idp.kinds import recoveries
+
+    if repair is None:
+        return None
+    banked = (repair.path / "bank" / "bank.json").is_file()
+    return {
+        "method": recoveries()[kind].method or kind,
+        "prompts": repair.read("bank/bank.json")["lengths"] if banked else [],
+        "adapter": (repair.path / "adapter").is_dir(),
+    }
+
+
 def _chosen(own: Measured) -> dict[str, dict[str, int]]:
     """How many documents of each task were given each prompt, by the prompt's name."""
     counts = {task: product.read("results.json")["idp"]["selection"] for task, product in own.tasks.items()}
@@ -239,16 +254,19 @@ def _chosen(own: Measured) -> dict[str, dict[str, int]]:
 
 
 def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) -> dict[str, Any] | None:
-    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is how the oracle breaks ties."""
+    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is a choice that peeks."""
     from idp.evaluate.selection import collapsed, entropy
 
     if selection is None:
         return None
+    options = selection.options
     return {
         **selection.description,
-        "peeks": selection.options.kind == "oracle",
+        "peeks": options.peeks,
+        "constant": options.constant,
+        "published": options.published,
         "entropy": {task: entropy(list(counts.values())) for task, counts in chosen.items()},
-        "collapsed": collapsed(chosen) if selection.options.kind not in ("fixed", "oracle") else [],
+        "collapsed": [] if options.constant or options.peeks else collapsed(chosen),
     }
 
 

@@ -22,6 +22,14 @@ class Study:
         self.setting = Setting("setting", "toy", "float32", {})
         self.collection = Collection(settings=[self.setting])
 
+    def add_second(self, right: dict[str, np.ndarray], name: str = "other", **more) -> Measured:
+        """Adds the dense model of another setting; `more` as of `add`."""
+        own, self.setting = self.setting, Setting(f"setting of {name}", name, "float32", {})
+        self.collection.settings.append(self.setting)
+        model = self.add("dense", right, name=name, **more)
+        self.setting = own
+        return model
+
     def add(
         self,
         role: str,
@@ -32,11 +40,11 @@ class Study:
         seed: int = 0,
         added: int = 0,
         perplexity: dict[str, float] | None = None,
-        sure: float = 0.7,
+        sure: float | dict[str, float] = 0.7,
         doc_ids: dict[str, list[int]] | None = None,
         **more,
     ) -> Measured:
-        """Adds a model; `sure` is the probability that it gives to the choice it takes."""
+        """Adds a model; `sure` is the probability that it gives to the choice it takes, of all tasks or of each."""
         import pyarrow as arrow
         from pyarrow import parquet
 
@@ -47,7 +55,8 @@ class Study:
         for task, outcomes in right.items():
             self.setting.sample[f"task:{task}"] = (task, "fingerprint", len(outcomes))
             for place, outcome in enumerate(outcomes):
-                shares = [sure, 1 - sure] if outcome else [1 - sure, sure]
+                high = sure[task] if isinstance(sure, dict) else sure
+                shares = [high, 1 - high] if outcome else [1 - high, high]
                 rows.append(
                     {
                         "model": role,
@@ -55,13 +64,15 @@ class Study:
                         "doc_id": (doc_ids or {}).get(task, range(len(outcomes)))[place],
                         "choices": [" yes", " no"],
                         "loglikelihoods": np.log(shares).tolist(),
+                        "greedy": [bool(outcome), not outcome],
                         "target": " yes",
                         f"metric:{METRIC}": float(outcome),
                     }
                 )
         parquet.write_table(arrow.Table.from_pylist(rows), folder / "samples.parquet")
         kind = recovery["kind"] if recovery else "none"
-        keys = {"load": "dense"}
+        name = more.pop("name", "toy")
+        keys = {"load": "dense" if name == "toy" else name}
         if compressor != "none":
             keys["compress"] = more.pop("base", compressor)
         if recovery:
@@ -70,7 +81,7 @@ class Study:
             id=str(number),
             parent=None,
             role=role,
-            model="toy",
+            model=name,
             dtype="float32",
             compressor=compressor,
             recovery=kind,

@@ -8,9 +8,10 @@ how often what `detectable` says they find?
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ SKILLS = np.linspace(-1.0, 1.0, TASKS)  # from hard to easy tasks: 18 to 82 % ri
 NOISE = 0.3  # of each run on each document, where documents differ by 1: two models disagree on about 12 %
 RUNS, SPREADS, DOCUMENTS = ((1, 1), (1, 3), (3, 3), (5, 5)), (0.0, 0.5, 1.0, 2.0), (100, 500)
 GAIN = 2.0  # points
+STUDIES = 500  # of each design
 DETECTABLE = 100  # studies of which it is computed
 
 
@@ -38,6 +40,17 @@ class Design:
     gain: float = 0.0
 
 
+PLANNED = (
+    Design((1, 1)),
+    Design((1, 1), documents=500),
+    Design((1, 3)),
+    Design((1, 3), 0.5, 500),
+    Design((3, 3)),
+    Design((3, 3), 0.5, 500),
+    Design((5, 5), 0.5, 500),
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """What a share of studies shows, and widths in points."""
@@ -45,6 +58,7 @@ class Found:
     covers: float  # intervals that hold the true difference
     covers_seed: float  # that hold the true difference of the very runs that were made
     rejects: float  # studies with p < 0.05
+    needed: float  # the width that holds the truth in 95 %, if the variance were known
     width: float  # mean
     median: float
     detectable: float  # median of the first studies
@@ -70,13 +84,18 @@ def simulate(design: Design, studies: int, seed: int = 0) -> Found:
                 low <= truth <= high,
                 low <= own <= high,
                 found.two_sided() < LEVEL,
+                100 * found.difference,
                 100 * (high - low),
                 100 * detectable(found) if number < DETECTABLE else np.nan,
             )
         )
     table = np.array(rows, float)
-    means = table.mean(0)
-    return Found(*map(float, means[:4]), float(np.median(table[:, 3])), float(np.nanmedian(table[:, 4])))
+    covers, covers_seed, rejects = map(float, table[:, :3].mean(0))
+    needed = 2 * 1.96 * table[:, 3].std(ddof=1)
+    width, middle = table[:, 4].mean(), np.median(table[:, 4])
+    return Found(
+        covers, covers_seed, rejects, float(needed), float(width), float(middle), float(np.nanmedian(table[:, 5]))
+    )
 
 
 def sides(design: Design) -> Sequence[tuple[int, int]]:
@@ -109,51 +128,49 @@ def _in_skill(points: float) -> float:
 
 def coverage_table(studies: int) -> str:
     """Coverage, error of the first kind, and width, of every number of runs, spread and documents."""
-    from tabulate import tabulate
-
-    rows = []
-    for runs in RUNS:
-        for spread in SPREADS:
-            for documents in DOCUMENTS:
-                none, gain = (simulate(Design(runs, spread, documents, each), studies, seed=1) for each in (0.0, GAIN))
-                rows.append(
-                    [
-                        f"{runs[0]} / {runs[1]}",
-                        f"{spread:g}",
-                        documents,
-                        f"{(none.covers + gain.covers) / 2:.3f}",
-                        f"{(none.covers_seed + gain.covers_seed) / 2:.3f}",
-                        f"{none.rejects:.3f}",
-                        f"{gain.rejects:.2f}",
-                        f"{none.width:.1f}",
-                        f"{none.median:.1f}",
-                    ]
-                )
+    designs = itertools.product(RUNS, SPREADS, DOCUMENTS)
     headers = ["runs", "spread of runs", "documents", "coverage", "of these seeds", "type-I error", "power"]
-    headers += ["mean width", "median width"]
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    headers += ["width needed", "mean width", "median width"]
+    return _table([coverage_row(Design(*design), studies) for design in designs], headers)
+
+
+def coverage_row(design: Design, studies: int) -> list[str]:
+    """Of one design: coverage over studies without a gain and with one, and the rest."""
+    none, gain = simulate(design, studies), simulate(replace(design, gain=GAIN), studies)
+    return [
+        f"{design.runs[0]} / {design.runs[1]}",
+        f"{design.spread:g}",
+        str(design.documents),
+        f"{(none.covers + gain.covers) / 2:.3f}",
+        f"{(none.covers_seed + gain.covers_seed) / 2:.3f}",
+        f"{none.rejects:.3f}",
+        f"{gain.rejects:.2f}",
+        f"{none.needed:.1f}",
+        f"{none.width:.1f}",
+        f"{none.median:.1f}",
+    ]
 
 
 def power_table(studies: int) -> str:
     """What comparisons say that they detect, and how often they do detect a gain of just that."""
+    headers = ["runs", "spread of runs", "documents", "detectable", "detected"]
+    return _table([power_row(design, studies) for design in PLANNED], headers)
+
+
+def power_row(design: Design, studies: int) -> list[str]:
+    """Of one design: the median of what studies without a gain say, and the share of studies that find such a gain."""
+    said = simulate(design, studies).detectable
+    found = simulate(replace(design, gain=said), studies).rejects
+    runs = f"{design.runs[0]} / {design.runs[1]}"
+    return [runs, f"{design.spread:g}", str(design.documents), f"{said:.2f}", f"{found:.2f}"]
+
+
+def _table(rows: list[list[str]], headers: list[str]) -> str:
     from tabulate import tabulate
 
-    rows = []
-    for runs, spread, documents in (
-        ((1, 1), 0.0, 100),
-        ((1, 1), 0.0, 500),
-        ((1, 3), 0.0, 100),
-        ((1, 3), 0.5, 500),
-        ((3, 3), 0.0, 100),
-        ((5, 5), 0.5, 500),
-    ):
-        said = simulate(Design(runs, spread, documents), studies, seed=2).detectable
-        power = simulate(Design(runs, spread, documents, said), studies, seed=3).rejects
-        rows.append([f"{runs[0]} / {runs[1]}", f"{spread:g}", documents, f"{said:.2f}", f"{power:.2f}"])
-    headers = ["runs", "spread of runs", "documents", "detectable", "detected"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else STUDIES
     print(f"{coverage_table(number)}\n\n{power_table(number)}")

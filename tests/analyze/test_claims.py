@@ -176,10 +176,22 @@ def test_displaced_rather_than_forgotten(study, bases, turned, verdicts):
     study.add("repaired", {"t": back}, "gptq3", PROMPT)
     study.add("repaired", {"t": elsewhere}, "gptq3", IDP)
     study.add("repaired", {"t": back}, "gptq3", LORA)  # changes the weights: says nothing of the claim
-    prompt, idp = verdicts()[DISPLACED]["evidence"]
-    assert (prompt["verdict"], idp["verdict"]) == (SUPPORTED, NOT_SUPPORTED)
-    assert prompt["value"] == pytest.approx(500 / (0.6 * MANY)) and idp["value"] == 0
-    assert prompt["note"] == "restored 62 %; learned 0 %; newly broken 0 %; all documents +6.2 points"
+    claim = verdicts()[DISPLACED]
+    prompt, idp = claim["evidence"]
+    assert (prompt["verdict"], idp["verdict"]) == (UNDECIDED, NOT_SUPPORTED)
+    assert prompt["value"] == pytest.approx(500 / (0.6 * MANY)) and idp["value"] == 0 and prompt["p"] is None
+    assert prompt["note"] == (
+        "gains lie where dense was right (p < 0.001); no second dense model to hold it against; restored 62 %; learned"
+        " 0 %; newly broken 0 %; all documents +6.2 points"
+    )
+    [need] = claim["needs"]
+    assert "a second dense model" in need and "compressor=none recovery=none" in need
+
+    study.add_second({"t": np.roll(dense, MANY // 2)})
+    claim = verdicts()[DISPLACED]
+    prompt, idp = claim["evidence"]
+    assert (prompt["verdict"], idp["verdict"]) == (SUPPORTED, NOT_SUPPORTED) and not claim["needs"]
+    assert prompt["note"].startswith("against other (60.0 % against 60.0 % right, ")
 
 
 def test_the_same_repair_of_the_dense_model_stands_beside_it(study, bases, turned, verdicts):

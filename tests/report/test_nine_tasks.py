@@ -10,9 +10,10 @@ from idp.analyze.significance import t_test
 from idp.report.cells import Cell
 from idp.report.collect import collect
 from idp.report.comparisons import compare
+from idp.report.costs import cost_table
 from idp.report.formats import Column, Entry, Table, comma_separated, latex, markdown
 from idp.report.measured import Perplexity
-from idp.report.nine_tasks import cost_table, score_table
+from idp.report.nine_tasks import score_table
 from idp.report.view import views
 from tests.report.conftest import of_compressor, of_seed
 
@@ -71,9 +72,11 @@ def test_differences_are_to_the_parent_over_the_same_documents(vary, runs):
     assert compressed["difference"].value == -1 and repaired["difference"].value == 1
     documents = view.rows[0].first.tasks["arc_easy"].documents
     p = 2 * 0.5**documents  # McNemar: all documents turned one way; Holm doubles it
-    assert view.compared[view.rows[2].id].tasks["arc_easy"] == pytest.approx(min(1, 2 * p))
+    found = view.compared[view.rows[2].id].tasks["arc_easy"]
+    assert (found.p, found.adjusted) == (pytest.approx(p), pytest.approx(min(1, 2 * p)))
+    assert (found.gained, found.lost, found.test) == (documents, 0, "mcnemar")
     assert repaired["arc_easy"].bold == (2 * p < 0.05)
-    assert repaired["brought back"].text == "75%"
+    assert repaired["brought back"].text == "100% (100% to 100%)"
 
 
 def test_without_damage_nothing_is_brought_back(real):

@@ -61,7 +61,7 @@ def test_text_stays_text(page):
 
 def test_the_table_sorts_and_filters(page):
     def scores():
-        return [float(said.split()[0]) for said in page.locator("#table tbody tr td:nth-child(6)").all_inner_texts()]
+        return [float(said.split()[0]) for said in page.locator("#table tbody tr td:nth-child(7)").all_inner_texts()]
 
     button = page.locator("#table button[data-key='arc_easy']")
     button.click()

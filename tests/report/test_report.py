@@ -33,7 +33,7 @@ def test_lines_are_told_apart_by_settings_and_seed(run_here, tmp_path):
     run_here(*tiny)
     said = [(row["recovery"], row["seed"]) for row in rows_of(collect([tmp_path / "outputs" / "runs"]))]
     assert said[0] == ("none", "") and len(said) == 5
-    assert ("idp (oracle, peeks)", "0") in said
+    assert ("idp (oracle, peeks: upper bound)", "0") in said
     prompts = [row for row in said if row[0].startswith("prompt")]
     assert prompts == [("prompt length=2", "0"), ("prompt length=2", "1"), ("prompt length=10", "0")]
 

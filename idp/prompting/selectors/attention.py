@@ -39,6 +39,10 @@ class AttentionSelector(config.Selector):
     def fits(self) -> bool:
         return self.calibrated
 
+    @property
+    def published(self) -> bool:
+        return True
+
     def check_model(self, model: Any, prompts: int | None = None) -> None:
         if self.layer >= model.num_hidden_layers:
             raise UserError(

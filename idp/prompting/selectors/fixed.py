@@ -26,6 +26,10 @@ class FixedSelector(config.Selector):
     def fits(self) -> bool:
         return not isinstance(self.prompt, int)
 
+    @property
+    def constant(self) -> bool:
+        return True
+
     def check(self) -> None:
         number = isinstance(self.prompt, int) and not isinstance(self.prompt, bool) and self.prompt >= 0
         if not number and self.prompt not in ("best", "worst"):

@@ -4,6 +4,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const state = { view: DATA.views[0], chosen: new Set() };
 const FONT = { fontSize: "12px" };
+const MANY_COLUMNS = 20; // above so many tasks, means are shown first
+const PALE = 0.25; // opacity of what is no method: an upper bound
 const drawn = { view: [], chosen: [] }; // what is drawn again when another setting, or other models, are chosen
 
 function onView(draw) { drawn.view.push(draw); }
@@ -72,6 +74,13 @@ function search(label, change) {
 function nothing(said) { return el("p", { class: "hint" }, said); }
 function width(section) { return Math.max(320, part(section).clientWidth); }
 function percent(share) { return `${Math.round(100 * share)} %`; }
+
+// The ends of a linear axis: no less than a fiftieth of its largest value, or a trifle would fill it like a great deal.
+function ends(values) {
+  const [low, high] = d3.extent(values);
+  const missing = Math.max(Math.abs(low), Math.abs(high)) / 50 - (high - low);
+  return missing > 0 ? [low - missing / 2, high + missing / 2] : [low, high];
+}
 function plural(count, noun) { return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`; }
 
 // One colour for each chosen model, the same in every view.

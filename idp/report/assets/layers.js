@@ -47,7 +47,8 @@ function drawLayers() {
   part("layers").replaceChildren(Plot.plot({
     width: width("layers"), height: 380, style: FONT, marginLeft: 60,
     x: { label: "layer", tickFormat: "d" },
-    y: { label: layering.figure, grid: true, type: layering.figure === "weight change" && positive ? "log" : "linear" },
+    y: { label: layering.figure, grid: true, ...(layering.figure === "weight change" && positive
+      ? { type: "log" } : { type: "linear", domain: ends(points.map(point => point.value)), nice: true }) },
     color: { domain: names, range: names.map((_, i) => d3.schemeObservable10[i % 10]), legend: true },
     marks: [
       Plot.lineY(points, { x: "layer", y: "value", stroke: "name", sort: "layer" }),

@@ -1,6 +1,12 @@
 // The model map: dense -> compressed -> repaired, as the records' keys say.
 
-onView(drawMap);
+const mapping = { reference: null };
+const LEAST_ERRORS = 2; // standard errors of a difference that each side of the scale spans at least
+
+onView(() => {
+  mapping.reference = defaultReference(state.view)?.id ?? null;
+  drawMap();
+});
 onChosen(() => {
   for (const node of part("map").querySelectorAll(".node")) {
     node.setAttribute("aria-pressed", state.chosen.has(node.dataset.id));
@@ -21,8 +27,11 @@ function drawMap() {
   const nodes = root.descendants().filter(node => node.depth > 0);
   for (const node of nodes) node.y = column * (1 + roles.indexOf(node.data.role)); // a row and a place of its own for each
   const [top, bottom] = d3.extent(nodes, node => node.x);
-  const means = rows.map(row => value(row, "mean")).filter(mean => mean !== null);
-  const colour = d3.scaleSequential(d3.extent(means), d3.interpolateViridis);
+  const plain = rows.filter(row => row.role !== "repaired" && value(row, "mean") !== null);
+  part("map", ".controls").replaceChildren(...(plain.length ? [select("colour: above or below",
+    plain.map(row => [row.id, row.name]), mapping.reference, id => { mapping.reference = id; drawMap(); })] : []));
+  const { differences, reach } = coloured(rows, plain.find(row => row.id === mapping.reference));
+  const colour = d3.scaleSequential([-reach, reach], d3.interpolateRdBu);
 
   const svg = d3.create("svg").attr("width", wide).attr("height", bottom - top + 44)
     .attr("viewBox", [column - 20, top - 22, wide, bottom - top + 44]).attr("role", "group")
@@ -44,28 +53,56 @@ function drawMap() {
       choose(each.data.id);
     });
   node.append("circle").attr("r", 6)
-    .attr("fill", each => value(each.data, "mean") === null ? "none" : colour(value(each.data, "mean")));
+    .attr("class", each => differences.get(each.data.id)?.noise && "noise")
+    .attr("fill", each => differences.has(each.data.id) ? colour(differences.get(each.data.id).difference) : "none");
   const label = node.append("text").attr("x", 11).attr("dy", "0.32em");
   label.append("tspan").text(each => step(each.data));
   label.append("tspan").attr("class", "value").attr("dx", 6).text(each => mean(each.data));
-  node.append("title").text(each => `${each.data.name}\nruns: ${each.data.runs.join(", ")}`);
+  node.append("title").text(each =>
+    [each.data.name, differences.get(each.data.id)?.said, `runs: ${each.data.runs.join(", ")}`].filter(Boolean).join("\n"));
 
   part("map").replaceChildren(svg.node());
-  if (means.length) {
+  if (differences.size) {
     part("map").append(Plot.legend({
-      color: { type: "linear", domain: d3.extent(means), interpolate: d3.interpolateViridis, label: title("mean") },
-      style: { background: "none", color: "inherit" },
+      color: { type: "diverging", domain: [-reach, reach], pivot: 0, scheme: "RdBu",
+        label: `${title("mean")}, above or below ${rowOf(mapping.reference).name} (each side spans two standard errors at least)` },
+      width: Math.min(wide, 420), style: { background: "none", color: "inherit" },
     }));
   }
+}
+
+// The compressed model with the most repairs; without one, dense.
+function defaultReference(view) {
+  const repairs = d3.rollup(view.rows.filter(row => row.parent), each => each.length, row => row.parent);
+  const known = view.rows.filter(row => row.role !== "repaired" && value(row, "mean") !== null);
+  return d3.greatest(known.filter(row => row.role === "compressed"), row => repairs.get(row.id) ?? 0) ?? known[0];
+}
+
+// Each row's difference to the reference, and how far the scale reaches: to the largest of them, but never so near that
+// differences within noise take the strong colours.
+function coloured(rows, reference) {
+  const differences = new Map();
+  let reach = 0;
+  for (const row of reference ? rows.filter(each => value(each, "mean") !== null) : []) {
+    const found = differenceOf(row, reference, "mean");
+    const difference = found.difference ?? value(row, "mean") - value(reference, "mean");
+    // a 95 % interval is about four standard errors wide; unpaired, the scores' own errors are an upper bound
+    const error = found.low != null ? (found.high - found.low) / 3.92
+      : row === reference ? 0 : Math.hypot(row.cells.mean[3] ?? 0, reference.cells.mean[3] ?? 0);
+    const noise = row !== reference && (found.low != null ? found.low <= 0 && found.high >= 0 : Math.abs(difference) < 1.96 * error);
+    const said = row === reference ? "the reference of the colours" : `to ${reference.name}: ${differenceSaid(found)}`;
+    differences.set(row.id, { difference, noise, said });
+    reach = Math.max(reach, Math.abs(difference), LEAST_ERRORS * error);
+  }
+  return { differences, reach: reach || 1 };
 }
 
 function mean(row) { return value(row, "mean")?.toFixed(3) ?? ""; }
 
 function said(row) { return `${step(row)} ${mean(row)}`; }
 
-// What was done at this step; how many seeds where there are several.
+// What was done at this step; how many runs where there are several.
 function step(row) {
-  const seeds = text(row, "seeds").split(",").length;
   const said = row.role === "repaired" ? text(row, "recovery") : row.name;
-  return seeds > 1 ? `${said} (${seeds} seeds)` : said;
+  return row.count > 1 ? `${said} (${row.count} runs)` : said;
 }

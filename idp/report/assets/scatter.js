@@ -31,7 +31,8 @@ function drawScatter() {
     return;
   }
   const scale = (key, log) => {
-    if (!log) return { label: title(key), grid: true };
+    const near = points.flatMap(point => key === axes.x ? [point.x] : [point.y - point.error, point.y + point.error]);
+    if (!log) return { label: title(key), grid: true, domain: ends(near) };
     const positive = points.map(point => point[key === axes.x ? "x" : "y"]).filter(number => number > 0);
     if (points.length === positive.length) return { label: title(key), grid: true, type: "log" };
     return { label: title(key), grid: true, type: "symlog", constant: d3.min(positive) ?? 1, ticks: symlogTicks(positive), tickFormat: d3.format("~s") };
@@ -52,7 +53,8 @@ function drawScatter() {
         stroke: kind, strokeOpacity: 0.35 }),
       Plot.dot(points, { x: "x", y: "y", r: { value: point => state.chosen.has(point.row.id) ? 7 : 5, scale: null }, sort: null,
         symbol: symbols.length === compressors.length && symbols.length > 1 ? compressor : "circle",
-        fill: kind, stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
+        fill: kind, fillOpacity: { value: point => point.row.peeks ? PALE : 1, scale: null },
+        stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
         strokeWidth: 2, ariaLabel: point => point.row.name }),
       Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: point =>
         `${point.row.name}\n${title(axes.x)}: ${text(point.row, axes.x)}\n${title(axes.y)}: ${text(point.row, axes.y)}` })),

@@ -3,7 +3,10 @@
 const sorting = { key: null, down: true };
 const filter = { words: "", role: "", groups: new Set(["tasks", "means", ""]) };
 
-onView(() => { tableControls(); });
+onView(() => {
+  if (state.view.tasks.length > MANY_COLUMNS) filter.groups.delete("tasks"); else filter.groups.add("tasks");
+  tableControls();
+});
 onChosen(drawTable);
 
 function tableControls() {
@@ -22,7 +25,7 @@ function tableControls() {
 }
 
 function drawTable() {
-  const named = ["model", "compressor", "recovery", "seeds"];
+  const named = ["model", "compressor", "recovery", "seeds", "runs"];
   const columns = state.view.columns.filter(({ key, of }) => named.includes(key) || filter.groups.has(of));
   const words = filter.words.split(/\s+/);
   const rows = state.view.rows.filter(row =>
