@@ -138,7 +138,8 @@ class LanguageModel:
         requests, tokens = [], []
         for number, (context, own) in enumerate(zip(contexts, offered, strict=True)):
             requests += [_request("loglikelihood", (context, choice), number, i) for i, choice in enumerate(own)]
-            tokens.append([len(self._scorer.encode(context, choice).continuation) for choice in own])
+            encoded = self._scorer.encode_choices([(context, choice) for choice in own])
+            tokens.append([len(choice.continuation) for choice in encoded])
             if 0 in tokens[-1]:
                 place = f"choices[{number}][{tokens[-1].index(0)}]"
                 raise UserError(f"{place} has no tokens: there is nothing to score; leave it out")
@@ -189,14 +190,17 @@ class LanguageModel:
         return [_exp(-total / count) for total, count in zip(totals, counts, strict=True)]
 
     def _begin(self) -> None:
-        self._scorer.choices.clear()
-        self._scorer.truncated = 0
+        self._scorer.begin()
 
     def _chosen(self, number: int) -> str | None:
         index = self._scorer.choices.get((TASK, number))
         return self.prompts[index] if index is not None else None
 
     def _say_what_was_cut(self) -> None:
+        from idp.evaluate.scorer import MERGED
+
+        if self._scorer.merged:
+            log.warning("%d of the choices %s", self._scorer.merged, MERGED)
         if self._scorer.truncated:
             log.warning(
                 "%d of the requests were longer than the %d tokens that the model's window holds behind the prompt, and"

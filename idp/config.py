@@ -359,6 +359,7 @@ class Task:
     data_dir: Optional[str] = option("a folder with <task>/<split>.jsonl[.gz] in the hub's fields")
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
+    include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
 
 
 @dataclass
@@ -401,6 +402,10 @@ class Evaluation:
     perplexity: list[str] = option("corpora whose perplexity is measured; corpus: the run's own")
     perplexity_tokens: Optional[int] = option("tokens per corpus; null: the whole test part", minimum=32)
     perplexity_window: int = option("tokens per window", minimum=16)
+    fidelity: bool = option(
+        "also measure how far each model's predictions are from the dense one's, on text and on the tasks' contexts",
+        default=True,
+    )
 
 
 @dataclass

@@ -72,6 +72,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
         _check_latency(config, empty)
+        _check_generation(config, empty, found)
         tracker = WandbTracker(
             config.tracker,
             folder,
@@ -221,7 +222,9 @@ def measure(
                 models.bos_of(models.model_folder(row.weights), config.model),
             )
         else:
-            measured[name] = _measure_row(name, row, config, found, store, status)
+            keeps = name == "dense" and len(rows) > 1 and config.evaluation.fidelity
+            dense = measured.get("dense")
+            measured[name] = _measure_row(name, row, config, found, store, status, keeps, dense)
     return measured
 
 
@@ -248,7 +251,16 @@ def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store
     return measured
 
 
-def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store, status: Status) -> Any:
+def _measure_row(
+    name: str,
+    row: Row,
+    config: Config,
+    found: Found,
+    store: Store,
+    status: Status,
+    keeps: bool = False,
+    dense: Any = None,
+) -> Any:
     from idp.evaluate.stage import measure as measure_model
 
     return measure_model(
@@ -266,6 +278,8 @@ def _measure_row(name: str, row: Row, config: Config, found: Found, store: Store
         found.perplexity,
         store,
         finished=lambda row, part, _: status.update(stage=f"measure: {row} {part} done"),
+        keeps=keeps,
+        dense=dense,
     )
 
 
@@ -353,6 +367,21 @@ def _check_latency(config: Config, empty: models.LoadedModel) -> None:
             f"latency.input_tokens={max(latency.input_tokens)}: with {before} and"
             f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
         )
+
+
+def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -> None:
+    from lm_eval.models.utils import resolve_max_length
+
+    longest = {source.runs: source.longest_answer for source in found.tasks if source.generates}
+    prompt = recovering.longest_prompt(config.recovery, empty)
+    bos = max(len(config.recovery.beginning(empty.bos)), len(empty.bos) - prompt)
+    room = resolve_max_length(empty.model.config, empty.tokenizer, default=2048) - prompt - bos
+    for task, tokens in longest.items():
+        if tokens >= room:
+            raise UserError(
+                f"task.names: {task} lets a model generate {tokens} tokens, and its window holds {room} behind a prompt of"
+                f" {prompt}; leave the task out, or use a shorter prompt"
+            )
 
 
 def _compress(config: Config, group_size: int | None, dense: Product, found: Found, store: Store) -> Product:

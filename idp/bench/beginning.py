@@ -44,7 +44,7 @@ def main() -> None:
         for place in PLACES:
             _say("untrained", place, seed, _loss(loaded, start, heldout, Beginning(loaded.bos, place)))
     if options.bits:
-        _round(loaded.model, options.bits)
+        rounded_in_place(loaded.model, options.bits)
         _say("rounded", "no prompt, BOS", None, _loss(loaded, empty, heldout, Beginning(loaded.bos)))
     count = options.steps * options.batch_size
     texts = {
@@ -122,7 +122,7 @@ def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, s
         return tune(loaded, start, text, training, **arguments)[1]
 
 
-def _round(model: Any, bits: int) -> None:
+def rounded_in_place(model: Any, bits: int) -> None:
     """Rounds the decoder layers' weights to nearest in groups of a row's neighbours, symmetric, in place."""
     import torch
     from torch import nn

@@ -238,7 +238,7 @@ def _flops(timed: Timed, scorer: Scorer, loaded: LoadedModel) -> int:
     linear = sum(p.numel() for p in model.parameters() if id(p) not in embeddings and p.dim() == 2)
     scored = 0
     for request in timed.requests:
-        scored += len(scorer.encode(*request.args).continuation)
+        scored += len(scorer.encode_choices([request.args])[0].continuation)
     return 2 * (linear * timed.tokens["none"] + head * scored)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.evaluate import own
+from idp.evaluate.own import Own
 
 log = logging.getLogger(__name__)
 
@@ -20,40 +22,74 @@ log = logging.getLogger(__name__)
 NAME = re.compile(rb"""^["']?(task|group)["']?:[ \t]*["']?([^"'\s#\[!]+)""", re.MULTILINE)
 
 
-def expand(name: str, also_known: tuple[str, ...] = ()) -> list[str]:
+NONE = Own()
+
+
+def find_own(include_path: Any, also_taken: tuple[str, ...] = ()) -> Own:
+    """The user's own tasks under the folders of `task.include_path`.
+
+    Raises:
+        UserError: a folder or file that cannot be used, or a name that lm-eval or `also_taken` has.
+    """
+    return own.find(include_path, [*also_taken, *scan()[0], *scan()[1]] if include_path else ())
+
+
+def expand(name: str, also_known: tuple[str, ...] = (), mine: Own = NONE) -> list[str]:
     """The names of the single tasks that `name` stands for: itself, or the leaves of a group or tag such as mmlu.
 
     Raises:
-        UserError: lm-eval has no such task; the message gives close matches, also among `also_known`.
+        UserError: there is no such task; the message gives close matches, also among `also_known`.
     """
-    leaves = _leaves(name, folder=None)
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(_of_file(name))
+    leaves = _leaves(name, None, mine)
     if leaves:
         return leaves
     tasks, groups = scan()
-    close = difflib.get_close_matches(name, [*also_known, *tasks, *groups], n=4)
+    close = difflib.get_close_matches(name, [*also_known, *tasks, *groups, *mine.tasks, *mine.groups, *mine.tags], n=4)
     meant = f"; did you mean {', '.join(close)}?" if close else ""
-    raise UserError(f"task.names: lm-eval has no task named {name}{meant}")
+    where = "lm-eval has no task"
+    if mine.folders:
+        where = f"neither lm-eval nor {own.OPTION} ({', '.join(map(str, mine.folders))}) has a task"
+        if mine.nameless:
+            meant += f" ({', '.join(file.name for file in mine.nameless)}: no `task:` or `group:` there names it)"
+    raise UserError(f"task.names: {where} named {name}{meant}")
 
 
-def definition(name: str) -> dict[str, Any]:
+def definition(name: str, mine: Own = NONE) -> dict[str, Any]:
     """The task's YAML with its includes merged and its functions resolved: what `ConfigurableTask(config=...)` takes.
 
     A task that is a Python class has the key `class`.
+
+    Raises:
+        UserError: an own task's definition is not one that lm-eval can use.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return load_yaml(scan()[0][name], resolve_func=True)
+    if (file := mine.tasks.get(name)) is not None:
+        return own.checked(name, file, own.load(file, functions=True))
+    try:
+        return load_yaml(scan()[0][name], resolve_func=True)
+    except (Exception, SystemExit) as error:  # the task's own Python is run: a package is missing, or a program
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"task.names: {name}: lm-eval's definition cannot be used here ({reason})") from error
 
 
-def definition_text(name: str) -> str:
-    """The same as canonical JSON, functions by their place in lm-eval, with lm-eval's version for their code."""
+def definition_text(name: str, mine: Own = NONE) -> str:
+    """The same as canonical JSON, functions by their place, with lm-eval's version for their code, or a hash of the
+    user's own."""
     from importlib.metadata import version
 
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    resolved = load_yaml(scan()[0][name], resolve_func=False)
+    file, root, ahead = scan()[0].get(name), _root().resolve(), f"lm_eval {version('lm_eval')}"
+    if name in mine.tasks:
+        file = mine.tasks[name]
+        root = next(folder for folder in mine.folders if file.is_relative_to(folder))
+        ahead = f"{ahead} {own.code(mine, file)}"
+    resolved = load_yaml(file, resolve_func=False)
     text = json.dumps(resolved, sort_keys=True, ensure_ascii=False, default=str)
-    return f"lm_eval {version('lm_eval')} {text}".replace(str(_root().resolve()), "")
+    return f"{ahead} {text}".replace(str(root), "")
 
 
 @functools.cache
@@ -74,12 +110,12 @@ def _root() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-def _yaml_files() -> list[str]:
+def _yaml_files(ending: str = ".yaml") -> list[str]:
     """Plain strings: 14,000 `Path` objects would take longer than reading the files."""
     found = []
     for place, folders, files in os.walk(_root()):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".ipynb_checkpoints")]
-        found += [os.path.join(place, name) for name in files if name.endswith(".yaml")]
+        found += [os.path.join(place, name) for name in files if name.endswith(ending)]
     return sorted(found)  # of two definitions of a name lm-eval takes the first in this order
 
 
@@ -88,23 +124,42 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _leaves(name: str, folder: Path | None) -> list[str]:
+def _of_file(name: str) -> str:
+    """What to do instead of naming a YAML file as a task."""
+    place = Path(name).expanduser()
+    if not place.is_file():
+        return f"task.names: {name} is no task's name, nor is there such a file; for your own tasks give {own.OPTION}=<folder>"
+    config = own.load(place, functions=False)
+    task = config.get("group") or config.get("task") or "<the name after `task:` in it>"
+    return f"task.names: {name} is a file; use {own.OPTION}={place.resolve().parent} task.names=[{task}]"
+
+
+def _leaves(name: str, folder: Path | None, mine: Own) -> list[str]:
     """`folder`: where the group that names it lies, which is where its tags are defined; None: asked for directly."""
     tasks, groups = scan()
-    if name in tasks:
+    if name in tasks or name in mine.tasks:
         return [name]
-    if name in groups:
-        return _members(groups[name])
-    if folder is not None and (tagged := _tagged(name, folder)):
+    if name in groups or name in mine.groups:
+        return _members(groups.get(name) or mine.groups[name], mine)
+    tagged = list(mine.tags.get(name, []))
+    if folder is not None and (found := _tagged(name, folder)):
+        return tagged + found
+    # Tags are found through lm-eval's own index; a name that is nowhere a tag is not worth those seconds.
+    if not any(_is_tag(name, _read(path)) for path in _yaml_files("yaml")):
         return tagged
-    # Tags are found through lm-eval's own index; a name that stands in no file at all is not worth those seconds.
-    if not any(name.encode() in _read(path) for path in _yaml_files()):
-        return []
     log.info("%s is no task or group: reading lm-eval's whole index for tags (about 15 s)", name)
-    return _tagged(name, _root())
+    return tagged + _tagged(name, _root())
 
 
-def _members(group: Path) -> list[str]:
+def _is_tag(name: str, text: bytes) -> bool:
+    """Whether a YAML file may have a tag of that name: a list's item or what stands behind `tag:`."""
+    if name.encode() not in text or b"tag" not in text:
+        return False
+    item = rb"""^[ \t]*(-|["']?tag["']?:.*?)[ \t,\["']*""" + re.escape(name.encode()) + rb"""["']?[ \t]*(,|\]|#|\r?$)"""
+    return re.search(item, text, re.MULTILINE) is not None
+
+
+def _members(group: Path, mine: Own) -> list[str]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     pending = list(load_yaml(group, resolve_func=False)["task"])
@@ -117,9 +172,12 @@ def _members(group: Path) -> list[str]:
         name = member if isinstance(member, str) else member.get("task") or member.get("group")
         if isinstance(member, dict) and len(member) > 1:
             raise UserError(
-                f"task.names: lm-eval's group in {group.name} changes the settings of {name}: name its tasks one by one"
+                f"task.names: the group in {group.name} changes the settings of {name}: name its tasks one by one"
             )
-        leaves += _leaves(name, group.parent)
+        found = _leaves(name, group.parent, mine)
+        if not found and group in mine.groups.values():
+            raise UserError(f"{group}: there is no task named {name}")
+        leaves += found
     return leaves
 
 

@@ -14,6 +14,8 @@ from idp.evaluate import embedded, jsonl
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split")  # in the order in which lm-eval looks for examples
 
+BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # of `datasets`, which read files of any place
+
 
 class NotFound(Exception):
     """Documents are nowhere; the message lists where they were looked for."""
@@ -23,14 +25,22 @@ class NotFound(Exception):
 class Found:
     """The splits of one task in one place."""
 
-    source: str  # data_dir, embedded or hub
+    source: str  # data_dir, task (its own code makes them), embedded, files or hub
     place: str  # for messages
     splits: dict[str, Callable[[], Any]]  # split -> a function that loads it as a `datasets.Dataset`
     note: str = ""  # how they differ from the hub's
     trouble: str = ""  # why there are none
+    subject: str | None = None  # the one of several that the file's documents are read of
 
     def where(self, split: str) -> str:
         return str(split_file(Path(self.place), split)) if self.source == "data_dir" else f"{self.place} {split}"
+
+    def line(self, split: str, row: int) -> str:
+        """Where one document is: the line of its file, or, where there is no such file, the number of its row."""
+        if self.source != "data_dir":
+            return f"{self.where(split)} row {row}"
+        file = split_file(Path(self.place), split)
+        return f"{file} line {jsonl.line(file, row, self.subject)}"
 
 
 def find(task: str, config: dict[str, Any], data_dir: str | None) -> Found:
@@ -48,6 +58,7 @@ def find(task: str, config: dict[str, Any], data_dir: str | None) -> Found:
     looked = []
     for look in (
         partial(_in_folder, task, config, data_dir),
+        partial(_made_by_task, config),
         partial(_embedded, dataset, name),
         partial(_on_hub, dataset, name, config.get("dataset_kwargs")),
     ):
@@ -127,7 +138,17 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
         if (file := split_file(folder, split)) is not None:
             splits[split] = partial(jsonl.read, file, subject)
     wanted = config.get("test_split") or config.get("validation_split") or "test"
-    return Found("data_dir", str(folder), splits, trouble=f"no {wanted}.jsonl or {wanted}.jsonl.gz")
+    return Found("data_dir", str(folder), splits, trouble=f"no {wanted}.jsonl or {wanted}.jsonl.gz", subject=subject)
+
+
+def _made_by_task(config: dict[str, Any]) -> Found | None:
+    """The splits of a task that has a function instead of a data set."""
+    make = config.get("custom_dataset")
+    if not callable(make):
+        return None
+    made = make(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
+    loaders = {split: partial(made.__getitem__, split) for split in made}
+    return Found("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
 
 
 def _embedded(dataset: str | None, name: str | None) -> Found:
@@ -138,10 +159,20 @@ def _embedded(dataset: str | None, name: str | None) -> Found:
 
 def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None) -> Found:
     options = {key: value for key, value in (options or {}).items() if key != "trust_remote_code"}
-    place = f"the hub's {dataset}"
+    if dataset is None:
+        return Found("hub", "the task's definition", {}, trouble="names no dataset_path")
+    local = dataset in BUILDERS or Path(dataset).is_dir()
+    place = _files(options.get("data_files")) or dataset if local else f"the hub's {dataset}"
     try:
         splits = hub.load_dataset(dataset, name=name, **options)
     except Exception as error:  # each kind of trouble has its own class; all of them mean that it cannot be had
-        return Found("hub", place, {}, trouble=hub.reason(error))
+        return Found("files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error))
     loaders = {split: partial(splits.__getitem__, split) for split in splits}
-    return Found("hub", place, loaders, trouble="no split to evaluate")
+    return Found("files" if local else "hub", place, loaders, trouble="no split to evaluate")
+
+
+def _files(data_files: Any) -> str:
+    """The names of data files, in whichever of their forms `datasets` takes them."""
+    if isinstance(data_files, dict):
+        data_files = list(data_files.values())
+    return ", ".join(map(_files, data_files)) if isinstance(data_files, (list, tuple)) else str(data_files or "")

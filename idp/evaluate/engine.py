@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from idp.beginning import Beginning
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row, split_at
+from idp.evaluate.divergence import Ask, Observer
 from idp.evaluate.generation import decode
+from idp.evaluate.greedy import not_followed
 from idp.models import keep_freed_memory
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
@@ -38,17 +40,21 @@ class Engine(Protocol):
     prompts: list[str]
     longest_prompt: int
     beginning: Beginning
+    not_followed: list[str]  # generation settings of the model's own: see `greedy.not_followed`
 
-    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def score(
+        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each batch's number and result, in any order.
 
         A result holds, per target of the batch's rows in order, `values` (log-probability in nats) and `hits`
         (whether it was the most likely token), per row `choice` (the prompt; None without a bank), and `tokens`, how
-        many went through the model.
+        many went through the model; with `asks`, per row also `found`, as `divergence.Watched` has it.
 
         Args:
             batches: rows that go through the model together.
             shared: tokens that every row begins with and does not repeat; they are run once per prompt.
+            asks: what is asked of the distributions at each row's places.
         """
         ...
 
@@ -71,13 +77,16 @@ class LocalEngine:
         self.config, self.tokenizer = repaired.model.config, repaired.tokenizer
         self.prompts = repaired.bank.names if repaired.bank is not None else []
         self.longest_prompt, self.beginning = repaired.longest_prompt, repaired.beginning
+        self.not_followed = not_followed(repaired.model)
         if repaired.device.type == "cpu":
             keep_freed_memory()
         self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
 
-    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def score(
+        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, batch in enumerate(batches):
-            yield number, self.score_batch(list(batch), shared)
+            yield number, self.score_batch(list(batch), shared, asks and list(asks[number]))
 
     def generate(
         self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int
@@ -86,23 +95,29 @@ class LocalEngine:
             yield number, self.generate_batch(contexts, stops, max_new_tokens)
 
     def describe(self) -> dict[str, Any]:
-        """The bank's prompts by name, the tokens of the longest, and what every input begins with."""
-        return {"prompts": self.prompts, "longest_prompt": self.longest_prompt, "beginning": self.beginning}
+        """What another process needs to know: the attributes of `Engine` that are the repaired model's."""
+        return {name: getattr(self, name) for name in ("prompts", "longest_prompt", "beginning", "not_followed")}
 
     def close(self) -> None:
         """Nothing to end: the model is this process's own."""
 
-    def score_batch(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
+    def score_batch(self, rows: list[Row], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
         """One batch of `score`; in halves where memory does not suffice."""
-        return _joined(in_halves(lambda part: self._score(part, shared), rows))
+        if asks is None:
+            return _joined(in_halves(lambda part: self._score(part, shared), rows))
+        numbers = list(range(len(rows)))
+        return _joined(
+            in_halves(lambda part: self._score([rows[n] for n in part], shared, [asks[n] for n in part]), numbers)
+        )
 
     def generate_batch(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
         """One batch of `generate`; in halves where memory does not suffice."""
         return _joined(in_halves(lambda part: self._generate(part, stops, max_new_tokens), contexts))
 
-    def _score(self, rows: list[Row], shared: list[int]) -> dict[str, Any]:
+    def _score(self, rows: list[Row], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
         import torch
 
+        observer = Observer(asks, [len(row.places) for row in rows]) if asks is not None else None
         read = [shared + row.reads for row in rows]
         with torch.inference_mode():
             choice = self.repaired.choose(read)
@@ -123,18 +138,24 @@ class LocalEngine:
             )
             places = [start + place for start, row in zip(packed.starts, rows, strict=True) for place in row.places]
             targets = [target for row in rows for target in row.targets]
-            values, hits = self._values(packed, torch.tensor(places), torch.tensor(targets), prefixes)
+            values, hits = self._values(packed, torch.tensor(places), torch.tensor(targets), prefixes, observer)
         if order is not None:
             values, hits = [values[place] for place in order], [hits[place] for place in order]
-        return {
+        result = {
             "values": values,
             "hits": hits,
             "choice": choice.tolist() if choice is not None else [None] * len(given),
             "tokens": packed.tokens.numel(),
         }
+        return result if observer is None else result | {"found": observer.results()}
 
     def _values(
-        self, packed: Packed, places: torch.Tensor, targets: torch.Tensor, prefixes: Prefixes | None
+        self,
+        packed: Packed,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        prefixes: Prefixes | None,
+        observer: Observer | None = None,
     ) -> tuple[list[float], list[bool]]:
         """Each target's log-probability in nats, and whether it is the most likely token; both [targets]."""
         import torch
@@ -146,10 +167,15 @@ class LocalEngine:
             at, target = (tensor[mine].to(logits.device) for tensor in (where - start, targets))
             scores = logits.float()  # both are many times slower on a CPU's bfloat16
             # `logsumexp` is closer to float64 (2e-5 against 4e-4 nats in 170); lm-eval's scores are of `log_softmax`.
-            values[mine] = scores.log_softmax(dim=-1)[at, target].cpu()
-            hits[mine] = (scores.argmax(dim=-1)[at] == target).cpu()
+            logs, best = scores.log_softmax(dim=-1), scores.argmax(dim=-1)
+            values[mine] = logs[at, target].cpu()
+            hits[mine] = (best[at] == target).cpu()
+            if observer is not None:
+                observer.see(logs, best, at, mine)
         again = functools.partial(self._run, packed, wanted, prefixes)
         finite.check(values, self.repaired.model, again, "log-likelihoods")
+        if observer is not None:
+            finite.check(observer.kl, self.repaired.model, again, "divergences from the dense model")
         return values.tolist(), hits.tolist()
 
     def _run(self, packed: Packed, wanted: torch.Tensor, prefixes: Prefixes | None) -> None:

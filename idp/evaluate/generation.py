@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
+from idp.evaluate.greedy import ends_of
 from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention
@@ -76,7 +77,8 @@ def decode(
     stops: list[str],
     max_new_tokens: int,
 ) -> tuple[list[str], int]:
-    """Greedy continuations of one batch, each cut before the first of `stops`; rows leave the batch as they end.
+    """Greedy continuations of one batch, each cut before the first of `stops` and before the token that ends a text
+    (any of `ends_of`); rows leave the batch as they end.
 
     Args:
         repaired: the model.
@@ -90,6 +92,7 @@ def decode(
     """
     import torch
 
+    ends = ends_of(repaired.model, repaired.tokenizer)
     width = max(map(len, contexts))
     tokens = torch.zeros(len(contexts), width, dtype=torch.long)
     real = torch.zeros(len(contexts), width, dtype=torch.bool)
@@ -109,7 +112,7 @@ def decode(
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
-                if len(generated[row]) < max_new_tokens and not _stopped(repaired.tokenizer, generated[row], stops):
+                if len(generated[row]) < max_new_tokens and not _stopped(repaired.tokenizer, generated[row], stops, ends):
                     going.append(place)
             if not going:
                 break
@@ -118,8 +121,7 @@ def decode(
                 state.keep(keep)
                 newest, alive = newest[keep], [alive[place] for place in going]
             step(repaired, state, newest)
-    end = repaired.tokenizer.eos_token_id
-    whole = (row[: row.index(end)] if end in row else row for row in generated)
+    whole = (row[:-1] if row[-1] in ends else row for row in generated)
     texts = (repaired.tokenizer.decode(row, skip_special_tokens=True) for row in whole)
     cut = [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]
     return cut, tokens.numel() + sum(map(len, generated))
@@ -211,9 +213,9 @@ def _of_rows(fed: Fed | None) -> torch.Tensor | None:
     return fed.long[:, None] if fed is not None else None
 
 
-def _stopped(tokenizer: Any, tokens: list[int], stops: list[str]) -> bool:
-    if tokens[-1] == tokenizer.eos_token_id:
+def _stopped(tokenizer: Any, tokens: list[int], stops: list[str], ends: frozenset[int]) -> bool:
+    if tokens[-1] in ends:
         return True
     # A stop string may end inside the newest token and begin a few tokens before it.
-    tail = tokenizer.decode(tokens[-(max(map(len, stops)) + 2) :])
+    tail = tokenizer.decode(tokens[-(max(map(len, stops), default=0) + 2) :])
     return any(stop and stop in tail for stop in stops)

@@ -35,6 +35,18 @@ def read(file: Path, subject: str | None = None) -> Any:
     return Dataset.from_list(documents)
 
 
+def line(file: Path, number: int, subject: str | None = None) -> int:
+    """The line, from 1, of the file's document `number`, from 0, of those of a subject where one is given."""
+    opened = gzip.open if file.name.endswith(".gz") else open
+    with opened(file, "rt", encoding="utf-8-sig") as lines:
+        for at, text in enumerate(lines, start=1):
+            if text.strip() and (subject is None or json.loads(text).get("subject") == subject):
+                if number == 0:
+                    return at
+                number -= 1
+    raise IndexError(f"{file} has fewer documents")
+
+
 @functools.lru_cache(maxsize=4)  # the 57 subjects of MMLU share their files
 def _documents(file: str, modified: int) -> list[dict[str, Any]]:
     documents: list[dict[str, Any]] = []

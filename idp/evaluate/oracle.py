@@ -20,6 +20,7 @@ from idp.evaluate.stage import (
     Measured,
     conditions,
     corpus_config,
+    mended,
     task_config,
     write_corpus,
     write_task,
@@ -70,7 +71,7 @@ def measure(
         measured.tasks[source.name] = store.get_or_make(
             "measure",
             parent=parent,
-            config=task_config(source, documents) | common,
+            config=task_config(source, documents) | common | mended(products[0]),
             version=VERSION,
             make=lambda folder, source=source, products=products: _task(
                 source, products, [each.name for each in alone], selector, folder
@@ -112,6 +113,8 @@ def _task(
     results["idp"] = {
         "selection": {name: counts[number] for number, name in enumerate(prompts)},
         "truncated": results["idp"]["truncated"],
+        "merged_choices": results["idp"].get("merged_choices", 0),
+        "partly_merged_choices": results["idp"].get("partly_merged_choices", 0),
         "tokens_run": 0,
     }
     write_task(folder, results, rows)

@@ -11,6 +11,7 @@ from idp.evaluate.batching import Request
 if TYPE_CHECKING:
     import torch
 
+    from idp.evaluate.divergence import Watched
     from idp.evaluate.scorer import Scorer
 
 
@@ -35,9 +36,13 @@ def perplexity(scorer: Scorer, windows: torch.Tensor) -> dict[str, float | int]:
     return summary(window_losses(scorer, windows), windows.shape[1])
 
 
-def window_losses(scorer: Scorer, windows: torch.Tensor) -> list[float]:
-    """The mean loss of each of `windows` [windows, tokens], nats per token, over its tokens but the first."""
-    scores = scorer.score_windows([Request([*scorer.bos, *row[:1]], row[1:]) for row in windows.tolist()])
+def window_losses(scorer: Scorer, windows: torch.Tensor, watched: Watched | None = None) -> list[float]:
+    """The mean loss of each of `windows` [windows, tokens], nats per token, over its tokens but the first.
+
+    What is asked of the distributions that predict those tokens is answered in `watched`.
+    """
+    requests = [Request([*scorer.bos, *row[:1]], row[1:]) for row in windows.tolist()]
+    scores = scorer.score_windows(requests, watched=watched)
     return [-value / (windows.shape[1] - 1) for value, _ in scores]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.evaluate.batching import Row
+from idp.evaluate.divergence import Ask
 from idp.evaluate.engine import LocalEngine
 from idp.hub import first_line
 
@@ -52,10 +53,15 @@ class PooledEngine:
             self.workers.append((process, ours))
         ((_, described),) = self._spread([("describe", ())])
         self.prompts, self.longest_prompt = described["prompts"], described["longest_prompt"]
-        self.beginning = described["beginning"]
+        self.beginning, self.not_followed = described["beginning"], described["not_followed"]
 
-    def score(self, batches: Sequence[Sequence[Row]], shared: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        return self._spread([("score_batch", (list(batch), shared)) for batch in batches])
+    def score(
+        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        jobs = [
+            ("score_batch", (list(batch), shared, asks and list(asks[number]))) for number, batch in enumerate(batches)
+        ]
+        return self._spread(jobs)
 
     def generate(
         self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int

@@ -10,6 +10,8 @@ import logging
 import os
 from typing import Any
 
+from idp.evaluate.plain import plain
+
 KEPT = ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 
 
@@ -21,7 +23,7 @@ def results_of_task(results: dict[str, Any], samples: list[dict[str, Any]], task
     # As lm_eval.loggers.EvaluationTracker.save_results_aggregated makes it.
     hashes = [sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples]
     kept["task_hashes"] = {task: hash_string("".join(hashes))}
-    return json.loads(json.dumps(kept, default=_plain))
+    return plain(kept)
 
 
 def of_documents(task: Any, name: str, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,10 +49,14 @@ def of_documents(task: Any, name: str, samples: list[dict[str, Any]]) -> list[di
 
 @contextlib.contextmanager
 def quiet(level: int):
-    """lm-eval without its progress bars, prints, process pool, and log lines below `level`; the model's own stay."""
+    """lm-eval without its progress bars, prints, process pool, and log lines below `level`; the model's own stay.
+
+    Its templates are compiled once each, not once for each document, which takes longer than all else that it does.
+    """
     import datasets
     import lm_eval.api.metrics
     import lm_eval.api.task
+    import lm_eval.utils
 
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     old_level, bar, bootstrap = logger.level, lm_eval.api.task.tqdm, lm_eval.api.metrics.bootstrap_stderr
@@ -58,6 +64,8 @@ def quiet(level: int):
     logger.setLevel(level)
     datasets.disable_progress_bars()
     lm_eval.api.task.tqdm = lambda items, **_: items
+    templates, compiled = lm_eval.utils.env, lm_eval.utils.env.from_string
+    templates.from_string = _compiled
     lm_eval.api.metrics.bootstrap_stderr = _silent(bootstrap)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a fork of a process with a model and threads may hang
     try:
@@ -67,9 +75,17 @@ def quiet(level: int):
         if had_bars:
             datasets.enable_progress_bars()
         lm_eval.api.task.tqdm, lm_eval.api.metrics.bootstrap_stderr = bar, bootstrap
+        templates.from_string = compiled
         os.environ.pop("DISABLE_MULTIPROC")
         if before is not None:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(source: str) -> Any:
+    import lm_eval.utils
+
+    return type(lm_eval.utils.env).from_string(lm_eval.utils.env, source)
 
 
 def _silent(function: Any) -> Any:
@@ -133,13 +149,4 @@ def _target(task: Any, sample: dict[str, Any], choices: list[str]) -> str:
 
 
 def _text(target: Any) -> str:
-    return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as numbers, functions by their name (an address would differ between two equal runs)."""
-    if hasattr(value, "item"):
-        return value.item()
-    if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return str(value)
+    return target if isinstance(target, str) else json.dumps(plain(target), ensure_ascii=False)

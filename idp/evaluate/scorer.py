@@ -14,14 +14,15 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
     configure_pad_token,
     handle_stop_sequences,
-    normalize_gen_kwargs,
     resolve_max_length,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from idp.beginning import Encoder
 from idp.errors import UserError
+from idp.evaluate import greedy
 from idp.evaluate.batching import Request, Row, common_length, make_row, plan
+from idp.evaluate.divergence import Watched
 from idp.evaluate.engine import Engine
 from idp.evaluate.journal import Journal
 from idp.progress import progress
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Score = tuple[float, bool]  # log-likelihood in nats; whether every token was the most likely one
+MERGED = (  # what is said of `Scorer.merged`
+    "have no tokens of their own where they stand: the tokenizer merges them into their context. lm-eval would score them"
+    " 0 nats; they, and the other choices of their documents, were encoded apart from the context"
+)
 ROLLING_READS = 32  # tokens of a window that a selector reads where there is no question to read
 SHARED_TOKENS = 16  # text that all documents begin with is worth a prefix of its own from this length on
 
@@ -45,6 +50,8 @@ class Scorer(TemplateLM):
     Attributes:
         choices: the prompt that was chosen for each (task, document), where there is a bank.
         truncated: requests whose context was cut on the left to fit the model's window.
+        merged: choices without a token of their own where they stand, which were encoded apart: see `encode_choices`.
+        partly_merged: choices that share their first token with the context, scored by the tokens behind it.
         tokens_run: tokens that went through the model, padding included; prompts are never run.
         journal: where finished batches are written down; set it to go on with a task that was killed.
     """
@@ -54,12 +61,15 @@ class Scorer(TemplateLM):
         self.engine, self.batch_tokens = engine, batch_tokens
         self.name = self.label = label
         self.tokenizer = configure_pad_token(engine.tokenizer, model_config=engine.config)
-        self.choices: dict[tuple[str, int], int] = {}
-        self.truncated = 0
-        self.tokens_run = 0
+        self.begin()
         self.journal = Journal(None)
         self.bos = engine.beginning.ahead_of_text
         self._encoded = Encoder(self.tokenizer, self.bos, engine.beginning.elsewhere)
+
+    def begin(self) -> None:
+        """Sets what is counted of a task back to nothing."""
+        self.choices: dict[tuple[str, int], int] = {}
+        self.truncated = self.merged = self.partly_merged = self.tokens_run = 0
 
     @property
     def eot_token_id(self) -> int | None:
@@ -94,12 +104,16 @@ class Scorer(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihoods of continuations; requests of one document are scored together."""
-        encoded = [self.encode(*request.args) for request in requests]
-        groups: dict[Any, list[int]] = {}
-        for number, (request, pair) in enumerate(zip(requests, encoded, strict=True)):
-            if pair.continuation:
-                groups.setdefault((request.task_name, request.doc_id), []).append(number)
-        return self._score(encoded, groups, disable_tqdm)
+        documents: dict[Any, list[int]] = {}
+        for number, request in enumerate(requests):
+            documents.setdefault((request.task_name, request.doc_id), []).append(number)
+        encoded: list[Request] = [Request([], [])] * len(requests)
+        for numbers in documents.values():
+            own = self.encode_choices([requests[number].args for number in numbers])
+            for number, request in zip(numbers, own, strict=True):
+                encoded[number] = request
+        scored = {key: [number for number in numbers if encoded[number].continuation] for key, numbers in documents.items()}
+        return self._score(encoded, {key: numbers for key, numbers in scored.items() if numbers}, disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
@@ -140,14 +154,42 @@ class Scorer(TemplateLM):
             owners += [number] * len(cut)
         return self._summed(windows, owners, len(texts), disable_tqdm)
 
-    def score_windows(self, windows: list[Request], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihoods of windows of running text; a selector reads each window's first tokens, and the BOS."""
+    def score_windows(
+        self, windows: list[Request], disable_tqdm: bool = False, watched: Watched | None = None
+    ) -> list[Score]:
+        """Log-likelihoods of windows of running text; a selector reads each window's first tokens, and the BOS.
+
+        What is asked of the windows' distributions at every counted token is answered in `watched`.
+        """
         rows = []
         for number, window in enumerate(windows):
             ahead = len(self.bos) if window.context[: len(self.bos)] == self.bos else 0
             reads = (window.context + window.continuation)[: ahead + ROLLING_READS]
             rows.append(make_row([window], [number], reads))
-        return self._run(rows, len(windows), disable_tqdm)
+        return self._run(rows, len(windows), disable_tqdm, watched=watched)
+
+    def watch_contexts(self, contexts: Sequence[list[int]], counts: Sequence[int], watched: Watched) -> None:
+        """Answers in `watched` what is asked of the next-token distributions at the ends of contexts.
+
+        Args:
+            contexts: token ids, each as `shared_context` gives it; a selector reads all of it.
+            counts: of each, how many of its last tokens are the places: the last one predicts an answer's first token.
+            watched: what is asked of each context, and what is found.
+        """
+        firsts = [len(context) - count + 1 for context, count in zip(contexts, counts, strict=True)]
+        shared = _shared_beginning([context[:first] for context, first in zip(contexts, firsts, strict=True)], contexts)
+        size, rows = len(shared), []
+        for number, (context, first) in enumerate(zip(contexts, firsts, strict=True)):
+            # The last place has no token of its own to predict: any does, its probability is not read.
+            request = Request(context[size:first], [*context[first:], context[-1]])
+            rows.append(make_row([request], [number], context[size:]))
+        self._run(rows, len(contexts), False, shared=shared, watched=watched)
+
+    def shared_context(self, context: str, continuations: Sequence[str]) -> list[int]:
+        """Token ids of what a document's requests share of their contexts, cut as they are: what a selector reads."""
+        encoded = self.encode_choices([(context, text) for text in continuations])
+        own = [request for request in encoded if request.continuation]
+        return _shared_reads(own, [self._fit(request) for request in own]) if own else self._empty_context()
 
     def _summed(self, windows: list[Request], owners: list[int], texts: int, disable_tqdm: bool) -> list[float]:
         totals = [0.0] * texts
@@ -166,6 +208,7 @@ class Scorer(TemplateLM):
         Raises:
             UserError: a task asks for sampling, or for more new tokens than the window behind the prompt holds.
         """
+        greedy.say_not_followed(tuple(self.engine.not_followed))
         texts = [""] * len(requests)
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for number, request in enumerate(requests):
@@ -188,9 +231,7 @@ class Scorer(TemplateLM):
 
     def _generation_options(self, request: Instance) -> tuple[tuple[str, ...], int]:
         """Stop strings, the end of text among them, and the most new tokens."""
-        options = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-        if options.get("do_sample") or set(options) - {"do_sample", "temperature", "until", "max_gen_toks"}:
-            raise UserError(f"{request.task_name}: generation options {request.args[1]} are not greedy decoding")
+        options = greedy.options(request.task_name, request.args[1], self.max_gen_toks)
         if options["max_gen_toks"] >= self.max_length:
             raise UserError(
                 f"{request.task_name}: wants to generate {options['max_gen_toks']} tokens, and the window behind"
@@ -207,16 +248,52 @@ class Scorer(TemplateLM):
         self.truncated += len(tokens) > room
         return tokens[-room:]
 
-    def encode(self, context: str, continuation: str) -> Request:
-        """Token ids of a context and of the continuation to be scored behind it, split where HFLM splits them."""
+    def encode_choices(self, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+        """Token ids of one document's contexts and of the choices to be scored behind them, split where HFLM splits.
+
+        HFLM encodes context and choice as one text and takes the tokens behind as many as the context alone makes. A
+        tokenizer whose tokens reach over that border leaves a choice none: it would score 0 nats and win. Where that
+        befalls one choice of a document, all of them are encoded apart from their contexts, so that each is scored by
+        its whole text. It is counted in `merged`.
+        """
+        encoded = [self._encode_together(*pair) for pair in pairs]
+        apart = [
+            pair[0] != "" and not request.continuation and self._encode_apart(*pair)
+            for pair, request in zip(pairs, encoded, strict=True)
+        ]
+        if not any(apart):
+            return encoded
+        self.merged += sum(map(bool, apart))
+        return [
+            request if pair[0] == "" else Request(request.context, self._encode_apart(*pair))
+            for pair, request in zip(pairs, encoded, strict=True)
+        ]
+
+    def _encode_together(self, context: str, continuation: str) -> Request:
         if context == "":
             tokens = self.tok_encode(continuation, add_special_tokens=False)
             if tokens and tokens[0] == self.prefix_token_id:
                 return Request(tokens[:1], tokens[1:])
             return Request(self._empty_context(), tokens)
-        before, after = self._encode_pair(context, continuation)
+        context, continuation = _spaces_moved(context, continuation)
+        before, whole = self.tok_encode(context), self.tok_encode(context + continuation)
+        after = whole[len(before) :]
+        self.partly_merged += bool(after) and whole[: len(before)] != before
         # A context that tokenizes to nothing, such as spaces alone, is conditioned on as an empty one is.
         return Request(before or self._empty_context(), after)
+
+    def _encode_apart(self, context: str, continuation: str) -> list[int]:
+        """The tokens of a continuation by itself, without a space that a tokenizer puts before the first word."""
+        _, text = _spaces_moved(context, continuation)
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        if self.tokenizer.decode(tokens) == text:
+            return tokens
+        for anchor in ("\n", "a", "1", "."):  # what the border does not reach over
+            ahead = self.tok_encode(anchor, add_special_tokens=False)
+            whole = self.tok_encode(anchor + text, add_special_tokens=False)
+            if whole[: len(ahead)] == ahead and len(whole) > len(ahead):
+                return whole[len(ahead) :]
+        return tokens
 
     def _empty_context(self) -> list[int]:
         """What the first token of a text is predicted from where nothing stands before it.
@@ -272,13 +349,16 @@ class Scorer(TemplateLM):
         disable_tqdm: bool,
         keys: Sequence[Any] = (),
         shared: Sequence[int] = (),
+        watched: Watched | None = None,
     ) -> list[Score]:
         """Scores every request of `rows`; those that no row owns are empty continuations, of probability one."""
         sums, greedy = [0.0] * count, [True] * count
         batches = plan([len(row.tokens) for row in rows], self.batch_tokens)
         page = self.journal.open([[vars(row) for row in rows], batches, list(shared)])
         left = [number for number in range(len(batches)) if number not in page.finished]
-        results = self.engine.score([[rows[place] for place in batches[number]] for number in left], list(shared))
+        parts = [[rows[place] for place in batches[number]] for number in left]
+        asks = watched and [[watched.asks[place] for place in batches[number]] for number in left]
+        results = self.engine.score(parts, list(shared), asks)
         with progress(len(rows), f"score {self.label}", unit="rows", disable=disable_tqdm) as bar:
             for number, result in self._written(page, left, results):
                 owners = (owner for place in batches[number] for owner in rows[place].owners)
@@ -288,6 +368,9 @@ class Scorer(TemplateLM):
                 for place, prompt in zip(batches[number], result["choice"], strict=True):
                     if keys:
                         self._note_choice(keys[place], prompt)
+                if watched is not None:
+                    for place, answer in zip(batches[number], result["found"], strict=True):
+                        watched.found[place] = answer
                 bar.update(len(batches[number]))
         return list(zip(sums, greedy, strict=True))
 
@@ -304,6 +387,12 @@ class Scorer(TemplateLM):
     def _note_choice(self, key: Any, prompt: int | None) -> None:
         if prompt is not None and isinstance(key, tuple):
             self.choices[key] = prompt
+
+
+def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at the end of a context belong to the word behind them, as in `TemplateLM._encode_pair`."""
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
 
 
 def _shared_reads(requests: Sequence[Request], fitted: Sequence[Request]) -> list[int]:

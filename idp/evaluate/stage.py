@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import platform
@@ -15,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
+from idp.evaluate import greedy
+from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from idp.evaluate.scorer import Scorer
     from idp.evaluate.tasks import TaskSource
     from idp.prompting.repaired import RepairedModel
@@ -27,7 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 PERPLEXITY_VERSION = 2  # 2: the windows' own losses
 RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
-WINDOWS = "windows.json"
+ENDS, MERGED_CHOICES = MENDED = "ends", "merged_choices"
 
 
 @dataclass
@@ -37,17 +42,19 @@ class Measured:
     name: str  # dense, compressed or repaired
     tasks: dict[str, Product] = field(default_factory=dict)
     corpora: dict[str, Product] = field(default_factory=dict)
+    fidelity: Fidelity | None = None  # what it predicts, of the dense model; of others how far they are from that
 
     @property
     def products(self) -> list[Product]:
         return [*self.tasks.values(), *self.corpora.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Key, reuse and seconds of the stage as a whole."""
+        """Key of the scores; reuse and seconds of the stage as a whole."""
+        made = [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
         return {
             "key": digest([product.key for product in self.products]),
-            "reused": all(product.reused for product in self.products),
-            "seconds": round(sum(product.seconds for product in self.products), 3),
+            "reused": all(product.reused for product in made),
+            "seconds": round(sum(product.seconds for product in made), 3),
         }
 
 
@@ -64,6 +71,8 @@ def measure(
     corpora: dict[str, Any],
     store: Store,
     finished: Callable[[str, str, Product], None] | None = None,
+    keeps: bool = False,
+    dense: Measured | None = None,
 ) -> Measured:
     """Scores a model on every task and corpus that the store does not have yet; the model is opened only if needed.
 
@@ -80,30 +89,51 @@ def measure(
         corpora: `idp.corpus.Text` by name, for perplexity.
         store: where products live.
         finished: called with the model's name, the task or corpus, and its product.
+        keeps: keep what it predicts, as the dense model that others are held against.
+        dense: what was measured of that model, where this one is held against it.
     """
     scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
     measured = Measured(name)
     common = conditions(selector, model, evaluation, models.bos_of(folder, model)) | _revised(folder, selector)
+    compares = keeps or (dense is not None and dense.fidelity is not None)
+    comparing = Comparing(name, parent, common, scorer, store, dense) if compares else None
+    measured.fidelity = Fidelity() if compares else None
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in tasks:
-            product = store.get_or_make(
+            make = functools.partial(
+                store.get_or_make,
                 "measure",
                 parent=parent,
-                config=task_config(source, documents) | common,
                 version=VERSION,
                 make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
                 label=f"{name} {source.runs}",
             )
+            ends = greedy.ends_beside_eos(folder, model.trust_remote_code) if source.generates else []
+            config = task_config(source, documents) | common | ({ENDS: ends} if ends else {})
+            product = make(config=config)
+            if product.reused and _gave_a_choice_nothing(product):
+                product = make(config=config | {MERGED_CHOICES: "apart"})
             measured.tasks[source.name] = product
+            if comparing is not None:
+                measured.fidelity.tasks[source.name] = comparing.of_task(source.name, product)
             if finished is not None:
                 finished(name, source.name, product)
         for corpus, text in corpora.items():
+            config = corpus_config(text, evaluation)
+            compared = None
+            if comparing is not None:
+                windows = functools.partial(_windows, text, evaluation)
+                compared = measured.fidelity.corpora[corpus] = comparing.of_corpus(corpus, config, windows)
             product = store.get_or_make(
                 "measure",
                 parent=parent,
-                config=corpus_config(text, evaluation) | common,
+                config=config | common,
                 version=PERPLEXITY_VERSION,
-                make=lambda folder, text=text: _measure_corpus(scorer(), text, evaluation, folder),
+                make=lambda folder, text=text, compared=compared: (
+                    _measure_corpus(scorer(), text, evaluation, folder)
+                    if compared is None
+                    else write_corpus(folder, compared.read(WINDOWS), evaluation.perplexity_window)
+                ),
                 label=f"{name} perplexity of {corpus}",
             )
             measured.corpora[corpus] = product
@@ -143,6 +173,11 @@ def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
     """What decides a task's scores beside the model, as part of their key."""
     return {"task": source.runs, "data": source.fingerprint, "documents": documents}
+
+
+def mended(product: Product) -> dict[str, Any]:
+    """The part of a task's key that is there only where its scores were once computed otherwise."""
+    return {name: product.manifest["config"][name] for name in MENDED if name in product.manifest["config"]}
 
 
 def corpus_config(text: Any, evaluation: schema.Evaluation) -> dict[str, Any]:
@@ -230,8 +265,7 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
     from idp.evaluate.journal import Journal
     from idp.evaluate.tasks import run_task
 
-    scorer.choices.clear()
-    scorer.truncated = scorer.tokens_run = 0
+    scorer.begin()
     scorer.label = f"{scorer.name} {source.runs}"
     scorer.journal = Journal(folder / CHECKPOINT)
     results, rows = run_task(scorer, source, documents)
@@ -241,11 +275,34 @@ def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, fol
     results["idp"] = {
         "selection": {name: counts[number] for number, name in enumerate(scorer.engine.prompts)},
         "truncated": scorer.truncated,
+        MERGED_CHOICES: scorer.merged,
+        "partly_merged_choices": scorer.partly_merged,
         "tokens_run": scorer.tokens_run,
     }
+    if scorer.merged:
+        _say_merged(source.runs, scorer.merged)
     for row in rows:
         row |= {f"metric:{key}": value for key, value in row.pop("metrics").items()}
     write_task(folder, results, rows)
+
+
+@functools.cache
+def _say_merged(task: str, count: int) -> None:
+    """Once, not once for each model: they share their tokenizer."""
+    from idp.evaluate.scorer import MERGED
+
+    log.warning("task %s: %d choices %s (idp.merged_choices in the record)", task, count, MERGED)
+
+
+def _gave_a_choice_nothing(product: Product) -> bool:
+    """Whether a product from before merged choices were encoded apart has a choice of exactly 0 nats: one that had no
+    tokens, or, rarely, one that the model was quite sure of."""
+    from pyarrow import parquet
+
+    if MERGED_CHOICES in product.read(RESULTS)["idp"]:
+        return False
+    values = parquet.read_table(product.path / SAMPLES, columns=["loglikelihoods"]).column(0).to_pylist()
+    return any(value == 0.0 for row in values for value in row or [])
 
 
 def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -258,16 +315,21 @@ def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]
 
 
 def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
-    from idp.corpus import blocks
     from idp.evaluate.journal import Journal
     from idp.evaluate.perplexity import window_losses
 
-    window = evaluation.perplexity_window
-    count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)
-    windows = blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
-    write_corpus(folder, window_losses(scorer, windows), window)
+    write_corpus(folder, window_losses(scorer, _windows(text, evaluation, scorer)), evaluation.perplexity_window)
+
+
+def _windows(text: Any, evaluation: schema.Evaluation, scorer: Scorer) -> torch.Tensor:
+    """The windows of a corpus's perplexity, [windows, tokens]."""
+    from idp.corpus import blocks
+
+    window = evaluation.perplexity_window
+    count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
+    return blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
 
 
 def write_corpus(folder: Path, losses: list[float], window: int) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog, data, rows
+from idp.evaluate import catalog, data, formatting, greedy, own, places, rows
+from idp.evaluate.own import Own
+from idp.evaluate.plain import config_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ MAIN_METRIC = dict.fromkeys(NINE, "acc") | {
 }
 
 STAND_INS = {"webqs": "nq_open"}  # both ask short questions about the world; neither fits in for anything else
+LONGEST_ANSWER = 256  # tokens, where a task does not say: lm-eval's own default
+_CHECKED: set[tuple[str, str, int]] = set()  # what this process has found to be in order
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that its scores and ours see the same examples
 
 
@@ -65,12 +69,23 @@ class TaskSource:
         with rows.quiet(logging.ERROR):  # lm-eval warns that it was given a data set
             task = ConfigurableTask(config={**self._config, "custom_dataset": lambda **_: self._splits})
         task.set_config("custom_dataset", None)  # not part of the definition, and not JSON
+        task.dump_config = lambda: config_of(task.config)
         task.set_fewshot_seed(FEWSHOT_SEED)
         if indices is not None:
             documents = task.eval_docs
             chosen = documents.select(indices) if hasattr(documents, "select") else [documents[i] for i in indices]
             task.has_test_docs, task.test_docs = lambda: True, lambda: chosen
         return task
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes its answers (or else scores given ones)."""
+        return self._config.get("output_type", "generate_until") == "generate_until"
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that the task lets a model generate."""
+        return greedy.options(self.runs, self._config.get("generation_kwargs") or {}, LONGEST_ANSWER)["max_gen_toks"]
 
     def sample(self, count: int) -> list[dict[str, Any]]:
         """Up to `count` evenly spaced documents of the evaluated split, in the hub's fields."""
@@ -82,13 +97,15 @@ def find_tasks(cfg: Task) -> list[TaskSource]:
     """Finds and checks the documents of every task asked for, so that nothing is computed for a run that must fail.
 
     Raises:
-        UserError: an unknown task, tasks whose documents are nowhere, or a file that cannot be read.
+        UserError: an unknown task, tasks whose documents are nowhere, a file that cannot be read, or a document that
+            cannot be formatted or scored.
     """
+    mine = catalog.find_own(cfg.include_path, tuple(GROUPS))
     found: list[TaskSource] = []
     missing: list[str] = []
-    for name in _expand(cfg.names):
+    for name in _expand(cfg.names, mine):
         try:
-            found.append(_find_or_stand_in(name, cfg))
+            found.append(_find_or_stand_in(name, cfg, mine))
         except data.NotFound as error:
             missing.append(f"{name} ({error})")
     if missing:
@@ -151,31 +168,31 @@ def run_task(
     return rows.results_of_task(results, samples, source.runs), rows.of_documents(task, source.runs, samples)
 
 
-def _expand(names: list[str]) -> list[str]:
+def _expand(names: list[str], mine: Own) -> list[str]:
     """Single tasks in the order asked for, each once."""
     leaves: list[str] = []
     for name in names:
-        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, also_known=tuple(GROUPS))
+        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, tuple(GROUPS), mine)
     return list(dict.fromkeys(leaves))
 
 
-def _find_or_stand_in(name: str, cfg: Task) -> TaskSource:
+def _find_or_stand_in(name: str, cfg: Task, mine: Own) -> TaskSource:
     try:
-        return _find(name, name, cfg)
+        return _find(name, name, cfg, mine)
     except data.NotFound as nowhere:
         stand_in = STAND_INS.get(name)
         if stand_in is None:
             raise
         try:
-            source = _find(name, stand_in, cfg)
+            source = _find(name, stand_in, cfg, mine)
         except data.NotFound:
             raise nowhere from None
         log.warning("task %s: found nowhere, so %s stands in: these are not %s scores", name, stand_in, name)
         return source
 
 
-def _find(name: str, runs: str, cfg: Task) -> TaskSource:
-    config = catalog.definition(runs)
+def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
+    config = catalog.definition(runs, mine)
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
     shots = _shots(runs, config, cfg.fewshot)
@@ -185,38 +202,31 @@ def _find(name: str, runs: str, cfg: Task) -> TaskSource:
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}
     config["process_docs"] = _remembered(config.get("process_docs"))
     used = {key: found.splits[key]() for key in dict.fromkeys([split, examples]) if key is not None}
+    definition = catalog.definition_text(runs, mine)
     source = TaskSource(
         name=name,
         runs=runs,
         source=found.source,
         split=split,
         documents=0,
-        fingerprint=_fingerprint(runs, shots, used[split], used[examples] if examples else []),
+        fingerprint=_fingerprint(definition, shots, used[split], used[examples] if examples else []),
         stand_in=name != runs,
         note="; ".join(part for part in (found.note, note) if part),
         _config=config,
         _splits=used,
     )
-    try:
-        task = source.build()
-        source = dataclasses.replace(source, documents=len(task.eval_docs))
-        without = _without_choices(task, document_indices(source.documents, cfg.documents))
-    except Exception as error:  # lm-eval formats the first document: a field is missing or of the wrong type
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{found.where(split)} line 1: lm-eval's task {runs} cannot read it ({reason})") from error
-    if without is not None:
-        raise UserError(
-            f"{found.where(split)}: document {without} of task {runs} has no choices to score; mend or remove it"
-        )
+    where = places.Places(None, found, used, split, examples)
+    if (file := mine.tasks.get(runs)) is not None and config["process_docs"] is None:
+        own.check_fields(file, config, used[split].column_names)
+    task = places.set_up(source.build, runs, config, where, file)
+    if file is not None:
+        own.check_fields(file, config, task.features)
+    source = dataclasses.replace(source, documents=len(task.eval_docs))
+    wanted = document_indices(source.documents, cfg.documents)
+    if (known := (source.fingerprint, runs, len(wanted))) not in _CHECKED:
+        formatting.check(task, runs, wanted, shots, dataclasses.replace(where, task=task))
+        _CHECKED.add(known)
     return source
-
-
-def _without_choices(task: Any, indices: list[int]) -> int | None:
-    """The first of the documents that offers no choices, in a task that needs some."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return None
-    documents = task.eval_docs
-    return next((index for index in indices if not len(task.doc_to_choice(documents[index]))), None)
 
 
 def _shots(runs: str, config: dict[str, Any], asked: int | None) -> int:
@@ -246,8 +256,8 @@ def _remembered(process_docs: Callable | None) -> Callable | None:
     return once
 
 
-def _fingerprint(runs: str, shots: int, evaluated: Any, examples: Any) -> str:
-    digest = hashlib.sha256(f"{catalog.definition_text(runs)}\n{shots}\n".encode())
+def _fingerprint(definition: str, shots: int, evaluated: Any, examples: Any) -> str:
+    digest = hashlib.sha256(f"{definition}\n{shots}\n".encode())
     for split in (evaluated, examples):
         for document in split:
             text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)

@@ -88,6 +88,8 @@ def run_summary(record: dict[str, Any]) -> str:
             lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
     for task, count in about["truncated"].items():
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
+    for task, count in (about.get("merged_choices") or {}).items():
+        lines.append(f"- {task}: {count} choices merge into their context and were encoded apart from it")
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]

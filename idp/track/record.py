@@ -61,6 +61,7 @@ def build(
         transfer: where the repair was learned, if not in this run.
         bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
+    from idp.evaluate import fidelity
     from idp.report.conclusion import conclusion
 
     own = list(measured.values())[-1]
@@ -98,15 +99,13 @@ def build(
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
+        "fidelity": fidelity.recorded(measured),
         "latency": latency.read("latency.json") if latency is not None else None,
         "selection": (chosen := _chosen(own)),
         "selector": _selector(selection, chosen),
         "controls": _controls(own, alone, sources, selection),
-        "truncated": {
-            task: cut
-            for task, product in own.tasks.items()
-            if (cut := product.read("results.json")["idp"]["truncated"])
-        },
+        "truncated": _counted(own, "truncated"),
+        "merged_choices": _counted(own, "merged_choices"),
         "training": _training(stages["recover"]),
         "search": _search(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
@@ -179,6 +178,12 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
 def identity(config: dict[str, Any]) -> str:
     """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
     return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
+
+
+def _counted(measured: Measured, name: str) -> dict[str, int]:
+    """What was counted under a name while measuring, by task, where it is not nothing."""
+    counts = {task: product.read("results.json")["idp"].get(name) for task, product in measured.tasks.items()}
+    return {task: count for task, count in counts.items() if count}
 
 
 def heldout_loss(record: dict[str, Any]) -> float | None:

@@ -6,6 +6,8 @@ import random
 import pytest
 
 from idp.errors import UserError
+from idp.evaluate.batching import Request
+from idp.evaluate.divergence import Keep, Kept, Watched
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.pool import PooledEngine
 from idp.evaluate.scorer import Scorer
@@ -49,6 +51,15 @@ def test_two_processes_score_as_one(open_tiny, model_folders):
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
         assert together.generate_until(questions, True) == alone.generate_until(questions, True)
         assert together.tokens_run == alone.tokens_run
+        windows = [Request([3], list(range(start, start + 20))) for start in range(40, 100, 10)]
+        kept = Watched([Keep(number) for number in range(6)])
+        alone.score_windows(windows, True, kept)
+        asks = [Kept.decoded(found) for found in kept.found]
+        for scorer in (together, alone):
+            compared = Watched([None, *asks[1:]])
+            scorer.score_windows(windows, True, compared)
+            assert compared.found[0] is None and all(each["same"] == [True] * 20 for each in compared.found[1:])
+            assert max(max(each["kl"]) for each in compared.found[1:]) < 1e-9
     finally:
         engine.close()
 

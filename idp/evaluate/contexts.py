@@ -1,0 +1,80 @@
+"""The contexts of a task's documents, as they were scored, whose ends are compared between models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idp.evaluate.scorer import Scorer
+    from idp.store import Product
+
+# Bounds, whatever the budget: evenly spaced documents, tokens of all their contexts, and the last ones of each.
+DOCUMENTS, TOKENS, POSITIONS = 32, 4096, 32
+
+
+def bounds() -> list[int]:
+    """What bounds the contexts, for a key."""
+    return [DOCUMENTS, TOKENS, POSITIONS]
+
+
+@dataclass
+class Document:
+    """A document as it was scored.
+
+    Args:
+        context: what all its choices share, with the examples before it.
+        choices: the continuations that were scored behind it; none where text was generated.
+        new_tokens: the most that may be generated; None where nothing is.
+        whole: it is a text that is scored as a whole, its only choice, with no context.
+    """
+
+    context: str
+    choices: list[str]
+    new_tokens: int | None
+    whole: bool
+
+
+def documents(measured: Product) -> list[Document]:
+    """What was scored of a task, from its product."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from pyarrow import parquet
+
+    (about,) = measured.read("results.json")["configs"].values()
+    kind, new_tokens = about["output_type"], None
+    if kind == "generate_until":
+        new_tokens = normalize_gen_kwargs(about.get("generation_kwargs") or {}, 256)["max_gen_toks"]
+    table = parquet.read_table(measured.path / "samples.parquet", columns=["context", "choices"])
+    whole = kind == "loglikelihood_rolling"
+    return [Document(row["context"], list(row["choices"] or []), new_tokens, whole) for row in table.to_pylist()]
+
+
+def tokens(scorer: Scorer, document: Document) -> list[int]:
+    """Token ids of a document's context as the scorer reads it; of a text without one, the text's own beginning."""
+    if document.whole:
+        beginning = scorer.own_tokens(document.choices[0])[:POSITIONS]
+        return [*scorer.bos, *beginning] or scorer.shared_context("", [])
+    if document.new_tokens is not None:
+        return scorer.generation_context(document.context, document.new_tokens)
+    return scorer.shared_context(document.context, document.choices)
+
+
+def affordable(texts: Sequence[list[int]]) -> dict[int, list[int]]:
+    """Evenly spaced ones of all contexts, by their numbers, as many as the bounds allow, and one at least."""
+    from idp.evaluate.tasks import document_indices
+
+    for count in range(min(DOCUMENTS, len(texts)), 0, -1):
+        found = {number: texts[number] for number in document_indices(len(texts), count)}
+        if sum(map(len, found.values())) <= TOKENS:
+            break
+    return found
+
+
+def positions(scorer: Scorer, text: list[int]) -> int:
+    """How many positions of a context are compared: its last tokens, but for its BOS.
+
+    An empty context is read as a token that stands in for it: that is its one position.
+    """
+    ahead = len(scorer.bos) if text[: len(scorer.bos)] == scorer.bos else 0
+    return min(max(len(text) - ahead, 1), POSITIONS)
