@@ -104,9 +104,7 @@ def _brought_back(view: View, row: Cell) -> Entry:
     found, why = view.brought_back(row)
     if found is None:
         return Entry(why)
-    text = percent(found.share)
-    if found.low is not None:
-        text += f" ({percent(found.low)} to {percent(found.high)})"
+    text = f"{percent(found.share)} ({percent(found.low)} to {percent(found.high)})"
     return Entry(text, found.share, low=found.low, high=found.high)
 
 

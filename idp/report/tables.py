@@ -226,7 +226,8 @@ def _not_compared(record: dict[str, Any], change: Change) -> str:
     about = record["idp"]
     if change.step is not None:
         left_out = ", ".join(change.step["left_out"])
-        return f"\n\nNo difference of {left_out}: the score is no mean over documents." if left_out else ""
+        said = f"\n\nNo difference of {left_out}, whose score is no mean over documents; the mean's is without it."
+        return said if left_out else ""
     if about["baselines"]:
         return (
             "\n\nThis record is from before differences were part of one: the same command adds them, and measures"

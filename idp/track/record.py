@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import idp
 from idp.compress.sizes import recorded
-from idp.evaluate import suites
 from idp.store import digest, versions, write_json
 from idp.track import comparisons, groups
 
@@ -120,11 +119,10 @@ def build(
             for row, scores in measured.items()
             if scores is not own
         },
-        "comparisons": comparisons.of_run(
-            measured, sources, suites.groups(config["task"], [source.name for source in sources])
-        ),
         "environment": environment(),
     }
+    scored_as_one = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
+    record["idp"]["comparisons"] = comparisons.of_run(measured, sources, scored_as_one)
     record["idp"]["conclusion"] = conclusion(record)
     return record
 
