@@ -12,9 +12,9 @@ from idp.report.measured import REPAIRED, Setting
 NO_DAMAGE = "no damage beyond noise"
 
 
-@dataclass
+@dataclass(eq=False)
 class View:
-    """Runs that may be compared with one another."""
+    """Runs that may be compared with one another; tables of a view are made once (it is hashed by identity)."""
 
     found: Collection
     setting: Setting
