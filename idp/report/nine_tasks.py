@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from idp.report.cells import Cell
 from idp.report.collect import Unfinished
 from idp.report.comparisons import Comparison, Difference
@@ -19,6 +21,7 @@ UPPER_BOUND = "upper bound"
 SEED_ONLY = "¹"  # marks an interval of one run
 
 
+@functools.lru_cache(maxsize=8)
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
     titles, tasks = view.headings, view.tasks

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from idp.analyze.damage import Share
 
 
-@dataclass
+@dataclass(eq=False)
 class View:
-    """Runs that may be compared with one another."""
+    """Runs that may be compared with one another; tables of a view are made once (it is hashed by identity)."""
 
     found: Collection
     setting: Setting
