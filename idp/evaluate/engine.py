@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from idp.beginning import Beginning
 from idp.errors import is_out_of_memory
 from idp.evaluate.batching import Row, split_at
-from idp.evaluate.greedy import not_followed
 from idp.evaluate.generation import decode
+from idp.evaluate.greedy import not_followed
 from idp.models import keep_freed_memory
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
