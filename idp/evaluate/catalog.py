@@ -82,14 +82,13 @@ def definition_text(name: str, mine: Own = NONE) -> str:
 
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    file, root, ahead = scan()[0].get(name), _root().resolve(), f"lm_eval {version('lm_eval')}"
+    file, root = scan()[0].get(name), _root().resolve()
     if name in mine.tasks:
         file = mine.tasks[name]
-        root = next(folder for folder in mine.folders if file.is_relative_to(folder))
-        ahead = f"{ahead} {own.code(mine, file)}"
-    resolved = load_yaml(file, resolve_func=False)
-    text = json.dumps(resolved, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{ahead} {text}".replace(str(root), "")
+        root = own.root_of(mine, file)
+    text = json.dumps(load_yaml(file, resolve_func=False), sort_keys=True, ensure_ascii=False, default=str)
+    code = f" {own.code(root)}" if name in mine.tasks and str(root) in text else ""  # it names functions by their place
+    return f"lm_eval {version('lm_eval')}{code} {text}".replace(str(root), "")
 
 
 @functools.cache

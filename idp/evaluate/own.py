@@ -107,9 +107,13 @@ def check_fields(file: Path, config: dict[str, Any], fields: Iterable[str]) -> N
             )
 
 
-def code(own: Own, file: Path) -> str:
-    """The hash of all Python under the folder that a definition lies in: what its functions do."""
-    (root,) = [folder for folder in own.folders if file.is_relative_to(folder)][:1]
+def root_of(own: Own, file: Path) -> Path:
+    """The folder of `task.include_path` that a definition lies in."""
+    return next(folder for folder in own.folders if file.is_relative_to(folder))
+
+
+def code(root: Path) -> str:
+    """The hash of all Python under a folder: what the functions of its tasks do."""
     scripts = sorted(script for script in root.rglob("*.py") if not PASSED_OVER & set(script.parts))
     hashes = [f"{script.relative_to(root)} {hashlib.sha256(script.read_bytes()).hexdigest()}" for script in scripts]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

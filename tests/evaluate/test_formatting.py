@@ -83,7 +83,6 @@ def good(make, count=5):
         ("mmlu_anatomy", "test", mmlu, mmlu(9, answer=4), "the target 4, which is none of its 4 choices"),
         ("triviaqa", "validation", trivia, trivia(9, answer={"aliases": [], "value": ""}), "its target is \\[\\]"),
         ("triviaqa", "validation", trivia, trivia(9, answer=None), "'None' has no attribute 'aliases'"),
-        ("hellaswag", "validation", hellaswag, hellaswag(9, ctx_b=None), "hellaswag cannot read it .*capitalize"),
         ("hellaswag", "validation", hellaswag, hellaswag(9, endings=[]), "has no choices to score"),
         ("winogrande", "validation", winogrande, winogrande(9, answer=""), "cannot be formatted .KeyError"),
         ("winogrande", "validation", winogrande, winogrande(9, sentence="no gap"), "cannot be formatted"),
@@ -96,6 +95,13 @@ def test_the_last_document_is_in_trouble(name, split, make, last, complaint, fou
         found(name, **{split: rows})
     assert found(name, documents=3, **{split: rows}).documents == 6, "a document that is not evaluated does not count"
     assert found(name, **{split: good(make)}).documents == 5
+
+
+def test_a_document_that_the_tasks_own_function_stumbles_over(found):
+    """lm-eval processes a split as a whole, also where only a part of it is evaluated."""
+    for documents in (None, 3):
+        with pytest.raises(UserError, match=r"validation.jsonl line 11: lm-eval's task hellaswag .*'capitalize'"):
+            found("hellaswag", documents, validation=[*good(hellaswag), hellaswag(9, ctx_b=None)])
 
 
 def test_choices_that_are_alike_are_fine(found):

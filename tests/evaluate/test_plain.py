@@ -88,7 +88,7 @@ def test_lm_evals_own_definitions_are_plain_json():
     from lm_eval.config.task import TaskConfig
 
     tasks, _ = catalog.scan()
-    drawn, partials = random.Random(0).sample(sorted(tasks), 80), 0
+    drawn, partials = random.Random(0).sample(sorted(tasks), 40), 0
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     for name in ["xcopa_zh", "xcopa_et", "global_mmlu_de_other", *drawn]:
         try:
@@ -100,7 +100,7 @@ def test_lm_evals_own_definitions_are_plain_json():
         text = json.dumps(config_of(TaskConfig(**definition)))
         assert not ADDRESS.search(text), name
         partials += "functools.partial(" in text
-    assert partials >= 10
+    assert partials >= 8
 
 
 def test_a_config_is_as_lm_eval_writes_it_where_that_is_json():
