@@ -84,16 +84,16 @@ def definition_text(name: str, mine: Own = NONE) -> str:
 
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    file, root, ahead = scan()[0].get(name), _root().resolve(), f"lm_eval {version('lm_eval')}"
+    file, root = scan()[0].get(name), _root().resolve()
     if name in mine.tasks:
         file = mine.tasks[name]
-        root = next(folder for folder in mine.folders if file.is_relative_to(folder))
-        ahead = f"{ahead} {own.code(mine, file)}"
+        root = own.root_of(mine, file)
     elif file.is_relative_to(OUR_TASKS):
         root = OUR_TASKS
-    resolved = load_yaml(file, resolve_func=False)
-    text = json.dumps(resolved, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{ahead} {text}".replace(str(root), "")
+    text = json.dumps(load_yaml(file, resolve_func=False), sort_keys=True, ensure_ascii=False, default=str)
+    not_of_a_version = root != _root().resolve()
+    code = f" {own.code(root)}" if not_of_a_version and str(root) in text else ""  # it names functions by their place
+    return f"lm_eval {version('lm_eval')}{code} {text}".replace(str(root), "")
 
 
 @functools.cache
@@ -133,7 +133,9 @@ def _of_file(name: str) -> str:
     """What to do instead of naming a YAML file as a task."""
     place = Path(name).expanduser()
     if not place.is_file():
-        return f"task.names: {name} is no task's name, nor is there such a file; for your own tasks give {own.OPTION}=<folder>"
+        return (
+            f"task.names: {name} is no task, nor is there such a file; for your own give {own.OPTION}=<folder>"
+        )
     config = own.load(place, functions=False)
     task = config.get("group") or config.get("task") or "<the name after `task:` in it>"
     return f"task.names: {name} is a file; use {own.OPTION}={place.resolve().parent} task.names=[{task}]"

@@ -168,7 +168,9 @@ def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | Non
     try:
         splits = hub.load_dataset(dataset, name=name, **options)
     except Exception as error:  # each kind of trouble has its own class; all of them mean that it cannot be had
-        return Found("files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error))
+        return Found(
+            "files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error)
+        )
     loaders = {split: partial(splits.__getitem__, split) for split in splits}
     return Found("files" if local else "hub", place, loaders, trouble="no split to evaluate")
 
