@@ -38,13 +38,15 @@ class Document:
 
 def documents(measured: Product) -> list[Document]:
     """What was scored of a task, from its product."""
-    from lm_eval.models.utils import normalize_gen_kwargs
     from pyarrow import parquet
 
-    (about,) = measured.read("results.json")["configs"].values()
+    from idp.evaluate import greedy
+    from idp.evaluate.tasks import LONGEST_ANSWER
+
+    ((task, about),) = measured.read("results.json")["configs"].items()
     kind, new_tokens = about["output_type"], None
     if kind == "generate_until":
-        new_tokens = normalize_gen_kwargs(about.get("generation_kwargs") or {}, 256)["max_gen_toks"]
+        new_tokens = greedy.options(task, about.get("generation_kwargs") or {}, LONGEST_ANSWER)["max_gen_toks"]
     table = parquet.read_table(measured.path / "samples.parquet", columns=["context", "choices"])
     whole = kind == "loglikelihood_rolling"
     return [Document(row["context"], list(row["choices"] or []), new_tokens, whole) for row in table.to_pylist()]

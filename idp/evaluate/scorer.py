@@ -187,7 +187,8 @@ class Scorer(TemplateLM):
 
     def shared_context(self, context: str, continuations: Sequence[str]) -> list[int]:
         """Token ids of what a document's requests share of their contexts, cut as they are: what a selector reads."""
-        own = [request for text in continuations if (request := self.encode(context, text)).continuation]
+        encoded = self.encode_choices([(context, continuation) for continuation in continuations])
+        own = [request for request in encoded if request.continuation]
         return _shared_reads(own, [self._fit(request) for request in own]) if own else self._empty_context()
 
     def _summed(self, windows: list[Request], owners: list[int], texts: int, disable_tqdm: bool) -> list[float]:

@@ -120,6 +120,7 @@ class Change:
             return []
         cells = []
         for found in self.fidelity.values():
-            known = [found[part][name]["mean_kl"] for name in names if name in found.get(part, {})]
+            known = [found.get(part, {}).get(name, {}).get("mean_kl") for name in names]
+            known = [value for value in known if value is not None]
             cells.append(f"{sum(known) / len(known):.3f}" if known and len(known) == len(names) else "")
         return [" / ".join(cells) if any(cells) else ""]

@@ -116,7 +116,7 @@ def _fidelity(about: dict[str, Any]) -> dict[str, float]:
         prefix = "" if row == about["row"] else f"{row}/"
         tasks = {key_of(task, about["data"][task]): found for task, found in parts.get("tasks", {}).items()}
         for name, found in {**parts.get("texts", {}), **tasks}.items():
-            flips = {f"flips_{way}": count for way, count in found.get("flips", {}).items()}
+            flips = {f"flips_{way}": count for way, count in (found.get("flips") or {}).items()}
             for key, value in {**found, **flips}.items():
                 if isinstance(value, (int, float)):
                     values[f"{prefix}fidelity/{name}/{key}"] = value
