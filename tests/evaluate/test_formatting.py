@@ -126,8 +126,14 @@ def test_a_split_whose_labels_are_withheld(name, rows, found):
     [
         (good(mmlu, 2), r"dev.jsonl: 2 different documents, and task mmlu_anatomy takes 5 examples.*task.fewshot=2"),
         ([mmlu(1)] * 6, r"dev.jsonl: 1 different document, .*task.fewshot=1"),
-        ([*good(mmlu, 4), mmlu(4, answer=-1)], r"dev.jsonl line 9: as an example of task mmlu_anatomy it has the target -1"),
-        ([*good(mmlu, 4), mmlu(4, answer=None)], r"dev.jsonl line 9: as an example .* has no answer: its target is null"),
+        (
+            [*good(mmlu, 4), mmlu(4, answer=-1)],
+            r"dev.jsonl line 9: as an example of task mmlu_anatomy it has the target -1",
+        ),
+        (
+            [*good(mmlu, 4), mmlu(4, answer=None)],
+            r"dev.jsonl line 9: as an example .* has no answer: its target is null",
+        ),
     ],
 )
 def test_examples_that_do_not_suffice(pool, complaint, found):
