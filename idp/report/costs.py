@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from idp.report.cells import Cell
 from idp.report.formats import MISSING, Column, Entry, Table
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View
 
 
+@functools.lru_cache(maxsize=8)
 def cost_table(view: View) -> Table:
     """Perplexity, divergence from dense, added parameters, size and latency."""
     setting = view.setting
