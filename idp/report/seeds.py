@@ -44,6 +44,13 @@ def seeds_said(members: Sequence[Measured]) -> str:
     return "; ".join(words)
 
 
+def seed_said(model: Measured, members: Sequence[Measured]) -> str:
+    """The same of one run of a row: what tells it from the row's others."""
+    seeds = seeds_of(model)
+    words = [str(seeds[TRAINING])] if TRAINING in seeds else []
+    return "; ".join([*words, f"{CALIBRATION} {seeds.get(CALIBRATION)}"] if calibrations(members) > 1 else words)
+
+
 def calibrations(members: Iterable[Measured]) -> int:
     """How many compressed models stand behind the runs of a row."""
     return len({model.keys.get("compress") for model in members})
