@@ -8,6 +8,14 @@ from pathlib import Path
 from idp.store import digest
 
 DATA = ("arc_easy", "piqa")
+TEXTS = {  # of every document
+    "context": "Is it so? Answer:",
+    "choices": [" yes", " no"],
+    "target": " yes",
+    "loglikelihoods": [-1.0, -2.0],
+    "generation": None,
+    "prompt": None,
+}
 
 
 def recorder(runs: Path):
@@ -28,7 +36,7 @@ def recorder(runs: Path):
         place.mkdir(parents=True)
         row = "repaired" if recovery else "compressed"
         own = [compressor, calibration, corpus, *keys]
-        stages = {"load": {"key": "a" * 64}, "compress": {"key": key_of(own)}}
+        stages = {"load": {"key": "a" * 64}, "compress": {"key": key_of(own), "seconds": 1.0}}
         if recovery:
             stages["recover"] = {"key": key_of([*own, recovery, seed])}
         generator = np.random.default_rng([seed, calibration])
@@ -39,7 +47,7 @@ def recorder(runs: Path):
                 scores = (generator.random(40) < 0.5).astype(float) if right is None else right(model, task)
                 results[model][task] = {"acc,none": float(scores.mean()), "acc_stderr,none": 0.08}
                 lines += [
-                    {"model": model, "asked_for": task, "doc_id": n, "metric:acc,none": score}
+                    {**TEXTS, "model": model, "asked_for": task, "doc_id": n, "metric:acc,none": score}
                     for n, score in enumerate(scores)
                 ]
         parquet.write_table(arrow.Table.from_pylist(lines), place / "samples.parquet")
@@ -65,10 +73,7 @@ def recorder(runs: Path):
             "parameters": {"model": 1000, "added": 10 if recovery else 0, "trainable": 0},
             "weights": {"sparsity": 0.0, "bits_per_weight": 3.1, "packed_bytes": 400, "effective_bytes": 400},
             "perplexity": {},
-            "data": {
-                task: {"documents": len(lines) // len(results) // len(DATA), "stand_in": None, "fingerprint": task}
-                for task in DATA
-            },
+            "data": {task: {"documents": documents, "stand_in": None, "fingerprint": task} for task in DATA},
             "baselines": {
                 model: {"results": found, "perplexity": {}} for model, found in results.items() if model != row
             },

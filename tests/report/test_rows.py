@@ -120,14 +120,10 @@ def test_the_terminal_tells_runs_of_several_calibrations_apart(record, tmp_path)
     from idp.report.summary import sweep_table
 
     for seed in (0, 1):
-        record(f"none-{seed}", seed=seed, calibration=seed, change=timed)
-    record("prompt-1", seed=1, calibration=1, recovery=PROMPT, change=timed)
+        record(f"none-{seed}", seed=seed, calibration=seed)
+    record("prompt-1", seed=1, calibration=1, recovery=PROMPT)
     lines = [
         [cell.strip() for cell in line.split("|")] for line in sweep_table(collect([tmp_path / "runs"])).splitlines()
     ]
     place = lines[0].index("seed")
     assert [line[place] for line in lines[2:]] == ["calibration 0", "calibration 1", "1"]
-
-
-def timed(record):
-    record["idp"]["stages"]["compress"]["seconds"] = 1.0
