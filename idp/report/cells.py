@@ -12,7 +12,7 @@ from idp.report.collect import Collection
 from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
 from idp.report.naming import name as give_names
 from idp.report.naming import natural
-from idp.report.seeds import TRAINING, identities, seed_said, seeds_of, seeds_said, weights_of
+from idp.report.seeds import TRAINING, by_chance, identities, seed_said, seeds_of, seeds_said, weights_of
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Cell:
     @property
     def of_one_seed(self) -> bool:
         """Whether it is a single run of what another seed would have made otherwise."""
-        return self.runs == 1 and any(seed is not None for seed in seeds_of(self.first).values())
+        return self.runs == 1 and by_chance(self.first)
 
     def score(self, task: str) -> float | None:
         """The task's main score, over seeds; None where a seed lacks it."""

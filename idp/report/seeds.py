@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from idp.report.measured import DENSE, REPAIRED, Measured
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured
 from idp.store import digest
 
 SEED = "seed"
@@ -95,6 +95,17 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
         else:
             found |= {model.id: identity for model in members}
     return found
+
+
+def by_chance(model: Measured) -> bool:
+    """Whether another seed would have made another model: of what was trained, or compressed by what text showed."""
+    from idp.compress.recipe import CALIBRATED
+
+    if model.role != COMPRESSED:
+        return model.role == REPAIRED
+    options = model.config["compressor"] or {}
+    methods = [(options.get(part) or {}).get("method") for part in ("sparsity", "quantization")]
+    return not options.get("path") and any(method in CALIBRATED for method in methods)
 
 
 def compressed_by(model: Measured) -> dict[str, Any] | None:

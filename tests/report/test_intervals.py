@@ -101,6 +101,16 @@ def test_an_interval_of_one_run_says_whose_it_is(record, tmp_path):
     assert "¹" not in repaired["difference"].text and repaired["runs"].value == 2
 
 
+def test_rounding_to_nearest_has_no_seed(record, tmp_path):
+    def rounded(record):
+        record["idp"]["config"]["compressor"]["quantization"]["method"] = "rtn"
+
+    record("none", right=outcomes_of())
+    assert score_table(view_of(tmp_path)).rows[1]["difference"].text.endswith("¹")
+    record("rounded", compressor="rtn3", right=outcomes_of(), change=rounded)
+    assert not score_table(view_of(tmp_path)).rows[2]["difference"].text.endswith("¹")
+
+
 def test_an_upper_bound_is_labelled_by_what_it_does_not_by_its_name(record, tmp_path):
     def peeks(record):
         record["idp"]["selector"] = {"kind": "mine", "peeks": True}
