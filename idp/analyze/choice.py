@@ -82,17 +82,21 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         ways["chosen"][name] = task.scores[None, documents, task.chosen]
         ways["oracle"][name] = task.scores.max(1)[None]
     found: dict[str, Any] = {}
-    for way, reads in READS.items():
-        if way == "chosen" and run.recovery.selector.peeks:
+    peeks = run.recovery.selector.peeks
+    reads_of = READS | ({"chosen": READS["oracle"]} if peeks else {})
+    for way, reads in reads_of.items():
+        if way == "chosen" and peeks and all(np.array_equal(ways[way][task], ways["oracle"][task]) for task in tasks):
             continue  # it is the oracle
         means = {name: float(values.mean()) for name, values in ways[way].items()}
         found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
         if way != "best":
             found[way] |= _difference(ways["best"], ways[way])
-    judged = [way for way in found if way not in ("best", "oracle")]
+    judged = [way for way in found if way != "best" and reads_of[way] != READS["oracle"]]
     for way, p in zip(judged, holm([found[way]["p"] for way in judged]), strict=True):
         found[way]["p"] = p
-    found["oracle"] |= {"p": None, **_luck([task.scores for task in tasks.values()])}
+    for way in found.keys() - {"best", *judged}:
+        found[way]["p"] = None
+    found["oracle"] |= _luck([task.scores for task in tasks.values()])
     return {
         "schema": SCHEMA,
         "run": run.name,

@@ -38,16 +38,34 @@ class Document:
 
 def documents(measured: Product) -> list[Document]:
     """What was scored of a task, from its product."""
-    from lm_eval.models.utils import normalize_gen_kwargs
     from pyarrow import parquet
 
-    (about,) = measured.read("results.json")["configs"].values()
+    from idp.evaluate import greedy
+    from idp.evaluate.tasks import LONGEST_ANSWER
+
+    ((task, about),) = measured.read("results.json")["configs"].items()
     kind, new_tokens = about["output_type"], None
     if kind == "generate_until":
-        new_tokens = normalize_gen_kwargs(about.get("generation_kwargs") or {}, 256)["max_gen_toks"]
+        new_tokens = greedy.options(task, about.get("generation_kwargs") or {}, LONGEST_ANSWER)["max_gen_toks"]
     table = parquet.read_table(measured.path / "samples.parquet", columns=["context", "choices"])
     whole = kind == "loglikelihood_rolling"
-    return [Document(row["context"], list(row["choices"] or []), new_tokens, whole) for row in table.to_pylist()]
+    return [
+        Document(*_with_context(row["context"], list(row["choices"] or [])), new_tokens, whole)
+        for row in table.to_pylist()
+    ]
+
+
+def _with_context(context: str, choices: list[str]) -> tuple[str, list[str]]:
+    """The context and the choices of a document whose choices were scored once behind it and once by themselves.
+
+    Mutual information (`acc_mutual_info`) does so; what all of its requests share is then nothing.
+    """
+    half = len(choices) // 2
+    behind, alone = choices[:half], choices[half:]
+    if context or not half or len(choices) % 2 or not all(map(str.endswith, behind, alone)):
+        return context, choices
+    contexts = {text[: len(text) - len(choice)] for text, choice in zip(behind, alone, strict=True)}
+    return (contexts.pop(), alone) if len(contexts) == 1 else (context, choices)
 
 
 def tokens(scorer: Scorer, document: Document) -> list[int]:

@@ -120,6 +120,6 @@ class Change:
             return []
         cells = []
         for found in self.fidelity.values():
-            known = [found[part][name]["mean_kl"] for name in names if name in found.get(part, {})]
-            cells.append(f"{sum(known) / len(known):.3f}" if known and len(known) == len(names) else "")
+            values = [found.get(part, {}).get(name, {}).get("mean_kl") for name in names]
+            cells.append(f"{sum(values) / len(values):.3f}" if values and None not in values else "")
         return [" / ".join(cells) if any(cells) else ""]

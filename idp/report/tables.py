@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.evaluate.tasks import main_metric
+from idp.report import knowledge
 from idp.report.differences import Change, damage, last_step, with_interval
 
 
@@ -36,7 +37,8 @@ def run_table(record: dict[str, Any]) -> str:
     models, change = rows_of(record), Change(record)
     scores = {row: main_scores(record, results) for row, results in models.items()}
     tasks = list(record["idp"]["data"])
-    lines = [_task_line(record, task, scores, change) for task in tasks]
+    hidden = knowledge.folded(record["idp"])
+    lines = [_task_line(record, task, scores, change) for task in tasks if task not in hidden]
     lines += [_group_line(record, group, scores, change) for group in record["idp"].get("groups") or {}]
     if len(tasks) > 1:
         means = {row: f"{sum(values.values()) / len(values):.3f}" for row, values in scores.items()}
@@ -90,6 +92,7 @@ def run_summary(record: dict[str, Any]) -> str:
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
     for task, count in (about.get("merged_choices") or {}).items():
         lines.append(f"- {task}: {count} choices merge into their context and were encoded apart from it")
+    lines += knowledge.sections(record)
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
@@ -223,7 +226,8 @@ def _not_compared(record: dict[str, Any], change: Change) -> str:
     about = record["idp"]
     if change.step is not None:
         left_out = ", ".join(change.step["left_out"])
-        return f"\n\nNo difference of {left_out}: the score is no mean over documents." if left_out else ""
+        said = f"\n\nNo difference of {left_out}, whose score is no mean over documents; the mean's is without it."
+        return said if left_out else ""
     if about["baselines"]:
         return (
             "\n\nThis record is from before differences were part of one: the same command adds them, and measures"

@@ -21,6 +21,20 @@ def test_analyses_of_runs(analysis, finished_run, tmp_path, capsys):
     assert "gptq3 + idp (attention)" in said
 
 
+def test_a_second_dense_model_is_one_more_run(finished_run, tmp_path):
+    """Measured alone, in a folder of its own; another model, and so another setting, on the same documents."""
+    folder, _ = finished_run(*IDP)
+    own = ("model.name=second", "model.architecture.intermediate_size=96")
+    second, record = finished_run("compressor=none", "recovery=none", *own)
+    main(["displaced", f"runs={folder},{second}", f"out={tmp_path}"])
+    result = json.loads((tmp_path / "analysis" / "displaced.json").read_text())
+    [repair] = next(setting for setting in result["settings"] if setting["repairs"])["repairs"]
+    control = repair["control"]
+    assert control["model"] == "second" and control["documents"] == repair["documents"]
+    assert control["accuracy"]["other"] == pytest.approx(record["results"]["arc_easy"]["acc,none"])
+    assert bool(control["shares"]) == control["like"]
+
+
 def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):
     """The chosen prompts' mean is that of the record's controls."""
     from idp.analyze.bank import best_and_chosen

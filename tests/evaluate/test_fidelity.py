@@ -298,6 +298,21 @@ def test_on_contexts_it_is_the_plain_forward_pass_s(kind, examples, exactly, ope
     assert about["last"]["mean_kl"] == pytest.approx(last.mean(), abs=1e-5) and about["last"]["tokens"] == 6
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_context_s_bos_is_no_position_of_it(place, exactly, open_bos, make_bank, tmp_path):
+    """Here of choices that were scored by themselves as well, as for their mutual information."""
+    dense, compressed = open_bos(), damaged(open_bos())
+    prompt = make_bank(compressed, [4]).prompts[0]
+    bank = PromptBank([prompt], ["one"], beginning=Beginning((BOS,), place))
+    choices = [" boats", " the sun", "boats"]
+    samples = [("", [*(f"What?{choice}" for choice in choices), *choices], 1.0)]
+    _, product = on_task(tmp_path, RepairedModel(dense), RepairedModel(compressed, bank), samples)
+    tokens = dense.tokenizer.encode("What?", add_special_tokens=False)
+    p = plain(dense, [BOS, *tokens])[1:]
+    q = plain(compressed, tokens, ahead_of(compressed, prompt, place))
+    assert len(p) == 5 and kl_in(product) == pytest.approx(kl_of(p, q).numpy(), abs=1e-5)
+
+
 def test_documents_are_few_enough_and_an_empty_context_has_one_position(open_tiny, monkeypatch, tmp_path):
     from idp.evaluate import contexts
 
