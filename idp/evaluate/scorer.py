@@ -187,7 +187,7 @@ class Scorer(TemplateLM):
 
     def shared_context(self, context: str, continuations: Sequence[str]) -> list[int]:
         """Token ids of what a document's requests share of their contexts, cut as they are: what a selector reads."""
-        encoded = self.encode_choices([(context, continuation) for continuation in continuations])
+        encoded = self.encode_choices([(context, text) for text in continuations])
         own = [request for request in encoded if request.continuation]
         return _shared_reads(own, [self._fit(request) for request in own]) if own else self._empty_context()
 
