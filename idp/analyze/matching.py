@@ -83,6 +83,9 @@ def _decided(by_task: Paired, dense: float) -> str:
 
 
 def _at_chance(by_task: Paired, chance: Mapping[str, float]) -> bool:
+    """Whether dense's score may be that of a guess; where a guess is never right, one right answer is knowledge."""
+    if not any(chance.get(task) for task in by_task):
+        return False
     above = {task: (np.full(np.shape(before), chance.get(task, 0.0)), before) for task, (before, _) in by_task.items()}
     return paired_interval(above).low <= 0
 

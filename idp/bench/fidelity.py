@@ -144,6 +144,7 @@ def _cost_of_text(dense: LoadedModel, other: LoadedModel, windows: torch.Tensor,
     keeps = [Keep(number) for number in range(len(windows))]
     watched = Watched(keeps)
     window_losses(scorers[0], windows, watched)
+    window_losses(scorers[1], windows)  # the first pass is slower than any other
     kept = [Kept.decoded(found) for found in watched.found]
     seconds = _in_rounds(
         {

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from idp.evaluate.scorer import Scorer
     from idp.store import Product
 
-# Bounds, whatever the budget: evenly spaced documents, tokens of all their contexts, and the last ones of each.
-DOCUMENTS, TOKENS, POSITIONS = 32, 4096, 32
+# Of a task's documents every fifth, from 8 to 32 of them; tokens of all their contexts; and the last ones of each.
+SHARE, FEW, DOCUMENTS, TOKENS, POSITIONS = 5, 8, 32, 4096, 32
 
 
 def bounds() -> list[int]:
     """What bounds the contexts, for a key."""
-    return [DOCUMENTS, TOKENS, POSITIONS]
+    return [SHARE, FEW, DOCUMENTS, TOKENS, POSITIONS]
 
 
 @dataclass
@@ -82,7 +82,7 @@ def affordable(texts: Sequence[list[int]]) -> dict[int, list[int]]:
     """Evenly spaced ones of all contexts, by their numbers, as many as the bounds allow, and one at least."""
     from idp.evaluate.tasks import document_indices
 
-    for count in range(min(DOCUMENTS, len(texts)), 0, -1):
+    for count in range(min(DOCUMENTS, max(len(texts) // SHARE, FEW), len(texts)), 0, -1):
         found = {number: texts[number] for number in document_indices(len(texts), count)}
         if sum(map(len, found.values())) <= TOKENS:
             break

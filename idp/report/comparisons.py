@@ -139,7 +139,8 @@ def _difference(test: Mapping[str, Any]) -> Difference:
 def _recorded(before: Cell, after: Cell, tasks: Sequence[str]) -> Comparison:
     """What the record of the run that measured both says."""
     found = Comparison(before.id)
-    if before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
+    kept = any(score.samples is not None for row in (before, after) for score in row.first.tasks.values())
+    if kept or before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
         return found
     tests = after.first.comparisons.get(before.first.role) or {}
     found.tasks = {task: _difference(test) for task, test in (tests.get("tasks") or {}).items() if task in tasks}

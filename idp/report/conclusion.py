@@ -67,10 +67,10 @@ def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     name, mean, on_dense = _repair(record), step["mean"], step["before"] == "dense"
     where = f" on the dense model, in {_subject(record, step['left_out'])}" if on_dense else ""
     signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
-    if _peeks(record):
-        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method", *_beyond_luck(record, step)]
     if unchanged(mean):
         return [f"{name} changes no document's outcome{where}"]
+    if _peeks(record):
+        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method", *_beyond_luck(record, step)]
     if not _decided(record, mean):
         damaged = step.get("damage_brought_back") and mean["difference"] > 0
         return [f"{name} {'brings back' if damaged else 'adds'} {signed}: undecided"]

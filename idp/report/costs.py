@@ -17,8 +17,8 @@ def cost_table(view: View) -> Table:
     columns = [*NAMES]
     columns += [Column(f"{corpus} perplexity", f"{corpus} perplexity") for corpus in setting.corpora]
     texts, tasks = (_measured_to_dense(view, part) for part in ("texts", "tasks"))
-    columns += [Column(f"{text} KL", f"{text} KL") for text in texts]
-    columns += [Column(f"{task} KL", f"{view.headings.get(task, task)} KL", wide=True) for task in tasks]
+    columns += [Column(f"{text} KL", f"{text} KL to dense") for text in texts]
+    columns += [Column(f"{task} KL", f"{view.headings.get(task, task)} KL to dense", wide=True) for task in tasks]
     columns += [
         Column("added", "added parameters"),
         Column("sparsity", "sparsity"),
@@ -80,7 +80,7 @@ def _divergence(row: Cell, part: str, name: str) -> Entry:
         return MISSING
     value, spread = found.pop("mean_kl"), found.pop("deviation", None)
     error = found.pop("stderr", None)
-    more = {key.replace("_", " "): figure for key, figure in found.items()}
+    more = {key.removesuffix("_kl").replace("_", " "): figure for key, figure in found.items()}
     text = f"{value:.3g}" + (f" ±{spread:.2g}" if spread is not None else "")
     return Entry(text, value, stderr=error, spread=spread, more=more)
 

@@ -1,5 +1,6 @@
 """The command line on real small runs: what is written where, and what it says of bad words."""
 
+import importlib
 import json
 
 import pytest
@@ -17,7 +18,8 @@ def test_analyses_of_runs(analysis, finished_run, tmp_path, capsys):
     written = tmp_path / "analysis" / f"{analysis}.md"
     assert f"written: {written}" in said and written.read_text() in said.replace("\n\nwritten", "\nwritten")
     result = json.loads((tmp_path / "analysis" / f"{analysis}.json").read_text())
-    assert result["schema"] == 1 and result["settings"][0]["model"] == "tiny_llama"
+    schema = importlib.import_module(f"idp.analyze.{analysis}").SCHEMA
+    assert result["schema"] == schema and result["settings"][0]["model"] == "tiny_llama"
     assert "gptq3 + idp (attention)" in said
 
 
@@ -32,7 +34,8 @@ def test_a_second_dense_model_is_one_more_run(finished_run, tmp_path):
     control = repair["control"]
     assert control["model"] == "second" and control["documents"] == repair["documents"]
     assert control["accuracy"]["other"] == pytest.approx(record["results"]["arc_easy"]["acc,none"])
-    assert bool(control["shares"]) == control["like"]
+    assert control["like"] and 0 <= control["same"] <= 1
+    assert "Held against a second dense model, second: " in (tmp_path / "analysis" / "displaced.md").read_text()
 
 
 def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):

@@ -58,7 +58,8 @@ def test_who_guesses_has_nothing_to_lose():
     guessed = outcomes(52, 200)
     found = matching({"task": (guessed, flipped(guessed, 1))}, {"task": 0.25})
     assert (found["verdict"], found["ours"]) == (MATCHES, AT_CHANCE)
-    assert matching({"task": (guessed, flipped(guessed, 1))})["ours"] != AT_CHANCE
+    written = outcomes(1, 50)  # one right answer that nothing was there to guess from
+    assert matching({"task": (written, flipped(written, 1))})["ours"] == UNDECIDED
     nothing = matching({"task": (outcomes(0, 50), outcomes(0, 50))})
     assert nothing == {"verdict": None, "ratio": None, "interval": None, "ours": AT_CHANCE}
 

@@ -317,7 +317,7 @@ def test_documents_are_few_enough_and_an_empty_context_has_one_position(open_tin
     from idp.evaluate import contexts
 
     loaded = RepairedModel(open_tiny("llama"))
-    samples = [("", [" boats"], 1.0) if n == 0 else ("x" * 99, [" boats"], 1.0) for n in range(80)]
+    samples = [("", [" boats"], 1.0) if n == 0 else ("x" * 99, [" boats"], 1.0) for n in range(200)]
     _, product = on_task(tmp_path / "all", loaded, loaded, samples)
     assert product.read(FIDELITY)["last"]["tokens"] == 32
     assert product.read(FIDELITY)["tokens"] == 31 * 32 + 1
