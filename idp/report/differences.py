@@ -74,9 +74,9 @@ class Change:
         """What the columns are called."""
         found = []
         if self.step is not None:
-            repair = ["damage brought back", "documents brought back"] if self._repairs else []
+            repair = ["damage brought back", "brought back"] if self._repairs else []
             found = [f"difference to {self.step['before']} (95 %)", *repair, "newly right", "newly broken"]
-        return found + ([f"KL to dense, nats ({' / '.join(self.fidelity)})"] if self.fidelity else [])
+        return found + (["KL to dense"] if self.fidelity else [])
 
     def of_task(self, task: str) -> list[str]:
         """The cells of one task."""

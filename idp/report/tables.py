@@ -48,6 +48,9 @@ def run_table(record: dict[str, Any]) -> str:
         lines.append(["mean", "", *means.values(), *change.of_mean(tasks), "", f"{documents:,}"])
     lines += [_text_line(record, corpus, list(models), change) for corpus in record["idp"]["perplexity"]]
     headers = ["task", "metric", *models, *change.headers, "stderr", "documents"]
+    if change.step is not None:  # whose intervals say more than each score's own error
+        place = headers.index("stderr")
+        headers, lines = headers[:place] + headers[place + 1 :], [line[:place] + line[place + 1 :] for line in lines]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + _not_compared(record, change)
 
 
@@ -69,6 +72,8 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
+    if fidelity := about.get("fidelity"):
+        lines.append(f"- KL to dense: nats per token, {' / '.join(fidelity)}")
     for found in filter(None, (damage(record), last_step(record) if about["row"] == "repaired" else None)):
         if graded := found["graded"]:
             lines.append(
