@@ -127,9 +127,7 @@ def _of_file(name: str) -> str:
     """What to do instead of naming a YAML file as a task."""
     place = Path(name).expanduser()
     if not place.is_file():
-        return (
-            f"task.names: {name} is no task, nor is there such a file; for your own give {own.OPTION}=<folder>"
-        )
+        return f"task.names: {name} is no task, nor is there such a file; for your own give {own.OPTION}=<folder>"
     config = own.load(place, functions=False)
     task = config.get("group") or config.get("task") or "<the name after `task:` in it>"
     return f"task.names: {name} is a file; use {own.OPTION}={place.resolve().parent} task.names=[{task}]"

@@ -45,8 +45,12 @@ def own(tmp_path):
         for task in data:
             for split in ("test", "train"):
                 (tmp_path / "data" / task).mkdir(parents=True, exist_ok=True)
-                (tmp_path / "data" / task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        include = str(tmp_path / "tasks") if include is None else [str(tmp_path / "tasks" / folder) for folder in include]
+                (tmp_path / "data" / task / f"{split}.jsonl").write_text(
+                    "".join(json.dumps(row) + "\n" for row in ROWS)
+                )
+        include = (
+            str(tmp_path / "tasks") if include is None else [str(tmp_path / "tasks" / folder) for folder in include]
+        )
         folder = str(tmp_path / "data") if data else None
         return find_tasks(Task(list(names), folder, fewshot, documents, include))
 
@@ -119,7 +123,10 @@ def changed(old, new):
         (changed("task: capitals", "task: capitols"), "named capitals; did you mean capitols"),
         ({"a.yaml": "include: gone.yaml\ntask: capitals\n"}, "a.yaml: includes .*gone.yaml, which is not there"),
         ({"a.yaml": "include: a.yaml\ntask: capitals\n"}, "files include one another"),
-        (changed("multiple_choice", "multiple_select"), "a.yaml: output_type: multiple_select is not known; use one of"),
+        (
+            changed("multiple_choice", "multiple_select"),
+            "a.yaml: output_type: multiple_select is not known; use one of",
+        ),
         (changed("doc_to_choice: offered\n", ""), "a.yaml: doc_to_choice is missing"),
         (changed("{{q}}", "{{question}}"), "a.yaml: .*test.jsonl line 1: .*'question' is undefined"),
         (changed("offered", "options"), "doc_to_choice: options is no field of the documents, which have q, offered"),
@@ -152,6 +159,16 @@ def test_a_data_set_that_is_missing_and_one_beside_the_yaml(own, tmp_path):
         own(local | {"rows.jsonl": lines + json.dumps(ROWS[0] | {"right": 7}) + "\n"}, "capitals", data=())
 
 
+def test_a_metric_that_fails_on_a_document_is_found_before_anything_is_computed(own):
+    files = {
+        "a.yaml": CAPITALS + "process_results: !function utils.score\n",
+        "utils.py": "def score(doc, results):\n    return {'acc': 1 / (5 - int(doc['q'][1:]))}\n",
+    }
+    with pytest.raises(UserError, match="test.jsonl line 6: document 5 .* its metric fails .ZeroDivisionError"):
+        own(files, "capitals")
+    assert own(files, "capitals", documents=2)[0].documents == 6
+
+
 def test_a_path_that_is_no_folder_or_no_name(own, tmp_path):
     for include, complaint in [("gone", "there is no such folder"), ("a.yaml", "is a file; give its folder")]:
         with pytest.raises(UserError, match=complaint):
@@ -173,7 +190,8 @@ def test_from_yaml_to_record(run_here, bridges, tmp_path, caplog):
     tasks.mkdir()
     (tasks / "capitals.yaml").write_text(CAPITALS.replace('"Q: {{q}} A:"', "!function utils.text"))
     (tasks / "utils.py").write_text(
-        "from functools import partial\n\n\ndef asked(doc, end):\n    return doc['q'] + end\n\n\ntext = partial(asked, end=':')\n"
+        "from functools import partial\n\n\ndef asked(doc, end):\n    return doc['q'] + end\n\n\n"
+        "text = partial(asked, end=':')\n"
     )
     (tasks / "said.yaml").write_text(
         "task: said\ndataset_path: none\ntest_split: test\ndoc_to_text: q\ndoc_to_target: q\n"
@@ -183,7 +201,13 @@ def test_from_yaml_to_record(run_here, bridges, tmp_path, caplog):
         (data / name).mkdir(parents=True)
         (data / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     words = ["model=local", f"model.path={folder}", "compressor=none", "recovery=none", "budget=smoke", "tracker=none"]
-    words += [*bridges, "evaluation.perplexity=[]", "task=custom", "task.names=[capitals,said]", f"task.data_dir={data}"]
+    words += [
+        *bridges,
+        "evaluation.perplexity=[]",
+        "task=custom",
+        "task.names=[capitals,said]",
+        f"task.data_dir={data}",
+    ]
     words += [f"task.include_path={tasks}"]
     with caplog.at_level(logging.WARNING):
         record = run_here(*words)

@@ -47,7 +47,10 @@ HERE = __name__
     [
         (score, f"{HERE}.score"),
         (functools.partial(score, 2, table={"b": 1, "a": "x"}), f"functools.partial({HERE}.score, 2, table="),
-        (functools.partial(functools.partial(score, power=3), table=score), f"{HERE}.score, power=3, table={HERE}.score"),
+        (
+            functools.partial(functools.partial(score, power=3), table=score),
+            f"{HERE}.score, power=3, table={HERE}.score",
+        ),
         (Threshold, f"{HERE}.Threshold"),
         (Threshold(0.5), f"{HERE}.Threshold(itself={HERE}.Threshold, low=0.5)"),
         (Threshold(0.5).method, "low=0.5).method"),
