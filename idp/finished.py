@@ -59,7 +59,7 @@ class Finished:
         return made
 
     def check(self, variant: str) -> None:
-        """Refuses a variant that the run does not have, or whose products are not in the store.
+        """Refuses a variant that the run does not have, that cannot be used, or whose products are not in the store.
 
         Raises:
             UserError: as said.
@@ -67,6 +67,8 @@ class Finished:
         if variant not in self.variants:
             why = "repaired nothing (recovery=none)" if variant == "repaired" else "compressed nothing"
             raise UserError(f"{self.said}: the run {why}; it has {' and '.join(self.variants)}")
+        if variant == "repaired" and self.recovery.selector is not None and self.record["idp"].get("selector"):
+            self.recovery.selector.check_usable()
         for stage in self._stages(variant):
             self._store(stage)
 

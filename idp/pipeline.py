@@ -379,8 +379,8 @@ def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -
     for task, tokens in longest.items():
         if tokens >= room:
             raise UserError(
-                f"task.names: {task} lets a model generate {tokens} tokens, and its window holds {room} behind a prompt of"
-                f" {prompt}; leave the task out, or use a shorter prompt"
+                f"task.names: {task} lets a model generate {tokens} tokens, and the window holds {room} behind a prompt"
+                f" of {prompt}; leave the task out, or use a shorter prompt"
             )
 
 

@@ -228,7 +228,9 @@ def test_names(tmp_path):
     assert named_corpus("corpus", own, None).documents == ["mine", "more"]
     assert named_corpus("mine", own, None).documents == ["mine", "more"]
     assert named_corpus(str(tmp_path / "other.txt"), own, None).documents == ["other"]
-    with pytest.raises(UserError, match=r"no corpus nothing: use corpus .*c4, embedded, local, wikitext2"):
+    with pytest.raises(
+        UserError, match=r"no corpus nothing: use corpus .*c4, embedded, embedded_without_squad, local, wikitext2"
+    ):
         named_corpus("nothing", own, None)
     with pytest.raises(UserError, match=r"hub's allenai/c4 cannot be read .*text/c4.jsonl.gz"):
         named_corpus("c4", own, None)

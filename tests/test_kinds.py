@@ -48,10 +48,92 @@ def test_the_page_s_selector(added, run_here):
         run_here(found, *TINY, *idp, "recovery.selector.tokens=0")
 
 
-def test_the_page_s_recovery(added, run_here):
+HINDSIGHT = """
+from dataclasses import dataclass
+
+from idp import config
+
+
+@dataclass
+class Hindsight(config.Selector):
+    @property
+    def peeks(self) -> bool:
+        return True
+
+    def peek(self, scores):
+        return scores.argmin(1)
+"""
+HINDSIGHT_YAML = "defaults: [/schema/selector/hindsight@_here_, _self_]\nkind: hindsight\n"
+RANKED = """
+from dataclasses import dataclass
+
+from idp.recover.lora import Lora
+
+
+@dataclass
+class Ranked(Lora):
+    pass
+"""
+RANKED_YAML = "defaults: [lora@_here_, /schema/recovery/ranked@_here_, _self_]\nkind: ranked\nrank: 2\n"
+
+
+def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
+    """It is asked whether it peeks, whatever it is called: measured as it says, and no method anywhere."""
+    from idp.analyze.claims import check
+    from idp.analyze.claims import page as claims_page
+    from idp.api import load
+    from idp.export.card import _meaning
+    from idp.report.collect import collect
+    from idp.report.page import data
+    from idp.report.tables import run_summary
+    from idp.report.view import views
+
+    found = added("idp.prompting.selectors", "recovery/selector", "hindsight", HINDSIGHT, HINDSIGHT_YAML)
+    kind = ("recovery=idp", "recovery.lengths=[2,3]", "recovery.controls=false", "recovery/selector=hindsight")
+    record = run_here(found, *TINY, *kind, "baselines=true")
+    about = record["idp"]
+    assert (
+        about["selector"]["kind"] == "hindsight" and about["selector"]["peeks"] and not about["selector"]["collapsed"]
+    )
+    task = about["controls"]["tasks"]["arc_easy"]
+    assert task["chosen"] == record["results"]["arc_easy"]["acc,none"] <= min(task["prompts"]) and task["oracle"] > 0
+    for found in about["controls"]["perplexity"].values():  # each window behind its worst prompt
+        assert found["chosen"] >= max(found["prompts"]) > found["oracle"]
+    folder = tmp_path / "outputs" / "runs" / about["name"]
+    collection = collect([folder])
+    assert "hindsight" not in claims_page(check(collection))
+    shown = data(collection, views(collection), "t")["views"][0]
+    [row] = [row for row in shown["rows"] if row["role"] == "repaired"]
+    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, peeks: upper bound)"
+    assert any("hindsight, peeks" in note and "beyond that" in note for note in shown["notes"])
+    summary = run_summary(record)
+    assert "selector: hindsight, an upper bound that peeks" in summary
+    assert ("hindsight (peeks)" in summary) == (task["chosen"] != task["oracle"])
+    assert "hindsight" in _meaning(record)
+    with pytest.raises(UserError, match="recovery.selector=hindsight chooses with the answers in hand"):
+        load(folder)
+
+
+def test_the_page_s_recovery(added, run_here, tmp_path):
+    """Claims about prompts hold of it as of the recovery that it derives from: by what it is made of."""
+    from idp.analyze.cells import cells_of, of_the_input, repairs
+    from idp.report.collect import collect
+
     found = added("idp.recover", "recovery", "doubled", DOUBLED, DOUBLED_YAML)
     record = run_here(found, *TINY, "recovery=doubled", "recovery.length=3")
     assert record["idp"]["parameters"]["added"] == 2 * record["idp"]["parameters"]["trainable"] == 2 * 3 * 64
+    assert record["idp"]["repair"] == {"method": "prompt", "prompts": [6], "adapter": False}
+    found = added("idp.recover", "recovery", "ranked", RANKED, RANKED_YAML)
+    record = run_here(found, *TINY, "recovery=ranked")
+    assert record["idp"]["repair"] == {"method": "lora", "prompts": [], "adapter": True}
+    collection = collect([tmp_path / "outputs" / "runs"])
+    cells = cells_of(collection, collection.settings[0])
+    assert (
+        [cell.first.recovery for cell in of_the_input(cells)]
+        == ["doubled"]
+        == [cell.first.recovery for cell in repairs(cells, "prompt")]
+    )
+    assert [cell.first.recovery for cell in repairs(cells, "lora")] == ["ranked"]
 
 
 def test_the_page_s_bank(added, run_here, monkeypatch):

@@ -28,7 +28,6 @@ SCHEMA, VERSION = 1, 1
 FILE = "embeddings.safetensors"
 HALVES = 2  # with more and smaller parts the tests reject too often where there is nothing to find
 REPEATS = 20
-RESAMPLES = 2000
 COMPONENTS = 128  # of the texts' embeddings that the router reads
 PENALTIES = tuple(10.0**power for power in range(-1, 8))
 
@@ -83,17 +82,21 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         ways["chosen"][name] = task.scores[None, documents, task.chosen]
         ways["oracle"][name] = task.scores.max(1)[None]
     found: dict[str, Any] = {}
-    for way, reads in READS.items():
-        if way == "chosen" and run.recovery.selector.peeks:
+    peeks = run.recovery.selector.peeks
+    reads_of = READS | ({"chosen": READS["oracle"]} if peeks else {})
+    for way, reads in reads_of.items():
+        if way == "chosen" and peeks and all(np.array_equal(ways[way][task], ways["oracle"][task]) for task in tasks):
             continue  # it is the oracle
         means = {name: float(values.mean()) for name, values in ways[way].items()}
         found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
         if way != "best":
             found[way] |= _difference(ways["best"], ways[way])
-    judged = [way for way in found if way not in ("best", "oracle")]
+    judged = [way for way in found if way != "best" and reads_of[way] != READS["oracle"]]
     for way, p in zip(judged, holm([found[way]["p"] for way in judged]), strict=True):
         found[way]["p"] = p
-    found["oracle"] |= {"p": None, **_luck([task.scores for task in tasks.values()])}
+    for way in found.keys() - {"best", *judged}:
+        found[way]["p"] = None
+    found["oracle"] |= _luck([task.scores for task in tasks.values()])
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -232,12 +235,12 @@ def _difference(best: Mapping[str, np.ndarray], way: Mapping[str, np.ndarray]) -
     Twice the median keeps its level however the repeats depend on one another (Meinshausen, Meier and Buehlmann,
     2009). A way without repeats has its own interval and p-value.
     """
-    from idp.analyze.significance import paired_bootstrap, t_test
+    from idp.analyze.significance import paired_interval
 
     repeats = len(next(iter(way.values())))
     pairs = [{name: (best[name][0], values[repeat]) for name, values in way.items()} for repeat in range(repeats)]
-    intervals = [paired_bootstrap(each, RESAMPLES) for each in pairs]
-    p = float(np.median([t_test(each) for each in pairs]))
+    intervals = [paired_interval(each) for each in pairs]
+    p = float(np.median([each.p for each in intervals]))
     return {
         "difference": float(np.mean([each.difference for each in intervals])),
         "low": float(np.median([each.low for each in intervals])),

@@ -15,7 +15,7 @@ from idp.report.collect import Collection
 from idp.report.measured import COMPRESSED, REPAIRED
 from idp.report.outcomes import graded
 
-SCHEMA = 2
+SCHEMA = 1
 
 
 def compare(collection: Collection) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idp.analyze.significance import LEVEL
+from idp.analyze.power import LEVEL
+from idp.analyze.variance import estimate
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # dense, compressed, repaired
 
@@ -24,44 +25,34 @@ class Share:
 def brought_back(by_task: Mapping[str, Rows], level: float = LEVEL) -> Share | None:
     """The share of the damage that a repair brings back, in the unweighted mean over tasks.
 
-    The interval is Fieller's (1954): the shares r for which the mean of repaired - compressed - r (dense - compressed)
-    over the same documents differs from 0 by no more than chance. It is bounded exactly where the damage is beyond
-    noise, and wide where it is barely so; a standard error of the ratio, or its bootstrap, would hide that.
+    The interval is Fieller's (1954). With D, C and R for the three models it holds the shares r for which the interval
+    of R - C - r (D - C) has 0 in it. It is bounded exactly where the damage is beyond noise, and wide where it is
+    barely so; a standard error of the ratio would hide that. The square of that interval's half is a quadratic form in
+    r, which those of the three differences give: its mixed term is half of what (R - C)'s and (D - C)'s are more than
+    (R - D)'s. So runs count as they do in differences.
 
     Args:
-        by_task: of each task what the three models score on the same documents, each [documents], the greater the
-            better.
+        by_task: of each task what the three models score on the same documents, each [documents] or [runs, documents],
+            the greater the better.
         level: what the interval leaves out, and the level at which damage counts as such.
 
     Returns:
-        None where there is no damage beyond noise, or a task has a single document, which says nothing of noise.
-    """
-    from scipy.stats import t
+        None where there is no damage beyond noise.
 
-    parts = []  # of each task: mean [2] and covariance [2, 2] of the mean of (gain, damage), and degrees of freedom
-    for dense, compressed, repaired in by_task.values():
-        both = np.stack([repaired, dense]).astype(float) - np.asarray(compressed, float)
-        count = both.shape[1]
-        if count < 2:
-            return None
-        parts.append((both.mean(1), np.cov(both) / count, count - 1))
-    if not parts:
+    Raises:
+        ValueError: as of `idp.analyze.variance.estimate`.
+    """
+    gain = estimate({task: (compressed, repaired) for task, (_, compressed, repaired) in by_task.items()})
+    damage = estimate({task: (compressed, dense) for task, (dense, compressed, _) in by_task.items()})
+    rest = estimate({task: (dense, repaired) for task, (dense, _, repaired) in by_task.items()})
+    of_gain, of_damage, of_rest = (found.quantile(level / 2) ** 2 for found in (gain, damage, rest))
+    a = damage.difference**2 - of_damage
+    if damage.difference <= 0 or a <= 1e-9 * damage.difference**2:
         return None
-    tasks = len(parts)
-    gain, damage = sum(mean for mean, _, _ in parts) / tasks
-    covariance = sum(each for _, each, _ in parts) / tasks**2
-    noise = covariance[1, 1]
-    # Degrees of freedom of the damage, by Welch and Satterthwaite.
-    spread = sum((each[1, 1] / tasks**2) ** 2 / degrees for _, each, degrees in parts)
-    freedom = noise**2 / spread if spread > 0 else sum(degrees for _, _, degrees in parts)
-    reach = float(t.ppf(1 - level / 2, freedom))
-    a = damage**2 - reach**2 * noise
-    if damage <= 0 or a <= 1e-9 * damage**2:
-        return None
-    b = gain * damage - reach**2 * covariance[0, 1]
-    c = gain**2 - reach**2 * covariance[0, 0]
+    b = gain.difference * damage.difference - (of_gain + of_damage - of_rest) / 2
+    c = gain.difference**2 - of_gain
     half = max(0.0, b**2 - a * c) ** 0.5
-    return Share(float(gain / damage), float((b - half) / a), float((b + half) / a))
+    return Share(gain.difference / damage.difference, (b - half) / a, (b + half) / a)
 
 
 def beyond_noise(damage: Sequence[float], p_values: Sequence[float], level: float = LEVEL) -> list[bool]:

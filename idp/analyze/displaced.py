@@ -35,7 +35,7 @@ from idp.report.collect import Collection
 from idp.report.outcomes import graded, outcomes, paired
 
 SCHEMA = 1
-COMMAND = "python -m idp.run model=<another> compressor=none recovery=none task=<the same>"
+COMMAND = "python -m idp.run model=<another> compressor=none recovery=none task=<the same> budget=<the same>"
 
 
 @dataclass(frozen=True)

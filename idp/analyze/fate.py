@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Figure:
     def interval(self) -> Interval:
         """The figure with its 95 % interval over documents and runs."""
         found = paired_interval({task: (np.zeros((1, table.shape[1])), table) for task, table in self.parts.items()})
-        return Interval(self.value, found.low, found.high, found.p)
+        return replace(found, difference=self.value)
 
 
 def share(of: Tables, among: Tables) -> Figure | None:
@@ -130,4 +130,4 @@ def _gained(before: Tables, after: Tables) -> dict[str, np.ndarray]:
 
 def _within(found: Interval) -> Interval:
     """A share's interval, which ends where shares do."""
-    return Interval(found.difference, max(0.0, found.low), min(1.0, found.high), found.p)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

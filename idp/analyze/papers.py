@@ -12,7 +12,7 @@ from idp.analyze import bank, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
-from idp.analyze.significance import LEVEL, Paired, equivalence, paired_bootstrap, unseen
+from idp.analyze.significance import LEVEL, Paired, equivalence, paired_interval, unseen
 from idp.report.cells import Cell
 from idp.report.measured import COMPRESSED, DENSE
 
@@ -28,7 +28,7 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
         "A bank of prompts with one chosen per input beats a single prompt (+1.24 % on average over nine tasks).",
         HOANG,
         "Mean accuracy of recovery=idp less that of recovery=prompt of as many tokens as the bank has in all (else the"
-        " longest), and less that of the bank's own best prompt by held-out loss. Paired bootstrap over documents and"
+        " longest), and less that of the bank's own best prompt by held-out loss. Paired over documents and"
         f" seeds. Not supported where the interval leaves no room for {100 * margin:g} point.",
     )
     for idp in _main_idp(cells):
@@ -117,7 +117,7 @@ def short_prompts_suffice(cells: Sequence[Cell], margin: float) -> Claim:
         "A prompt of few tokens recovers about as much as a long one.",
         HOANG,
         f"recovery=prompt: the longest of at most {SHORT} tokens against the longest there is: evidence that it is not"
-        f" worse by {100 * margin:g} point (one-sided, paired bootstrap over documents and seeds).",
+        f" worse by {100 * margin:g} point (one-sided, paired over documents and seeds).",
     )
     for group in _by_base(repairs(cells, "prompt")):
         lengths = {_length(cell): cell for cell in sorted(group, key=lambda cell: len(cell.members))}
@@ -150,7 +150,7 @@ def perplexity_misleads(cells: Sequence[Cell], margin: float) -> Claim:
         if promise is None:
             continue
         corpus, share, scores = promise
-        found = paired_bootstrap(scores)
+        found = paired_interval(scores)
         claim.evidence.append(
             Evidence(
                 f"{cell.name}: {100 * share:.0f} % of the loss of {corpus} brought back",
@@ -161,6 +161,8 @@ def perplexity_misleads(cells: Sequence[Cell], margin: float) -> Claim:
                 p=found.p,
                 holds=found.difference < 0,
                 refuted=found.low > -margin and unseen(margin, document_count(scores)) < LEVEL,
+                detectable=found.detectable,
+                documents_to_decide=found.documents_to_decide,
             )
         )
     if ranks := _opposite(cells):
@@ -175,7 +177,7 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         "Prompts transfer",
         "A prompt learned on one compressed model repairs another (another compressor, level or data set).",
         XU,
-        "Mean accuracy of the compressed model with the transferred repair less without any; paired bootstrap over"
+        "Mean accuracy of the compressed model with the transferred repair less without any; paired over"
         " documents and seeds. In the note, the same for the repair that was learned in place. Not supported where the"
         f" interval leaves no room for {100 * margin:g} point.",
     )
@@ -188,7 +190,7 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         native = [each for each in own_kind if weights_of(each) == weights_of(cell)]
         note = ""
         if native and (own := pair(before, _main(native))[0]):
-            note = f"learned in place: {100 * paired_bootstrap(own).difference:+.1f}"
+            note = f"learned in place: {100 * paired_interval(own).difference:+.1f}"
         claim.evidence.append(_difference(f"{cell.name} against no repair", scores, margin, note))
     if not claim.evidence:
         claim.needs.append(need("recovery=transfer", "transfer recovery.from=outputs/nine_tasks/runs/RUN"))
@@ -226,11 +228,11 @@ def document_count(scores: Paired) -> int:
 
 def _difference(what: str, scores: Paired, margin: float, note: str = "") -> Evidence:
     said = "; ".join(part for part in (_measured(scores), note) if part)
-    return difference(what, paired_bootstrap(scores), margin, document_count(scores), said)
+    return difference(what, paired_interval(scores), margin, document_count(scores), said)
 
 
 def _not_worse(what: str, scores: Paired, margin: float) -> Evidence:
-    wide, both = paired_bootstrap(scores), equivalence(scores, margin)
+    wide, both = paired_interval(scores), equivalence(scores, margin)
     note = f"{_measured(scores)}; not better by the margin: p = {p_value(both.not_better)}"
     refuted = wide.high < 0 and both.not_worse >= LEVEL
     return Evidence(what, wide.difference, wide.low, wide.high, "points", p=both.not_worse, refuted=refuted, note=note)
@@ -311,7 +313,7 @@ def _opposite(cells: Sequence[Cell]) -> Evidence | None:
         if means[1] <= means[0]:
             continue
         against += 1
-        p = paired_bootstrap(scores).p
+        p = paired_interval(scores).p
         if best is None or p < best[0]:
             best = p, less.name, likelier.name
     if not pairs:

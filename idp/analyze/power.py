@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,15 +27,14 @@ def detectable(found: Estimate, level: float = LEVEL, mcnemar: int | None = None
     Returns:
         None where nothing differs at all, so that there is no variance to compute with.
     """
-    error, widths = (found.documents + found.runs) ** 0.5, _widths(found, level)
-    few, many = 0.0, float(widths.max()) + 6 * error
+    plan = _plan(found, level)
+    few, many = 0.0, float(plan.widths.max()) + 6 * plan.error
     while many - few > 1e-4 * many:
         middle = (few + many) / 2
-        few, many = (few, middle) if _power(found, widths, middle) >= POWER else (middle, many)
-    least = many
+        few, many = (few, middle) if plan.power(middle) >= POWER else (middle, many)
     if mcnemar:
-        return max(least + 1 / mcnemar, min(1.0, MCNEMAR_FLIPS / mcnemar))
-    return least or None
+        return max(many + 1 / mcnemar, min(1.0, MCNEMAR_FLIPS / mcnemar))
+    return many or None
 
 
 def documents_to_decide(found: Estimate, level: float = LEVEL, mcnemar: bool = False) -> int | None:
@@ -53,11 +52,8 @@ def documents_to_decide(found: Estimate, level: float = LEVEL, mcnemar: bool = F
         return None
 
     def enough(documents: float) -> bool:
-        less = found.per_document / documents / found.documents
-        more = replace(  # of so many documents the variance is known well
-            found, documents=found.documents * less, noise=found.noise * less, freedom_of_documents=CERTAIN
-        )
-        return power(more, abs(found.difference) - mcnemar / documents, level) >= POWER
+        plan = _plan(found, level, fewer=found.per_document / documents / found.documents)
+        return plan.power(abs(found.difference) - mcnemar / documents) >= POWER
 
     if not enough(MOST_DOCUMENTS):
         return None
@@ -71,34 +67,52 @@ def documents_to_decide(found: Estimate, level: float = LEVEL, mcnemar: bool = F
 def power(found: Estimate, true: float, level: float = LEVEL) -> float:
     """The chance that a study as this one detects a true difference, two-sided at `level`.
 
-    Its intervals are as wide as the variance between its few runs happens to come out, which is averaged over.
-
     Args:
-        found: the study, with its variance taken for the true one.
+        found: the study, by whose variance it is planned.
         true: the difference, above 0.
         level: of the test.
     """
-    return _power(found, _widths(found, level), true)
+    return _plan(found, level).power(true)
 
 
-def _power(found: Estimate, widths: np.ndarray, true: float) -> float:
-    from scipy.special import stdtr
+@dataclass(frozen=True)
+class _Plan:
+    """Studies to come: the standard error of their differences, and half the widths that their intervals have."""
 
-    error = (found.documents + found.runs) ** 0.5
-    return float(stdtr(found.freedom_of_documents, (true - widths) / error).mean()) if error > 0 else float(true > 0)
+    error: float
+    freedom: float
+    widths: np.ndarray  # of equal weight each
+
+    def power(self, true: float) -> float:
+        """The share of them that detects a true difference."""
+        from scipy.special import stdtr
+
+        if not self.error > 0:
+            return float(true > 0)
+        return float(stdtr(self.freedom, (true - self.widths) / self.error).mean())
 
 
-def _widths(found: Estimate, level: float) -> np.ndarray:
-    """Half the widths that intervals of such studies have, of equal weight each."""
-    from scipy.special import stdtrit
+def _plan(found: Estimate, level: float, fewer: float | None = None) -> _Plan:
+    """Studies of the variance that was observed, whose intervals are as wide as their own few runs happen to differ.
 
-    documents = found.documents * stdtrit(found.freedom_of_documents, level / 2) ** 2
-    between = found.runs + found.noise
-    if not between > 0:
-        return np.array([documents**0.5])
-    drawn = between * _shares(found.freedom_of_runs)
-    runs = np.maximum(0.0, drawn - found.noise) * stdtrit(found.freedom_of_runs, level / 2) ** 2
-    return (documents + runs) ** 0.5
+    Of few runs the observed variance is below the true one more often than not. For a plan it is raised so that it is
+    not: by what makes it the true one's median.
+
+    Args:
+        found: what was observed.
+        level: of their tests.
+        fewer: the variance that documents cause, as a share of what it was; it is known well then.
+    """
+    from scipy.special import chdtri, stdtrit
+
+    documents, noise = (part * (1.0 if fewer is None else fewer) for part in (found.documents, found.noise))
+    freedom = found.freedom_of_documents if fewer is None else CERTAIN
+    runs = max(0.0, found.between * found.freedom_of_runs / chdtri(found.freedom_of_runs, 0.5) - found.noise)
+    widths = np.array([documents * stdtrit(freedom, level / 2) ** 2])
+    if runs + noise > 0:
+        drawn = np.maximum(0.0, (runs + noise) * _shares(found.freedom_of_runs) - noise)
+        widths = widths + drawn * stdtrit(found.freedom_of_runs, level / 2) ** 2
+    return _Plan((documents + runs) ** 0.5, freedom, widths**0.5)
 
 
 @functools.lru_cache(maxsize=64)

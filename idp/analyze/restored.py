@@ -11,7 +11,7 @@ from idp.analyze import fate
 from idp.analyze.cells import dense_of, of_the_input, pair, repairs, unrepaired_of
 from idp.analyze.compare import p_value
 from idp.analyze.displaced import COMMAND, Fate, fate_of
-from idp.analyze.evidence import Claim, Evidence
+from idp.analyze.evidence import UNDECIDED, Claim, Evidence
 from idp.analyze.papers import HOANG, document_count, need
 from idp.analyze.second import Second, second_dense
 from idp.analyze.significance import LEVEL, Interval, paired_interval, unseen
@@ -67,7 +67,7 @@ def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Co
             "" if effect.damaged else "compression took nothing measurable",
         ]
         claim.evidence.append(judge(effect, margin, cell.name, "; ".join(part for part in parts if part)))
-        lacking |= not effect.controlled
+        lacking |= not effect.controlled and claim.evidence[-1].verdict == UNDECIDED
     if not claim.evidence:
         claim.needs.append(need("dense, compressed and prompted models", "nine_tasks"))
     elif lacking:
@@ -112,13 +112,16 @@ def judge(effect: Effect, margin: float, what: str, note: str = "") -> Evidence:
         refuted = effect.damaged and nothing
         return Evidence(what, known.difference, known.low, known.high, "points", refuted=refuted, note=note)
     own, control = effect.control[fate.OWN], effect.control[fate.CONTROL]
+    tested = max(known, own, key=lambda found: found.p)
     return Evidence(
         what,
         control.difference,
         control.low,
         control.high,
         "points",
-        p=max(known.p, own.p),
+        p=tested.p,
+        detectable=tested.detectable,
+        documents_to_decide=tested.documents_to_decide,
         holds=effect.damaged and known.difference > 0 and own.difference > 0,
         refuted=effect.damaged and (nothing or own.high < 0),
         note=note,

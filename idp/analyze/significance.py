@@ -14,7 +14,6 @@ import numpy as np
 
 from idp.analyze.power import LEVEL, detectable, documents_to_decide
 from idp.analyze.variance import Estimate, Paired, as_pairs, estimate, same_documents
-from idp.resampling import RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,6 @@ def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
     )
 
 
-def paired_bootstrap(by_task: Paired, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
-    """`paired_interval`."""
-    return paired_interval(by_task, level)
-
-
 def t_test(by_task: Paired) -> float:
     """Two-sided p-value of no difference in the unweighted mean over tasks: that of `paired_interval`."""
     return estimate(by_task).two_sided()
@@ -131,16 +125,15 @@ def task_test(before: np.ndarray, after: np.ndarray) -> tuple[float, str]:
     return t_test({"task": (before, after)}), "t_test"
 
 
-def equivalence(
-    by_task: Paired, margin: float, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> Equivalence:
+def equivalence(by_task: Paired, margin: float, level: float = LEVEL) -> Equivalence:
     """Whether two models differ by less than `margin` either way: two one-sided tests (Schuirmann, 1987).
 
     A difference that is not significant is no evidence of there being none; this test asks for such evidence.
 
     Args:
-        by_task: as for `paired_interval`, as is the rest.
+        by_task: as for `paired_interval`.
         margin: the largest difference that still counts as none, in units of the scores.
+        level: of the tests; the interval leaves out twice as much.
 
     Returns:
         after - before. The interval is 90 % wide: it lies within the margin where p < 0.05, unless there are too few
@@ -169,21 +162,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def unseen(margin: float, documents: int) -> float:
     """The chance that none of so many documents differs, though a share of `margin` does.
 
-    A bootstrap resamples what it has seen: eight documents on which two models agree give an interval of no width.
+    A variance is computed from what was seen: eight documents on which two models agree give an interval of no width.
     Where this chance is not small, they rule out nothing.
     """
     return (1 - margin) ** documents
-
-
-def two_sided(drawn: np.ndarray) -> float:
-    """The p-value of no difference, from resampled differences."""
-    return min(1.0, 2 * min(_tail(drawn <= 0), _tail(drawn >= 0)))
-
-
-def run_weights(runs: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Of each resample, the share of each run among those drawn (one fewer than there are), [resamples, runs]."""
-    drawn = max(1, runs - 1)
-    return generator.multinomial(drawn, np.full(runs, 1 / runs), size=resamples) / drawn
 
 
 def mean_test(by_task: Paired) -> dict[str, Any]:
@@ -234,8 +216,3 @@ def _test(found: Estimate, p: float, documents: int, mcnemar: int | None = None)
 
 def _hits(scores: np.ndarray) -> bool:
     return bool(np.isin(scores, (0, 1)).all())
-
-
-def _tail(beyond: np.ndarray) -> float:
-    """The share of resamples beyond a bound, never 0: what was seen counts as one of them."""
-    return float((beyond.sum() + 1) / (len(beyond) + 1))

@@ -19,14 +19,15 @@ class Estimate:
 
     `documents` is the variance that the choice of documents causes, the noise that runs have on each document among it;
     `runs` what the runs' own spread adds. Each has its degrees of freedom. `per_document` is the first part where every
-    task had a single document: of n documents each it is `per_document / n`. `noise` is the share of `documents` by
-    which the means of several runs differ though they have no spread of their own.
+    task had a single document: of n documents each it is `per_document / n`. `between` is the variance of the mean over
+    runs as the runs' means differ, and `noise` what it is by noise alone: `runs` is the rest of it, if there is any.
     """
 
     difference: float
     documents: float
     runs: float
     per_document: float
+    between: float
     noise: float
     freedom_of_documents: float
     freedom_of_runs: float
@@ -102,12 +103,14 @@ def estimate(by_task: Paired) -> Estimate:
     parts = [variance / count / len(pairs) ** 2 for variance, count in zip(variances, counts, strict=True)]
     spreads = [_spread([pair[side] for pair in pairs]) for side in (0, 1) if len(pairs[0][side]) > 1]
     noise = sum(noise for _, noise, _ in spreads)
-    own = sum(between for between, _, _ in spreads) - noise
+    between = sum(between for between, _, _ in spreads)
+    own = between - noise
     return Estimate(
         difference=float(np.mean([each.mean() for each in differences])),
         documents=sum(parts),
         runs=own if own > ROUNDING**2 else 0.0,
         per_document=sum(variances) / len(pairs) ** 2,
+        between=between,
         noise=noise,
         freedom_of_documents=_freedom(parts, [max(1, count - 1) for count in counts]),
         freedom_of_runs=_freedom([between for between, _, _ in spreads], [degrees for _, _, degrees in spreads]),

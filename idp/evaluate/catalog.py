@@ -1,4 +1,4 @@
-"""Where lm-eval defines a task: found by name without building lm-eval's own index, which takes 10-17 seconds."""
+"""Where a task is defined, by lm-eval or here: found by name without lm-eval's own index, which takes 10-17 seconds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from idp.evaluate import own
 from idp.evaluate.own import Own
 
 log = logging.getLogger(__name__)
+
+OUR_TASKS = Path(__file__).parent / "own_tasks"  # what lm-eval does not define, in its form
 
 # A definition's own name stands at the start of a line; a group's list of tasks has nothing after the colon.
 NAME = re.compile(rb"""^["']?(task|group)["']?:[ \t]*["']?([^"'\s#\[!]+)""", re.MULTILINE)
@@ -82,14 +84,16 @@ def definition_text(name: str, mine: Own = NONE) -> str:
 
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    file, root, ahead = scan()[0].get(name), _root().resolve(), f"lm_eval {version('lm_eval')}"
+    file, root = scan()[0].get(name), _root().resolve()
     if name in mine.tasks:
         file = mine.tasks[name]
-        root = next(folder for folder in mine.folders if file.is_relative_to(folder))
-        ahead = f"{ahead} {own.code(mine, file)}"
-    resolved = load_yaml(file, resolve_func=False)
-    text = json.dumps(resolved, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{ahead} {text}".replace(str(root), "")
+        root = own.root_of(mine, file)
+    elif file.is_relative_to(OUR_TASKS):
+        root = OUR_TASKS
+    text = json.dumps(load_yaml(file, resolve_func=False), sort_keys=True, ensure_ascii=False, default=str)
+    not_of_a_version = root != _root().resolve()
+    code = f" {own.code(root)}" if not_of_a_version and str(root) in text else ""  # it names functions by their place
+    return f"lm_eval {version('lm_eval')}{code} {text}".replace(str(root), "")
 
 
 @functools.cache
@@ -112,11 +116,12 @@ def _root() -> Path:
 
 def _yaml_files(ending: str = ".yaml") -> list[str]:
     """Plain strings: 14,000 `Path` objects would take longer than reading the files."""
+    ours = sorted(str(path) for path in OUR_TASKS.glob(f"*{ending}"))
     found = []
     for place, folders, files in os.walk(_root()):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".ipynb_checkpoints")]
         found += [os.path.join(place, name) for name in files if name.endswith(ending)]
-    return sorted(found)  # of two definitions of a name lm-eval takes the first in this order
+    return ours + sorted(found)  # of two definitions of a name lm-eval takes the first in this order
 
 
 def _read(path: str) -> bytes:
@@ -128,7 +133,7 @@ def _of_file(name: str) -> str:
     """What to do instead of naming a YAML file as a task."""
     place = Path(name).expanduser()
     if not place.is_file():
-        return f"task.names: {name} is no task's name, nor is there such a file; for your own tasks give {own.OPTION}=<folder>"
+        return f"task.names: {name} is no task, nor is there such a file; for your own give {own.OPTION}=<folder>"
     config = own.load(place, functions=False)
     task = config.get("group") or config.get("task") or "<the name after `task:` in it>"
     return f"task.names: {name} is a file; use {own.OPTION}={place.resolve().parent} task.names=[{task}]"

@@ -132,6 +132,8 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
     folder, subject = Path(data_dir) / task, None
     if not folder.is_dir() and task.startswith("mmlu_"):  # one folder may hold all subjects
         folder, subject = Path(data_dir) / "mmlu", config.get("dataset_name")
+    if not folder.is_dir() and (shared := (config.get("metadata") or {}).get("folder")):  # or those of two tasks
+        folder = Path(data_dir) / shared
     own = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
     splits = {}
     for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):
@@ -166,7 +168,9 @@ def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | Non
     try:
         splits = hub.load_dataset(dataset, name=name, **options)
     except Exception as error:  # each kind of trouble has its own class; all of them mean that it cannot be had
-        return Found("files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error))
+        return Found(
+            "files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error)
+        )
     loaders = {split: partial(splits.__getitem__, split) for split in splits}
     return Found("files" if local else "hub", place, loaders, trouble="no split to evaluate")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,14 @@ ARROW = {
     "tau/commonsense_qa": "tau/commonsense_qa/none",
 }
 
+# Of these, the folder of ARROW is none but the configurations named here.
+CONFIGURATIONS = {"mandarjoshi/trivia_qa": ("rc.nocontext", "rc.wikipedia.nocontext")}
+
 NOTES = {
     "EleutherAI/lambada_openai": "whitespace normalised: line breaks and double spaces are single spaces",
     "mandarjoshi/trivia_qa": "rc.wikipedia.nocontext: the 7,993 Wikipedia questions of rc.nocontext's 17,944",
+    "rajpurkar/squad": "1,000 of the validation split's 10,570 questions, drawn at random by OLMES",
+    "soldni/jeopardy": "each question once: 2,108 of 2,117",
 }
 
 
@@ -54,7 +58,7 @@ def splits(dataset: str, name: str | None) -> dict[str, Callable[[], Any]]:
     if root is None:
         return {}
     found: dict[str, Callable[[], Any]] = {}
-    if dataset in ARROW:
+    if dataset in ARROW and name in CONFIGURATIONS.get(dataset, (name,)):
         folder = root / "hf_datasets" / ARROW[dataset].format(name=name or "none")
         for file in sorted(folder.glob("*/data-00000-of-00001.arrow")):
             found[file.parent.name] = partial(_from_arrow, file)
@@ -64,19 +68,18 @@ def splits(dataset: str, name: str | None) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def passages() -> list[str]:
-    """Every reading-comprehension passage of the package: CoQA, SQuAD, DROP and BoolQ; about 0.8 million tokens.
+def passages(tasks: Collection[str]) -> list[str]:
+    """The reading-comprehension passages of the package's tasks, those of PASSAGES that are named, each once.
 
     Raises:
         FileNotFoundError: the package is not installed.
     """
     if package() is None:
         raise FileNotFoundError(PACKAGE)
-    background = re.compile(r"\nBackground: (.*)\nQuestion: ", re.DOTALL)
-    found = [doc["story"] for doc in _documents("coqa/bpb_0shot")]
-    found += [background.search(doc["query"]).group(1) for doc in _documents("squad/bpb_5shot")]
-    found += [doc["passage"] for doc in _documents("drop/bpb_5shot")]
-    found += [_boolq(doc)["passage"] for doc in _documents("boolq/rc_0shot")]
+    found: list[str] = []
+    for task, (requests, passage) in PASSAGES.items():
+        if task in tasks:
+            found += [passage(doc) for doc in _documents(requests)]
     return list(dict.fromkeys(found))
 
 
@@ -128,6 +131,28 @@ def _boolq(doc: dict[str, Any]) -> dict[str, Any]:
     return {"question": question, "passage": passage, "idx": doc["idx"], "label": label}
 
 
+def _squad(doc: dict[str, Any]) -> dict[str, Any]:
+    """SQuAD's fields from `Title: ...\\nBackground: ...\\nQuestion: ...\\nAnswer:` and the accepted answers."""
+    context, question = doc["query"].removesuffix("\nAnswer:").rsplit("\nQuestion: ", 1)
+    context = context.removeprefix(f"Title: {doc['title']}\nBackground: ")
+    answers = {"text": doc["answers_text"]}
+    return {"id": doc["id"], "title": doc["title"], "context": context, "question": question, "answers": answers}
+
+
+def _jeopardy(doc: dict[str, Any]) -> dict[str, Any]:
+    field, question = doc["query"].removesuffix("\nAnswer:").split("\nQuestion: ", 1)
+    context = f"{field.removeprefix('Category: ')}: {question}"
+    return {"context": context, "continuation": doc["answer"], "category": doc["category"]}
+
+
+# Task -> (folder of requests, document -> its passage): about 0.8 million tokens.
+PASSAGES: dict[str, tuple[str, Callable[[dict], str]]] = {
+    "coqa": ("coqa/bpb_0shot", lambda doc: doc["story"]),
+    "squad": ("squad/bpb_5shot", lambda doc: _squad(doc)["context"]),
+    "drop": ("drop/bpb_5shot", lambda doc: doc["passage"]),
+    "boolq": ("boolq/rc_0shot", lambda doc: _boolq(doc)["passage"]),
+}
+
 # (hub data set, configuration or None for any) -> (folder of requests, split, document -> the hub's fields)
 REQUESTS: dict[tuple[str, str | None], tuple[str, str, Callable[[dict], dict]]] = {
     ("allenai/ai2_arc", "ARC-Easy"): ("arc_easy/test_rc_5shot", "test", partial(_choice_question, field="question")),
@@ -143,4 +168,6 @@ REQUESTS: dict[tuple[str, str | None], tuple[str, str, Callable[[dict], dict]]] 
     ),
     ("EleutherAI/lambada_openai", "default"): ("lambada/bpb_0shot", "test", _lambada),
     ("aps/super_glue", "boolq"): ("boolq/rc_0shot", "validation", _boolq),
+    ("rajpurkar/squad", None): ("squad/bpb_5shot", "validation", _squad),
+    ("soldni/jeopardy", "mosaicml_gauntlet"): ("jeopardy/bpb_5shot", "train", _jeopardy),
 }

@@ -66,11 +66,12 @@ def check(
 
 
 def _check_each(formatter: _Formatter, name: str, indices: Sequence[int], shots: int, places: Places) -> None:
-    different = formatter.different_examples() if shots else 0
-    if different < shots:
+    pool, alike = formatter.examples() if shots else (0, False)
+    if pool < shots or (alike and shots > 1):
+        shown = _count(pool, "document") + (", all of them alike," if alike and pool > 1 else "")
         raise UserError(
-            f"{places.example(None)}: {_count(different, 'different document')}, and task {name} takes"
-            f" {_count(shots, 'example')} before each question; add documents, or use task.fewshot={different}"
+            f"{places.example(None)}: {shown} and task {name} takes {_count(shots, 'example')} before each question;"
+            f" add documents, or use task.fewshot={min(pool, 1) if alike else pool}"
         )
     try:
         troubles = formatter.troubles(indices)
@@ -78,7 +79,7 @@ def _check_each(formatter: _Formatter, name: str, indices: Sequence[int], shots:
         raise UserError(
             f"{places.example(None)}: task {name} takes {_count(shots, 'example')} before each question, none of them"
             f" the question itself, and does not find so many ({error}); add documents, or use task.fewshot="
-            f"{min(shots, different) - 1}"
+            f"{min(shots, pool) - 1}"
         ) from error
     if not troubles:
         return
@@ -86,18 +87,22 @@ def _check_each(formatter: _Formatter, name: str, indices: Sequence[int], shots:
     if first.example:
         raise UserError(f"{places.example(first.index)}: as an example of task {name} it {first.what}; {MEND}")
     more = f" (so {'is' if others == 1 else 'are'} {others} more of {len(indices)} documents)" if others else ""
-    if len(troubles) == len(indices) > 1 and first.target is not None:
-        if all(each.target == first.target for each in troubles):
-            more, todo = ", like every other", "labels that are withheld cannot be scored: give a split that has them"
+    alike = first.target is not None and all(each.target == first.target for each in troubles)
+    if alike and len(troubles) == len(indices) > 1:
+        more, todo = ", like every other", "labels that are withheld cannot be scored: give a split that has them"
     raise UserError(f"{places.document(first.index)}: document {first.index} of task {name} {first.what}{more}; {todo}")
 
 
 def _check_set_up(task: Any, name: str) -> None:
     """What hangs on no document: kinds of tasks that cannot run here, and metrics that do not exist."""
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"task.names: {name} shows images or sounds, which a language model does not read; leave it out")
+        raise UserError(
+            f"task.names: {name} shows images or sounds, which a language model does not read; leave it out"
+        )
     if getattr(task, "UNSAFE_CODE", False):
-        raise UserError(f"task.names: {name} runs code that the model has written, which is not done here; leave it out")
+        raise UserError(
+            f"task.names: {name} runs code that the model has written, which is not done here; leave it out"
+        )
     unknown = [metric for metric, function in task._metric_fn_list.items() if function is None]
     if unknown and task.config.process_results is None:
         raise UserError(f"task.names: {name}: neither lm-eval nor evaluate has its metric {unknown[0]} here")
@@ -123,14 +128,10 @@ class _Formatter:
             self.pool = {id(document): number for number, document in enumerate(task.sampler.df)}
             self.draw, task.sampler.sample = task.sampler.sample, self._sample
 
-    def different_examples(self) -> int:
-        """How many documents of the pool differ, counted up to one more than are needed."""
-        found: set[str] = set()
-        for document in self.task.sampler.df:
-            found.add(json.dumps(document, sort_keys=True, default=str))
-            if len(found) > self.shots:
-                break
-        return len(found)
+    def examples(self) -> tuple[int, bool]:
+        """How many documents the pool has, and whether all of them are the same (MMLU's have doubles among them)."""
+        pool = self.task.sampler.df
+        return len(pool), all(document == pool[0] for document in pool)
 
     def troubles(self, indices: Sequence[int]) -> list[Trouble]:
         """Each document in trouble, with the first thing that is; of an example that is, that alone."""
@@ -151,7 +152,9 @@ class _Formatter:
         if len(blank) < len(indices):
             found += [Trouble(index, "has no text: its question is empty") for index in blank]
         if len(unanswered) == len(indices):
-            found += [Trouble(index, "has no answer to be held to: its target is empty", target="") for index in unanswered]
+            found += [
+                Trouble(index, "has no answer to be held to: its target is empty", target="") for index in unanswered
+            ]
         return sorted(found, key=lambda trouble: trouble.index)
 
     def _sample(self, *arguments: Any, **options: Any) -> list[Any]:
@@ -163,6 +166,9 @@ class _Formatter:
 
     def _trouble(self, document: Any, index: int, blank: list[int], unanswered: list[int]) -> Trouble | None:
         task = self.task
+        choices = task.doc_to_choice(document) if task.OUTPUT_TYPE == "multiple_choice" else []
+        if task.OUTPUT_TYPE == "multiple_choice" and (what := _choices_trouble(choices)) is not None:
+            return Trouble(index, what)
         text, target = task.doc_to_text(document), task.doc_to_target(document)
         context = task.fewshot_context(
             document,
@@ -183,7 +189,7 @@ class _Formatter:
             chat_template=None,
         )
         requests = requests if isinstance(requests, list) else [requests]
-        what, wrong = self._target_trouble(document, text, target, requests)
+        what, wrong = self._target_trouble(document, text, target, choices, requests)
         if what is not None:
             return Trouble(index, what, target=wrong)
         if task.OUTPUT_TYPE in ("multiple_choice", "generate_until") and isinstance(text, str) and not text.strip():
@@ -197,21 +203,21 @@ class _Formatter:
         return None
 
     def _target_trouble(
-        self, document: Any, text: Any, target: Any, requests: list[Any]
+        self, document: Any, text: Any, target: Any, choices: Sequence[str], requests: list[Any]
     ) -> tuple[str | None, Any]:
-        """What is wrong with its choices and target, and the target where it is that."""
+        """What is wrong with its target, and the target."""
         task, kind = self.task, self.task.OUTPUT_TYPE
         if kind == "multiple_choice":
-            choices = task.doc_to_choice(document)
-            if (what := _choices_trouble(choices)) is not None:
-                return what, None
             if task.multiple_input and _is_blank(f"{task.config.target_delimiter}{target}"):
                 return "has nothing to score behind its choices", None
             target = text if task.multiple_input else target
             if self.custom:
                 return (_withheld(target, choices), target) if target == -1 else (None, None)
             if isinstance(target, list) != bool(task.multiple_target) and not task.multiple_input:
-                return f"has the target {_shown(target)}, where the first document has {_kind(task.multiple_target)}", None
+                return (
+                    f"has the target {_shown(target)}, where the first document has {_kind(task.multiple_target)}",
+                    None,
+                )
             return _choice_trouble(target, choices), target
         if kind in ("loglikelihood", "loglikelihood_rolling"):
             scored = requests[0].args[-1]

@@ -112,7 +112,9 @@ def decode(
             going = []
             for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
                 generated[row].append(token)
-                if len(generated[row]) < max_new_tokens and not _stopped(repaired.tokenizer, generated[row], stops, ends):
+                if len(generated[row]) < max_new_tokens and not _stopped(
+                    repaired.tokenizer, generated[row], stops, ends
+                ):
                     going.append(place)
             if not going:
                 break

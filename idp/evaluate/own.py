@@ -53,9 +53,11 @@ def find(include_path: Any, taken: Iterable[str] = ()) -> Own:
         UserError: there is no such folder, or a file in it cannot be used.
     """
     folders = tuple(_folders(include_path))
-    files = {file: file.stat().st_mtime_ns for folder in folders for file in _yaml_files(folder)}
+    files = {file: file.stat().st_mtime_ns for folder in folders for file in _yaml_files(folder)}  # each once
     if folders and not files:
-        raise UserError(f"{OPTION}={include_path}: there is no .yaml file in it; put lm-eval's definition of a task there")
+        raise UserError(
+            f"{OPTION}={include_path}: there is no .yaml file in it; put lm-eval's definition of a task there"
+        )
     own = _read(folders, tuple(files.items()))
     for name in {**own.tasks, **own.groups}.keys() & set(taken):
         file = own.tasks.get(name) or own.groups[name]
@@ -100,12 +102,18 @@ def check_fields(file: Path, config: dict[str, Any], fields: Iterable[str]) -> N
     for option in TEMPLATES:
         template = config.get(option)
         if isinstance(template, str) and WORD.fullmatch(template) and template not in fields:
-            raise UserError(f"{file}: {option}: {template} is no field of the documents, which have {', '.join(fields)}")
+            raise UserError(
+                f"{file}: {option}: {template} is no field of the documents, which have {', '.join(fields)}"
+            )
 
 
-def code(own: Own, file: Path) -> str:
-    """The hash of all Python under the folder that a definition lies in: what its functions do."""
-    (root,) = [folder for folder in own.folders if file.is_relative_to(folder)][:1]
+def root_of(own: Own, file: Path) -> Path:
+    """The folder of `task.include_path` that a definition lies in."""
+    return next(folder for folder in own.folders if file.is_relative_to(folder))
+
+
+def code(root: Path) -> str:
+    """The hash of all Python under a folder: what the functions of its tasks do."""
     scripts = sorted(script for script in root.rglob("*.py") if not PASSED_OVER & set(script.parts))
     hashes = [f"{script.relative_to(root)} {hashlib.sha256(script.read_bytes()).hexdigest()}" for script in scripts]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -113,7 +121,7 @@ def code(own: Own, file: Path) -> str:
 
 def _check_metrics(file: Path, config: dict[str, Any]) -> None:
     """A metric that lm-eval does not have is one of the package `evaluate`, which would be asked over the network."""
-    import lm_eval.api.metrics  # fills the registry
+    import lm_eval.api.metrics  # noqa: F401  it fills the registry
     from lm_eval.api.registry import metric_registry
 
     for metric in config.get("metric_list") or []:
@@ -160,10 +168,11 @@ def _read(folders: tuple[Path, ...], files: tuple[tuple[Path, int], ...]) -> Own
         if not isinstance(name, str) or not name or "/" in name:
             raise UserError(f"{file}: {kind}: {name!r} is no name; give the {kind} one word")
         if kind == "group" and not isinstance(names["task"], list):
-            raise UserError(f"{file}: the group {name} must list its tasks under `task:` (a task's own groups are `tag:`)")
+            raise UserError(
+                f"{file}: the group {name} must list its tasks under `task:` (a task's own groups are `tag:`)"
+            )
         if other := own.tasks.get(name) or own.groups.get(name):
-            if other != file:
-                raise UserError(f"{file}: {other} has the name {name} already; give one of them another")
+            raise UserError(f"{file}: {other} has the name {name} already; give one of them another")
         known[name] = file
         tags = config.get("tag") or []
         for tag in [tags] if isinstance(tags, str) else tags if kind == "task" else []:

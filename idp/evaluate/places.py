@@ -49,9 +49,7 @@ class Places:
         return self.found.where(self.examples) if row is None else self.found.line(self.examples, row)
 
 
-def set_up(
-    build: Callable[[], Any], name: str, config: dict[str, Any], places: Places, definition: Path | None
-) -> Any:
+def set_up(build: Callable[[], Any], name: str, config: dict[str, Any], places: Places, definition: Path | None) -> Any:
     """`build()`, lm-eval's task, which reads its first document as it is made; `definition` is the user's own file.
 
     Raises:
@@ -88,9 +86,8 @@ def _check_processing(process: Callable | None, split: str, documents: Any, name
     try:
         left = process(documents)
     except Exception as error:
-        raise UserError(
-            f"{places.found.line(split, _first_bad(process, documents))}: lm-eval's task {name} cannot read it ({said(error)})"
-        ) from error
+        line = places.found.line(split, _first_bad(process, documents))
+        raise UserError(f"{line}: lm-eval's task {name} cannot read it ({said(error)})") from error
     if not len(left):
         raise UserError(f"{places.found.where(split)}: the process_docs of task {name} leaves no document of it")
 

@@ -20,6 +20,10 @@ ADDRESS = re.compile(r"( at )?\b0x[0-9a-fA-F]{4,}\b")
 DEEPEST = 8  # objects within objects: what lies deeper is named by its type alone
 
 
+class Name(str):
+    """The name of a function or an object: a string that is not put in quotes among the arguments of another."""
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON: numbers of numpy and torch as numbers, functions and objects by name and what they hold."""
     return _plain(value, ())
@@ -53,7 +57,7 @@ def _source(value: Any) -> Any:
 
 
 def _plain(value: Any, within: tuple[int, ...]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)) and type(value).__module__ == "builtins":
+    if value is None or type(value) in (bool, int, float, str, Name):
         return value
     if id(value) in within or len(within) > DEEPEST:
         return _type(value)
@@ -72,7 +76,11 @@ def _plain(value: Any, within: tuple[int, ...]) -> Any:
     return _named(value, within)
 
 
-def _named(value: Any, within: tuple[int, ...]) -> str:
+def _named(value: Any, within: tuple[int, ...]) -> Name:
+    return Name(_spelled(value, within))
+
+
+def _spelled(value: Any, within: tuple[int, ...]) -> str:
     if isinstance(value, functools.partial):
         return f"functools.partial({_arguments([value.func, *value.args], value.keywords, within)})"
     if isinstance(value, types.MethodType):
@@ -129,10 +137,10 @@ def _arguments(positional: list[Any], named: Mapping[str, Any], within: tuple[in
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and "." in value and " " not in value:  # a name
+    if isinstance(value, Name):
         return value
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _type(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+def _type(value: Any) -> Name:
+    return Name(f"{type(value).__module__}.{type(value).__qualname__}")

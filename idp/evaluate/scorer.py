@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Score = tuple[float, bool]  # log-likelihood in nats; whether every token was the most likely one
 MERGED = (  # what is said of `Scorer.merged`
-    "have no tokens of their own where they stand: the tokenizer merges them into their context. lm-eval would score them"
+    "have no tokens of their own where they stand: the tokenizer merges them into their context, and lm-eval gives them"
     " 0 nats; they, and the other choices of their documents, were encoded apart from the context"
 )
 ROLLING_READS = 32  # tokens of a window that a selector reads where there is no question to read
@@ -112,7 +112,9 @@ class Scorer(TemplateLM):
             own = self.encode_choices([requests[number].args for number in numbers])
             for number, request in zip(numbers, own, strict=True):
                 encoded[number] = request
-        scored = {key: [number for number in numbers if encoded[number].continuation] for key, numbers in documents.items()}
+        scored = {
+            key: [number for number in numbers if encoded[number].continuation] for key, numbers in documents.items()
+        }
         return self._score(encoded, {key: numbers for key, numbers in scored.items() if numbers}, disable_tqdm)
 
     def _loglikelihood_tokens(

@@ -163,6 +163,18 @@ def greater(scores: np.ndarray, higher: bool = True) -> np.ndarray:
     return 1 - scores if np.isin(scores, (0, 1)).all() else -scores
 
 
+def luck_said(controls: dict[str, Any] | None) -> str | None:
+    """A run's oracle beside that of equal prompts, in a phrase; None where its controls do not tell them apart."""
+    mean = (controls or {}).get("mean")
+    if not mean or "oracle_by_luck" not in mean:
+        return None
+    low, high = mean["beyond_luck_interval"]
+    return (
+        f"an oracle over equal prompts would score {mean['oracle_by_luck']:.3f}; beyond that"
+        f" {mean['beyond_luck']:+.3f} ({low:+.3f} to {high:+.3f}), which is what there is to choose"
+    )
+
+
 def _add_luck(tasks: dict[str, dict[str, Any]], scores: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Adds to each task's scores what luck explains of the oracle; gives each document's part of the rest."""
     from idp.evaluate.luck import luck

@@ -172,7 +172,7 @@ def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
 
 def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
     """What decides a task's scores beside the model, as part of their key."""
-    return {"task": source.runs, "data": source.fingerprint, "documents": documents}
+    return {"task": source.runs, "data": source.fingerprint, "documents": source.wanted(documents)}
 
 
 def mended(product: Product) -> dict[str, Any]:

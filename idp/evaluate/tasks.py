@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog, data, formatting, greedy, own, places, rows
+from idp.evaluate import catalog, data, formatting, greedy, own, places, rows, suites
 from idp.evaluate.own import Own
 from idp.evaluate.plain import config_of
 
@@ -55,6 +55,7 @@ class TaskSource:
     fingerprint: str  # sha256 of what is evaluated: the documents, few-shot examples and lm-eval's definition
     stand_in: bool
     note: str  # how the documents differ from the hub's, or ""
+    at_most: int | None = field(default=None, kw_only=True)  # documents that are evaluated; None: as the run says
     _config: dict[str, Any] = field(repr=False, compare=False)
     _splits: dict[str, Any] = field(repr=False, compare=False)
 
@@ -76,6 +77,10 @@ class TaskSource:
             chosen = documents.select(indices) if hasattr(documents, "select") else [documents[i] for i in indices]
             task.has_test_docs, task.test_docs = lambda: True, lambda: chosen
         return task
+
+    def wanted(self, documents: int | None) -> int | None:
+        """How many documents are evaluated where the run evaluates `documents` of a task; None: all."""
+        return min((count for count in (documents, self.at_most) if count is not None), default=None)
 
     @property
     def generates(self) -> bool:
@@ -101,9 +106,10 @@ def find_tasks(cfg: Task) -> list[TaskSource]:
             cannot be formatted or scored.
     """
     mine = catalog.find_own(cfg.include_path, tuple(GROUPS))
+    suites.check(cfg, mine)
     found: list[TaskSource] = []
     missing: list[str] = []
-    for name in _expand(cfg.names, mine):
+    for name in expand(cfg.names, mine):
         try:
             found.append(_find_or_stand_in(name, cfg, mine))
         except data.NotFound as error:
@@ -148,7 +154,7 @@ def run_task(
 
     Args:
         lm: an `lm_eval.api.model.LM`.
-        documents: how many; None: the whole split.
+        documents: how many, unless the task itself says fewer; None: the whole split.
         bootstrap_iters: resamples for standard errors without a closed form (perplexity); 0: no standard errors.
 
     Returns:
@@ -157,7 +163,7 @@ def run_task(
     """
     from lm_eval.evaluator import evaluate
 
-    indices = document_indices(source.documents, documents)
+    indices = document_indices(source.documents, source.wanted(documents))
     task = source.build(indices if len(indices) < source.documents else None)
     with rows.quiet(logging.WARNING):
         results = evaluate(lm, {"tasks": {source.runs: task}}, bootstrap_iters=bootstrap_iters, log_samples=True)
@@ -168,7 +174,7 @@ def run_task(
     return rows.results_of_task(results, samples, source.runs), rows.of_documents(task, source.runs, samples)
 
 
-def _expand(names: list[str], mine: Own) -> list[str]:
+def expand(names: Iterable[str], mine: Own) -> list[str]:
     """Single tasks in the order asked for, each once."""
     leaves: list[str] = []
     for name in names:
@@ -195,7 +201,7 @@ def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
     config = catalog.definition(runs, mine)
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
-    shots = _shots(runs, config, cfg.fewshot)
+    shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
     found = data.find(runs, config, cfg.data_dir)
     split = data.evaluated_split(config, found)
     examples, note = data.example_split(runs, config, found, split, shots)
@@ -211,6 +217,7 @@ def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
         documents=0,
         fingerprint=_fingerprint(definition, shots, used[split], used[examples] if examples else []),
         stand_in=name != runs,
+        at_most=suites.value_of(cfg.documents_of, name, mine),
         note="; ".join(part for part in (found.note, note) if part),
         _config=config,
         _splits=used,
@@ -222,21 +229,24 @@ def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
     if file is not None:
         own.check_fields(file, config, task.features)
     source = dataclasses.replace(source, documents=len(task.eval_docs))
-    wanted = document_indices(source.documents, cfg.documents)
+    wanted = document_indices(source.documents, source.wanted(cfg.documents))
     if (known := (source.fingerprint, runs, len(wanted))) not in _CHECKED:
         formatting.check(task, runs, wanted, shots, dataclasses.replace(where, task=task))
         _CHECKED.add(known)
     return source
 
 
-def _shots(runs: str, config: dict[str, Any], asked: int | None) -> int:
-    """lm-eval's rule: a task that fixes zero examples in its definition stays at zero."""
+def _shots(runs: str, config: dict[str, Any], asked: int | None, customary: int | None) -> int:
+    """lm-eval's rule: a task that fixes zero examples in its definition stays at zero.
+
+    `customary` stands in for a definition that leaves them open, unless the user asks for another number.
+    """
     own = config.get("num_fewshot")
     if asked is not None and asked != own and own == 0:
         log.warning("task %s: lm-eval fixes it at 0 examples; task.fewshot=%d is ignored for it", runs, asked)
     if own == 0:
         return 0
-    return asked if asked is not None else own or 0
+    return next(shots for shots in (asked, own, customary, 0) if shots is not None)
 
 
 def _remembered(process_docs: Callable | None) -> Callable | None:

@@ -99,10 +99,16 @@ def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
 
 def _meaning(record: dict[str, Any]) -> str:
     about = record["idp"]
-    return (
+    said = (
         f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
         " documents, with 95 % intervals."
     )
+    if (about.get("selector") or {}).get("peeks"):
+        said += (
+            f" `repaired` is no method: its selector ({about['selector']['kind']}) chose among the prompts with the"
+            " answers in hand."
+        )
+    return said
 
 
 def _weights(record: dict[str, Any], disk_bytes: int) -> list[tuple[str, str]]:

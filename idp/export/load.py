@@ -53,7 +53,7 @@ class Exported:
         return [own, *(["repaired"] if self.about["repair"] else [])]
 
     def check(self, variant: str) -> None:
-        """Refuses a variant that is not here.
+        """Refuses a variant that is not here, or that cannot be used.
 
         Raises:
             UserError: as said.
@@ -63,6 +63,8 @@ class Exported:
                 f"{self.said}: this export holds no {variant} model, only {' and '.join(self.variants)}; the run's own"
                 " record may have more"
             )
+        if variant == "repaired" and (chooser := self._selector()) is not None:
+            chooser.check_usable()
 
     def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
         """One of its models in memory, its weights decompressed.
@@ -93,10 +95,16 @@ class Exported:
             if PROMPTS not in self.about["repair"]:
                 return RepairedModel(loaded)
             bank = PromptBank.load(self.folder / PROMPTS)
-            options = json.loads((self.folder / PROMPTS / "bank.json").read_text(encoding="utf-8")).get("selector")
-            chooser = restore(Selector, options, "selector") if options else None
+            chooser = self._selector()
             selector = selection.restored(chooser, self.folder / PROMPTS) if chooser is not None else None
             return RepairedModel(loaded, bank, selector)
+
+    def _selector(self) -> Selector | None:
+        """What chooses among its prompts; None for one prompt, or none."""
+        if PROMPTS not in self.about["repair"]:
+            return None
+        options = json.loads((self.folder / PROMPTS / "bank.json").read_text(encoding="utf-8")).get("selector")
+        return restore(Selector, options, "selector") if options else None
 
     def _open_model(self, own: Model, dtype: str) -> models.LoadedModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig

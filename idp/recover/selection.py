@@ -66,6 +66,15 @@ class Selection:
         """Mean loss of each prompt on held-out text, nats per token."""
         return _losses(self.heldout).double().mean(0).tolist() if self.heldout is not None else None
 
+    @property
+    def oracle_loss_by_luck(self) -> float | None:
+        """What each block's best of as many equal prompts would lose: `oracle_loss` is mostly that."""
+        if self.heldout is None:
+            return None
+        losses = _losses(self.heldout).double()
+        half = (losses.max(1).values - losses.min(1).values) / 2
+        return float((losses.mean(1) - half).mean())
+
 
 def prompts_of(repair: Product | None) -> list[str]:
     """The names of a repair's prompts; none where it has no bank."""
@@ -145,11 +154,7 @@ def restored(options: schema.Selector, fitted: Path | None) -> Selector:
     """
     from safetensors.torch import load_file
 
-    if options.peeks:
-        raise UserError(
-            f"recovery.selector={options.kind} chooses with the answers in hand: it can be evaluated, not used; take"
-            " another selector of the same bank"
-        )
+    options.check_usable()
     selector = options.build()
     if not options.fits:
         return selector

@@ -12,7 +12,7 @@ from idp.report.collect import Collection
 from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
 from idp.report.naming import name as give_names
 from idp.report.naming import natural
-from idp.report.seeds import TRAINING, identities, seeds_of, seeds_said, weights_of
+from idp.report.seeds import TRAINING, by_chance, identities, seed_said, seeds_of, seeds_said, weights_of
 
 
 @dataclass
@@ -53,10 +53,14 @@ class Cell:
         """Its seeds in words: those of training, and others that vary."""
         return seeds_said(self.members)
 
+    def seed_said(self, model: Measured) -> str:
+        """The seeds of one of its runs, as far as they tell it from the others."""
+        return seed_said(model, self.members)
+
     @property
     def of_one_seed(self) -> bool:
         """Whether it is a single run of what another seed would have made otherwise."""
-        return self.runs == 1 and any(seed is not None for seed in seeds_of(self.first).values())
+        return self.runs == 1 and by_chance(self.first)
 
     def score(self, task: str) -> float | None:
         """The task's main score, over seeds; None where a seed lacks it."""
@@ -99,11 +103,13 @@ class Cell:
     def divergence(self, part: str, name: str) -> dict[str, float] | None:
         """Fidelity to dense on one of the `texts`, or on the contexts of one of the `tasks`, over seeds.
 
-        Of each figure (`mean_kl`, `same_top`, ...) the mean, and as `deviation` that of `mean_kl` over several seeds.
+        Of each figure (`mean_kl`, `same_top`, `right_to_wrong`, ...) the mean; of several seeds the standard deviation
+        of `mean_kl` as `deviation`.
         """
         found = [((model.fidelity or {}).get(part) or {}).get(name) for model in self.members]
         if any(each is None or each.get("mean_kl") is None for each in found):
             return None
+        found = [{**each, **(each.get("flips") or {})} for each in found]
         numeric = [
             key
             for key in found[0]

@@ -12,6 +12,8 @@ from idp.report.outcomes import paired
 if TYPE_CHECKING:
     import numpy as np
 
+    from idp.analyze.damage import Share
+
 LEVEL = 0.05
 
 
@@ -35,15 +37,6 @@ class Difference:
     def differs(self) -> bool:
         """Whether it is beyond chance, among all that the table compares."""
         return self.adjusted is not None and self.adjusted < LEVEL
-
-
-@dataclass(frozen=True)
-class Share:
-    """Of the damage that compression did, what a repair brings back: 1 is all of it, below 0 is further harm."""
-
-    share: float
-    low: float | None  # None where the damage is too near to noise for an interval that ends
-    high: float | None
 
 
 @dataclass
@@ -123,36 +116,20 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 
 
 def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequence[str]) -> Share | None:
-    """(repaired - compressed) / (dense - compressed) of the means over tasks; the interval is Fieller's (1954).
-
-    With R, C and D for the three: it holds the shares r for which the interval of R - C - r (D - C) has 0 in it.
-    The square of that interval's half is a quadratic form in r, which those of the three differences give: its mixed
-    term is half of (R - C)'s and (D - C)'s less (R - D)'s. So runs count as they do in differences, and the interval
-    ends where, and only where, the damage is beyond noise.
+    """What of the damage the repair brings back, of the means over tasks, as `idp.analyze.damage` has it.
 
     Returns:
-        None where a task could not be paired, or there is no damage.
+        None where a task could not be paired, or there is no damage beyond noise.
     """
-    from idp.analyze.variance import estimate
+    from idp.analyze.damage import brought_back
 
-    pairs = [
-        {task: _pair(before, after, task) for task in tasks}
-        for before, after in ((compressed, repaired), (compressed, dense), (dense, repaired))
-    ]
-    if not tasks or any(pair is None for each in pairs for pair in each.values()):
-        return None
-    gain, damage, rest = map(estimate, pairs)
-    if damage.difference <= 0:
-        return None
-    of_gain, of_damage, of_rest = (found.quantile(LEVEL / 2) ** 2 for found in (gain, damage, rest))
-    a = damage.difference**2 - of_damage
-    b = gain.difference * damage.difference - (of_gain + of_damage - of_rest) / 2
-    c = gain.difference**2 - of_gain
-    share = gain.difference / damage.difference
-    if a <= 0 or b**2 < a * c:
-        return Share(share, None, None)
-    half = (b**2 - a * c) ** 0.5
-    return Share(share, (b - half) / a, (b + half) / a)
+    rows = {}
+    for task in tasks:
+        damage, gain = _pair(compressed, dense, task), _pair(compressed, repaired, task)
+        if damage is None or gain is None:
+            return None
+        rows[task] = damage[1], damage[0], gain[1]
+    return brought_back(rows) if rows else None
 
 
 def _difference(test: Mapping[str, Any]) -> Difference:
@@ -162,7 +139,8 @@ def _difference(test: Mapping[str, Any]) -> Difference:
 def _recorded(before: Cell, after: Cell, tasks: Sequence[str]) -> Comparison:
     """What the record of the run that measured both says."""
     found = Comparison(before.id)
-    if before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
+    kept = any(score.samples is not None for row in (before, after) for score in row.first.tasks.values())
+    if kept or before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
         return found
     tests = after.first.comparisons.get(before.first.role) or {}
     found.tasks = {task: _difference(test) for task, test in (tests.get("tasks") or {}).items() if task in tasks}

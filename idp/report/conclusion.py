@@ -67,10 +67,10 @@ def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     name, mean, on_dense = _repair(record), step["mean"], step["before"] == "dense"
     where = f" on the dense model, in {_subject(record, step['left_out'])}" if on_dense else ""
     signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
-    if _peeks(record):
-        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method"]
     if unchanged(mean):
         return [f"{name} changes no document's outcome{where}"]
+    if _peeks(record):
+        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method", *_beyond_luck(record, step)]
     if not _decided(record, mean):
         damaged = step.get("damage_brought_back") and mean["difference"] > 0
         return [f"{name} {'brings back' if damaged else 'adds'} {signed}: undecided"]
@@ -81,6 +81,16 @@ def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     if found := step.get("damage_brought_back"):
         return [f"{name} brings back {signed}, {share(found)} of the damage"]
     return [f"{name} adds {signed}, where there was no damage beyond noise to bring back"]
+
+
+def _beyond_luck(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """How much of such a bound's lead over a random prompt is more than equal prompts would give it."""
+    mean = (record["idp"].get("controls") or {}).get("mean") or {}
+    if mean.get("beyond_luck") is None:
+        return []
+    low, high = mean["beyond_luck_interval"]
+    beyond = _signed(step, {"difference": mean["beyond_luck"], "low": low, "high": high})
+    return [f"of its lead over a random prompt {beyond} is beyond luck"]
 
 
 def _graded(record: dict[str, Any], step: dict[str, Any]) -> list[str]:

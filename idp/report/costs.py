@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 from idp.report.cells import Cell
 from idp.report.formats import MISSING, Column, Entry, Table
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View
 
 
+@functools.lru_cache(maxsize=8)
 def cost_table(view: View) -> Table:
     """Perplexity, divergence from dense, added parameters, size and latency."""
     setting = view.setting
     columns = [*NAMES]
     columns += [Column(f"{corpus} perplexity", f"{corpus} perplexity") for corpus in setting.corpora]
     texts, tasks = (_measured_to_dense(view, part) for part in ("texts", "tasks"))
-    columns += [Column(f"{text} KL", f"{text} KL") for text in texts]
-    columns += [Column(f"{task} KL", f"{view.headings.get(task, task)} KL", wide=True) for task in tasks]
+    columns += [Column(f"{text} KL", f"{text} KL to dense") for text in texts]
+    columns += [Column(f"{task} KL", f"{view.headings.get(task, task)} KL to dense", wide=True) for task in tasks]
     columns += [
         Column("added", "added parameters"),
         Column("sparsity", "sparsity"),
@@ -77,7 +80,7 @@ def _divergence(row: Cell, part: str, name: str) -> Entry:
         return MISSING
     value, spread = found.pop("mean_kl"), found.pop("deviation", None)
     error = found.pop("stderr", None)
-    more = {key.replace("_", " "): figure for key, figure in found.items()}
+    more = {key.removesuffix("_kl").replace("_", " "): figure for key, figure in found.items()}
     text = f"{value:.3g}" + (f" ±{spread:.2g}" if spread is not None else "")
     return Entry(text, value, stderr=error, spread=spread, more=more)
 

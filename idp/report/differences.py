@@ -74,9 +74,9 @@ class Change:
         """What the columns are called."""
         found = []
         if self.step is not None:
-            repair = ["damage brought back", "documents brought back"] if self._repairs else []
+            repair = ["damage brought back", "brought back"] if self._repairs else []
             found = [f"difference to {self.step['before']} (95 %)", *repair, "newly right", "newly broken"]
-        return found + ([f"KL to dense, nats ({' / '.join(self.fidelity)})"] if self.fidelity else [])
+        return found + (["KL to dense"] if self.fidelity else [])
 
     def of_task(self, task: str) -> list[str]:
         """The cells of one task."""
@@ -120,7 +120,6 @@ class Change:
             return []
         cells = []
         for found in self.fidelity.values():
-            known = [found.get(part, {}).get(name, {}).get("mean_kl") for name in names]
-            known = [value for value in known if value is not None]
-            cells.append(f"{sum(known) / len(known):.3f}" if known and len(known) == len(names) else "")
+            values = [found.get(part, {}).get(name, {}).get("mean_kl") for name in names]
+            cells.append(f"{sum(values) / len(values):.3f}" if values and None not in values else "")
         return [" / ".join(cells) if any(cells) else ""]

@@ -106,9 +106,12 @@ def draw_noise(axes: Axes, view: View, points: Sequence[tuple[float, float, Cell
 
     Paired over documents, that is the noise in which two points differ; it also keeps the axis from showing less.
     """
+    bars: dict[str, list[tuple[float, float, float]]] = {}
     for x, y, row in points:
         if (reach := interval_of(view, row)) is not None:
-            axes.errorbar(x, y, yerr=reach, color=colours[row.compressor], elinewidth=0.8, alpha=0.45, zorder=0)
+            bars.setdefault(row.compressor, []).append((x, y - reach[0][0], y + reach[1][0]))
+    for compressor, each in bars.items():
+        axes.vlines(*zip(*each, strict=True), color=colours[compressor], linewidth=0.8, alpha=0.45, zorder=0)
 
 
 def span_at_least(axes: Axes, share: float = 0.02, of: str = "y") -> None:

@@ -163,11 +163,12 @@ def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
 
 def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
     """The groups of tasks that a run names, each with its tasks."""
-    return {
-        group: list(next(iter(rows.values()))["tasks"])
-        for group, rows in (record["idp"].get("groups") or {}).items()
-        if rows
-    }
+    named = (record["idp"]["config"].get("task") or {}).get("groups") or {}
+    found = {group: list(tasks) for group, tasks in named.items()}
+    for group, rows in (record["idp"].get("groups") or {}).items():
+        if rows:
+            found[group] = list(next(iter(rows.values()))["tasks"])
+    return found
 
 
 def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:

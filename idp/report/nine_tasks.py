@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from idp.report.cells import Cell
 from idp.report.collect import Unfinished
 from idp.report.comparisons import Comparison, Difference
@@ -19,6 +21,7 @@ UPPER_BOUND = "upper bound"
 SEED_ONLY = "¹"  # marks an interval of one run
 
 
+@functools.lru_cache(maxsize=8)
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
     titles, tasks = view.headings, view.tasks
@@ -104,13 +107,13 @@ def _brought_back(view: View, row: Cell) -> Entry:
     found, why = view.brought_back(row)
     if found is None:
         return Entry(why)
-    text = percent(found.share)
-    if found.low is not None:
-        text += f" ({percent(found.low)} to {percent(found.high)})"
+    text = f"{percent(found.share)} ({percent(found.low)} to {percent(found.high)})"
     return Entry(text, found.share, low=found.low, high=found.high)
 
 
 def _notes(view: View, folded: bool) -> list[str]:
+    from idp.evaluate.selection import luck_said
+
     notes = [
         "score (standard error over documents); of several runs, which differ by seeds alone, the mean ± standard"
         " deviation over them",
@@ -125,6 +128,8 @@ def _notes(view: View, folded: bool) -> list[str]:
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
     if any(row.first.peeks for row in view.rows):
         notes.append(f"{UPPER_BOUND}: it has seen the answers, and is no method")
+        known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.peeks]
+        notes += [f"{row.name}: {luck}" for row, luck in known if luck]
     if folded:
         notes.append("the tasks behind the groups have columns in table.csv and in the page")
     return notes

@@ -15,6 +15,9 @@ from idp.report.measured import Measured, Score
 if TYPE_CHECKING:
     import numpy as np
 
+JUDGED_BY = {"acc": None, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}  # lm-eval's lengths
+AGREE = 0.99  # of hits with the likeliest choice; the rest may be ties, which rounding breaks either way
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -127,10 +130,6 @@ def _file(path: Path) -> dict[tuple[str, str, str], Outcomes]:
                     key = model_name, task_name, name.removeprefix("metric:")
                     found[key] = Outcomes(doc_ids[order], scores)
     return found
-
-
-JUDGED_BY = {"acc": None, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}  # lm-eval's lengths
-AGREE = 0.99  # of the documents; the rest may be ties, which rounding breaks either way
 
 
 @functools.cache

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ERRORS = 2 / 1.96  # of half a 95 % interval, to two standard errors
 LEAST_PERPLEXITY = 0.02  # relative: so much at least has the strongest colour
 BARS = "95 % of the difference\nto what it was made from"
 
@@ -297,8 +298,8 @@ def transfer_matrix(view: View) -> Figure:
             moved[origin] = learned["compressor"]
         if view.difference(row) is not None:
             found["accuracy"].setdefault((origin, row.compressor), []).append(view.difference(row))
-            if (reach := interval_of(view, row)) is not None:  # about two standard errors either way
-                noise["accuracy"] = max(noise["accuracy"], *(side[0] for side in reach))
+            if (reach := interval_of(view, row)) is not None:
+                noise["accuracy"] = max(noise["accuracy"], *(ERRORS * side[0] for side in reach))
                 if view.compared[row.id].differs():
                     differing.add((origin, row.compressor))
         before, after = (each.perplexity(corpus) if corpus else None for each in (parent, row))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from idp.report.measured import DENSE, REPAIRED, Measured
+from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured
 from idp.store import digest
 
 SEED = "seed"
@@ -42,6 +42,13 @@ def seeds_said(members: Sequence[Measured]) -> str:
             said = ", ".join(map(str, dict.fromkeys(values)))
             words.append(said if name == TRAINING else f"{name} {said}")
     return "; ".join(words)
+
+
+def seed_said(model: Measured, members: Sequence[Measured]) -> str:
+    """The same of one run of a row: what tells it from the row's others."""
+    seeds = seeds_of(model)
+    words = [str(seeds[TRAINING])] if TRAINING in seeds else []
+    return "; ".join([*words, f"{CALIBRATION} {seeds.get(CALIBRATION)}"] if calibrations(members) > 1 else words)
 
 
 def calibrations(members: Iterable[Measured]) -> int:
@@ -88,6 +95,17 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
         else:
             found |= {model.id: identity for model in members}
     return found
+
+
+def by_chance(model: Measured) -> bool:
+    """Whether another seed would have made another model: of what was trained, or compressed by what text showed."""
+    from idp.compress.recipe import CALIBRATED
+
+    if model.role != COMPRESSED:
+        return model.role == REPAIRED
+    options = model.config["compressor"] or {}
+    methods = [(options.get(part) or {}).get("method") for part in ("sparsity", "quantization")]
+    return not options.get("path") and any(method in CALIBRATED for method in methods)
 
 
 def compressed_by(model: Measured) -> dict[str, Any] | None:

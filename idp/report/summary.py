@@ -27,7 +27,7 @@ def sweep_table(found: Collection) -> str:
     for run, cell, model in _rows(found):
         about, weights = records[run]["idp"], records[run]["idp"]["weights"]
         scores, peak = main_scores(records[run], records[run]["results"]), about["peak_memory_bytes"].get("compress")
-        seeds.append(str(model.seed) if cell.seeds else "")
+        seeds.append(cell.seed_said(model))
         lines.append(
             [
                 model.model,
@@ -66,7 +66,8 @@ def _difference(record: dict[str, Any]) -> str:
 def _kl(record: dict[str, Any]) -> dict[str, float]:
     """Mean KL divergence of the run's own model from dense on each text, in nats per token."""
     own = (record["idp"].get("fidelity") or {}).get(record["idp"]["row"]) or {}
-    return {corpus: found["mean_kl"] for corpus, found in own.get("texts", {}).items()}
+    known = {corpus: found["mean_kl"] for corpus, found in own.get("texts", {}).items()}
+    return {corpus: value for corpus, value in known.items() if value is not None}
 
 
 def _rows(found: Collection) -> list[tuple[str, Cell, Measured]]:

@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.evaluate.tasks import main_metric
+from idp.report import knowledge
 from idp.report.differences import Change, damage, last_step, with_interval
 
 
@@ -36,7 +37,8 @@ def run_table(record: dict[str, Any]) -> str:
     models, change = rows_of(record), Change(record)
     scores = {row: main_scores(record, results) for row, results in models.items()}
     tasks = list(record["idp"]["data"])
-    lines = [_task_line(record, task, scores, change) for task in tasks]
+    hidden = knowledge.folded(record["idp"])
+    lines = [_task_line(record, task, scores, change) for task in tasks if task not in hidden]
     lines += [_group_line(record, group, scores, change) for group in record["idp"].get("groups") or {}]
     if len(tasks) > 1:
         means = {row: f"{sum(values.values()) / len(values):.3f}" for row, values in scores.items()}
@@ -46,6 +48,9 @@ def run_table(record: dict[str, Any]) -> str:
         lines.append(["mean", "", *means.values(), *change.of_mean(tasks), "", f"{documents:,}"])
     lines += [_text_line(record, corpus, list(models), change) for corpus in record["idp"]["perplexity"]]
     headers = ["task", "metric", *models, *change.headers, "stderr", "documents"]
+    if change.step is not None:  # whose intervals say more than each score's own error
+        place = headers.index("stderr")
+        headers, lines = headers[:place] + headers[place + 1 :], [line[:place] + line[place + 1 :] for line in lines]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + _not_compared(record, change)
 
 
@@ -67,6 +72,8 @@ def run_summary(record: dict[str, Any]) -> str:
         f"- weights: {weights['bits_per_weight']:.2f} bits each, {weights['sparsity']:.1%} zeros,"
         f" {weights['packed_bytes'] / 1e6:.1f} MB packed{_in_effect(weights)}",
     ]
+    if fidelity := about.get("fidelity"):
+        lines.append(f"- KL to dense: nats per token, {' / '.join(fidelity)}")
     for found in filter(None, (damage(record), last_step(record) if about["row"] == "repaired" else None)):
         if graded := found["graded"]:
             lines.append(
@@ -90,6 +97,7 @@ def run_summary(record: dict[str, Any]) -> str:
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
     for task, count in (about.get("merged_choices") or {}).items():
         lines.append(f"- {task}: {count} choices merge into their context and were encoded apart from it")
+    lines += knowledge.sections(record)
     if about["selection"] and len(next(iter(about["selection"].values()))) > 1:
         prompts = list(next(iter(about["selection"].values())))
         rows = [[task, *counts.values()] for task, counts in about["selection"].items()]
@@ -223,7 +231,8 @@ def _not_compared(record: dict[str, Any], change: Change) -> str:
     about = record["idp"]
     if change.step is not None:
         left_out = ", ".join(change.step["left_out"])
-        return f"\n\nNo difference of {left_out}: the score is no mean over documents." if left_out else ""
+        said = f"\n\nNo difference of {left_out}, whose score is no mean over documents; the mean's is without it."
+        return said if left_out else ""
     if about["baselines"]:
         return (
             "\n\nThis record is from before differences were part of one: the same command adds them, and measures"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from idp.report.cells import Cell, cells, groups, task_order
 from idp.report.collect import Collection, Unfinished
-from idp.report.comparisons import Comparison, Share, compare, compare_to_dense, share_of_damage
+from idp.report.comparisons import Comparison, compare, compare_to_dense, share_of_damage
+from idp.report.differences import NO_DAMAGE
 from idp.report.measured import REPAIRED, Setting
 
-NO_DAMAGE = "no damage beyond noise"
+if TYPE_CHECKING:
+    from idp.analyze.damage import Share
 
 
-@dataclass
+@dataclass(eq=False)
 class View:
-    """Runs that may be compared with one another."""
+    """Runs that may be compared with one another; tables of a view are made once (it is hashed by identity)."""
 
     found: Collection
     setting: Setting
@@ -94,9 +97,8 @@ class View:
         damage = self.compared[compressed.id].mean if compressed.id in self.compared else None
         if damage is None or self.compared[row.id].mean is None:
             return None, ""
-        if not damage.high < 0:
-            return None, NO_DAMAGE
-        return share_of_damage(dense, compressed, row, self.tasks), ""
+        found = share_of_damage(dense, compressed, row, self.tasks) if damage.high < 0 else None
+        return found, "" if found else NO_DAMAGE
 
 
 def views(found: Collection) -> list[View]:

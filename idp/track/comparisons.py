@@ -88,9 +88,10 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])
     path, column = product.path / "samples.parquet", f"metric:{metric}"
-    if column not in parquet.read_schema(path).names:
+    known = parquet.read_schema(path).names
+    if column not in known:
         return None
-    columns = ["doc_id", "choices", "loglikelihoods", "greedy", "target", column]
+    columns = [name for name in ("doc_id", "choices", "loglikelihoods", "greedy", "target", column) if name in known]
     rows = sorted(parquet.read_table(path, columns=columns).to_pylist(), key=lambda row: row["doc_id"])
     values = [row[column] for row in rows]
     if not values or any(value is None or not math.isfinite(value) for value in values):

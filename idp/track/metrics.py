@@ -38,8 +38,8 @@ def key_of(task: str, data: dict[str, Any]) -> str:
 def summary(record: dict[str, Any]) -> dict[str, float]:
     """The figures that a run ends with; a baseline's stand below its name, such as `dense/score/mean`.
 
-    `score/<task>` is a task's main score, the task called as by `key_of`. `gain/...` is the run's own model less the
-    one that it was made from, `damage/...` dense less compressed, each with the ends of its 95 % interval.
+    `score/<task>` is a task's main score, the task called as by `key_of`. `gain/...` is the repaired model less the one
+    that was repaired, `damage/...` dense less compressed, each with the ends of its 95 % interval.
     `latency/<part>_ms` is the run's own model at the first batch size and length that were timed.
     """
     from idp.report.tables import main_scores
@@ -71,6 +71,8 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     values |= _differences(record) | _fidelity(about) | _groups(about) | _cost(about) | _latency(about["latency"])
     for task, found in (about["selector"] or {"entropy": {}})["entropy"].items():
         values[f"selection/{task}/entropy"] = found["nats"]
+    if about["selector"]:  # a score that was chosen with the answers in hand is no method's
+        values["selection/peeks"] = int(about["selector"].get("peeks", False))
     mean = (about["controls"] or {}).get("mean") or {}
     values |= {f"controls/{way}": value for way, value in mean.items() if isinstance(value, float)}
     losses = {name: training["heldout_loss"] for name, training in (about["training"] or {}).items()}
@@ -81,11 +83,12 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
 
 
 def _differences(record: dict[str, Any]) -> dict[str, float | None]:
-    """What the last step gained and what compression took, over all tasks and of each."""
+    """What the repair gained and what compression took, over all tasks and of each."""
     from idp.report.differences import damage, last_step
 
     values: dict[str, float | None] = {}
-    for name, sign, found in (("gain", 1, last_step(record)), ("damage", -1, damage(record))):
+    gain = last_step(record) if record["idp"]["row"] == "repaired" else None
+    for name, sign, found in (("gain", 1, gain), ("damage", -1, damage(record))):
         if found is None:
             continue
         tests = {key_of(task, record["idp"]["data"][task]): test for task, test in found["tasks"].items()}
@@ -116,11 +119,17 @@ def _fidelity(about: dict[str, Any]) -> dict[str, float]:
         prefix = "" if row == about["row"] else f"{row}/"
         tasks = {key_of(task, about["data"][task]): found for task, found in parts.get("tasks", {}).items()}
         for name, found in {**parts.get("texts", {}), **tasks}.items():
-            flips = {f"flips_{way}": count for way, count in (found.get("flips") or {}).items()}
-            for key, value in {**found, **flips}.items():
-                if isinstance(value, (int, float)):
-                    values[f"{prefix}fidelity/{name}/{key}"] = value
+            values |= {f"{prefix}fidelity/{name}/{key}": value for key, value in _flat(found).items()}
     return values
+
+
+def _flat(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a dictionary and of those in it, such as `flips_right_to_wrong`."""
+    parts = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+    for name, part in found.items():
+        if isinstance(part, dict):
+            parts |= {f"{name}_{key}": value for key, value in _flat(part).items()}
+    return parts
 
 
 def _groups(about: dict[str, Any]) -> dict[str, float]:

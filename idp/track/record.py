@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.store import digest, versions, write_json
-from idp.track import comparisons
+from idp.track import comparisons, groups
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
@@ -109,6 +109,7 @@ def build(
         "training": _training(stages["recover"]),
         "search": _search(stages["recover"]),
         "data": {source.name: _data(source, documents) for source in sources},
+        **groups.of_run(config["task"], measured, sources),
         "baselines": {
             row: {
                 "results": _merged(scores)["results"],
@@ -118,9 +119,10 @@ def build(
             for row, scores in measured.items()
             if scores is not own
         },
-        "comparisons": comparisons.of_run(measured, sources, config["task"].get("groups")),
         "environment": environment(),
     }
+    scored_as_one = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
+    record["idp"]["comparisons"] = comparisons.of_run(measured, sources, scored_as_one)
     record["idp"]["conclusion"] = conclusion(record)
     return record
 
@@ -263,9 +265,11 @@ def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) ->
 
     if selection is None:
         return None
-    options = selection.options
+    options, described = selection.options, selection.description
+    if "oracle_loss" in described:
+        described = {**described, "oracle_loss_by_luck": selection.oracle_loss_by_luck}
     return {
-        **selection.description,
+        **described,
         "peeks": options.peeks,
         "constant": options.constant,
         "published": options.published,
@@ -311,7 +315,7 @@ def _data(source: TaskSource, documents: int | None) -> dict[str, Any]:
     return {
         "source": source.source,
         "split": source.split,
-        "documents": min(documents or source.documents, source.documents),
+        "documents": min(source.wanted(documents) or source.documents, source.documents),
         "documents_in_split": source.documents,
         "stand_in": source.runs if source.stand_in else None,
         "fingerprint": source.fingerprint,

@@ -112,4 +112,4 @@ def main(studies: int, sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(int((sys.argv[1:2] or ["300"])[0]), [int(size) for size in sys.argv[2:]] or [100, 500])
+    main(int((sys.argv[1:2] or ["60"])[0]), [int(size) for size in sys.argv[2:]] or [100, 500])

@@ -23,7 +23,7 @@ SKILLS = np.linspace(-1.0, 1.0, TASKS)  # from hard to easy tasks: 18 to 82 % ri
 NOISE = 0.3  # of each run on each document, where documents differ by 1: two models disagree on about 12 %
 RUNS, SPREADS, DOCUMENTS = ((1, 1), (1, 3), (3, 3), (5, 5)), (0.0, 0.5, 1.0, 2.0), (100, 500)
 GAIN = 2.0  # points
-STUDIES = 500  # of each design
+STUDIES = 1000  # of each design
 DETECTABLE = 100  # studies of which it is computed
 
 

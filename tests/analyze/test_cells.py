@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from idp.analyze.cells import cells_of, dense_of, pair, repairs, together, unrepaired_of
+from idp.analyze.cells import cells_of, dense_of, of_the_input, pair, repairs, together, unrepaired_of
 from tests.analyze.conftest import IDP, LORA, PROMPT
 
 
@@ -116,3 +116,24 @@ def test_less_may_be_better(study, draw):
     model.tasks["a"] = replace(model.tasks["a"], higher_is_better=False)
     [cell] = cells_of(study.collection, study.setting)
     assert np.mean(pair(cell, cell)[0]["a"][0]) == pytest.approx(-0.25)
+
+
+def test_what_a_repair_is_made_of_decides_and_not_its_name(study, draw):
+    """What records say of a recovery of the user's own; older records are known by the kinds there were."""
+    right = {"t": draw(0.5)}
+    mine = {"kind": "mine"}
+    study.add("repaired", right, "gptq3", mine, repair={"method": "prompt", "prompts": [6, 7], "adapter": False})
+    study.add("repaired", right, "gptq4", mine, repair={"method": "lora", "prompts": [], "adapter": True})
+    for kind in (PROMPT, IDP, LORA, IDP | {"kind": "lora_idp"}):
+        study.add("repaired", right, "gptq3", kind)
+    origin = {"kind": "lora", "compressor": "gptq2", "corpus": "c4", "seed": 0, "from": "run", "key": "k"}
+    study.add("repaired", right, "gptq3", {"kind": "transfer"}, transfer=origin)
+    study.add("repaired", right, "gptq3", {"kind": "transfer"}, transfer=origin | {"kind": "prompt"})
+    cells = cells_of(study.collection, study.setting)
+    assert {cell.first.recovery for cell in of_the_input(cells)} == {"mine", "prompt", "idp"}
+    assert {cell.first.recovery for cell in repairs(cells, "lora")} == {"mine", "lora"}
+    assert {cell.first.recovery for cell in repairs(cells, "prompt")} == {"mine", "prompt"}
+    adapters = {cell.first.recovery for cell in cells if cell.first.adapter}
+    assert adapters == {"mine", "lora", "lora_idp", "transfer"}
+    lengths = {cell.first.recovery: cell.first.prompt_lengths for cell in of_the_input(cells)}
+    assert lengths == {"mine": [6, 7], "prompt": [25], "idp": [25, 25, 50]}

@@ -57,6 +57,19 @@ def test_better_than_one_prompt(study, bases, turned, verdicts, documents, share
     assert evidence["value"] == pytest.approx(share, abs=0.001)
 
 
+def test_an_undecided_comparison_says_what_it_would_have_found(study, bases, turned):
+    _, compressed = bases(FEW)
+    study.add("repaired", {"t": compressed}, "gptq3", PROMPT | {"length": 100})
+    study.add("repaired", {"t": turned(compressed, gained=4, lost=2)}, "gptq3", IDP)
+    result = check(study.collection)
+    [evidence] = result["settings"][0]["claims"][BETTER]["evidence"]
+    error = ((0.1 - (2 / 60) ** 2) / 59) ** 0.5
+    assert evidence["detectable"] == pytest.approx((2.0 + 0.85) * error, rel=0.02)
+    documents = evidence["documents_to_decide"]
+    assert documents == pytest.approx(2.8**2 * error**2 * 60 / (2 / 60) ** 2, rel=0.02)
+    assert f"undecided: detects 12 points; {documents} documents a task would decide" in page(result)
+
+
 @pytest.mark.parametrize(
     ("documents", "change", "verdict"),
     [(MANY, 0, SUPPORTED), (MANY, 400, SUPPORTED), (MANY, -400, NOT_SUPPORTED), (FEW, -1, UNDECIDED)],

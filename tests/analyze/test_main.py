@@ -1,5 +1,6 @@
 """The command line on real small runs: what is written where, and what it says of bad words."""
 
+import importlib
 import json
 
 import pytest
@@ -17,8 +18,24 @@ def test_analyses_of_runs(analysis, finished_run, tmp_path, capsys):
     written = tmp_path / "analysis" / f"{analysis}.md"
     assert f"written: {written}" in said and written.read_text() in said.replace("\n\nwritten", "\nwritten")
     result = json.loads((tmp_path / "analysis" / f"{analysis}.json").read_text())
-    assert result["schema"] == 1 and result["settings"][0]["model"] == "tiny_llama"
+    schema = importlib.import_module(f"idp.analyze.{analysis}").SCHEMA
+    assert result["schema"] == schema and result["settings"][0]["model"] == "tiny_llama"
     assert "gptq3 + idp (attention)" in said
+
+
+def test_a_second_dense_model_is_one_more_run(finished_run, tmp_path):
+    """Measured alone, in a folder of its own; another model, and so another setting, on the same documents."""
+    folder, _ = finished_run(*IDP)
+    own = ("model.name=second", "model.architecture.intermediate_size=96")
+    second, record = finished_run("compressor=none", "recovery=none", *own)
+    main(["displaced", f"runs={folder},{second}", f"out={tmp_path}"])
+    result = json.loads((tmp_path / "analysis" / "displaced.json").read_text())
+    [repair] = next(setting for setting in result["settings"] if setting["repairs"])["repairs"]
+    control = repair["control"]
+    assert control["model"] == "second" and control["documents"] == repair["documents"]
+    assert control["accuracy"]["other"] == pytest.approx(record["results"]["arc_easy"]["acc,none"])
+    assert control["like"] and 0 <= control["same"] <= 1
+    assert "Held against a second dense model, second: " in (tmp_path / "analysis" / "displaced.md").read_text()
 
 
 def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):

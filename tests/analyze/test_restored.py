@@ -107,9 +107,8 @@ def test_the_same_model_in_another_dtype_is_no_second_one(study, four):
 
 
 def test_without_a_second_model_the_page_says_how_to_measure_one(study, four):
-    assert "`python -m idp.run model=<another> compressor=none recovery=none task=<the same>`" in page(
-        displaced(study.collection)
-    )
+    command = "`python -m idp.run model=<another> compressor=none recovery=none task=<the same> budget=<the same>`"
+    assert command in page(displaced(study.collection))
 
 
 def test_confidence_weighs_tasks_alike(study, draw):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.made import recorder
+
 REPAIRED = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
 
 
@@ -53,6 +55,12 @@ def vary(real, tmp_path):
 def runs(tmp_path):
     """The folder of those copies."""
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def record(runs):
+    """`record(name, ...)`: see `tests.report.made.recorder`."""
+    return recorder(runs)
 
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"

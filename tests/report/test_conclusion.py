@@ -2,6 +2,8 @@
 
 import re
 
+from idp.report.conclusion import conclusion
+
 from ..outcomes import hits, record
 
 DENSE = {"arc_easy": hits(90, 120), "piqa": hits(80, 120)}
@@ -102,6 +104,9 @@ def test_what_peeks_is_an_upper_bound(tmp_path):
     assert "idp (hindsight): +15.8 points (" in sentence
     assert "an upper bound that peeks at the answers, no method" in sentence
     assert "brings back" not in sentence and "would show" not in sentence
+    found = record(tmp_path / "luck", models, recovery="idp", selector=selector)
+    found["idp"]["controls"] = {"mean": {"beyond_luck": 0.002, "beyond_luck_interval": [-0.011, 0.015]}}
+    assert "of its lead over a random prompt +0.2 points (-1.1 to +1.5) is beyond luck;" in conclusion(found)
 
 
 def test_on_the_dense_model_a_gain_is_no_repair(tmp_path):
@@ -132,8 +137,6 @@ def test_the_sharper_outcome_speaks_where_hits_do_not(tmp_path):
     found = record(tmp_path, {"dense": DENSE, "compressed": DENSE}, recovery="none")
     (only,) = found["idp"]["comparisons"]
     only["graded"]["mean"] |= {"difference": -0.012, "low": -0.02, "high": -0.004, "p": 0.003}
-    from idp.report.conclusion import conclusion
-
     assert "the probability of the right choice, which says more of a document, falls by 1.2 points (0.4 to 2.0)" in (
         conclusion(found)
     )

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from idp.report.__main__ import main
@@ -142,3 +143,139 @@ def test_themes(page):
     assert background() != light
     page.emulate_media(media="print")
     assert background() == "rgb(255, 255, 255)" and not page.locator("nav").is_visible()
+
+
+def shown(browser, runs, tmp_path):
+    """The page of a folder of runs, ready, and what the browser complains of."""
+    main([str(runs), f"output={tmp_path / 'report'}", "formats=page"])
+    opened, complaints = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.goto((tmp_path / "report" / "index.html").as_uri())
+    opened.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    return opened, complaints
+
+
+@pytest.fixture
+def study(record):
+    """Two compressed models of 200 documents a task, a repair with three seeds, a selector that peeks; no real run."""
+    from tests.report.test_intervals import ORACLE, PROMPT, outcomes_of
+
+    def peeks(written):
+        written["idp"]["selector"] = {"kind": "mine", "peeks": True}
+
+    for compressor, seed in (("gptq3", 7), ("gptq4", 8)):
+        right = outcomes_of(seed=seed)
+
+        def outcomes(model, task, number, right=right, compressor=compressor):
+            scores = right(model, task)
+            if model == "repaired":
+                scores = np.roll(scores, 3 * number)  # other documents with other seeds
+            return scores if model != "dense" else outcomes_of(seed=1)(model, task)
+
+        for number in range(3 if compressor == "gptq3" else 1):
+            record(
+                f"{compressor}-{number}",
+                seed=number,
+                compressor=compressor,
+                recovery=PROMPT,
+                right=lambda model, task, number=number, outcomes=outcomes: outcomes(model, task, number),
+            )
+    record(
+        "oracle", compressor="gptq4", recovery=ORACLE, change=peeks, right=lambda model, task: outcomes(model, task, 0)
+    )
+
+
+def test_differences_are_paired_whatever_the_reference(browser, study, runs, tmp_path, capsys):
+    """Stored for dense and the compressed model, computed in the page for any other: the analysis' own intervals."""
+    from idp.report.collect import collect
+    from idp.report.comparisons import against
+    from idp.report.view import views
+
+    (view,) = views(collect([runs]))
+    opened, complaints = shown(browser, runs, tmp_path)
+    rows = [row for row in view.rows if not row.first.peeks]
+    seen = set()
+    for before in rows:
+        for after in rows:
+            if before is after:
+                continue
+            wanted = against(before, after, view.tasks, {})
+            for key in (*view.tasks, "mean"):
+                found = opened.evaluate(
+                    "([a, b, key]) => differenceOf(rowOf(a), rowOf(b), key)", [after.id, before.id, key]
+                )
+                said = [found[name] for name in ("difference", "low", "high", "p")]
+                right = [getattr(wanted.of(key), name) for name in ("difference", "low", "high", "p")]
+                assert said == pytest.approx(right, rel=1e-4, abs=1e-6), (before.name, after.name, key)
+                seen.add((before.runs, after.runs))
+    assert seen == {(1, 1), (1, 3), (3, 1)} and complaints == []
+    opened.close()
+
+
+def test_bars_of_differences_are_paired_and_the_reference_has_none(browser, study, runs, tmp_path, capsys):
+    opened, complaints = shown(browser, runs, tmp_path)
+
+    def bars():
+        return opened.evaluate(
+            "[...document.querySelectorAll('#compare line[aria-label=interval]')].map(bar => {"
+            " const box = bar.getBoundingClientRect(); return [box.width, bar.getAttribute('stroke')]; })"
+        )
+
+    scores = bars()
+    models = opened.locator("#table tr.chosen").count()
+    assert len(scores) == 3 * models, "two tasks and their mean"
+    opened.locator("#compare label.tick", has_text="difference to").locator("input").check()
+    assert len(bars()) == 3 * (models - 1)
+    notes = opened.locator("#compare .notes").inner_text()
+    assert "interval holds for this seed only" in notes and "gptq4 + prompt" in notes
+    assert "95 % interval, paired over documents" in opened.locator("#compare .view").inner_text()
+    assert complaints == []
+    opened.close()
+
+
+def test_without_outcomes_a_difference_has_no_bar_and_says_why(browser, study, runs, tmp_path, capsys):
+    (runs / "gptq4-0" / "samples.parquet").unlink()
+    opened, complaints = shown(browser, runs, tmp_path)
+    names = {row: opened.evaluate("name => DATA.views[0].rows.find(row => row.name === name).id", row)
+             for row in ("gptq3 + prompt", "gptq4 + prompt")}  # fmt: skip
+    found = opened.evaluate("([a, b]) => differenceOf(rowOf(a), rowOf(b), 'mean')", list(names.values()))
+    assert list(found) == ["why"] and "samples.parquet" in found["why"]
+    opened.evaluate("([a, b]) => { state.chosen = new Set([a, b]); comparing.difference = true; choose(b, true); }",
+                    list(names.values()))  # fmt: skip
+    assert opened.locator("#compare line[aria-label=interval]").count() == 0
+    assert (
+        "No interval of gptq4 + prompt: outcomes of single documents are missing"
+        in opened.locator("#compare .notes").inner_text()
+    )
+    assert complaints == []
+    opened.close()
+
+
+def test_colours_of_the_map_start_at_the_reference_and_noise_stays_pale(browser, record, runs, tmp_path, capsys):
+    from tests.report.test_intervals import PROMPT, outcomes_of
+
+    right = outcomes_of(broken=0.0, mended=0.0)
+
+    def nearly(model, task):
+        scores = right(model, task).copy()
+        if model == "repaired":
+            scores[:20] = 1 - scores[:20]  # as many turn right as wrong, but for chance
+        return scores
+
+    record("prompt", recovery=PROMPT, right=nearly)
+    opened, complaints = shown(browser, runs, tmp_path)
+    found = opened.evaluate(
+        "() => { const reference = rowOf(mapping.reference); const { differences, reach } = coloured(state.view.rows,"
+        " reference); const found = [...differences.values()].map(each => [each.difference, each.noise]);"
+        " return [reference.role, reach, found]; }"
+    )
+    role, reach, differences = found
+    repaired = differences[2]
+    interval = opened.evaluate("() => state.view.rows[2].against[mapping.reference].mean")
+    error = (interval[2] - interval[1]) / 3.92
+    assert role == "compressed" and reach >= 2 * error > 0 and reach > abs(repaired[0])
+    assert differences[1] == [0, False] and repaired[1] is True
+    assert opened.locator("#map circle.noise").count() >= 1
+    assert "above or below gptq3" in opened.locator("#map .view").inner_text()
+    assert complaints == []
+    opened.close()

@@ -38,6 +38,18 @@ def test_lines_are_told_apart_by_settings_and_seed(run_here, tmp_path):
     assert prompts == [("prompt length=2", "0"), ("prompt length=2", "1"), ("prompt length=10", "0")]
 
 
+def test_a_line_has_the_difference_to_what_was_repaired(vary, runs):
+    def differs(record):
+        (step,) = (each for each in record["idp"]["comparisons"] if each["before"] == "compressed")
+        step["mean"] |= {"difference": 0.0125, "low": -0.004, "high": 0.029}
+        record["idp"]["perplexity"] = {"c4": 30.0}
+        record["idp"]["fidelity"] = {"repaired": {"texts": {"c4": {"mean_kl": 0.25}}, "tasks": {}}}
+
+    vary("first", differs)
+    (row,) = rows_of(collect([runs]))
+    assert row["difference (95 %)"] == "+0.013 (-0.004 to +0.029) to compressed" and row["c4 KL to dense"] == "0.250"
+
+
 def rows_of(found):
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sweep_table(found).splitlines()]
     return [dict(zip(table[0], row, strict=True)) for row in table[2:]]

@@ -122,3 +122,31 @@ def test_an_output_that_cannot_be_written(real, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="choose another folder with output="):
         main([str(real[0]), f"output={tmp_path / 'file' / 'report'}"])
+
+
+def test_noise_does_not_fill_the_colours_of_the_transfer_matrix(record, runs):
+    """Differences within noise stay pale: the strongest colour is two standard errors at least."""
+    import numpy as np
+
+    from idp.report.plots import transfer_matrix
+    from tests.report.test_intervals import outcomes_of
+
+    right = outcomes_of(broken=0.3, mended=0.0)
+
+    def nearly(model, task):
+        scores = right(model, task).copy()
+        if model == "repaired":
+            scores[:21] = 1 - scores[:21]
+        return scores
+
+    def moved(written):
+        written["idp"]["transfer"] = {"kind": "prompt", "compressor": "gptq3", "corpus": "c4", "seed": 0, "key": "0"}
+
+    record("moved", compressor="gptq4", recovery={"kind": "transfer", "from": "x"}, right=nearly, change=moved)
+    (view,) = views(collect([runs]))
+    found = view.compared[view.rows[2].id].mean
+    (image,) = transfer_matrix(view).axes[0].images
+    low, high = image.get_clim()
+    assert found.low < 0 < found.high and -low == high > abs(found.difference)
+    assert high >= 2 * (found.high - found.low) / 3.92 * 0.99
+    assert np.isclose(float(image.get_array()[0][0]), found.difference)

@@ -43,9 +43,10 @@ def test_gains_and_damage_have_intervals(repaired):
     assert not any("recovery" in key for key in values)
 
 
-def test_a_gain_of_compression_is_that_over_dense_and_one_model_has_none(tmp_path):
+def test_without_a_repair_there_is_no_gain_and_without_baselines_no_damage(tmp_path):
     values = metrics.summary(record(tmp_path, {row: THREE[row] for row in ("dense", "compressed")}, recovery="none"))
-    assert values["gain/mean"] == -values["damage/mean"] < 0 and "damage/brought_back" not in values
+    assert values["damage/mean"] == pytest.approx(28 / 240) and "damage/brought_back" not in values
+    assert not any(key.startswith("gain/") for key in values)
     values = metrics.summary(record(tmp_path / "alone", {"repaired": THREE["repaired"]}, baselines=False))
     assert not any(key.startswith(("gain/", "damage/")) for key in values)
 
@@ -55,7 +56,7 @@ def test_stages_fidelity_and_groups(repaired):
     about["fidelity"] = {
         row: {
             "texts": {"c4": {"mean_kl": 0.2, "same_top": 0.9, "tokens": 512}},
-            "tasks": {"webqs": {"mean_kl": 0.1, "flips": {"right_to_wrong": 3, "wrong_to_right": 1}}},
+            "tasks": {"webqs": {"mean_kl": None, "last": {"mean_kl": 0.1}, "flips": {"right_to_wrong": 3}}},
         }
         for row in ("compressed", "repaired")
     }
@@ -63,7 +64,9 @@ def test_stages_fidelity_and_groups(repaired):
     values = metrics.summary(repaired)
     assert (values["seconds/load"], values["peak_memory_bytes/load"]) == (1.5, 123) and "seconds/recover" not in values
     assert (values["fidelity/c4/mean_kl"], values["compressed/fidelity/c4/same_top"]) == (0.2, 0.9)
-    assert values["fidelity/nq_open_for_webqs/flips_right_to_wrong"] == 3
+    task = "fidelity/nq_open_for_webqs"
+    assert (values[f"{task}/flips_right_to_wrong"], values[f"{task}/last_mean_kl"]) == (3, 0.1)
+    assert f"{task}/mean_kl" not in values
     assert values["group/social_sciences"] == values["dense/group/social_sciences"] == 0.5
 
 

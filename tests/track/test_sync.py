@@ -52,7 +52,7 @@ def test_the_summary_is_the_record_metric_by_metric(received):
         expected = metrics.summary(record)
         assert {
             "score/arc_easy",
-            "gain/mean_low",
+            "damage/mean_low",
             "score/nq_open_for_webqs",
             "seconds/compress",
             "peak_memory_bytes/compress",
@@ -60,6 +60,7 @@ def test_the_summary_is_the_record_metric_by_metric(received):
             "latency/decode_ms",
             "params/added",
         } <= expected.keys()
+        assert ("gain/mean_low" in expected) == (record["idp"]["row"] == "repaired")
         for key, value in expected.items():
             assert receiver.runs[name].summary[key] == pytest.approx(value), (name, key)
 

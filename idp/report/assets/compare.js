@@ -43,7 +43,7 @@ function drawComparison() {
       comparing.difference ? Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.5 }) : null,
       Plot.axisFy({ anchor: "left", label: null, textAnchor: "end", dx: -8, fill: "currentColor" }),
       Plot.ruleY(points.filter(point => point.low !== null), { fy: "task", y: "name", x1: "low", x2: "high",
-        stroke: "name", strokeOpacity: 0.55, strokeWidth: 1.5, ariaLabel: "interval" }),
+        stroke: "name", strokeOpacity: 0.55, strokeWidth: 1.5, ariaLabel: () => "interval" }),
       Plot.dot(points, { fy: "task", y: "name", x: "score", fill: "name", r: 4,
         fillOpacity: { value: point => point.peeks ? PALE : 1, scale: null }, title: "said", tip: true }),
     ],
