@@ -66,11 +66,12 @@ def check(
 
 
 def _check_each(formatter: _Formatter, name: str, indices: Sequence[int], shots: int, places: Places) -> None:
-    different = formatter.different_examples() if shots else 0
-    if different < shots:
+    pool, alike = formatter.examples() if shots else (0, False)
+    if pool < shots or (alike and shots > 1):
+        shown = _count(pool, "document") + (", all of them alike," if alike and pool > 1 else "")
         raise UserError(
-            f"{places.example(None)}: {_count(different, 'different document')}, and task {name} takes"
-            f" {_count(shots, 'example')} before each question; add documents, or use task.fewshot={different}"
+            f"{places.example(None)}: {shown} and task {name} takes {_count(shots, 'example')} before each question;"
+            f" add documents, or use task.fewshot={min(pool, 1) if alike else pool}"
         )
     try:
         troubles = formatter.troubles(indices)
@@ -78,7 +79,7 @@ def _check_each(formatter: _Formatter, name: str, indices: Sequence[int], shots:
         raise UserError(
             f"{places.example(None)}: task {name} takes {_count(shots, 'example')} before each question, none of them"
             f" the question itself, and does not find so many ({error}); add documents, or use task.fewshot="
-            f"{min(shots, different) - 1}"
+            f"{min(shots, pool) - 1}"
         ) from error
     if not troubles:
         return
@@ -127,14 +128,10 @@ class _Formatter:
             self.pool = {id(document): number for number, document in enumerate(task.sampler.df)}
             self.draw, task.sampler.sample = task.sampler.sample, self._sample
 
-    def different_examples(self) -> int:
-        """How many documents of the pool differ, counted up to one more than are needed."""
-        found: set[str] = set()
-        for document in self.task.sampler.df:
-            found.add(json.dumps(document, sort_keys=True, default=str))
-            if len(found) > self.shots:
-                break
-        return len(found)
+    def examples(self) -> tuple[int, bool]:
+        """How many documents the pool has, and whether all of them are the same (MMLU's have doubles among them)."""
+        pool = self.task.sampler.df
+        return len(pool), all(document == pool[0] for document in pool)
 
     def troubles(self, indices: Sequence[int]) -> list[Trouble]:
         """Each document in trouble, with the first thing that is; of an example that is, that alone."""

@@ -48,9 +48,10 @@ def count(view: View, row: Cell) -> dict[str, int] | None:
     dense = view.parent(compressed) if compressed is not None else None
     if dense is None:
         return None
+    before = view.found.get(row.first.parent) or compressed.first  # of several calibrations the one that it repairs
     totals: dict[str, int] = {}
     for task in view.tasks:
-        scores = paired([dense.first, compressed.first, row.first], task)
+        scores = paired([dense.first, before, row.first], task)
         if scores is None:
             continue
         for kind, found in flips(*(each > 0.5 for each in scores)).counts.items():

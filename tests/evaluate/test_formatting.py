@@ -124,8 +124,8 @@ def test_a_split_whose_labels_are_withheld(name, rows, found):
 @pytest.mark.parametrize(
     "pool, complaint",
     [
-        (good(mmlu, 2), r"dev.jsonl: 2 different documents, and task mmlu_anatomy takes 5 examples.*task.fewshot=2"),
-        ([mmlu(1)] * 6, r"dev.jsonl: 1 different document, .*task.fewshot=1"),
+        (good(mmlu, 2), r"dev.jsonl: 2 documents and task mmlu_anatomy takes 5 examples.*task.fewshot=2"),
+        ([mmlu(1)] * 6, r"dev.jsonl: 6 documents, all of them alike, and .*task.fewshot=1"),
         (
             [*good(mmlu, 4), mmlu(4, answer=-1)],
             r"dev.jsonl line 9: as an example of task mmlu_anatomy it has the target -1",
@@ -142,13 +142,20 @@ def test_examples_that_do_not_suffice(pool, complaint, found):
     assert found("mmlu_anatomy", fewshot=0, test=good(mmlu), dev=pool).documents == 5
 
 
+def test_a_pool_with_doubles_will_do(found):
+    """MMLU's own five of college physics are four."""
+    assert found("mmlu_anatomy", fewshot=5, test=good(mmlu), dev=[*good(mmlu, 4), mmlu(1)]).documents == 5
+
+
 def test_examples_from_a_pool_that_is_the_question_itself(found):
     """lm-eval keeps a document out of its own examples: three are one too few for three."""
     with pytest.raises(UserError, match=r"train.jsonl: task piqa takes 3 examples .*task.fewshot=2"):
         found("piqa", fewshot=3, validation=good(piqa), train=good(piqa, 3))
     assert found("piqa", fewshot=2, validation=good(piqa), train=good(piqa, 3)).documents == 5
     lines = [{"text": "it is one"}] * 4
-    with pytest.raises(UserError, match=r"test.jsonl: 1 different document.* task lambada_openai takes 2 examples"):
+    with pytest.raises(
+        UserError, match=r"test.jsonl: 4 documents, all of them alike, .*lambada_openai takes 2 examples"
+    ):
         found("lambada_openai", fewshot=2, test=lines)
 
 

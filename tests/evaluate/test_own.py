@@ -159,6 +159,16 @@ def test_a_data_set_that_is_missing_and_one_beside_the_yaml(own, tmp_path):
         own(local | {"rows.jsonl": lines + json.dumps(ROWS[0] | {"right": 7}) + "\n"}, "capitals", data=())
 
 
+def test_a_metric_that_fails_on_a_document_is_found_before_anything_is_computed(own):
+    files = {
+        "a.yaml": CAPITALS + "process_results: !function utils.score\n",
+        "utils.py": "def score(doc, results):\n    return {'acc': 1 / (5 - int(doc['q'][1:]))}\n",
+    }
+    with pytest.raises(UserError, match="test.jsonl line 6: document 5 .* its metric fails .ZeroDivisionError"):
+        own(files, "capitals")
+    assert own(files, "capitals", documents=2)[0].documents == 6
+
+
 def test_a_path_that_is_no_folder_or_no_name(own, tmp_path):
     for include, complaint in [("gone", "there is no such folder"), ("a.yaml", "is a file; give its folder")]:
         with pytest.raises(UserError, match=complaint):
@@ -180,7 +190,8 @@ def test_from_yaml_to_record(run_here, bridges, tmp_path, caplog):
     tasks.mkdir()
     (tasks / "capitals.yaml").write_text(CAPITALS.replace('"Q: {{q}} A:"', "!function utils.text"))
     (tasks / "utils.py").write_text(
-        "from functools import partial\n\n\ndef asked(doc, end):\n    return doc['q'] + end\n\n\ntext = partial(asked, end=':')\n"
+        "from functools import partial\n\n\ndef asked(doc, end):\n    return doc['q'] + end\n\n\n"
+        "text = partial(asked, end=':')\n"
     )
     (tasks / "said.yaml").write_text(
         "task: said\ndataset_path: none\ntest_split: test\ndoc_to_text: q\ndoc_to_target: q\n"
@@ -213,3 +224,18 @@ def test_from_yaml_to_record(run_here, bridges, tmp_path, caplog):
     (tasks / "utils.py").write_text((tasks / "utils.py").read_text().replace("end=':'", "end='?'"))
     assert run_here(*words)["idp"]["merged_choices"] == {}
     assert sorted(config["task"] for config in products()) == ["capitals", "capitals", "said"]
+
+
+def test_an_answer_that_does_not_fit_the_window_is_refused_before_the_model_is_compressed(own, compose, open_tiny):
+    from idp.pipeline import Found, _check_generation
+
+    said = "task: said\ntest_split: test\ndoc_to_text: q\ndoc_to_target: q\nmetric_list: [{metric: exact_match}]\n"
+    config, empty = compose("model=tiny_llama", "recovery=prompt", "recovery.length=20"), open_tiny("llama")
+    for longest, refused in [(2027, False), (2028, True)]:
+        options = f"generation_kwargs: {{until: ['x'], max_gen_toks: {longest}}}\n"
+        found = Found(None, own({"a.yaml": said + options}, "said", data=("said",)), None, None, None, {})
+        if refused:
+            with pytest.raises(UserError, match="said lets a model generate 2028 tokens, and the window holds 2028"):
+                _check_generation(config, empty, found)
+        else:
+            _check_generation(config, empty, found)

@@ -223,6 +223,20 @@ def test_an_unknown_task_gets_close_matches():
         find_tasks(asked("arc_esay"))
 
 
+@pytest.mark.parametrize("name", ["question", "multiple_choice_", "tests/mine.yaml", "answer"])
+def test_an_unknown_task_is_answered_without_reading_lm_evals_whole_index(name, monkeypatch):
+    monkeypatch.setattr(catalog, "_index", lambda folder: pytest.fail("15 seconds for a name that is no tag"))
+    with pytest.raises(UserError, match=f"task.names: .*{name}"):
+        find_tasks(asked(name))
+
+
+def test_a_tag_in_any_of_its_spellings_is_known():
+    for text in (b"tag: geo", b"tag: [a, geo]", b"tag:\n  - a\n  - 'geo'", b'"tag": ["geo"]', b"tag: geo # where"):
+        assert catalog._is_tag("geo", text)
+    for text in (b"tag: geography", b"doc_to_text: geo\ntag: other", b"task: geo_tag"):
+        assert not catalog._is_tag("geo", text)
+
+
 def test_a_task_that_is_nowhere_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(UserError) as error:
         find_tasks(asked("arc_easy", "gsm8k", data_dir=tmp_path))
