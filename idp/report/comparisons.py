@@ -63,7 +63,8 @@ def compare(
 ) -> dict[str, Comparison]:
     """Paired tests of every row that has a parent against that, by the row's `id`.
 
-    p-values are adjusted by Holm: of single tasks over all rows and tasks, of the means over all rows.
+    p-values are adjusted by Holm: of single tasks over all rows and tasks, of the means over all rows. Those of rows
+    that peek at the answers are not: they are upper bounds, and claim nothing.
 
     Args:
         rows: of one setting.
@@ -74,8 +75,7 @@ def compare(
     found = {
         row.id: against(known[row.parent], row, tasks, groups or {}) for row in rows if row.parent in known
     }  # a row without a parent has nothing to stand against
-    _adjust([test for comparison in found.values() for test in comparison.tasks.values()])
-    _adjust([comparison.mean for comparison in found.values() if comparison.mean is not None])
+    _adjust_all([found[row.id] for row in rows if row.id in found and not row.first.peeks])
     return found
 
 
@@ -88,9 +88,7 @@ def compare_to_dense(
         return {}
     others = [row for row in rows if row is not dense]
     found = {row.id: made[row.id] if row.parent == dense.id else against(dense, row, tasks, groups) for row in others}
-    new = [found[row.id] for row in others if row.parent != dense.id]
-    _adjust([test for comparison in new for test in comparison.tasks.values()])
-    _adjust([comparison.mean for comparison in new if comparison.mean is not None])
+    _adjust_all([found[row.id] for row in others if row.parent != dense.id and not row.first.peeks])
     return found
 
 
@@ -149,6 +147,11 @@ def _recorded(before: Cell, after: Cell, tasks: Sequence[str]) -> Comparison:
     return found
 
 
+def _adjust_all(found: Sequence[Comparison]) -> None:
+    _adjust([test for comparison in found for test in comparison.tasks.values()])
+    _adjust([comparison.mean for comparison in found if comparison.mean is not None])
+
+
 def _adjust(tests: Sequence[Difference]) -> None:
     from idp.analyze.significance import holm
 
@@ -157,10 +160,12 @@ def _adjust(tests: Sequence[Difference]) -> None:
 
 
 def _pair(before: Cell, after: Cell, task: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores [runs, documents] of two rows on the same documents."""
+    """Scores [runs, documents] of two rows on the same documents, the greater the better."""
     import numpy as np
 
     scores = paired([*before.members, *after.members], task)
     if not scores or not len(scores[0]):
         return None
+    if not before.first.tasks[task].higher_is_better:
+        scores = [-each for each in scores]
     return np.stack(scores[: before.runs]), np.stack(scores[before.runs :])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def embedded(view: View, room: int) -> dict[str, Any]:
-    """The score of each document under every run of every row, in about `room` bytes.
+    """The score of each document under every run of every row, the greater the better, in about `room` bytes.
 
     Returns:
         `documents`: of each task the sizes of the samples that were read of it (one, but where documents are missing);
@@ -30,7 +30,8 @@ def embedded(view: View, room: int) -> dict[str, Any]:
             each = [outcomes(model.tasks.get(task)) for model in row.members]
             if any(one is None for one in each) or not _alike([one.doc_ids for one in each]):
                 continue
-            runs = [_encoded(one.scores) for one in each]
+            sign = 1.0 if row.first.tasks[task].higher_is_better else -1.0
+            runs = [_encoded(sign * one.scores) for one in each]
             found[task] = {"sample": _place(samples.setdefault(task, []), each[0].doc_ids), "runs": runs}
             size += sum(map(len, runs)) + len(task) + 30
         if size > room:

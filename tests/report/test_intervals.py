@@ -8,6 +8,7 @@ import pytest
 
 from idp.report.collect import collect
 from idp.report.costs import cost_table
+from idp.report.embedded import embedded
 from idp.report.formats import comma_separated, markdown
 from idp.report.intervals import difference_table
 from idp.report.nine_tasks import score_table
@@ -119,6 +120,23 @@ def test_an_upper_bound_is_labelled_by_what_it_does_not_by_its_name(record, tmp_
     view = view_of(tmp_path)
     assert "idp (mine, peeks: upper bound)" in view.rows[2].name
     assert "upper bound: it has seen the answers" in markdown(score_table(view))
+    assert not view.compared[view.rows[2].id].differs()  # it claims nothing, and takes no part in Holm's adjustment
+    compressed = view.compared[view.rows[1].id].mean
+    assert compressed.adjusted == compressed.p < 0.05
+
+
+def test_above_0_is_better_where_less_is_more(record, tmp_path):
+    def errors(record):
+        for task in record["results"]:
+            record.setdefault("higher_is_better", {})[task] = {"acc": False}
+
+    right = outcomes_of()
+    record("prompt", recovery=PROMPT, right=lambda model, task: 1 - right(model, task), change=errors)
+    view = view_of(tmp_path)
+    damage, gain = (view.compared[row.id].tasks["arc_easy"].difference for row in view.rows[1:])
+    assert damage < 0 < gain
+    stored = embedded(view, 10**6)["rows"]
+    assert all(row["arc_easy"]["runs"][0].startswith("f") for row in stored.values())
 
 
 @pytest.mark.parametrize("broken", [0.0, 0.3])
