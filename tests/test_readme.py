@@ -89,6 +89,9 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
     elif words[:3] == ["python", "-m", "tests.faults"]:  # it runs in tests/faults/test_faults.py
         done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "--count" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "tests.analyze.simulations"]:  # tests/analyze/test_simulations.py runs a part
+        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "--studies" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.report"]:
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)

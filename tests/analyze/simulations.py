@@ -8,8 +8,8 @@ how often what `detectable` says they find?
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -172,5 +172,7 @@ def _table(rows: list[list[str]], headers: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else STUDIES
+    parser = argparse.ArgumentParser(description="Coverage and power of intervals over simulated studies, as Markdown.")
+    parser.add_argument("--studies", type=int, default=STUDIES, help="of each design, without a gain and with one")
+    number = parser.parse_args().studies
     print(f"{coverage_table(number)}\n\n{power_table(number)}")
