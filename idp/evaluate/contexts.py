@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from idp.evaluate.scorer import Scorer
     from idp.store import Product
 
-# Of a task's documents every fifth, from 8 to 32 of them; tokens of all their contexts; and the last ones of each.
-SHARE, FEW, DOCUMENTS, TOKENS, POSITIONS = 5, 8, 32, 4096, 32
+# Of a task's documents every fifth, from 2 to 32 of them; tokens of all their contexts; and the last ones of each.
+SHARE, FEW, DOCUMENTS, TOKENS, POSITIONS = 5, 2, 32, 4096, 32
 
 
 def bounds() -> list[int]:
