@@ -33,8 +33,14 @@ def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for all commands, which have much in common: what one has made, the next ones find."""
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.parametrize("command", commands())
-def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_path, monkeypatch, capsys):
+def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
@@ -47,10 +53,14 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, tmp_pa
         ]
         overrides = repairs_in_place(overrides, run_here, model_folders, tmp_path)
         small = ["budget=smoke", "tracker=none"]
+        if not any(word.startswith("store=") for word in overrides):
+            small.append(f"store={store}")
         if not any(word.startswith("model=") for word in overrides):
             small.append("model=tiny_llama")
         if any(word == "task=all" for word in overrides):
             small.append("task=commonsense")  # the last word wins; that all nine run is another test's business
+        if "task=knowledge" in overrides and not any(word.startswith("task.names=") for word in overrides):
+            small.append("task.names=[mmlu_anatomy,jeopardy,squad_closed_book,squad_open_book]")
         if any("optuna" in word for word in overrides):
             pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
             small.append("hydra.sweeper.n_trials=2")

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from idp.beginning import PLACES, Beginning
 from idp.errors import UserError
-from idp.evaluate import divergence
+from idp.evaluate import contexts, divergence
 from idp.evaluate.divergence import Keep, Kept, Observer, figures
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, Fidelity, flips
@@ -270,7 +270,10 @@ def on_task(root, dense, other, samples, kind="multiple_choice"):
 
 @pytest.mark.parametrize("kind", ["multiple_choice", "generate_until", "loglikelihood_rolling"])
 @pytest.mark.parametrize("examples", ["", "Question: what floats?\nAnswer: a boat\n\n"])
-def test_on_contexts_it_is_the_plain_forward_pass_s(kind, examples, exactly, open_tiny, make_bank, tmp_path):
+def test_on_contexts_it_is_the_plain_forward_pass_s(
+    kind, examples, exactly, open_tiny, make_bank, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(contexts, "FEW", 6)
     dense, compressed = open_tiny("llama"), damaged(open_tiny("llama"))
     prompt = make_bank(compressed, [4]).prompts[0]
     rng = random.Random(0)
@@ -314,8 +317,6 @@ def test_a_context_s_bos_is_no_position_of_it(place, exactly, open_bos, make_ban
 
 
 def test_documents_are_few_enough_and_an_empty_context_has_one_position(open_tiny, monkeypatch, tmp_path):
-    from idp.evaluate import contexts
-
     loaded = RepairedModel(open_tiny("llama"))
     samples = [("", [" boats"], 1.0) if n == 0 else ("x" * 99, [" boats"], 1.0) for n in range(200)]
     _, product = on_task(tmp_path / "all", loaded, loaded, samples)
