@@ -40,6 +40,8 @@ def option(
     `default` is for an option that came later: a YAML of the user's own that does not know it means that.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, dict):  # empty rather than null, which words on the command line cannot be merged into
+        return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -370,18 +372,18 @@ class Task:
     include_path: Any = option("a folder of lm-eval YAML files of your own, or a list of folders", default=None)
     documents_of: Optional[dict[str, Optional[int]]] = option(
         "at most so many documents of these tasks, or of each task of these groups; null: as task.documents says",
-        default=None,
+        default={},
     )
     fewshot_of: Optional[dict[str, int]] = option(
         "examples before each question of these tasks, or of the tasks of these groups, where task.fewshot is null",
-        default=None,
+        default={},
     )
     groups: Optional[dict[str, list[str]]] = option(
         "groups of tasks, or of lm-eval's groups, that are also scored as one: the mean over the group's tasks",
-        default=None,
+        default={},
     )
     open_book: Optional[dict[str, str]] = option(
-        "tasks without a passage, each with the task that asks the same questions with it", default=None
+        "tasks without a passage, each with the task that asks the same questions with it", default={}
     )
 
 

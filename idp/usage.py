@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 import typing
+from typing import Any
 
 from idp import config, kinds
 from idp.config import conf_dir, one_line
@@ -72,7 +73,9 @@ def explain(error: Exception) -> str:
         return f"{missing[1]}={missing[2]}: no such option; choose one of {', '.join(options(missing[1]))}"
     unknown = re.search(r"Could not override '([\w.@/]+)'", str(error))
     message = one_line(error)
-    if unknown:
+    if unknown and (mapping := _mapping(unknown[1])) is not None:
+        message = f"{mapping}: a new entry takes a plus, such as +{mapping}.name=value, or +{mapping}={{name:value}}"
+    elif unknown:
         message = f"{unknown[1]}: {_unknown(unknown[1], str(error))}"
     elif cause is not error and one_line(cause) not in message:
         message = f"{message}: {one_line(cause)}"
@@ -89,6 +92,22 @@ def _unknown(key: str, message: str) -> str:
     near = difflib.get_close_matches(last, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "see python -m idp.run --help for what there is"
     return f"there is no such option here; {hint}"
+
+
+def _mapping(key: str) -> str | None:
+    """The option above a key, or at it, whose entries are the user's to name; None where there is none."""
+    node: Any = config.Config
+    for count, name in enumerate(parts := key.split(".")):
+        hints = typing.get_type_hints(node)
+        if name not in hints:
+            return None
+        types = [hints[name], *typing.get_args(hints[name])]
+        if any(typing.get_origin(each) is dict for each in types):
+            return ".".join(parts[: count + 1])
+        node = next(filter(dataclasses.is_dataclass, types), None)
+        if node is None:
+            return None
+    return None
 
 
 def _all_names() -> set[str]:

@@ -1,5 +1,6 @@
 """Every command in the README and the docs runs: as it stands where it is quick, else on a tiny model."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -42,6 +43,8 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("command", commands())
 def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
+    while re.match("[A-Z_]+=", words[0]):  # what is set for one command
+        words = words[1:]
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert targets.returncode == 0, targets.stderr
@@ -52,6 +55,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
             re.sub("/path/to/(your/model|their/checkpoint)", str(model_folders("llama")), w) for w in words[3:]
         ]
         overrides = repairs_in_place(overrides, run_here, model_folders, tmp_path)
+        overrides = [word.replace("FOLDER", str(evidence(tmp_path))) for word in overrides]
         small = ["budget=smoke", "tracker=none"]
         if not any(word.startswith("store=") for word in overrides):
             small.append(f"store={store}")
@@ -96,6 +100,9 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
         done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.bench.fidelity"]:  # it runs in tests/test_bench_fidelity.py
+        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "--windows" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.faults"]:  # it runs in tests/faults/test_faults.py
         done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "--count" in done.stdout, done.stderr
@@ -129,6 +136,20 @@ def test_python_runs(script, finished_run, capsys):
     run, _ = finished_run(*IDP)
     exec(compile(script.replace("/path/to/your/run", str(run)), "<docs>", "exec"), {})
     assert "prompt_" in capsys.readouterr().out
+
+
+def evidence(folder):
+    """A `data_dir` with TriviaQA's questions, each with the page that names its answer."""
+    lines = []
+    for number in range(9):
+        pages = {"wiki_context": [f"It lies in city {number}."], "title": [], "filename": [], "doc_source": []}
+        answer = {"aliases": [f"City {number}"], "value": f"City {number}"}
+        question = {"question_id": f"q{number}", "question": f"Where is {number}?"}
+        lines.append(json.dumps({**question, "answer": answer, "entity_pages": pages}) + "\n")
+    file = folder / "data" / "triviaqa" / "validation.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(lines))
+    return file.parent.parent
 
 
 def repairs_in_place(overrides, run_here, model_folders, tmp_path):
