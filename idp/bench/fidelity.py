@@ -74,8 +74,10 @@ def _open(options: argparse.Namespace) -> LoadedModel:
 def _windows(loaded: LoadedModel, options: argparse.Namespace) -> torch.Tensor:
     from idp.config import Corpus
     from idp.corpus import blocks, open_corpus
+    from idp.evaluate import embedded
 
-    text = open_corpus(Corpus("embedded", "embedded", None, None, None, None, "text", [], None), None)
+    source = Corpus("embedded", "embedded", None, None, None, None, "text", list(embedded.PASSAGES), None)
+    text = open_corpus(source, None)
     return blocks(text, "perplexity", loaded.tokenizer, options.window, options.windows, 0)
 
 
