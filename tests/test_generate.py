@@ -160,9 +160,10 @@ def test_help(capsys):
 
 
 def test_a_run_names_the_next_command(idp_run, capsys):
-    last = idp_run(*QUICK, "recovery=hard_prompt", "baselines=false").stdout.strip().splitlines()[-2:]
-    assert last[1].startswith("record: ")
-    words = shlex.split(last[0].removeprefix("to see it answer: "))
+    lines = idp_run(*QUICK, "recovery=hard_prompt", "baselines=false").stdout.strip().splitlines()
+    assert lines[-1].startswith("record: ")
+    (line,) = (line for line in lines if line.startswith("to see it answer: "))
+    words = shlex.split(line.removeprefix("to see it answer: "))
     assert words[0].endswith("python") and words[1:3] == ["-m", "idp.generate"]
     main([*words[3:], "max_new_tokens=3"])
     assert "> The capital of France is\n  given hard, 1 of 1 prompts\n" in capsys.readouterr().out
