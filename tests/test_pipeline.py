@@ -120,7 +120,8 @@ def while_measuring(store):
 
 
 def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_run, tmp_path):
-    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=commonsense", "recovery.training.steps=40"]
+    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=custom", "task.names=[arc_easy,piqa]"]
+    overrides.append("recovery.training.steps=40")
     undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
 
     store = tmp_path / "killed"
