@@ -221,6 +221,7 @@ class Selector:
 
     def build(self) -> Any:
         """The `idp.prompting.selectors.base.Selector` that they describe, not fitted yet where it needs that."""
+        self.check_usable()
         raise NotImplementedError
 
 
