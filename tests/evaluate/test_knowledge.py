@@ -42,7 +42,7 @@ def test_the_suite_composes_with_a_corpus_that_it_does_not_ask_about(compose):
     assert config.task.fewshot_of == {"mmlu": config.budget.subject_fewshot}
     assert compose("task=knowledge", "budget=paper").task.documents_of == {"mmlu": None}
     assert compose("task=knowledge", "corpus=c4").corpus.name == "c4"  # the user's word stands
-    assert compose("task=all").corpus.name == "embedded" and compose("task=all").task.groups is None
+    assert compose("task=all").corpus.name == "embedded" and compose("task=all").task.groups == {}
 
 
 def test_groups_are_lm_evals_own(compose):
