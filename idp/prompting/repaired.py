@@ -161,8 +161,8 @@ def head_is_bare(model: PreTrainedModel) -> bool:
         "use_cache": False,
     }
     with torch.inference_mode():
-        found = model.get_output_embeddings()(hidden_at_head(model, inputs))
-        return torch.equal(found, model(**inputs).logits[0])
+        found, expected = model.get_output_embeddings()(hidden_at_head(model, inputs)), model(**inputs).logits[0]
+        return torch.equal(found.to(expected.device), expected)  # a spread model's output comes back to its input's
 
 
 def hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:

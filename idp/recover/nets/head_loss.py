@@ -26,7 +26,8 @@ def head_loss(hidden: torch.Tensor, head: torch.nn.Linear, loss: Loss) -> torch.
         head: the output head, frozen.
         loss: the losses of a few places.
     """
-    return _HeadLoss.apply(hidden, head.weight, head.bias, loss)
+    # A tied head is where the embeddings are, which in a spread model is not where the last layer ends.
+    return _HeadLoss.apply(hidden.to(head.weight.device), head.weight, head.bias, loss)
 
 
 def logits_loss(logits: torch.Tensor, loss: Loss) -> torch.Tensor:
