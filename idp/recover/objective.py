@@ -94,9 +94,11 @@ class Objective:
                 logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return lambda places: logits[places].to(device)
             hidden = hidden_at_head(teacher, inputs).view(*read.shape, -1)[:, -width:-1].flatten(0, 1)
+            head = teacher.get_output_embeddings()
+            hidden = hidden.to(head.weight.device)
 
         def logits_at(places: slice) -> torch.Tensor:
             with torch.no_grad():
-                return teacher.get_output_embeddings()(hidden[places]).to(device)
+                return head(hidden[places]).to(device)
 
         return logits_at
