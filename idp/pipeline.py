@@ -92,6 +92,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
+            if config.latency.enabled:
+                status.stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
             status.stage("track")
