@@ -66,6 +66,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.source.kind == "gguf":
             _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
+        models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
