@@ -459,6 +459,9 @@ class Evaluation:
     )
 
 
+EAGER, GRAPH = "eager", "graph"  # how decoding steps are launched
+
+
 @dataclass
 class Latency:
     enabled: bool = option("measure latency at the end of the run")
@@ -468,6 +471,11 @@ class Latency:
     warmup: int = option("rounds that are not counted", minimum=0)
     rounds: int = option("counted rounds; every round runs every model once", minimum=2)
     merged: bool = option("also measure LoRA merged into the weights")
+    decode: str = option(
+        "eager: each step launched by the host, whose gaps are in its time; graph: one CUDA graph, replayed",
+        choices=(EAGER, GRAPH),
+        default=EAGER,
+    )
 
 
 @dataclass
