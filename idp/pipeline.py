@@ -65,6 +65,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.source.kind == "gguf":
             _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
+        models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
@@ -92,6 +93,8 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
+            if config.latency.enabled:
+                status.stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
             status.stage("track")

@@ -214,7 +214,7 @@ def time_models(
 
         write_json(folder / LATENCY, measure_latency(open_variants(), options))
 
-    with out_of_memory_is_explained("measure"):
+    with out_of_memory_is_explained("latency"):
         return store.get_or_make(
             "latency",
             parent=digest(parents),

@@ -11,6 +11,7 @@ length, and lets each row see its prefix, its trunk and its own branch.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -252,6 +253,33 @@ def in_groups(
     return groups
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What the attention of one forward pass needs to know. It names no model: see `_current`.
+
+    Args:
+        packed: the rows.
+        prefixes: what they follow, `whole`; None for nothing.
+        stop_at: the layer at whose attention the pass ends, by `Reached`; None for none.
+        name: of the model's class, for what is said of it.
+        replaced: the name of the attention in whose place ours stands.
+        kinds: of the model's layers; empty where it does not say.
+        chunk: tokens of the chunks of those that have them.
+    """
+
+    packed: Packed
+    prefixes: Prefixes | None
+    stop_at: int | None
+    name: str
+    replaced: str | None
+    kinds: Sequence[str]
+    chunk: int | None
+
+
+# transformers' registry lives as long as the process: the function that stands in it may hold no model and no tensor.
+_current: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("idp_packed_pass", default=None)
+
+
 @contextlib.contextmanager
 def packed_attention(
     model: PreTrainedModel, packed: Packed, prefixes: Prefixes | None, stop_at: int | None = None
@@ -275,39 +303,20 @@ def packed_attention(
             f"{type(model).__name__}: its attention cannot be replaced, so it cannot be scored with prompts; use a"
             " model whose attention goes through transformers' AttentionInterface"
         )
-
-    whole = prefixes.whole if prefixes is not None else None
     config = model.config.get_text_config()
-    before = config._attn_implementation
-    kinds, chunk = getattr(config, "layer_types", None) or (), getattr(config, "attention_chunk_size", None)
-
-    def attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, scaling: Any = None, **rest: Any
-    ) -> Any:
-        layer = module.layer_idx
-        if attention_mask is not None and attention_mask.numel() != 1:
-            raise UserError(
-                f"{type(model).__name__}: {type(module).__name__} adds a bias of its own to its attention, which packed"
-                " rows would lose; use another model"
-            )
-        weighing = Weighing(
-            query.shape[-1] ** -0.5 if scaling is None else scaling,
-            rest.get("sliding_window"),
-            chunk if kinds and kinds[layer] == "chunked_attention" else None,
-            # Gemma-2's bound on scores, as the model's own implementation heeds it: torch's fused attention does not.
-            None if before == "sdpa" else rest.get("softcap"),
-            rest.get("s_aux"),
+    before, outer = config._attn_implementation, _current.get()
+    AttentionInterface.register(PACKED, attend)
+    _current.set(
+        Pass(
+            packed,
+            prefixes.whole if prefixes is not None else None,
+            stop_at,
+            type(model).__name__,
+            before,
+            getattr(config, "layer_types", None) or (),
+            getattr(config, "attention_chunk_size", None),
         )
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        if layer == stop_at:
-            raise Reached(query, key, weighing)
-        prefix = (whole.keys[layer], whole.values[layer]) if whole is not None else None
-        output = query.new_empty(*query.shape[:2], value.shape[-1])
-        for group in packed.groups:
-            output[group.start : group.stop] = _attend(group, query, key, value, prefix, weighing)
-        return output[None], None
-
-    AttentionInterface.register(PACKED, attention)
+    )
     config._attn_implementation = PACKED
     try:
         # A mask of four dimensions is handed on as it is; ours is made from the groups.
@@ -321,6 +330,55 @@ def packed_attention(
             }
     finally:
         config._attn_implementation = before
+        _current.set(outer)
+
+
+def attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, scaling: Any = None, **rest: Any
+) -> tuple[torch.Tensor, None]:
+    """The attention function of the current packed pass, as transformers calls them.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, tokens, head_dim].
+        key: [1, kv_heads, tokens, head_dim]; `value` likewise.
+        value: see `key`.
+        attention_mask: the one number that `packed_attention` hands on.
+        scaling: of the scores; None: 1 / sqrt(head_dim).
+        rest: what else a model hands on.
+
+    Returns:
+        [1, tokens, heads, head_dim], and None for the weights.
+
+    Raises:
+        UserError: the layer adds a bias of its own to the scores.
+        Reached: the pass ends here.
+    """
+    this = _current.get()
+    if this is None:
+        raise RuntimeError(f"{PACKED} attends within `packed_attention` only")
+    layer = module.layer_idx
+    if attention_mask is not None and attention_mask.numel() != 1:
+        raise UserError(
+            f"{this.name}: {type(module).__name__} adds a bias of its own to its attention, which packed rows would"
+            " lose; use another model"
+        )
+    weighing = Weighing(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        rest.get("sliding_window"),
+        this.chunk if this.kinds and this.kinds[layer] == "chunked_attention" else None,
+        # Gemma-2's bound on scores, as the model's own implementation heeds it: torch's fused attention does not.
+        None if this.replaced == "sdpa" else rest.get("softcap"),
+        rest.get("s_aux"),
+    )
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if layer == this.stop_at:
+        raise Reached(query, key, weighing)
+    prefix = (this.prefixes.keys[layer], this.prefixes.values[layer]) if this.prefixes is not None else None
+    output = query.new_empty(*query.shape[:2], value.shape[-1])
+    for group in this.packed.groups:
+        output[group.start : group.stop] = _attend(group, query, key, value, prefix, weighing)
+    return output[None], None
 
 
 class Reached(Exception):

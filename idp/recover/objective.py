@@ -67,7 +67,7 @@ class Objective:
                 return logits_loss(logits, self._loss(tokens, logits.device))
             hidden = hidden_at_head(model, inputs)
         hidden = hidden.view(len(tokens), -1, hidden.shape[-1])[:, -tokens.shape[1] : -1].flatten(0, 1)
-        return head_loss(hidden, head, self._loss(tokens, hidden.device))
+        return head_loss(hidden, head, self._loss(tokens, head.weight.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
         from idp.recover.nets.head_loss import distill, lm, mixture
@@ -94,9 +94,11 @@ class Objective:
                 logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return lambda places: logits[places].to(device)
             hidden = hidden_at_head(teacher, inputs).view(*read.shape, -1)[:, -width:-1].flatten(0, 1)
+            head = teacher.get_output_embeddings()
+            hidden = hidden.to(head.weight.device)
 
         def logits_at(places: slice) -> torch.Tensor:
             with torch.no_grad():
-                return teacher.get_output_embeddings()(hidden[places]).to(device)
+                return head(hidden[places]).to(device)
 
         return logits_at
