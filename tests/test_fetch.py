@@ -24,7 +24,7 @@ RUN = (
     "evaluation.fidelity=false",
     "tracker=none",
 )
-WORDS = "the old bridge over river seven stone repairs builds and new two".split()
+WORDS = ["the", "old", "bridge", "over", "river", "seven", "stone", "repairs", "builds", "and", "new", "two"]
 
 
 class Hub:
