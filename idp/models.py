@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import beginning, hub, quantized, tokenization, weights
+from idp import beginning, hub, placement, quantized, tokenization, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.gguf_files import model as ggufs
@@ -174,30 +174,46 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"device_map": config.device_map} if config.device_map else {}
     trust = config.trust_remote_code
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
     weights.check_experts(str(folder), shapes)
     try:
         with weights.silent() as said:
+            spread = device_map(folder, config)
             model, about = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype_of(config),
                 trust_remote_code=trust,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                **place,
+                device_map=spread,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{folder}: cannot be loaded as a causal language model: {weights.first_fault(error, said)}"
         ) from error
+    placement.refuse_offloaded(model, config.device_map)
     weights.check_loaded(str(folder), about, model.config, shapes)
     weights.check_tied(str(folder), model)
-    if not config.device_map:
+    if spread is None:
         model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, beginning.resolve(config.bos, tokenizer))
+
+
+def device_map(folder: Path, config: Model) -> dict[str, torch.device] | None:
+    """Where each part of the model of `folder` goes; None where all of it goes to `device_of(config)`.
+
+    Raises:
+        UserError: `model.device_map` is set, and the weights do not fit on the devices that are here.
+    """
+    from transformers import AutoConfig
+
+    if not config.device_map or device_of(config).type == "cpu":
+        return None
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    trust = config.trust_remote_code
+    return placement.device_map(config.device_map, device_of(config), shape, dtype_of(config), trust)
 
 
 def open_empty(folder: Path, config: Model) -> LoadedModel:
@@ -252,6 +268,11 @@ def device_of(config: Model) -> torch.device:
         raise UserError(f"model.device={config.device}: use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
+    if config.device_map and (device.type == "cpu" or device.index is not None):
+        raise UserError(
+            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices; use"
+            " model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
+        )
     return device
 
 
