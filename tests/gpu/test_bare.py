@@ -9,6 +9,7 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
+from .bench import WORDS
 from .packages import ROOT, bare_folder, requirements
 
 WITHOUT = ("wandb", "wandb_workspaces", "auto_round", "submitit", "nltk", "gguf", "rouge_score", "sqlitedict.py")
@@ -32,7 +33,7 @@ def bare(tmp_path):
 @pytest.fixture
 def questions(tmp_path):
     """A `data_dir` with eight questions of ARC-Easy's form."""
-    draw, words = random.Random(0), "the old bridge over a quiet river repairs seven new stones and two boats".split()
+    draw, words = random.Random(0), WORDS
     folder = tmp_path / "data" / "arc_easy"
     folder.mkdir(parents=True)
     with open(folder / "test.jsonl", "w", encoding="utf-8") as file:
