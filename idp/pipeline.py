@@ -12,8 +12,9 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, Recovery
+from idp.config import GRAPH, Config, Recovery
 from idp.errors import UserError
+from idp.prompting.variants import Variants
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -293,7 +294,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
     if not config.latency.enabled:
         return None
 
-    def open_variants() -> dict[str, Any]:
+    def open_variants() -> Variants:
         own = list(rows.values())[-1]
         variants = opening.open_variants(
             config.model,
@@ -304,7 +305,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
             own.fitted,
         )
         if "dense" in rows and rows["dense"].weights != own.weights:
-            variants |= {"dense": opening.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
+            variants.stand_in("dense", "compressed", variants["compressed"])
         return variants
 
     parents = [row.key for row in rows.values()]
@@ -370,6 +371,10 @@ def _check_latency(config: Config, empty: models.LoadedModel) -> None:
             f"latency.input_tokens={max(latency.input_tokens)}: with {before} and"
             f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
         )
+    if latency.enabled and latency.decode == GRAPH:
+        from idp.evaluate import graph
+
+        graph.check(empty.model, models.device_of(config.model))
 
 
 def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -> None:

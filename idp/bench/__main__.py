@@ -139,8 +139,6 @@ def _open(options: argparse.Namespace) -> Any:
 
 def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The model alone, one prompt, IDP, and LoRA in its layers, all untrained: training does not change speed."""
-    import copy
-
     from peft import LoraConfig, get_peft_model
 
     from idp.bench.scoring import make_scorers
@@ -148,20 +146,20 @@ def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
     from idp.evaluate.latency import measure_latency
     from idp.models import LoadedModel
     from idp.prompting.repaired import RepairedModel
+    from idp.prompting.variants import Adapters, Variants
 
     scorers = make_scorers(loaded, options.lengths, options.batch_tokens)
-    variants = {
-        name: scorers[way].engine.repaired
-        for name, way in {"compressed": "none", "prompt": "prompt", "idp": "idp"}.items()
-    }
+    ways = {"compressed": "none", "prompt": "prompt", "idp": "idp"}
+    variants = Variants(**{name: scorers[way].engine.repaired for name, way in ways.items()})
     adapted = get_peft_model(
-        copy.deepcopy(loaded.model),
+        loaded.model,
         LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         autocast_adapter_dtype=False,
     )
     base = adapted.get_base_model().eval().requires_grad_(False)
+    variants.adapters, variants.adapted = Adapters(base), {"lora"}
     variants["lora"] = RepairedModel(LoadedModel(base, loaded.tokenizer))
-    return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False))
+    return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False, "eager"))
 
 
 def _row(timed: Any, peak: float) -> dict[str, Any]:
