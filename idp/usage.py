@@ -27,7 +27,7 @@ GROUPS = (
 
 
 def text() -> str:
-    """The text of `--help`. Hydra reads `$` in it as its own, so there is none."""
+    """The text of `--help`."""
     groups = "\n".join(f"  {group + '=':<20} {' '.join(options(group))}" for group in GROUPS)
     return f"""idp: repairing compressed language models with prompts
 

@@ -6,12 +6,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .families import FAMILIES
+from tests.families import FAMILIES
+from tests.processes import python
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -135,8 +135,9 @@ def compose():
     from idp.config import conf_dir
     from idp.kinds import register
 
+    register()
+
     def composed(*overrides: str):
-        register()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))
@@ -146,16 +147,10 @@ def compose():
 
 @pytest.fixture
 def idp_run(tmp_path):
-    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`."""
+    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
 
-    def run(*overrides: str, fails: bool = False, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}"],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            **kwargs,
-        )
+    def run(*overrides: str, fails: bool = False, **options) -> subprocess.CompletedProcess:
+        done = python("-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", **options)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 

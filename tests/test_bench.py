@@ -1,12 +1,12 @@
 """The benchmark runs and prints what it promises, here on random weights."""
 
 import json
-import subprocess
-import sys
+
+from .processes import python
 
 
 def test_bench_on_a_tiny_shape(tmp_path):
-    command = [sys.executable, "-m", "idp.bench", "--shape", "tiny", "--documents", "3", "--rounds", "1"]
+    command = ["-m", "idp.bench", "--shape", "tiny", "--documents", "3", "--rounds", "1"]
     command += [
         "--tasks",
         "arc_easy",
@@ -18,9 +18,7 @@ def test_bench_on_a_tiny_shape(tmp_path):
         "--agreement-documents",
         "3",
     ]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "bench.json")], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    done = python(*command, "--output", tmp_path / "bench.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     assert [row["task"] for row in found["scoring"]] == ["arc_easy", "lambada_openai"]
