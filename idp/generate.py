@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(help_text(Options, HELP))
         sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
-    with failures_in_one_line():
+    with failures_in_one_line(command="generate"):
         options = parse(Options, words)
         prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
         check_count("max_new_tokens", options.max_new_tokens)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import UserError, is_out_of_memory
+from idp.errors import UserError, lacks_memory
 from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def first_fault(error: BaseException, said: Iterable[str] = ()) -> str:
     Raises:
         the error itself, where memory ran out: that is explained elsewhere.
     """
-    if is_out_of_memory(error):
+    if lacks_memory(error):
         raise error
     for message in said:
         if match := re.search(r"^(\S+)\s*\| CONVERSION", message, flags=re.M):

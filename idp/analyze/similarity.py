@@ -294,7 +294,7 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
         del dense, other
         gc.collect()
 
-    with out_of_memory_is_explained("load"):
+    with out_of_memory_is_explained("similarity"):
         return store.get_or_make(
             "similarity",
             parent=keys["load"],

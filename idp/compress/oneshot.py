@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from idp.compress import guard
 from idp.compress.forward import Call, LayeredForward, decoder_layers
-from idp.errors import is_out_of_memory
+from idp.errors import lacks_memory
 
 BATCH_TOKENS = 1024
 
@@ -109,7 +109,7 @@ def _held_to_plain(forward: LayeredForward, input_ids: torch.Tensor, plain: list
         with _forward_context(forward.model, attention):
             guard.check(forward, input_ids, plain)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
+        if lacks_memory(error):
             raise
         raise forward.refusal(f"its layers, called one by one, fail ({type(error).__name__}: {error})") from error
     return attention

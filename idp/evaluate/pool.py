@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import UserError
+from idp.errors import UserError, lacks_memory
 from idp.evaluate.batching import Row
 from idp.evaluate.divergence import Ask
 from idp.evaluate.engine import LocalEngine
@@ -97,9 +97,9 @@ class PooledEngine:
                     if isinstance(error, UserError):
                         raise error
                     if error is not None:
-                        line, trace = error
+                        kind, line, trace = error
                         log.error("an evaluation process failed:\n%s", trace)
-                        raise RuntimeError(f"an evaluation process failed: {line}")
+                        raise kind(f"an evaluation process failed: {line}")
                     yield busy.pop(connection), result
                     feed(connection)
         except (EOFError, OSError) as error:
@@ -127,5 +127,6 @@ def _work(connection: Connection, open_model: OpenModel, device: str, processes:
         except UserError as error:  # one line, for the user; this process's own traceback says nothing more
             answer = (error, None)
         except Exception as error:
-            answer = ((f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()), None)
+            kind = MemoryError if lacks_memory(error) else RuntimeError  # the library's own may not be picklable
+            answer = ((kind, f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()), None)
         connection.send(answer)

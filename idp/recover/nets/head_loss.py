@@ -22,11 +22,11 @@ def head_loss(hidden: torch.Tensor, head: torch.nn.Linear, loss: Loss) -> torch.
     """The mean loss over places, whose gradient flows to `hidden` alone.
 
     Args:
-        hidden: [places, hidden_size], what the head is given.
+        hidden: [places, hidden_size], what the head is given; on another device than the head's, where a model is
+            spread over several, it is taken there.
         head: the output head, frozen.
         loss: the losses of a few places.
     """
-    # A tied head is where the embeddings are, which in a spread model is not where the last layer ends.
     return _HeadLoss.apply(hidden.to(head.weight.device), head.weight, head.bias, loss)
 
 
