@@ -12,7 +12,7 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import GRAPH, Config, Recovery
+from idp.config import GRAPH, Config, Evaluation, Recovery
 from idp.errors import UserError
 from idp.prompting.variants import Variants
 from idp.recover import opening, transfer
@@ -67,6 +67,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
+        config = replace(config, evaluation=_sized(config, empty))
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty)
@@ -123,6 +124,13 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             raise
         status.update(record=str(place))
     return record, place
+
+
+def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
+    """The options of evaluation with the tokens per forward pass that are meant on this machine."""
+    from idp.evaluate.room import batch_tokens
+
+    return replace(config.evaluation, batch_tokens=batch_tokens(config.model, config.evaluation, empty))
 
 
 def whereabouts(config: Config) -> tuple[str, Path]:
