@@ -418,6 +418,7 @@ class Corpus:
         "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
     )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
+    revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
 
 
 @dataclass
@@ -459,6 +460,9 @@ class Evaluation:
     )
 
 
+EAGER, GRAPH = "eager", "graph"  # how decoding steps are launched
+
+
 @dataclass
 class Latency:
     enabled: bool = option("measure latency at the end of the run")
@@ -468,6 +472,11 @@ class Latency:
     warmup: int = option("rounds that are not counted", minimum=0)
     rounds: int = option("counted rounds; every round runs every model once", minimum=2)
     merged: bool = option("also measure LoRA merged into the weights")
+    decode: str = option(
+        "eager: each step launched by the host, whose gaps are in its time; graph: one CUDA graph, replayed",
+        choices=(EAGER, GRAPH),
+        default=EAGER,
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS = Path("/proc/self")
+_KEPT: dict[str, int] = {}  # peaks of this span from before an accelerator's counters were set back
 
 
 def start_peak() -> None:
@@ -24,8 +25,14 @@ def start_peak() -> None:
     """
     with contextlib.suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+    _KEPT.clear()
     for module, device in _in_use():
         module.reset_peak_memory_stats(device)
+
+
+def keep_peaks() -> None:
+    """Remembers the accelerators' peaks of this span: to be called before their own counters are set back within it."""
+    _KEPT.update(device_peaks())
 
 
 def peak_bytes() -> int:
@@ -47,7 +54,9 @@ def device_peaks() -> dict[str, int]:
 
     Only accelerators that this process uses; empty on a CPU.
     """
-    found = {device: module.max_memory_allocated(device) for module, device in _in_use()}
+    found = dict(_KEPT)
+    for module, device in _in_use():
+        found[device] = max(found.get(device, 0), module.max_memory_allocated(device))
     return {device: peak for device, peak in found.items() if peak}
 
 

@@ -12,8 +12,9 @@ from idp import models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, Recovery
+from idp.config import GRAPH, Config, Recovery
 from idp.errors import UserError
+from idp.prompting.variants import Variants
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -55,7 +56,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         recovery, given = recovering.find(config.recovery)
         config = replace(config, recovery=recovery)
         values = asdict(config)
-        found = find(config)
+        found = find(config, store)
         if given.source is not None:
             transfer.refuse_evaluated(given.source, found.tasks)
         _check_forward(config, found, store)
@@ -68,7 +69,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
-            external.check(config.compressor, found.external, config.model, empty)
+            external.check(config.compressor, found.external, config.model, empty, store)
         recovering.check(config.recovery, empty, found.corpus)
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
@@ -131,8 +132,10 @@ def whereabouts(config: Config) -> tuple[str, Path]:
     return run_id, Path(config.output).expanduser() / "runs" / name
 
 
-def find(config: Config) -> Found:
+def find(config: Config, store: Store | None = None) -> Found:
     """Finds model, documents and texts, and checks that they go together; computes nothing.
+
+    What the hub has of them is fetched once for a store.
 
     Raises:
         UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
@@ -140,16 +143,16 @@ def find(config: Config) -> Found:
     from idp.corpus import named_corpus, refuse_evaluated
     from idp.evaluate.tasks import find_tasks
 
-    source = models.find(config.model)
-    compressed_by_others = external.find(config.compressor)
+    source = models.find(config.model, store)
+    compressed_by_others = external.find(config.compressor, store)
     models.dtype_of(config.model)
     models.devices(config.model, config.evaluation.processes)
-    tasks = find_tasks(config.task)
+    tasks = find_tasks(config.task, store)
     texts: dict[str, Any] = {}
 
     def text(name: str) -> Any:
         if name not in texts:
-            texts[name] = named_corpus(name, config.corpus, config.data_dir)
+            texts[name] = named_corpus(name, config.corpus, config.data_dir, store)
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")
@@ -293,7 +296,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
     if not config.latency.enabled:
         return None
 
-    def open_variants() -> dict[str, Any]:
+    def open_variants() -> Variants:
         own = list(rows.values())[-1]
         variants = opening.open_variants(
             config.model,
@@ -304,7 +307,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
             own.fitted,
         )
         if "dense" in rows and rows["dense"].weights != own.weights:
-            variants |= {"dense": opening.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
+            variants.stand_in("dense", "compressed", variants["compressed"])
         return variants
 
     parents = [row.key for row in rows.values()]
@@ -370,6 +373,10 @@ def _check_latency(config: Config, empty: models.LoadedModel) -> None:
             f"latency.input_tokens={max(latency.input_tokens)}: with {before} and"
             f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
         )
+    if latency.enabled and latency.decode == GRAPH:
+        from idp.evaluate import graph
+
+        graph.check(empty.model, models.device_of(config.model))
 
 
 def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -> None:

@@ -207,22 +207,39 @@ def time_models(
         store: where products live.
         bos: what the model's texts begin with.
     """
+    from idp.evaluate.latency import measure_latency
+
     machine = f"{platform.node()} {platform.processor() or platform.machine()}"
+    cards = _cards(model)
+    settings = asdict(options)
+    if options.decode == schema.EAGER:  # as before there was another way
+        del settings["decode"]
 
     def make(folder: Path) -> None:
-        from idp.evaluate.latency import measure_latency
-
         write_json(folder / LATENCY, measure_latency(open_variants(), options))
 
     with out_of_memory_is_explained("latency"):
         return store.get_or_make(
             "latency",
             parent=digest(parents),
-            config={"options": asdict(options), "machine": machine, **models.numerics(model)}
-            | ({"bos": list(bos)} if bos else {}),
+            config={"options": settings, "machine": machine, **models.numerics(model)}
+            | ({"bos": list(bos)} if bos else {})
+            | ({"cards": cards} if cards else {}),
             version=VERSION,
             make=make,
         )
+
+
+def _cards(model: schema.Model) -> list[str]:
+    """The names of the GPUs that a model runs on; none on a CPU."""
+    import torch
+
+    from idp.evaluate.latency import card
+
+    device = models.device_of(model)
+    if device.type == "cuda" and model.device_map:  # which of them is decided as it is opened
+        return [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+    return [name] if (name := card(device)) is not None else []
 
 
 class _Lazy:

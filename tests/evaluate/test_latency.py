@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from idp.config import Latency
-from idp.evaluate import latency
+from idp.errors import UserError
+from idp.evaluate import graph, latency
 from idp.evaluate.generation import prefill, step
+from idp.evaluate.graph import FixedDecoding
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
 from idp.report.tables import run_summary
@@ -44,6 +46,45 @@ def test_rounds_are_interleaved(open_tiny, monkeypatch):
     assert "".join(names[id(model)] for model in order) == "abcbcacab"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_in_fixed_buffers_give_the_logits_of_eager_ones(family, open_tiny, make_bank):
+    """What a CUDA graph replays, without the graph: with a prompt and without, past the sliding window."""
+    loaded = open_tiny(family)
+    tokens = torch.tensor([[3, 4, 8, 5, 6, 7], [9, 10, 11, 12, 13, 14]])
+    for repaired, choice in (
+        (RepairedModel(loaded), None),
+        (RepairedModel(loaded, make_bank(loaded, [4, 9]), Attention()), torch.tensor([1, 0])),
+    ):
+        with torch.inference_mode():
+            eager = prefill(repaired, tokens, None, choice)
+            fixed = FixedDecoding(repaired, prefill(repaired, tokens, None, choice), 16)
+            addresses = [tensor.data_ptr() for tensor in (*fixed._counters, fixed.cache.layers[0].keys)]
+            for _ in range(16):
+                newest = eager.logits.argmax(dim=-1)
+                assert torch.equal(newest, fixed.newest)
+                step(repaired, eager, newest)
+                fixed.step()
+                torch.testing.assert_close(fixed.logits, eager.logits, atol=1e-5, rtol=1e-5)
+            assert addresses == [tensor.data_ptr() for tensor in (*fixed._counters, fixed.cache.layers[0].keys)]
+
+
+def test_a_graph_is_refused_where_there_is_none(open_tiny):
+    loaded = open_tiny("llama")
+    options = Latency(True, [1], [8], 3, 1, 4, True, "graph")
+    with pytest.raises(UserError, match=r"latency.decode=graph: a CUDA graph needs a CUDA device, .* on cpu; use"):
+        latency.measure_latency({"compressed": RepairedModel(loaded)}, options)
+    card = torch.device("cuda")
+    graph.check(loaded.model, card)
+    loaded.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(UserError, match=r"LlamaForCausalLM has rotary frequencies \(dynamic\) that change"):
+        graph.check(loaded.model, card)
+
+
+def test_a_run_refuses_a_graph_before_it_compresses(run_here):
+    with pytest.raises(UserError, match="latency.decode=graph: a CUDA graph needs a CUDA device"):
+        run_here("model=tiny_llama", "budget=smoke", "recovery=none", "latency=default", "latency.decode=graph")
+
+
 def test_percentiles():
     values = [float(value) for value in range(1, 101)]
     assert latency.percentile(values, 0.5) == 50.5
@@ -79,5 +120,7 @@ def test_a_run_records_latency(recovery, variants, run_here):
     record = run_here("model=tiny_llama", "budget=smoke", "compressor=gptq3", f"recovery={recovery}", *options)
     measured = record["idp"]["latency"]
     assert {row["variant"] for row in measured["rows"]} == variants
+    assert measured["by_shape"] == {name: "compressed" for name in variants if name in ("dense", "lora_merged")}
+    assert measured["backend"]["decode"] == "eager"
     shown = run_summary(record)
     assert "prefill ratio" in shown and "weights decompressed" in shown
