@@ -152,6 +152,23 @@ class Training:
     lm_weight: float = option(
         "objective=distill: share of the lm loss in a mixture of both; 0: distill alone", minimum=0.0, maximum=1.0
     )
+    micro_batch_size: Optional[int] = option(
+        "sequences per forward and backward pass, whose gradients are summed: less memory, the same loss and gradient;"
+        " null: the whole batch",
+        minimum=1,
+        default=None,
+    )
+    checkpointing: Optional[bool] = option(
+        "keep only what goes into each decoder layer and compute the layer anew in the backward pass: less memory, a"
+        " third more time, the same gradient; null: once memory has run out",
+        default=None,
+    )
+    teacher: str = option(
+        "objective=distill: where the dense model is. resident: beside the compressed one on its device; streamed: in"
+        " main memory, each of its layers on the device while it runs; auto: resident where the device has room",
+        choices=("auto", "resident", "streamed"),
+        default="auto",
+    )
 
 
 @dataclass
@@ -401,6 +418,7 @@ class Corpus:
         "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
     )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
+    revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from idp.memory import release
 from idp.models import keep_freed_memory
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
-from idp.prompting.packed import Packed, pack
+from idp.prompting.packing import Packed, pack
 from idp.prompting.prefix import Prefixes, extend
 from idp.prompting.repaired import RepairedModel
 

@@ -12,7 +12,8 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
-from idp.prompting.packed import Packed, packed_attention
+from idp.prompting.packed import packed_attention
+from idp.prompting.packing import Packed
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
 if TYPE_CHECKING:

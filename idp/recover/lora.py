@@ -13,7 +13,7 @@ from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover.objective import Objective
-from idp.recover.training import History, Report, named, train
+from idp.recover.training import History, Loss, Report, named, train
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def tune(
     try:
         history = train(
             parameters,
-            loss_of,
+            Loss(loss_of, objective.saving.spare),
             *text,
             options.training,
             seed=seed,

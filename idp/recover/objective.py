@@ -9,6 +9,7 @@ from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.repaired import head_is_bare, hidden_at_head
+from idp.recover.saving import Saving
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class Objective:
         if options.objective == "distill" and teacher is None:
             raise ValueError("objective=distill without a teacher")
         self.options = options
+        self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
         self.teacher = teacher.model if options.objective == "distill" else None
         self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
         # A soft cap or a scale behind the head: then all logits are held at once, as the model gives them.
@@ -57,11 +59,12 @@ class Objective:
         """
         from torch import nn
 
-        from idp.recover.nets.attention import plain_attention
+        from idp.recover.nets.attention import unmasked
         from idp.recover.nets.head_loss import head_loss, logits_loss
 
         head = model.get_output_embeddings()
-        with plain_attention(model):
+        with self.saving.forward():
+            inputs = unmasked(model, inputs)
             if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
                 logits = model(**inputs).logits[:, -tokens.shape[1] : -1].flatten(0, 1)
                 return logits_loss(logits, self._loss(tokens, logits.device))

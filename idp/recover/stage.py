@@ -15,6 +15,7 @@ from idp.prompting import storage
 from idp.prompting.bank import PromptBank
 from idp.recover import lora, search, transfer
 from idp.recover.banks import assembled
+from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, named, rows
 from idp.recover.work import Made, Work
 from idp.store import CHECKPOINT, Product, Store, write_json
@@ -195,7 +196,7 @@ def _make(
                 models.keep_freed_memory()
             work.text = _text(recovery.training, text, work.loaded, seed, recovery.texts)
             if recovery.training.objective == "distill":
-                work.teacher = models.open_model(models.model_folder(dense), model)
+                work.teacher = open_teacher(models.model_folder(dense), model, recovery.training, work.loaded)
             made = _trained(recovery, work)
         else:
             made = recovery.make(work)
@@ -239,7 +240,9 @@ def _options(recovery: schema.Recovery) -> dict[str, Any]:
     options = {name: value for name, value in options.items() if name not in recovery.unused}
     if isinstance(recovery, schema.Trained):
         training, tried = options["training"], options.pop("search")
-        unused = {"checkpoint_every"}
+        unused = {"checkpoint_every", "checkpointing", "teacher"}
+        if training["micro_batch_size"] is None:
+            unused.add("micro_batch_size")
         if training["objective"] == "lm":
             unused |= {"temperature", "lm_weight"}
         if tried["learning_rates"]:

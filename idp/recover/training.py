@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp import memory
 from idp.config import Training
-from idp.errors import UserError
+from idp.errors import UserError, lacks_memory
 from idp.preemption import postponed
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float]], None]
+MICRO_BATCH = "micro_batch_size"
 
 
 class Diverged(UserError):
@@ -29,17 +31,50 @@ class Diverged(UserError):
 
 @dataclass
 class History:
-    """What a training run leaves: one row per step, one per held-out evaluation, and the best of those."""
+    """What a training run leaves: one row per step, one per held-out evaluation, and the best of those.
+
+    `memory` has a row for each thing that was done because memory had run out: the step, and since then `spared`.
+    """
 
     train: list[dict[str, float]] = field(default_factory=list)
     heldout: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
+    memory: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Loss:
+    """What `train` lowers.
+
+    Args:
+        of: the mean loss in nats per token of token ids [rows, tokens], all rows counting alike.
+        spare: does something about memory that changes no value, when it has run out, and says what; None: nothing
+            is left to do.
+        split: of a loss that is no mean over rows: summands of a batch's loss, each from a few rows.
+    """
+
+    of: Callable[[torch.Tensor], torch.Tensor]
+    spare: Callable[[], str | None] = lambda: None
+    split: Callable[[torch.Tensor, int], Iterator[torch.Tensor]] | None = None
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.of(batch)
+
+    def summands(self, batch: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+        """What adds up to the loss of a batch, and so do the gradients; each from `rows` rows at most."""
+        if rows >= len(batch):
+            yield self.of(batch)
+        elif self.split is not None:
+            yield from self.split(batch, rows)
+        else:
+            for part in batch.split(rows):
+                yield self.of(part) * (len(part) / len(batch))
 
 
 def train(
     parameters: dict[str, torch.nn.Parameter],
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    loss_of: Loss | Callable[[torch.Tensor], torch.Tensor],
     blocks: torch.Tensor,
     heldout: torch.Tensor,
     options: Training,
@@ -55,10 +90,13 @@ def train(
     continues from `checkpoint` and ends as an undisturbed one would, bit for bit on the same machine: the order of
     the blocks is drawn from the seed, and each step's own randomness (LoRA's dropout) from the seed and the step.
 
+    Where memory runs out, `Loss.spare` is asked first; then the micro batch is halved. The step is taken again, as if
+    that had been so from its start.
+
     Args:
         parameters: the trained tensors, by name.
-        loss_of: mean loss in nats per token of a batch of token ids, [batch, tokens]; called in training and, without
-            gradients, on held-out text.
+        loss_of: a `Loss`, or the mean loss in nats per token of a batch of token ids, [batch, tokens]; called in
+            training and, without gradients, on held-out text.
         blocks: training text, [blocks, tokens].
         heldout: held-out text, [blocks, tokens].
         options: steps, batch size, learning rate and so on.
@@ -72,6 +110,7 @@ def train(
     """
     import torch
 
+    loss_of = loss_of if isinstance(loss_of, Loss) else Loss(loss_of)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
     )
@@ -80,16 +119,26 @@ def train(
         for row in rows(history):  # what a killed process reported may have got lost with it
             report(row)
     order = _order(len(blocks), options.steps * options.batch_size, seed)
+    fitting = _Fitting(loss_of, options.micro_batch_size or options.batch_size, history.memory)
 
     def evaluate(step: int) -> None:
         nonlocal best
-        loss = _heldout_loss(loss_of, heldout, options.batch_size)
+        loss = fitting.attempt(step, lambda rows: _heldout_loss(loss_of, heldout, rows))
         history.heldout.append({"step": step, "loss": loss})
         if report is not None:
             report({"step": step, "heldout_loss": loss})
         if loss < history.best_loss:
             history.best_step, history.best_loss = step, loss
             best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def backward(step: int, rows: int) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(seed * 1_000_003 + step)
+        batch, total = blocks[order[(step - 1) * options.batch_size : step * options.batch_size]], 0.0
+        for summand in loss_of.summands(batch, rows):
+            summand.backward()
+            total += summand.item()
+        return total
 
     if not history.heldout:
         evaluate(0)
@@ -99,21 +148,18 @@ def train(
             rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(seed * 1_000_003 + step)
-            batch = blocks[order[(step - 1) * options.batch_size : step * options.batch_size]]
-            loss = loss_of(batch)
-            loss.backward()
+            loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            if not (math.isfinite(loss) and math.isfinite(norm.item())):
                 write_tensors(checkpoint / "best.safetensors", best)
                 raise Diverged(
-                    f"{label}: the loss is {loss.item():g} and the gradient {norm.item():g} at step {step}; lower"
+                    f"{label}: the loss is {loss:g} and the gradient {norm.item():g} at step {step}; lower"
                     f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
                     f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+            row = {"step": step, "loss": loss, "gradient_norm": norm.item(), "learning_rate": rate}
             history.train.append(row)
             if report is not None:
                 report(row)
@@ -128,6 +174,50 @@ def train(
         for name, parameter in parameters.items():
             parameter.copy_(best[name])
     return history
+
+
+@dataclass
+class _Fitting:
+    """Passes of as many rows as fit in memory.
+
+    Args:
+        loss: what is asked first to spare memory.
+        rows: of one pass; halved when nothing else is left.
+        done: a history's `memory`: what a killed training had come to do holds for its continuation.
+    """
+
+    loss: Loss
+    rows: int
+    done: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        for row in self.done:
+            if MICRO_BATCH in row:
+                self.rows = row[MICRO_BATCH]
+            else:
+                self.loss.spare()
+
+    def attempt(self, step: int, compute: Callable[[int], float]) -> float:
+        """What `compute` gives for a number of rows per pass, tried again with less memory where it runs out."""
+        while True:
+            try:
+                return compute(self.rows)
+            except Exception as error:
+                if not lacks_memory(error) or not self._spare(step):
+                    raise
+            memory.release()  # when the error, and with it what its frames held, is gone
+
+    def _spare(self, step: int) -> bool:
+        if (spared := self.loss.spare()) is not None:
+            row = {"spared": spared}
+        elif self.rows > 1:
+            self.rows = -(-self.rows // 2)
+            row = {"spared": f"{MICRO_BATCH}={self.rows}", MICRO_BATCH: self.rows}
+        else:
+            return False
+        log.warning("out of memory at step %d: training goes on with %s", step, row["spared"])
+        self.done.append({"step": step, **row})
+        return True
 
 
 def rows(history: History) -> list[dict[str, float]]:
@@ -159,7 +249,7 @@ def _order(blocks: int, wanted: int, seed: int) -> torch.Tensor:
     return torch.cat(passes)[:wanted]
 
 
-def _heldout_loss(loss_of: Callable, heldout: torch.Tensor, batch_size: int) -> float:
+def _heldout_loss(loss_of: Loss, heldout: torch.Tensor, batch_size: int) -> float:
     import torch
 
     total = 0.0

@@ -12,17 +12,10 @@ from idp.errors import UserError
 from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.models import LoadedModel
-from idp.prompting.packed import (
-    CPU_SCORES,
-    TRUNK,
-    Reached,
-    Weighing,
-    _attend,
-    attend,
-    in_groups,
-    pack,
-    packed_attention,
-)
+from idp.prompting.attention import plain
+from idp.prompting.attention.weighing import Weighing
+from idp.prompting.packed import Reached, attend, packed_attention
+from idp.prompting.packing import CPU_SCORES, TRUNK, in_groups, pack
 from idp.prompting.prefix import Prefixes, bind
 from idp.prompting.repaired import RepairedModel, logits_at
 from idp.prompting.selectors.attention import Attention
@@ -62,7 +55,7 @@ def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
     assert packed.tokens.shape == (1, total), "nothing is padded"
     query, key, value = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
     prefix = (prefixes.keys[0], prefixes.values[0]) if prompted else None
-    found = torch.cat([_attend(group, query, key, value, prefix, Weighing(0.3, window)) for group in packed.groups])
+    found = plain.attend(packed, query, key, value, prefix, Weighing(0.3, window))
 
     for row, kinds in enumerate(branches):
         start, n = packed.starts[row], 0

@@ -5,7 +5,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from idp.recover.nets import attention
-from idp.recover.nets.attention import PLAIN, attend, plain_attention
+from idp.recover.nets.attention import PLAIN, attend, training_attention
 
 WIDTH, LENGTH = 6, 9
 
@@ -68,7 +68,7 @@ def test_a_model_gives_the_same_loss_and_gradient(family, open_tiny):
     for plain in (False, True):
         embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
         if plain:
-            with plain_attention(model):
+            with training_attention(model):
                 assert model.config.get_text_config()._attn_implementation == (PLAIN if before == "sdpa" else before)
                 loss = model(inputs_embeds=embedded, labels=tokens).loss
         else:
