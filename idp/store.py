@@ -12,6 +12,7 @@ no result depends on it: a maker that lost its lease finds its folder gone, and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -271,13 +272,16 @@ class Store:
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that results depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in LIBRARIES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache  # each is read from a file, and every product names them
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _files(folder: Path) -> list[Path]:
