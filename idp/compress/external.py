@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub, models, quantized, weights
+from idp import hub, models, quantized, verification, weights
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
@@ -137,7 +137,8 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         empty = models.open_empty(own, model)
         shapes = {name: list(layer.weight.shape) for name, layer in compressed_layers(empty.model).items()}
         place = _place(compressor, source)
-        found = _read(place, source, model, empty, shapes, _weights_of(own))
+        with verification.while_read(own):
+            found = _read(place, source, model, empty, shapes, _weights_of(own))
         loaded = _fitted(compressor, found, empty, model, tied=_tied(place, source, model))
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import is_out_of_memory
+from idp.errors import lacks_memory
 from idp.prompting.attention import plain
 from idp.prompting.attention.weighing import Weighing
 
@@ -109,7 +109,7 @@ def attend(
     try:
         output = in_parts(kernel, packed, query, key, value, prefix, weighing)
     except Exception as error:
-        if use in _held or is_out_of_memory(error):
+        if use in _held or lacks_memory(error):
             raise
         return _distrust(query, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     if use not in _held:
