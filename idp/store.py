@@ -16,6 +16,7 @@ A product's folder has the time at which it was last asked for. `python -m idp.s
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -278,13 +279,16 @@ def damage_of(place: Path, by_hash: bool = False) -> str | None:
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that results depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in LIBRARIES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache  # each is read from a file, and every product names them
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _touch(place: Path) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.families import FAMILIES
+from tests.processes import python
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -21,87 +23,6 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores ou
 def pytest_collection_modifyitems(items):
     """The slow ones first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-# Small models of the families that differ in ways that matter here.
-FAMILIES = {
-    "llama": {  # grouped-query attention, rotary positions, tied head
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "opt": {  # learned positions, biases
-        "model_type": "opt",
-        "hidden_size": 64,
-        "word_embed_proj_dim": 64,
-        "ffn_dim": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 2048,
-    },
-    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024},
-    "qwen2": {  # biases on queries, keys and values; an untied head
-        "model_type": "qwen2",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    },
-    "qwen3": {  # normalised queries and keys
-        "model_type": "qwen3",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {  # every layer has a sliding window
-        "model_type": "mistral",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-    },
-    "gemma2": {  # alternating sliding and full attention, soft-capped logits
-        "model_type": "gemma2",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 16,
-    },
-    "gemma3_text": {  # sliding and full attention with their own rotary bases, scaled embeddings
-        "model_type": "gemma3_text",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
-
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory):
@@ -214,8 +135,9 @@ def compose():
     from idp.config import conf_dir
     from idp.kinds import register
 
+    register()
+
     def composed(*overrides: str):
-        register()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))
@@ -225,16 +147,10 @@ def compose():
 
 @pytest.fixture
 def idp_run(tmp_path):
-    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`."""
+    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
 
-    def run(*overrides: str, fails: bool = False, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}"],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            **kwargs,
-        )
+    def run(*overrides: str, fails: bool = False, **options) -> subprocess.CompletedProcess:
+        done = python("-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", **options)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 

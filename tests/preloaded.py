@@ -7,17 +7,21 @@ and ends as interpreters end.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
-import selectors
+import select
+import signal
 import socket
 import sys
 import types
 from typing import Any
+
+LONGEST = 1 << 20  # bytes of a command
 
 # What runs of the tiny models import as they go, found by what a fork had imported at its end.
 LIBRARIES = (
@@ -46,7 +50,7 @@ LIBRARIES = (
 
 
 def preload() -> None:
-    """Imports what runs import. The environment is as it was at the start for whoever reads it at import."""
+    """Imports what runs import, and lists lm-eval's tasks, which takes a second. Leaves the environment as it was."""
     before = dict(os.environ)
     from idp.command import quiet_libraries
 
@@ -59,43 +63,43 @@ def preload() -> None:
     for module in pkgutil.walk_packages(idp.__path__, "idp."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    from idp.evaluate import catalog
+
+    catalog.scan()
     os.environ.clear()
     os.environ.update(before)
 
 
 def serve(control: socket.socket) -> dict[str, Any]:
     """Forks for each command that comes; returns it in the fork. Ends the process when nobody can send any more."""
-    watched = selectors.DefaultSelector()
-    watched.register(control, selectors.EVENT_READ)
+    running: dict[int, tuple[int, int]] = {}  # a descriptor that can be read at its end: process, where to say so
     while True:
-        for key, _ in watched.select():
-            if key.fileobj is control:
-                message, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 3)
-                if not message:
-                    for waiting in watched.get_map().values():
-                        if waiting.data is not None:
-                            os.kill(waiting.data[0], 9)
-                    os._exit(0)
-                out, errors, ended = descriptors
-                if (pid := os.fork()) == 0:
-                    os.dup2(out, 1)
-                    os.dup2(errors, 2)
-                    watched.close()
-                    control.close()
-                    for number in descriptors:
-                        os.close(number)
-                    return json.loads(message)
-                control.send(str(pid).encode())
-                os.close(out)
-                os.close(errors)
-                watched.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, ended))
-            else:
-                pid, ended = key.data
-                _, status = os.waitpid(pid, 0)
-                os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
-                os.close(ended)
-                watched.unregister(key.fileobj)
-                os.close(key.fd)
+        ready, _, _ = select.select([control, *running], [], [])
+        for ended in set(ready) & running.keys():
+            pid, told = running.pop(ended)
+            _, status = os.waitpid(pid, 0)
+            with contextlib.suppress(OSError):  # nobody waits for it
+                os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
+            os.close(told)
+            os.close(ended)
+        if control not in ready:
+            continue
+        message, descriptors, _, _ = socket.recv_fds(control, LONGEST, 3)
+        if not message:
+            for pid, _ in running.values():
+                os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        out, errors, told = descriptors
+        if (pid := os.fork()) == 0:
+            os.dup2(out, 1)
+            os.dup2(errors, 2)
+            for descriptor in (*descriptors, *running, *(other for _, other in running.values())):
+                os.close(descriptor)
+            return json.loads(message)
+        os.close(out)
+        os.close(errors)
+        running[os.pidfd_open(pid)] = pid, told
+        control.send(str(pid).encode())
 
 
 def become(command: dict[str, Any]) -> None:
@@ -106,18 +110,16 @@ def become(command: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
-    kind, what, *words = command["words"]
+    kind, what, *sys.argv[1:] = command["words"]
+    sys.argv[0] = kind
     if kind == "-c":
         sys.path.insert(0, "")
-        sys.argv = ["-c", *words]
         sys.modules["__main__"] = main = types.ModuleType("__main__")
         exec(compile(what, "<string>", "exec"), vars(main))
         return
     sys.path.insert(0, os.getcwd())
-    sys.argv = ["-m", *words]
-    package, _, name = what.rpartition(".")
-    if sys.modules.pop(what, None) is not None and package:  # the one that runs is `__main__`
-        vars(sys.modules[package]).pop(name, None)
+    if not hasattr(sys.modules.get(what), "__path__"):  # the one that runs is `__main__`
+        sys.modules.pop(what, None)
     runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pytest
-
 PRELOADED = Path(__file__).with_name("preloaded.py")
-# Variables that are read when they are used. A process whose other variables differ has imports of its own.
+# Variables that are read when they are used; at import only Hugging Face's cache is looked for in HOME. A process whose
+# other variables differ has imports of its own.
 READ_LATE = (
     "CUDA_VISIBLE_DEVICES",
+    "HOME",
     "IDP_",
     "PATH",
     "PWD",
@@ -76,7 +76,7 @@ class Process:
         cwd: str | os.PathLike[str] | None = None,
     ):
         self.returncode: int | None = None
-        self._files = [tempfile.TemporaryFile() for _ in range(2)]
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         environment = dict(os.environ if env is None else env)
         command = {"words": [*map(str, words)], "environment": environment, "folder": str(cwd or os.getcwd())}
         self.pid, self._ended = _preloaded(environment).fork(command, self._files)
@@ -138,6 +138,7 @@ class _Preloaded:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=dict(environment),
+                start_new_session=True,  # Ctrl-C is for us, and ends it by ending us
             )
 
     def fork(self, command: Any, files: list[Any]) -> tuple[int, int]:
@@ -170,7 +171,7 @@ def _preloaded(environment: Mapping[str, str]) -> _Preloaded:
             atexit.register(end_all)
         elif len(_all) == KEPT:
             _all.pop(list(_all)[-1]).end()  # the first one is this process's own, mostly
-        _all[key] = _Preloaded(read_early | {k: v for k, v in environment.items() if k == "PATH"})
+        _all[key] = _Preloaded(read_early | {k: v for k, v in environment.items() if k in ("HOME", "PATH")})
     return _all[key]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .processes import python
+
 ROOT = Path(__file__).parent.parent
 IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -98,25 +100,25 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.fidelity"]:  # it runs in tests/test_bench_fidelity.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--windows" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.faults"]:  # it runs in tests/faults/test_faults.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--count" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.analyze.simulations"]:  # tests/analyze/test_simulations.py runs a part
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--studies" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.report"]:
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
-        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+        done = python(*words[1:], cwd=tmp_path)
         assert done.returncode == 0 and "rtn4" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.dashboard"]:
         run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
         dry = [] if "--dry-run" in words else ["--dry-run", "dashboard.json"]
-        done = subprocess.run([sys.executable, *words[1:], *dry], cwd=tmp_path, capture_output=True, text=True)
+        done = python(*words[1:], *dry, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
