@@ -23,6 +23,7 @@ from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
+from idp.verification import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Found:
     perplexity: dict[str, Any]
 
 
+ATTEMPTS = 3  # of a run that finds stored weights damaged: as many as it opens models
+
+
 def run(config: Config) -> tuple[dict[str, Any], Path]:
     """Runs one config from model to record.
 
@@ -48,6 +52,17 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _run(config)
+        except Damaged as damage:
+            if not left:
+                raise
+            log.warning("%s. The run begins again: it makes that anew, and reuses all that is whole", damage)
+    raise AssertionError
+
+
+def _run(config: Config) -> tuple[dict[str, Any], Path]:
     run_id, folder = whereabouts(config)
     name = folder.name
     with run_folder(folder, name) as status:
