@@ -418,6 +418,7 @@ class Corpus:
         "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
     )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
+    revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import beginning, hub, placement, quantized, tokenization, weights
+from idp import beginning, fetched, hub, placement, quantized, tokenization, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.gguf_files import model as ggufs
@@ -38,7 +38,7 @@ class Source:
     """Where a model's weights are: what `find` found. `identity` is what the store's key is made of."""
 
     kind: str  # gguf, folder, hub or random
-    place: Path | None
+    place: Path | None  # of the hub's: only where they have been fetched
     identity: dict[str, Any]
 
 
@@ -68,8 +68,8 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def find(config: Model) -> Source:
-    """Where the model of `config` is, found without loading it.
+def find(config: Model, store: Store | None = None) -> Source:
+    """Where the model of `config` is, found without loading it; what the hub's is, is asked once for a store.
 
     Raises:
         UserError: it is not installed, not there, not a model, compressed already, damaged, gated, or not reachable.
@@ -83,9 +83,10 @@ def find(config: Model) -> Source:
             "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
         )
     if config.source == "hub":
-        found = hub.repository(config.path, config.revision, "model")
+        found = fetched.repository(config.path, config.revision, "model", store)
         quantized.refuse(f"model.path={config.path}", config.path, found.config, found.files)
-        return Source("hub", None, {"repository": config.path, "commit": found.commit})
+        place = fetched.downloaded(config.path, found.commit, store, code=config.trust_remote_code)
+        return Source("hub", place, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
         return gguf_source(place, with_tokenizer=True)
@@ -112,7 +113,8 @@ def load(config: Model, source: Source, store: Store) -> Product:
             _make_random(source.identity["architecture"], folder / "model")
         place = source.place
         if source.kind == "hub":
-            place = _checked(hub.download(config.path, source.identity["commit"], "model"), where)
+            commit, code = source.identity["commit"], config.trust_remote_code
+            place = _checked(fetched.model(config.path, commit, "model", store, code=code), where)
         if source.kind in ("folder", "hub"):
             weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})

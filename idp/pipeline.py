@@ -56,7 +56,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         recovery, given = recovering.find(config.recovery)
         config = replace(config, recovery=recovery)
         values = asdict(config)
-        found = find(config)
+        found = find(config, store)
         if given.source is not None:
             transfer.refuse_evaluated(given.source, found.tasks)
         _check_forward(config, found, store)
@@ -69,7 +69,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
-            external.check(config.compressor, found.external, config.model, empty)
+            external.check(config.compressor, found.external, config.model, empty, store)
         recovering.check(config.recovery, empty, found.corpus)
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
@@ -132,8 +132,10 @@ def whereabouts(config: Config) -> tuple[str, Path]:
     return run_id, Path(config.output).expanduser() / "runs" / name
 
 
-def find(config: Config) -> Found:
+def find(config: Config, store: Store | None = None) -> Found:
     """Finds model, documents and texts, and checks that they go together; computes nothing.
+
+    What the hub has of them is fetched once for a store.
 
     Raises:
         UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
@@ -141,16 +143,16 @@ def find(config: Config) -> Found:
     from idp.corpus import named_corpus, refuse_evaluated
     from idp.evaluate.tasks import find_tasks
 
-    source = models.find(config.model)
-    compressed_by_others = external.find(config.compressor)
+    source = models.find(config.model, store)
+    compressed_by_others = external.find(config.compressor, store)
     models.dtype_of(config.model)
     models.devices(config.model, config.evaluation.processes)
-    tasks = find_tasks(config.task)
+    tasks = find_tasks(config.task, store)
     texts: dict[str, Any] = {}
 
     def text(name: str) -> Any:
         if name not in texts:
-            texts[name] = named_corpus(name, config.corpus, config.data_dir)
+            texts[name] = named_corpus(name, config.corpus, config.data_dir, store)
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")

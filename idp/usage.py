@@ -65,6 +65,8 @@ def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
     if re.search(r"hydra/sweeper[/'=\s]+optuna|hydra_optuna_sweeper", str(error)):
         return "the Optuna sweeper is not installed: pip install 'idp[sweep]'"
+    if "schema/slurm_launcher" in str(error):
+        return "hydra/launcher=slurm: the launcher is not installed: pip install hydra-submitit-launcher"
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

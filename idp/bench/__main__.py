@@ -15,21 +15,13 @@ from typing import Any
 
 from tabulate import tabulate
 
+from idp.bench.shapes import SHAPES
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-SHAPES = {
-    "llama_7b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    },
+SHAPES = SHAPES | {
     "tiny": {
         "model_type": "llama",
         "hidden_size": 64,
@@ -116,25 +108,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _open(options: argparse.Namespace) -> Any:
-    """The embedded model, or random weights of a shape with the embedded model's tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    """The embedded model, or random weights of a shape with a tokenizer of bytes."""
     from idp import models
+    from idp.bench.random_model import random_model
     from idp.config import Model
     from idp.store import Store
 
     config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, "auto", {})
+    if options.shape is not None:
+        return random_model(SHAPES[options.shape], models.dtype_of(config), models.device_of(config))
     product = models.load(config, models.find(config), Store("outputs/store"))
-    if options.shape is None:
-        return models.open_model(models.model_folder(product), config)
-    empty = models.open_empty(models.model_folder(product), config)
-    shape = dict(SHAPES[options.shape])
-    described = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(empty.tokenizer), **shape)
-    torch.manual_seed(0)  # the same weights in each process, whichever of them made the store's product
-    with torch.device(models.device_of(config)):
-        model = AutoModelForCausalLM.from_config(described, dtype=models.dtype_of(config))
-    return models.LoadedModel(model.eval().requires_grad_(False), empty.tokenizer)
+    return models.open_model(models.model_folder(product), config)
 
 
 def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:

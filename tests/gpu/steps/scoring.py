@@ -1,0 +1,90 @@
+"""Our scorer against lm-eval's HFLM on one model, at several lengths of context, and against the card's matmul rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.gpu.bench import Bench, once, requests
+from tests.gpu.lines import FAILED, OK, SLOW, Line
+from tests.gpu.steps import Step
+
+NATS = 1.0  # apart in bfloat16, where two right ways differ by tenths
+ENOUGH = 0.5  # of the matmul rate
+WARM_UP = 2  # documents
+
+
+def parts(bench: Bench) -> list[str]:
+    return [f"{tokens} tokens" for tokens in bench.size.contexts]
+
+
+def run(part: str, bench: Bench) -> Iterator[Line]:
+    from lm_eval.models.huggingface import HFLM
+
+    tokens = int(part.split()[0])
+    documents = bench.size.contexts[tokens]
+    loaded, scorers, rate = once(_opened, bench)
+    asked = requests(tokens, documents)
+    rows = max(1, (8192 if bench.cuda else 256) // tokens)
+    reference = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows, device=str(loaded.device))
+    seconds, answers = {}, {}
+    for way, lm in {**scorers, "hflm": reference}.items():
+        lm.loglikelihood(requests(tokens, WARM_UP), disable_tqdm=True)
+        taken = []
+        for _ in range(1 if way == "hflm" else 2):
+            bench.synchronise()
+            before = getattr(lm, "tokens_run", 0)
+            started = time.perf_counter()
+            answers[way] = lm.loglikelihood(asked, disable_tqdm=True)
+            bench.synchronise()
+            taken.append(time.perf_counter() - started)
+        seconds[way] = min(taken)
+        if way == "none":
+            ran = lm.tokens_run - before
+    share = _operations(loaded, ran, asked, scorers["none"]) / seconds["none"] / rate
+    apart = max(abs(a[0] - b[0]) for a, b in zip(answers["none"], answers["hflm"], strict=True))
+    same = sum(_best(answers["none"], n) == _best(answers["hflm"], n) for n in range(documents))
+    speed, cost = seconds["hflm"] / seconds["none"], seconds["idp"] / seconds["none"] - 1
+    figure = (
+        f"{documents / seconds['none']:.1f} documents/s, {speed:.2f}x HFLM, {share:.0%} of the matmul rate, IDP"
+        f" {cost:+.0%}; {apart:.2g} nats apart, same choice {same} of {documents}"
+    )
+    values = {"seconds": seconds, "tokens": ran, "share": share, "speed": speed, "nats_apart": apart}
+    values |= {"matmul_flops": rate, "same_choice": same, "documents": documents}
+    if apart > (NATS if bench.cuda else 1e-3):
+        yield Line(part, figure, FAILED, "log-likelihoods are not HFLM's", values)
+    elif speed < 1:
+        yield Line(part, figure, SLOW, "slower than HFLM", values)
+    elif bench.cuda and share < ENOUGH:
+        yield Line(part, figure, SLOW, f"under {ENOUGH:.0%} of the matmul rate", values)
+    else:
+        yield Line(part, figure, OK, "", values)
+
+
+def _opened(bench: Bench) -> tuple[Any, dict[str, Any], float]:
+    """The model, our scorers of it alone and behind IDP's bank, and the rate of its widest product, in FLOP/s."""
+    from idp.bench.scoring import make_scorers, matmul_rate
+
+    loaded = bench.model()
+    batch_tokens = bench.composed("task=arc_easy").evaluation.batch_tokens
+    scorers = make_scorers(loaded, bench.size.lengths, batch_tokens)
+    return loaded, {way: scorers[way] for way in ("none", "idp")}, matmul_rate(loaded)
+
+
+def _operations(loaded: Any, tokens: int, asked: list[Any], scorer: Any) -> int:
+    """Of the linear layers for every token run, and of the head for every scored one; attention's products left out."""
+    head = loaded.model.get_output_embeddings().weight
+    tables = {id(head), id(loaded.model.get_input_embeddings().weight)}
+    linear = sum(p.numel() for p in loaded.model.parameters() if p.dim() == 2 and id(p) not in tables)
+    scored = sum(len(scorer.tok_encode(request.args[1])) for request in asked)
+    return 2 * (linear * tokens + head.numel() * scored)
+
+
+def _best(answers: list[tuple[float, bool]], document: int) -> int:
+    """The likeliest of a document's four choices."""
+    return max(range(4), key=lambda choice: answers[4 * document + choice][0])
+
+
+IMPORTS = ("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "idp.bench.scoring")
+STEP = Step("scoring", 60, parts, run, IMPORTS)
