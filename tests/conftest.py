@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items):
     """The slow ones first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that the session's workers have in common."""
