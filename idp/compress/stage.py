@@ -155,6 +155,7 @@ def _compress(
     refuse_not_finite(loaded.model)
     inputs = calibration_blocks(compressor, text, loaded)
     scales, singular, stored = _apply(compressor, group_size, loaded, inputs, folder)
+    del loaded
     dense = models.open_model(source, model).model
     places = experts.places(dense)
     experts.split(dense)

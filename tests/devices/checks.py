@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import sys
 import tempfile
 import traceback
@@ -120,13 +121,14 @@ def waits_and_copies_are_counted() -> None:
 def a_model_is_placed(way: str) -> None:
     import torch
 
-    with free_memory(700_000, 700_000):  # of 723,000 bytes
+    low = way == "balanced_low_0"  # as much as possible beside the first
+    with free_memory(700_000, 1_400_000 if low else 700_000):  # of 724,000 bytes
         model = opened("untied", way).model
     devices = {str(parameter.device) for parameter in model.parameters()}
-    assert devices == {"gpu:0", "gpu:1"}, devices
+    assert devices == {"gpu:0", "gpu:1"} or (low and devices == {"gpu:1"}), devices
     tokens = torch.tensor([texts()[0]])
     with torch.no_grad():
-        assert close(model(tokens.to("gpu:0")).logits, opened("untied").model(tokens).logits)
+        assert close(model(tokens.to("gpu:1" if low else "gpu:0")).logits, opened("untied").model(tokens).logits)
 
 
 @for_each(*MODELS)
@@ -210,7 +212,14 @@ def compresses(compressor: str) -> None:
 def a_run_over_two_devices() -> None:
     from idp.pipeline import run
 
-    options = ("compressor=rtn4", "recovery=lora_idp", "latency=quick", "evaluation.perplexity=[corpus]")
+    options = (
+        "compressor=rtn4",
+        "recovery=lora_idp",
+        "latency=default",
+        "latency.rounds=2",
+        "latency.new_tokens=2",
+        "evaluation.perplexity=[corpus]",
+    )
     found = {}
     for device, way in (("gpu", "auto"), ("cpu", "null")):
         with tempfile.TemporaryDirectory() as output:
@@ -244,7 +253,7 @@ def what_does_not_fit_is_refused() -> None:
     from idp.models import device_map, open_model
 
     for way in ("auto", "balanced_low_0", "sequential"):
-        with free_memory(400_000, 300_000), refused("need 0.000723 GB in float32", "0.00036 GB on gpu:0", "smaller"):
+        with free_memory(400_000, 300_000), refused("need 0.000724 GB in float32", "0.00036 GB on gpu:0", "smaller"):
             device_map(folder("untied"), config("gpu", way))
         with free_memory(400_000, 300_000), refused(f"model.device_map={way}"):
             open_model(folder("untied"), config("gpu", way))
@@ -451,7 +460,7 @@ def trained(name: str, way: str | None, what: str) -> tuple[float, dict[str, Any
     if teacher is not None:
         for parameter in teacher.model.parameters():
             parameter.data.mul_(1.1)
-    fields = {field: None for field in Training.__dataclass_fields__}
+    fields = dict.fromkeys(Training.__dataclass_fields__)
     options = Training(
         **{**fields, "objective": "distill" if distilled else "lm", "temperature": 2.0, "lm_weight": 0.3}
     )
@@ -513,7 +522,8 @@ def composed(*overrides: str) -> Any:
     text = root() / "bridges.txt"
     if not text.exists():
         words = ["the", "bridge", "river", "repairs", "old", "new", "stone", "over", "builds", "two", "seven", "and"]
-        lines = [" ".join(words[(7 * line + word * word) % len(words)] for word in range(60)) for line in range(300)]
+        draw = random.Random(0)
+        lines = [" ".join(draw.choices(words, k=60)) for _ in range(300)]
         text.write_text("\n\n".join(lines))
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "corpus=local")
     small += (f"corpus.path={text}", "corpus.name=bridges")

@@ -85,6 +85,8 @@ class Device(_DummyBackendModule):
 
 OWN = ("numbers", "place")
 
+_compatible = torch._has_compatible_shallow_copy_type
+
 
 def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
     return vars(torch.Tensor)["__dict__"].__get__(tensor)
@@ -366,7 +368,7 @@ def _made_below(new: Callable) -> Callable:
 
 def _same_kind(input: torch.Tensor, from_: torch.Tensor) -> bool:
     """Whether a parameter can be given the other's data; asked by `Module._apply`."""
-    return not isinstance(input, Tensor) and not isinstance(from_, Tensor)
+    return not isinstance(input, Tensor) and not isinstance(from_, Tensor) and _compatible(input, from_)
 
 
 def _keeping_ties(apply: Callable) -> Callable:
