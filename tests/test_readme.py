@@ -99,6 +99,11 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.bench.attention"]:
+        from idp.bench.attention import main
+
+        main(words[3:])
+        assert "evaluation.batch_tokens=null: " in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
