@@ -33,6 +33,7 @@ class Lora(config.Trained):
 
     part: ClassVar[str] = "lora"
     method: ClassVar[str] = "lora"
+    adapts: ClassVar[bool] = True
 
     def check(self, place: str = "recovery") -> None:
         if not self.targets:

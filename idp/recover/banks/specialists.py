@@ -60,6 +60,11 @@ class SpecialistsBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def also_read(self, prompts: int, training: config.Training) -> int:
+        batch = training.batch_size * prompts
+        last = min(LAST_BATCHES, training.steps) * batch + training.heldout_sequences  # assigned at the end
+        return (training.steps * batch + last) * prompts  # each sequence behind each prompt, to find its own
+
     def check(self, recovery: config.Recovery) -> None:
         if recovery.training.objective != "lm":
             raise UserError(
