@@ -138,7 +138,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
     from idp.recover import lora
     from idp.recover.fitting import Loss
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.objective import Objective
+    from idp.recover.objective import Objective, from_the_start
     from idp.recover.prompt import loss_with
 
     distilled = step.recovery == "distilled prompt"
@@ -154,7 +154,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
             trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
 
             def loss_of(batch: torch.Tensor) -> torch.Tensor:
-                return objective(loaded.model, batch, {"input_ids": batch, "use_cache": False})
+                return objective(loaded.model, batch, from_the_start(loaded.model, batch))
 
             return Loss(loss_of, objective.saving.spare), trained, weights
         prefix = step.recovery == "prefix"

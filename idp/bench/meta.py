@@ -65,10 +65,11 @@ class Peak(TorchDispatchMode):
         self._stack.enter_context(
             mock.patch("torch.nn.functional.scaled_dot_product_attention", _fused(scaled_dot_product_attention))
         )
-        # Whether rows are packed is asked of the positions' values, which there are none of: ours never are.
-        self._stack.enter_context(
-            mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
-        )
+        # Whether rows are packed or padded is asked of values, which there are none of: ours never are.
+        for name, answer in {"find_packed_sequence_indices": None, "fast_all": True}.items():
+            self._stack.enter_context(
+                mock.patch(f"transformers.masking_utils.{name}", lambda asked, answer=answer: answer)
+            )
         self._stack.enter_context(
             mock.patch("torch.backends.cuda.can_use_flash_attention", lambda asked: asked.query.dtype in HALF)
         )
