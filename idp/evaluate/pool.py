@@ -14,6 +14,7 @@ from idp.evaluate.batching import Row
 from idp.evaluate.divergence import Ask
 from idp.evaluate.engine import LocalEngine
 from idp.hub import first_line
+from idp.memory import release
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class PooledEngine:
         tokenizer: PreTrainedTokenizerBase,
     ):
         self.config, self.tokenizer = config, tokenizer
+        release()  # the first process shares its device with this one
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
         self.workers: list[tuple[Any, Connection]] = []
         for device in devices:

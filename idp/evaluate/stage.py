@@ -18,6 +18,7 @@ from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate import greedy
 from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
+from idp.memory import release
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
@@ -256,6 +257,8 @@ class _Lazy:
     def close(self) -> None:
         if self.made is not None:
             self.made.engine.close()
+            self.made = None
+            release()
 
 
 def _scorer(
