@@ -186,7 +186,7 @@ def save(
     Raises:
         UserError: what was written is not what is in memory.
     """
-    given = dict(state) if state is not None else _unshared(model)
+    given = _unshared(model, state)
     with _plain_settings(model) as generation:
         model.save_pretrained(folder, **({"state_dict": dict(given)} if given else {}))
     if like is None and model.name_or_path:
@@ -265,14 +265,16 @@ def _check_tie(files: WeightFiles, model: PreTrainedModel) -> None:
         raise UserError(f"{files.where}: {OTHER_HEAD}")
 
 
-def _unshared(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
-    """The model's tensors with a copy of each that shares another's memory without being tied to it by the config.
+def _unshared(model: PreTrainedModel, given: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor] | None:
+    """The tensors with a copy of each that shares another's memory without being tied to it by the config.
 
-    None where there is no such tensor.
+    Args:
+        model: the model.
+        given: the tensors; None: its own, and none are returned where there is no such tensor.
     """
-    state, tied = dict(model.state_dict()), getattr(model, "all_tied_weights_keys", None) or {}
+    state, tied = dict(given or model.state_dict()), getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
-    copied = False
+    copied = given is not None
     for name, tensor in state.items():
         if tensor.device.type == "meta" or not tensor.numel():
             continue

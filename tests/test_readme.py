@@ -36,14 +36,8 @@ def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One for all commands, which have much in common: what one has made, the next ones find."""
-    return tmp_path_factory.mktemp("store")
-
-
 @pytest.mark.parametrize("command", commands())
-def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store, tmp_path, monkeypatch, capsys):
+def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared_store, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     while re.match("[A-Z_]+=", words[0]):  # what is set for one command
         words = words[1:]
@@ -60,7 +54,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
         overrides = [word.replace("FOLDER", str(evidence(tmp_path))) for word in overrides]
         small = ["budget=smoke", "tracker=none"]
         if not any(word.startswith("store=") for word in overrides):
-            small.append(f"store={store}")
+            small.append(shared_store)  # the commands have much in common
         if not any(word.startswith("model=") for word in overrides):
             small.append("model=tiny_llama")
         if any(word == "task=all" for word in overrides):

@@ -8,7 +8,6 @@ from idp.analyze.similarity import compare, compare_apart
 from idp.config import Model
 from idp.memory import peak_bytes, private_bytes, release, start_peak
 from idp.prompting.repaired import RepairedModel
-from idp.recover import lora, opening
 from idp.store import Store
 
 from .alive import counted
@@ -23,23 +22,6 @@ def test_a_run_never_holds_two_models(recovery, run_here):
         run_here("model=tiny_llama", "budget=smoke", "compressor=gptq3", f"recovery={recovery}", *options, *more)
     assert alive.opened >= 5
     assert alive.most == 1
-
-
-def test_latency_variants_are_the_models_that_they_say(recovered):
-    """On one set of weights: plain with the adapters taken out, adapted with them in, as often as one likes."""
-    config, compressed, repair = recovered("lora")
-    with counted() as alive:
-        variants = opening.open_variants(config.model, compressed, repair, config.recovery, merged=True)
-    assert alive.opened == 1 and variants.by_shape == {"lora_merged": "compressed"}
-    plain = models.open_model(models.model_folder(compressed), config.model)
-    adapted = lora.attach(models.open_model(models.model_folder(compressed), config.model), repair.path / "adapter")
-    tokens = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        expected = {"compressed": plain.model(tokens).logits, "lora": adapted.model(tokens).logits}
-        expected["lora_merged"] = expected["compressed"]  # by shape
-        assert not torch.equal(expected["compressed"], expected["lora"])
-        for name in ["compressed", "lora", "lora_merged", "lora", "compressed"]:
-            assert torch.equal(variants.ready(name).model(tokens).logits, expected[name])
 
 
 def test_similarity_holds_one_model_and_finds_the_same(open_tiny, make_bank, tmp_path):
