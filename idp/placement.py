@@ -96,7 +96,9 @@ def refuse_offloaded(model: PreTrainedModel, way: str | None) -> None:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """transformers warns of each device that it would not have chosen by itself."""
-    loggers = [logging.getLogger(name) for name in ("accelerate.utils.modeling", "transformers.integrations.accelerate")]
+    loggers = [
+        logging.getLogger(name) for name in ("accelerate.utils.modeling", "transformers.integrations.accelerate")
+    ]
     before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:

@@ -18,6 +18,7 @@ from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate import greedy
 from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
+from idp.prompting.attention import fused
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def conditions(
 ) -> dict[str, Any]:
     """What decides the numbers of every product of a model, as part of its key; `bos` is what its texts begin with."""
     known = {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
+    if fused.in_use(models.device_of(model), models.dtype_of(model)):
+        known["attention"] = "fused"
     return known | ({"bos": list(bos)} if bos else {})
 
 

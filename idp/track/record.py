@@ -77,6 +77,7 @@ def build(
         "name": name,
         "compressor": compressor,
         "row": own.name,
+        "batch_tokens": own_batch_tokens(own),
         "budget": config["budget"]["name"],
         "config": config,
         "stages": {
@@ -196,6 +197,11 @@ def heldout_loss(record: dict[str, Any]) -> float | None:
 def own_dtype(measured: Measured) -> str:
     """The dtype that a model was measured in."""
     return measured.products[0].manifest["config"]["dtype"]
+
+
+def own_batch_tokens(measured: Measured) -> int | None:
+    """The tokens per forward pass that a model was measured with; None where no product says."""
+    return measured.products[0].manifest["config"].get("batch_tokens")
 
 
 def environment() -> dict[str, Any]:
