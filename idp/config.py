@@ -465,7 +465,10 @@ class Budget:
 
 @dataclass
 class Evaluation:
-    batch_tokens: int = option("tokens per forward pass; halved when memory runs out", minimum=64)
+    batch_tokens: Optional[int] = option(
+        "tokens per forward pass; null: 4096, more where a small model leaves a GPU idle; halved when memory runs out",
+        minimum=64,
+    )
     processes: Optional[int] = option(
         "processes, each with its own copy; null: one per GPU, one on a CPU", minimum=1, maximum=1024
     )
