@@ -202,21 +202,23 @@ def _opened(folder: Path, config: Model) -> LoadedModel:
     placement.refuse_offloaded(model, config.device_map)
     weights.check_loaded(str(folder), about, model.config, shapes)
     weights.check_tied(str(folder), model)
-    if spread is None:
-        model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, beginning.resolve(config.bos, tokenizer))
 
 
 def device_map(folder: Path, config: Model) -> dict[str, torch.device] | None:
-    """Where each part of the model of `folder` goes; None where all of it goes to `device_of(config)`.
+    """Where each part of the model of `folder` goes, straight from its file: the host holds no copy of it.
+
+    None on a CPU, whose weights are pages of the file itself where they have its dtype, and shared by all processes.
 
     Raises:
         UserError: `model.device_map` is set, and the weights do not fit on the devices that are here.
     """
     from transformers import AutoConfig
 
-    if not config.device_map or device_of(config).type == "cpu":
+    if (device := device_of(config)).type == "cpu":
         return None
+    if not config.device_map:
+        return {"": device}
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     trust = config.trust_remote_code
     return placement.device_map(config.device_map, device_of(config), shape, dtype_of(config), trust)
@@ -276,8 +278,8 @@ def device_of(config: Model) -> torch.device:
         raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
     if config.device_map and (device.type == "cpu" or device.index is not None):
         raise UserError(
-            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices; use"
-            " model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
+            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices;"
+            " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
         )
     return device
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from idp import models
+from idp import memory, models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import GRAPH, Config, Recovery
+from idp.config import GRAPH, Config, Evaluation, Recovery
 from idp.errors import UserError
 from idp.prompting.variants import Variants
 from idp.recover import opening, transfer
@@ -82,6 +82,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
+        config = replace(config, evaluation=_sized(config, empty))
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
             external.check(config.compressor, found.external, config.model, empty, store)
@@ -98,22 +99,27 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             config=values,
             compressor=label(config.compressor),
         )
+
+        def stage(name: str) -> None:
+            memory.release()  # what the last stage had in memory: the next one may start processes of its own
+            status.stage(name)
+
         try:
-            status.stage("compress")
+            stage("compress")
             compressed = _compress(config, group_size, dense, found, store)
-            status.stage("recover")
+            stage("recover")
             repair = _recover(config, dense, compressed, found, store, tracker)
-            status.stage("select")
+            stage("select")
             selection = _select(config, compressed, repair, found, store)
-            status.stage("measure")
+            stage("measure")
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
             if config.latency.enabled:
-                status.stage("latency")
+                stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
-            status.stage("track")
+            stage("track")
             record = records.build(
                 name=name,
                 compressor=label(config.compressor),
@@ -138,6 +144,13 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             raise
         status.update(record=str(place))
     return record, place
+
+
+def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
+    """The options of evaluation with the tokens per forward pass that are meant on this machine."""
+    from idp.evaluate.room import batch_tokens
+
+    return replace(config.evaluation, batch_tokens=batch_tokens(config.model, config.evaluation, empty))
 
 
 def whereabouts(config: Config) -> tuple[str, Path]:

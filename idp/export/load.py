@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from idp import models
 from idp.beginning import AUTO
-from idp.config import Model, Selector, conf_dir
+from idp.config import Model, Selector
 from idp.errors import UserError, out_of_memory_is_explained
+from idp.evaluate.room import FEWEST
 from idp.export.checkpoint import PROVENANCE
 from idp.export.repair import LORA, PROMPTS
 from idp.kinds import restore
@@ -38,10 +39,8 @@ class Exported:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens per forward pass: the config's, as an export does not say what the run had."""
-        from omegaconf import OmegaConf
-
-        return OmegaConf.load(conf_dir() / "config.yaml").evaluation.batch_tokens
+        """Tokens per forward pass: those of a CPU, as an export does not say what the run had."""
+        return FEWEST
 
     @property
     def variants(self) -> list[str]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
 from idp import memory, models
-from idp.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMED = "_idp_streamed"
-
-
-def check(training: schema.Training, model: schema.Model, place: str = "recovery") -> None:
-    """Refuses a streamed teacher where there is no one device to bring its layers to.
-
-    Raises:
-        UserError: the model is spread over several devices.
-    """
-    if training.objective == "distill" and training.teacher == "streamed" and model.device_map:
-        raise UserError(
-            f"{place}.training.teacher=streamed: a model that model.device_map={model.device_map} spreads over devices"
-            f" has no one device to bring layers to; use {place}.training.teacher=resident, or model.device"
-        )
 
 
 def open_teacher(folder: Path, model: schema.Model, training: schema.Training, student: LoadedModel) -> LoadedModel:
@@ -84,10 +70,15 @@ def share(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
             own.data = other.data
 
 
+def is_streamed(model: PreTrainedModel) -> bool:
+    """Whether a model's layers are in main memory, each on its device only while it runs."""
+    return hasattr(model, STREAMED)
+
+
 def can_be_streamed(teacher: LoadedModel) -> bool:
     """Whether a teacher's layers are on an accelerator, all on one, and could be brought there one by one instead."""
     devices = {parameter.device for parameter in teacher.model.parameters()}
-    return len(devices) == 1 and devices.pop().type != "cpu" and not hasattr(teacher.model, STREAMED)
+    return len(devices) == 1 and devices.pop().type != "cpu" and not is_streamed(teacher.model)
 
 
 def stream(model: PreTrainedModel, device: torch.device) -> None:
