@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ def parts(bench: Bench) -> list[str]:
 def run(part: str, bench: Bench) -> Iterator[Line]:
     from lm_eval.models.huggingface import HFLM
 
+    from idp.prompting.attention.fused import in_use
+
     tokens = int(part.split()[0])
     documents = bench.size.contexts[tokens]
     loaded, scorers, rate = once(_opened, bench)
@@ -29,6 +32,7 @@ def run(part: str, bench: Bench) -> Iterator[Line]:
     rows = max(1, (8192 if bench.cuda else 256) // tokens)
     reference = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows, device=str(loaded.device))
     seconds, answers = {}, {}
+    warned = _Heard("idp.prompting.attention")
     for way, lm in {**scorers, "hflm": reference}.items():
         lm.loglikelihood(requests(tokens, WARM_UP), disable_tqdm=True)
         taken = []
@@ -52,9 +56,13 @@ def run(part: str, bench: Bench) -> Iterator[Line]:
     )
     values = {"seconds": seconds, "tokens": ran, "share": share, "speed": speed, "nats_apart": apart}
     values |= {"matmul_flops": rate, "same_choice": same, "documents": documents}
+    values["attention"] = attention = "fused" if in_use(loaded.device, loaded.model.dtype) else "plain"
+    figure += f"; {attention} attention"
     if apart > (NATS if bench.cuda else 1e-3):
         yield Line(part, figure, FAILED, "log-likelihoods are not HFLM's", values)
-    elif speed < 1:
+    elif warned.lines:
+        yield Line(part, figure, SLOW, warned.lines[0], values)
+    elif bench.cuda and speed < 1:
         yield Line(part, figure, SLOW, "slower than HFLM", values)
     elif bench.cuda and share < ENOUGH:
         yield Line(part, figure, SLOW, f"under {ENOUGH:.0%} of the matmul rate", values)
@@ -65,10 +73,12 @@ def run(part: str, bench: Bench) -> Iterator[Line]:
 def _opened(bench: Bench) -> tuple[Any, dict[str, Any], float]:
     """The model, our scorers of it alone and behind IDP's bank, and the rate of its widest product, in FLOP/s."""
     from idp.bench.scoring import make_scorers, matmul_rate
+    from idp.evaluate.room import batch_tokens
 
     loaded = bench.model()
-    batch_tokens = bench.composed("task=arc_easy").evaluation.batch_tokens
-    scorers = make_scorers(loaded, bench.size.lengths, batch_tokens)
+    evaluation = bench.composed("task=arc_easy").evaluation
+    tokens = batch_tokens(bench.config(bench.folder / bench.shape), evaluation, loaded)
+    scorers = make_scorers(loaded, bench.size.lengths, tokens)
     return loaded, {way: scorers[way] for way in ("none", "idp")}, matmul_rate(loaded)
 
 
@@ -86,5 +96,17 @@ def _best(answers: list[tuple[float, bool]], document: int) -> int:
     return max(range(4), key=lambda choice: answers[4 * document + choice][0])
 
 
+class _Heard(logging.Handler):
+    """The warnings of some loggers, as lines."""
+
+    def __init__(self, name: str):
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 IMPORTS = ("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "idp.bench.scoring")
-STEP = Step("scoring", 60, parts, run, IMPORTS)
+STEP = Step("scoring", 55, parts, run, IMPORTS)
