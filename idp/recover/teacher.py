@@ -70,10 +70,15 @@ def share(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
             own.data = other.data
 
 
+def is_streamed(model: PreTrainedModel) -> bool:
+    """Whether a model's layers are in main memory, each on its device only while it runs."""
+    return hasattr(model, STREAMED)
+
+
 def can_be_streamed(teacher: LoadedModel) -> bool:
     """Whether a teacher's layers are on an accelerator, all on one, and could be brought there one by one instead."""
     devices = {parameter.device for parameter in teacher.model.parameters()}
-    return len(devices) == 1 and devices.pop().type != "cpu" and not hasattr(teacher.model, STREAMED)
+    return len(devices) == 1 and devices.pop().type != "cpu" and not is_streamed(teacher.model)
 
 
 def stream(model: PreTrainedModel, device: torch.device) -> None:

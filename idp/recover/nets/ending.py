@@ -68,13 +68,13 @@ def ending_loss(hidden: torch.Tensor, ending: Ending, loss: Loss) -> torch.Tenso
 class _EndingLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, ending, loss):
-        wanted = ctx.needs_input_grad[0]
+        wanted, head = ctx.needs_input_grad[0], ending.model.get_output_embeddings().weight
         gradient = torch.empty_like(hidden) if wanted else None
         total = torch.zeros((), device=hidden.device)
-        for places in pieces(hidden, len(ending.model.get_output_embeddings().weight)):
+        for places in pieces(hidden, len(head)):
             with torch.set_grad_enabled(wanted):
                 leaf = hidden[places].detach().requires_grad_(wanted)
-                logits = ending.logits(leaf)
+                logits = ending.logits(leaf).to(head.device)  # a model spread over devices gives them elsewhere
             summed, slope = loss(logits.detach(), places, wanted)
             total += summed.to(total.device)
             if wanted:
