@@ -115,6 +115,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         dry = [] if "--dry-run" in words else ["--dry-run", "dashboard.json"]
         done = python(*words[1:], *dry, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
+    elif words[0] == "sh":
+        assert subprocess.run(["sh", "-n", words[1]], cwd=ROOT).returncode == 0
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":
