@@ -123,6 +123,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         (tmp_path / "outputs").symlink_to(run.parents[1])
         main([word for word in words[3:] if word != "--yes"])  # the other tests' products stay
         assert "products" in capsys.readouterr().out
+    elif words[0] == "sh":
+        assert subprocess.run(["sh", "-n", words[1]], cwd=ROOT).returncode == 0
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":
