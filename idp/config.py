@@ -197,6 +197,11 @@ class Selector:
         return False
 
     @property
+    def passes(self) -> int:
+        """How often the model reads an input, for each prompt, before one is chosen."""
+        return 0
+
+    @property
     def constant(self) -> bool:
         """Whether it gives every input the same prompt by design: then one prompt for all is no collapse."""
         return False
@@ -281,6 +286,14 @@ class Bank:
         """Whether its prompts share the training text out among them; else each reads all of it."""
         return False
 
+    def judged(self, prompts: int) -> int:
+        """How often an evaluation on held-out text reads that text."""
+        return prompts
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
+        return 0
+
     def check(self, recovery: Recovery) -> None:
         """Raises a UserError where the options, or the recovery's, do not go together."""
 
@@ -318,6 +331,11 @@ class Recovery:
     def reads_weights(self) -> bool:
         """Whether the compressed model's weights are needed to make it."""
         return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its repair has an adapter in the model's layers."""
+        return self.beneath is not None and self.beneath.adapts
 
     @property
     def beneath(self) -> Recovery | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import beginning, fetched, hub, placement, quantized, tokenization, weights
+from idp import beginning, fetched, hub, placement, quantized, tokenization, unpacking, verification, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.gguf_files import model as ggufs
@@ -172,9 +172,15 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     """The model of `folder` in memory, in evaluation mode, frozen; every weight of it is from the folder.
 
     Raises:
-        UserError: the weights do not make a causal language model, or are not all there.
+        UserError: the weights do not make a causal language model, or are not all there; or, in a store, are not those
+            that were stored.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with verification.while_read(folder):
+        return _opened(folder, config)
+
+
+def _opened(folder: Path, config: Model) -> LoadedModel:
+    from transformers import AutoTokenizer
 
     trust = config.trust_remote_code
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
@@ -182,12 +188,10 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     try:
         with weights.silent() as said:
             spread = device_map(folder, config)
-            model, about = AutoModelForCausalLM.from_pretrained(
+            model, about = unpacking.from_pretrained(
                 folder,
                 dtype=dtype_of(config),
                 trust_remote_code=trust,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
                 device_map=spread,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
@@ -198,21 +202,23 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     placement.refuse_offloaded(model, config.device_map)
     weights.check_loaded(str(folder), about, model.config, shapes)
     weights.check_tied(str(folder), model)
-    if spread is None:
-        model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, beginning.resolve(config.bos, tokenizer))
 
 
 def device_map(folder: Path, config: Model) -> dict[str, torch.device] | None:
-    """Where each part of the model of `folder` goes; None where all of it goes to `device_of(config)`.
+    """Where each part of the model of `folder` goes, straight from its file: the host holds no copy of it.
+
+    None on a CPU, whose weights are pages of the file itself where they have its dtype, and shared by all processes.
 
     Raises:
         UserError: `model.device_map` is set, and the weights do not fit on the devices that are here.
     """
     from transformers import AutoConfig
 
-    if not config.device_map or device_of(config).type == "cpu":
+    if (device := device_of(config)).type == "cpu":
         return None
+    if not config.device_map:
+        return {"": device}
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     trust = config.trust_remote_code
     return placement.device_map(config.device_map, device_of(config), shape, dtype_of(config), trust)
@@ -225,10 +231,10 @@ def open_empty(folder: Path, config: Model) -> LoadedModel:
         UserError: the folder's config is not that of a causal language model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        shape = unpacking.plain_config(folder, config.trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
@@ -272,8 +278,8 @@ def device_of(config: Model) -> torch.device:
         raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
     if config.device_map and (device.type == "cpu" or device.index is not None):
         raise UserError(
-            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices; use"
-            " model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
+            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices;"
+            " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
         )
     return device
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from idp import models
+from idp import memory, models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
@@ -23,6 +23,7 @@ from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
+from idp.verification import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Found:
     perplexity: dict[str, Any]
 
 
+ATTEMPTS = 3  # of a run that finds stored weights damaged: as many as it opens models
+
+
 def run(config: Config) -> tuple[dict[str, Any], Path]:
     """Runs one config from model to record.
 
@@ -48,6 +52,17 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _run(config)
+        except Damaged as damage:
+            if not left:
+                raise
+            log.warning("%s. The run begins again: it makes that anew, and reuses all that is whole", damage)
+    raise AssertionError
+
+
+def _run(config: Config) -> tuple[dict[str, Any], Path]:
     run_id, folder = whereabouts(config)
     name = folder.name
     with run_folder(folder, name) as status:
@@ -84,22 +99,27 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             config=values,
             compressor=label(config.compressor),
         )
+
+        def stage(name: str) -> None:
+            memory.release()  # what the last stage had in memory: the next one may start processes of its own
+            status.stage(name)
+
         try:
-            status.stage("compress")
+            stage("compress")
             compressed = _compress(config, group_size, dense, found, store)
-            status.stage("recover")
+            stage("recover")
             repair = _recover(config, dense, compressed, found, store, tracker)
-            status.stage("select")
+            stage("select")
             selection = _select(config, compressed, repair, found, store)
-            status.stage("measure")
+            stage("measure")
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
             if config.latency.enabled:
-                status.stage("latency")
+                stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
-            status.stage("track")
+            stage("track")
             record = records.build(
                 name=name,
                 compressor=label(config.compressor),

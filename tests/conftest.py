@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.families import FAMILIES
 from tests.processes import python
@@ -20,20 +24,45 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores ou
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
+RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """The slow ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker("run")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
+
 
 @pytest.fixture(scope="session")
-def model_folders(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that the session's workers have in common."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_store(shared):
+    """The override that names a store of all workers, for runs that are not about what is made and what is found."""
+    return f"store={shared / 'store'}"
+
+
+@pytest.fixture(scope="session")
+def model_folders(shared):
     """`model_folders(family)`: the folder of a tiny model with random weights, made once per session."""
     from idp.models import _make_random
 
-    root, made = tmp_path_factory.mktemp("models"), {}
+    root, made = shared / "models", {}
 
     def folder(family: str) -> Path:
         if family not in made:
-            _make_random(FAMILIES[family], root / family)
+            with once(root / family) as needed:
+                if needed:
+                    _make_random(FAMILIES[family], root / family)
             made[family] = root / family
         return made[family]
 
@@ -131,13 +160,17 @@ def compose():
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
+    from idp import kinds
     from idp.checks import check
     from idp.config import conf_dir
-    from idp.kinds import register
 
-    register()
+    registered = ()
 
     def composed(*overrides: str):
+        nonlocal registered
+        if (known := (kinds.recoveries(), kinds.banks(), kinds.selectors())) != registered:  # a third of composing
+            kinds.register()
+            registered = known
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))
@@ -173,30 +206,49 @@ def run_here(compose, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def bridges(tmp_path_factory):
+def bridges(shared):
     """The overrides that name a small corpus of few words, which is read much sooner than the embedded one."""
     words = ["the", "bridge", "river", "repairs", "old", "new", "stone", "over", "builds", "two", "seven", "and"]
     draw = random.Random(0)
-    text = tmp_path_factory.mktemp("corpus") / "text.txt"
-    text.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
+    text = shared / "bridges" / "text.txt"
+    with once(text.parent) as needed:
+        if needed:
+            text.parent.mkdir()
+            text.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
     return "corpus=local", f"corpus.path={text}", "corpus.name=bridges"
 
 
 @pytest.fixture(scope="session")
-def finished_run(compose, bridges, tmp_path_factory):
+def finished_run(compose, bridges, shared):
     """`finished_run(*overrides)`: a small run of the tiny model, made once per session; its folder and its record."""
-    from idp.pipeline import run
+    from idp.pipeline import run, whereabouts
 
-    root, made = tmp_path_factory.mktemp("outputs"), {}
+    root, made = shared / "outputs", {}
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
 
     def finished(*overrides: str) -> tuple[Path, dict]:
         if overrides not in made:
-            _, place = run(compose(*small, *bridges, "baselines=false", *overrides, f"output={root}"))
-            made[overrides] = place.parent, json.loads(place.read_text())
+            config = compose(*small, *bridges, "baselines=false", *overrides, f"output={root}")
+            folder = whereabouts(config)[1]
+            with once(folder) as needed:
+                if needed:
+                    run(config)
+            made[overrides] = folder, json.loads((folder / "record.json").read_text())
         return made[overrides]
 
     return finished
+
+
+@contextlib.contextmanager
+def once(place: Path) -> Iterator[bool]:
+    """Whether a folder is still to be made; other workers wait until it is whole. A half made one is removed."""
+    lock, whole = (place.parent / f"{place.name}.{end}" for end in ("lock", "whole"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if needed := not whole.exists():
+            shutil.rmtree(place, ignore_errors=True)
+        yield needed
+        whole.touch()
 
 
 def record_of(done: subprocess.CompletedProcess) -> dict:

@@ -18,8 +18,9 @@ TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
 @pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lora", "lora_idp"])
-def test_every_recovery_runs_from_end_to_end(model, recovery, run_here):
-    record = run_here(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
+def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store):
+    words = (f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy", shared_store)
+    record = run_here(*TINY, *words)
     about = record["idp"]
     assert about["row"] == ("compressed" if recovery == "none" else "repaired")
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})

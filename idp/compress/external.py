@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub, models, quantized, weights
+from idp import fetched, hub, models, quantized, verification, weights
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
@@ -138,7 +138,8 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         empty = models.open_empty(own, model)
         shapes = {name: list(layer.weight.shape) for name, layer in compressed_layers(empty.model).items()}
         place = place_of(compressor, source, store)
-        found = _read(place, source, model, empty, shapes, _weights_of(own))
+        with verification.while_read(own):
+            found = _read(place, source, model, empty, shapes, _weights_of(own))
         loaded = _fitted(compressor, found, empty, model, tied=_tied(place, source, model))
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)

@@ -13,8 +13,9 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import behind, embedded
+from idp.recover.fitting import Loss
 from idp.recover.objective import Objective
-from idp.recover.training import History, Loss, Report, named, train
+from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def loss_with(
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(device)
-        with objective.saving.forward(keep_cache=True):  # the prompt's own pass, whose keys and values come before
+        with objective.saving.recomputing(keep_cache=True):  # the prompt's own pass, whose keys and values are read
             inputs = behind(model, maker(), batch, kind, beginning)
         return objective(model, batch, inputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,25 +21,39 @@ class Saving:
     """How a training's passes through the frozen model are run.
 
     Args:
-        options: `checkpointing` and `teacher`, where null and auto leave the choice to what memory there is.
+        options: `checkpointing` and `teacher`, where null and auto leave the choice to what memory there is; None for
+            passes that are not trained on.
         model: the model that is repaired.
         teacher: the dense one, for objective=distill.
     """
 
-    def __init__(self, options: Training, model: PreTrainedModel, teacher: LoadedModel | None = None):
+    def __init__(self, options: Training | None, model: PreTrainedModel, teacher: LoadedModel | None = None):
         self.options, self.model, self.teacher = options, model, teacher
-        self.checkpointing = bool(options.checkpointing)
+        self.checkpointing = bool(options and options.checkpointing)
 
     @contextlib.contextmanager
-    def forward(self, keep_cache: bool = False) -> Iterator[None]:
-        """A block for one forward pass of the model; `keep_cache`: its cache is read afterwards."""
+    def forward(self) -> Iterator[None]:
+        """A block for the pass over a batch: attention as it trains best, and `recomputing`."""
         from idp.recover.nets.attention import training_attention
+
+        with training_attention(self.model), self.recomputing():
+            yield
+
+    @contextlib.contextmanager
+    def recomputing(self, keep_cache: bool = False) -> Iterator[None]:
+        """A block in which layers are computed anew for their gradients, if they are to be; `keep_cache`: the cache
+        that the model is called with is read afterwards."""
         from idp.recover.nets.checkpointing import checkpointed
 
-        with training_attention(self.model), contextlib.ExitStack() as stack:
-            if self.checkpointing:
-                stack.enter_context(checkpointed(self.model, keep_cache))
+        with checkpointed(self.model, keep_cache) if self.checkpointing else contextlib.nullcontext():
             yield
+
+    @functools.cached_property
+    def bare_on_card(self) -> bool:
+        """Whether logits are worth taking a few at a time, and can be: on an accelerator, by a bare head."""
+        from idp.prompting.repaired import head_is_bare
+
+        return self.model.get_output_embeddings().weight.device.type != "cpu" and head_is_bare(self.model)
 
     def spare(self) -> str | None:
         """Gives up time for memory: says what for, and None where nothing is left. No value or gradient changes."""

@@ -184,13 +184,13 @@ def _make(
     beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
 
     def make(folder: Path) -> None:
+        first = None
+        if recovery.beneath is not None:  # before there is a model of this one's in memory
+            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
         opened = models.open_model if recovery.reads_weights else models.open_empty
         loaded = opened(models.model_folder(compressed), model)
         work = Work(loaded, seed, folder / CHECKPOINT, folder, report=report, beginning=beginning)
-        beneath = Made()
-        if recovery.beneath is not None:
-            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
-            beneath = _take_over(first, work)
+        beneath = _take_over(first, work) if first is not None else Made()
         if recovery.trains:
             if work.loaded.device.type == "cpu":
                 models.keep_freed_memory()

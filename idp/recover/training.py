@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import memory
 from idp.config import Training
-from idp.errors import UserError, lacks_memory
+from idp.errors import UserError
 from idp.preemption import postponed
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from idp.recover.determinism import deterministic
+from idp.recover.fitting import Fitting, Loss
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, float]], None]
-MICRO_BATCH = "micro_batch_size"
 
 
 class Diverged(UserError):
@@ -33,43 +33,15 @@ class Diverged(UserError):
 class History:
     """What a training run leaves: one row per step, one per held-out evaluation, and the best of those.
 
-    `memory` has a row for each thing that was done because memory had run out: the step, and since then `spared`.
+    `changes` has a row for each thing that is done otherwise from a step on: what was `changed` because memory had run
+    out, or because an operation has no deterministic form.
     """
 
     train: list[dict[str, float]] = field(default_factory=list)
     heldout: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
-    memory: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Loss:
-    """What `train` lowers.
-
-    Args:
-        of: the mean loss in nats per token of token ids [rows, tokens], all rows counting alike.
-        spare: does something about memory that changes no value, when it has run out, and says what; None: nothing
-            is left to do.
-        split: of a loss that is no mean over rows: summands of a batch's loss, each from a few rows.
-    """
-
-    of: Callable[[torch.Tensor], torch.Tensor]
-    spare: Callable[[], str | None] = lambda: None
-    split: Callable[[torch.Tensor, int], Iterator[torch.Tensor]] | None = None
-
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.of(batch)
-
-    def summands(self, batch: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
-        """What adds up to the loss of a batch, and so do the gradients; each from `rows` rows at most."""
-        if rows >= len(batch):
-            yield self.of(batch)
-        elif self.split is not None:
-            yield from self.split(batch, rows)
-        else:
-            for part in batch.split(rows):
-                yield self.of(part) * (len(part) / len(batch))
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -119,7 +91,7 @@ def train(
         for row in rows(history):  # what a killed process reported may have got lost with it
             report(row)
     order = _order(len(blocks), options.steps * options.batch_size, seed)
-    fitting = _Fitting(loss_of, options.micro_batch_size or options.batch_size, history.memory)
+    fitting = Fitting(loss_of, options.micro_batch_size or options.batch_size, history.changes)
 
     def evaluate(step: int) -> None:
         nonlocal best
@@ -140,84 +112,42 @@ def train(
             total += summand.item()
         return total
 
-    if not history.heldout:
-        evaluate(0)
-    with progress(options.steps, label, unit="steps") as bar, postponed() as stop:
-        bar.update(done)
-        for step in range(done + 1, options.steps + 1):
-            rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
-            if not (math.isfinite(loss) and math.isfinite(norm.item())):
-                write_tensors(checkpoint / "best.safetensors", best)
-                raise Diverged(
-                    f"{label}: the loss is {loss:g} and the gradient {norm.item():g} at step {step}; lower"
-                    f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
-                    f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": loss, "gradient_norm": norm.item(), "learning_rate": rate}
-            history.train.append(row)
-            if report is not None:
-                report(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", heldout=f"{history.best_loss:.3f}")
-            bar.update(1)
-            if step % options.evaluate_every == 0 or step == options.steps:
-                evaluate(step)
-            if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
-                _save(checkpoint, step, history, best, parameters, optimizer)
-            stop.now_if_asked()
+    with deterministic(parameters.values()):
+        fitting.resume()
+        if not history.heldout:
+            evaluate(0)
+        with progress(options.steps, label, unit="steps") as bar, postponed() as stop:
+            bar.update(done)
+            for step in range(done + 1, options.steps + 1):
+                rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
+                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
+                if not (math.isfinite(loss) and math.isfinite(norm.item())):
+                    write_tensors(checkpoint / "best.safetensors", best)
+                    raise Diverged(
+                        f"{label}: the loss is {loss:g} and the gradient {norm.item():g} at step {step}; lower"
+                        f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
+                        f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
+                    )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                row = {"step": step, "loss": loss, "gradient_norm": norm.item(), "learning_rate": rate}
+                history.train.append(row)
+                if report is not None:
+                    report(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", heldout=f"{history.best_loss:.3f}")
+                bar.update(1)
+                if step % options.evaluate_every == 0 or step == options.steps:
+                    evaluate(step)
+                if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
+                    _save(checkpoint, step, history, best, parameters, optimizer)
+                stop.now_if_asked()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])
     return history
-
-
-@dataclass
-class _Fitting:
-    """Passes of as many rows as fit in memory.
-
-    Args:
-        loss: what is asked first to spare memory.
-        rows: of one pass; halved when nothing else is left.
-        done: a history's `memory`: what a killed training had come to do holds for its continuation.
-    """
-
-    loss: Loss
-    rows: int
-    done: list[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        for row in self.done:
-            if MICRO_BATCH in row:
-                self.rows = row[MICRO_BATCH]
-            else:
-                self.loss.spare()
-
-    def attempt(self, step: int, compute: Callable[[int], float]) -> float:
-        """What `compute` gives for a number of rows per pass, tried again with less memory where it runs out."""
-        while True:
-            try:
-                return compute(self.rows)
-            except Exception as error:
-                if not lacks_memory(error) or not self._spare(step):
-                    raise
-            memory.release()  # when the error, and with it what its frames held, is gone
-
-    def _spare(self, step: int) -> bool:
-        if (spared := self.loss.spare()) is not None:
-            row = {"spared": spared}
-        elif self.rows > 1:
-            self.rows = -(-self.rows // 2)
-            row = {"spared": f"{MICRO_BATCH}={self.rows}", MICRO_BATCH: self.rows}
-        else:
-            return False
-        log.warning("out of memory at step %d: training goes on with %s", step, row["spared"])
-        self.done.append({"step": step, **row})
-        return True
 
 
 def rows(history: History) -> list[dict[str, float]]:

@@ -6,6 +6,9 @@ number read back by the host, a copy between devices). Numbers are the CPU's own
 
 `install` changes torch for the whole process and cannot be undone: only processes of its own call it. Its known gaps:
 streams and events are not there, a kernel is chosen as on the CPU, and `torch.inference_mode` is `torch.no_grad`.
+
+Below Python a tensor of `gpu:1` is one of `cpu:1`, which torch knows and nobody else uses: its autograd engine counts
+one device for a backend that is written in Python, and runs what is on a CPU, whatever its number, in its own thread.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention.bias import CausalBias
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -72,6 +77,13 @@ class Device(_DummyBackendModule):
         syncs["synchronize", asked_by()] += 1
 
 
+OWN = ("numbers", "place")
+
+
+def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    return vars(torch.Tensor)["__dict__"].__get__(tensor)
+
+
 class Tensor(torch.Tensor):
     """A tensor that says it is on a device of the accelerator; `numbers` is the CPU tensor that it holds."""
 
@@ -87,14 +99,32 @@ class Tensor(torch.Tensor):
             storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype,
             layout=numbers.layout,
-            device=place,
+            device=torch.device("cpu", place.index),
         )
         made.numbers, made.place = numbers, place
         return made
 
     def __init__(self, *_: Any): ...
 
+    # compressed-tensors gives a copy on another device the class and the attributes of the original. What is told here
+    # is what a real tensor would tell, and what is set leaves a tensor what it is.
+    __class__ = property(
+        lambda self: torch.nn.Parameter if getattr(self, "_is_param", False) else torch.Tensor,
+        lambda self, value: setattr(self, "_is_param", issubclass(value, torch.nn.Parameter)),
+    )
+    __dict__ = property(
+        lambda self: {name: value for name, value in _attributes(self).items() if name not in OWN},
+        lambda self, value: _attributes(self).update(value),
+    )
     __torch_function__ = torch._C._disabled_torch_function_impl
+    is_cpu = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def get_device(self) -> int:
+        return self.place.index
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -111,6 +141,13 @@ class Tensor(torch.Tensor):
     def data(self, value: Tensor) -> None:
         torch.Tensor.data.__set__(self, value)
         self.numbers, self.place = value.numbers, value.place  # torch itself exchanges what is below Python only
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As torch's: itself where nothing changes, which torch cannot see from below."""
+        stated = {name: value for name, value in kwargs.items() if name not in ("copy", "memory_format")}
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **stated)
+        same = _device(device) in (None, self.place) and dtype in (None, self.dtype)
+        return self if same and not kwargs.get("copy") else torch.Tensor.to(self, *args, **kwargs)
 
     def tolist(self) -> Any:
         syncs["tolist", asked_by()] += 1
@@ -141,6 +178,10 @@ class Tensor(torch.Tensor):
 class Pretending(TorchDispatchMode):
     """Within it, tensors can be made on the accelerator and moved to it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and being kept from it costs as much as a small kernel
+
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return run(function, args, kwargs or {})
 
@@ -152,14 +193,20 @@ def install(count: int = 2) -> Device:
     """
     device = Device(count)
     _setup_privateuseone_for_python_backend(NAME, backend_module=device)
+    _device_constructors()  # `with torch.device(...)` knows functions by name, once: before they are replaced
     torch.inference_mode = _NoGrad
     torch.tensor = _tensor_maker(torch.tensor)
     torch.as_tensor = _tensor_maker(torch.as_tensor)
     torch.nn.Module._apply = _keeping_ties(torch.nn.Module._apply)
+    torch._has_compatible_shallow_copy_type = _same_kind
+    CausalBias.__new__ = _made_below(CausalBias.__new__)
     torch.accelerator.current_device_index = device.current_device
     torch.accelerator.set_device_index = device.set_device
     torch.accelerator.device_count = device.device_count
     torch.accelerator.get_memory_info = device.mem_get_info
+    torch.accelerator.max_memory_allocated = lambda *_: 0
+    torch.accelerator.reset_peak_memory_stats = lambda *_: None
+    torch.accelerator.empty_cache = device.empty_cache
     return device
 
 
@@ -195,7 +242,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         _count_copy(name, args, wanted)
     else:
         _refuse_mixture(name, function, args, leaves, kwargs.get("generator"), wanted)
-    if name in ("_local_scalar_dense", *WAITING) or name in INDEXING and _has_mask(args[1]):
+    if name in ("_local_scalar_dense", *WAITING) or (name in INDEXING and _has_mask(args[1])):
         syncs[name, asked_by()] += 1
     plain_args, plain = tree_map(_numbers, args), tree_map(_numbers, kwargs)
     if wanted is not None and wanted.type == NAME:
@@ -262,13 +309,13 @@ def _numbers(value: Any) -> Any:
 
 
 def _device(asked: Any) -> torch.device | None:
-    """The device with its number."""
+    """The device with its number, under the name that it has above."""
     if asked is None:
         return None
     device = torch.device(asked)
     if device.type == NAME and device.index is None:
         return torch.device(NAME, torch.gpu.current_device())
-    return device
+    return torch.device(NAME, device.index) if device.type == "cpu" and device.index is not None else device
 
 
 def _as_index(index: Any) -> Any:
@@ -282,7 +329,9 @@ class _NoGrad(torch.no_grad):
     """In place of `torch.inference_mode`, whose tensors a wrapper cannot be."""
 
     def __new__(cls, mode: Any = True) -> Any:
-        return super().__new__(cls) if mode is True else torch.no_grad()(mode) if callable(mode) else torch.enable_grad()
+        return (
+            super().__new__(cls) if mode is True else torch.no_grad()(mode) if callable(mode) else torch.enable_grad()
+        )
 
 
 def _tensor_maker(made: Callable) -> Callable:
@@ -297,6 +346,21 @@ def _tensor_maker(made: Callable) -> Callable:
         return made(data, dtype=dtype).to(wanted)
 
     return make
+
+
+def _made_below(new: Callable) -> Callable:
+    """A subclass's `__new__` that fills itself with an empty tensor, which must not be one of a dispatch mode's."""
+
+    def made(cls: type, *_: Any, **__: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            return new(cls)
+
+    return made
+
+
+def _same_kind(input: torch.Tensor, from_: torch.Tensor) -> bool:
+    """Whether a parameter can be given the other's data; asked by `Module._apply`."""
+    return not isinstance(input, Tensor) and not isinstance(from_, Tensor)
 
 
 def _keeping_ties(apply: Callable) -> Callable:

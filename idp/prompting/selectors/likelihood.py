@@ -22,6 +22,10 @@ TOGETHER = 2**14  # tokens of a forward pass, those of all prompts counted
 
 @dataclass
 class LikelihoodSelector(config.Selector):
+    @property
+    def passes(self) -> int:
+        return 1
+
     def build(self) -> Likelihood:
         return Likelihood()
 
