@@ -223,7 +223,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         _count_copy(name, args, wanted)
     else:
         _refuse_mixture(name, function, args, leaves, kwargs.get("generator"), wanted)
-    if name in ("_local_scalar_dense", *WAITING) or name in INDEXING and _has_mask(args[1]):
+    if name in ("_local_scalar_dense", *WAITING) or (name in INDEXING and _has_mask(args[1])):
         syncs[name, asked_by()] += 1
     plain_args, plain = tree_map(_numbers, args), tree_map(_numbers, kwargs)
     if wanted is not None and wanted.type == NAME:
