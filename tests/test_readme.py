@@ -98,7 +98,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.memory"]:  # it runs in tests/test_bench_memory.py
         done = python(*words[1:], "--help", cwd=ROOT)
-        assert done.returncode == 0 and "--whole" in done.stdout, done.stderr
+        assert done.returncode == 0 and "--shapes" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.fidelity"]:  # it runs in tests/test_bench_fidelity.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--windows" in done.stdout, done.stderr
