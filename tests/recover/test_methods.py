@@ -5,10 +5,11 @@ import torch
 
 from idp import models
 from idp.errors import UserError
-from idp.recover import opening, stage
+from idp.recover import lora, opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
 
+from ..alive import counted
 from .conftest import METHODS
 
 
@@ -119,7 +120,6 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
     """Its logits are those of the adapter and the prompt; leaving out either changes them."""
     from idp.prompting.bank import PromptBank
     from idp.prompting.repaired import RepairedModel
-    from idp.recover import lora
 
     config, dense, repair = recovered(
         "lora_idp",
