@@ -24,9 +24,16 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores ou
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
+RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """The slow ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker("run")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
 
 
 @pytest.fixture(scope="session")

@@ -311,6 +311,8 @@ def _training(repair: Product | None) -> dict[str, Any] | None:
             "best_step": history["best_step"],
             "heldout_loss": history["best_loss"],
             "heldout_loss_at_start": history["heldout"][0]["loss"],
+            # What was done otherwise from a step on, such as smaller passes once memory had run out.
+            **({"changes": history["changes"]} if history.get("changes") else {}),
         }
         for name, history in histories.items()
     }
