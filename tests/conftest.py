@@ -36,7 +36,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
 
 
-
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that the session's workers have in common."""

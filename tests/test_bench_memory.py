@@ -29,7 +29,8 @@ SAVED = {"checkpointing": True, "teacher": "streamed"}
 @pytest.mark.parametrize("recovery", RECOVERIES)
 def test_seven_and_eight_billion_weights_are_trained_within_20_gib(shape, recovery):
     found = extrapolated(Step(shape, recovery, **SAVED))
-    assert found["weights"] == 2 * sum(parameter.numel() for parameter in model(shape).parameters())
+    numbers = sum(parameter.numel() for parameter in model(shape).parameters())
+    assert found["weights"] == pytest.approx(2 * numbers, rel=1e-6)  # and a few of its positions' frequencies
     assert found["weights"] < found["peak"] < 20 * GIB
 
 
@@ -60,7 +61,8 @@ def test_logits_never_set_the_peak(recovery, monkeypatch):
 def test_a_card_that_is_too_small_makes_training_spare_memory():
     """First layers are computed anew, then the micro batch is halved."""
     step = Step("llama32_1b", "prompt", layers=4, checkpointing=None)
-    plain, saved = peak_of(step)["peak"], peak_of(Step("llama32_1b", "prompt", layers=4, **SAVED))["peak"]
+    saved = peak_of(Step("llama32_1b", "prompt", layers=4, **SAVED))["peak"]
+    plain, little = peak_of(step)["peak"], 2**24  # more than the optimizer has, which is not asked to step here
 
     def changes(limit):
         with Peak() as memory:
@@ -82,8 +84,8 @@ def test_a_card_that_is_too_small_makes_training_spare_memory():
         return [row["changed"] for row in fitting.changes]
 
     assert changes(plain) == []
-    assert changes(plain - 1) == ["checkpointing"]
-    assert changes(saved - 1) == ["checkpointing", "micro_batch_size=1"]
+    assert changes(plain - little) == ["checkpointing"]
+    assert changes(saved - little) == ["checkpointing", "micro_batch_size=1"]
 
 
 def test_the_table_says_by_what_a_card_holds_a_step():

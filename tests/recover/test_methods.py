@@ -5,9 +5,10 @@ import torch
 
 from idp import models
 from idp.errors import UserError
-from idp.recover import opening, stage
+from idp.recover import lora, opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
+from tests.alive import counted
 
 from .conftest import METHODS
 

@@ -104,14 +104,14 @@ def attend_without_mask(
     before it one key less."""
     width, keys = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is not None or not causal or width in (1, keys) or any(rest.get(name) is not None for name in OTHERS):
-        return sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
-        )
-    if query.device.type not in KERNELS:
-        seen = torch.ones(1, 1, width, keys, dtype=torch.bool, device=query.device).tril(keys - width)
-        return sdpa_attention_forward(module, query, key, value, seen, dropout=dropout, scaling=scaling)
-    return lower_right(query, key, value, dropout, scaling).transpose(1, 2).contiguous(), None
+    ends_last = mask is None and causal and width not in (1, keys)
+    if ends_last and query.device.type in KERNELS and all(rest.get(name) is None for name in OTHERS):
+        return lower_right(query, key, value, dropout, scaling).transpose(1, 2).contiguous(), None
+    if ends_last:  # torch would take None for the mask of a first query that sees the first key alone
+        mask = torch.ones(1, 1, width, keys, dtype=torch.bool, device=query.device).tril(keys - width)
+    return sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
+    )
 
 
 def lower_right(

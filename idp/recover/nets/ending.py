@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from idp.recover.nets.head_loss import Loss, pieces
 
@@ -50,7 +50,8 @@ class Ending:
     @contextlib.contextmanager
     def _giving(self, hidden: torch.Tensor) -> Iterator[None]:
         own = self.decoder.__dict__.get("forward")
-        self.decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        self.decoder.forward = lambda *_, **__: given
         try:
             yield
         finally:
