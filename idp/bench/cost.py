@@ -36,6 +36,7 @@ quiet_libraries()
 TFLOPS = 100.0  # a third of what an A100's maker gives for bfloat16
 CARD_BYTES, DISK_BYTES = 1.5e12, 1.0e9  # a second: a card reads its own memory, a node reads the store
 GB, GIB = 1e9, 2**30
+BESIDE = 4e9  # bytes: torch and the other libraries, a corpus
 PASS = 2**30  # bytes of activations and logits of a pass of evaluation.batch_tokens tokens, about
 
 
@@ -124,11 +125,13 @@ def report(
         "",
     ]
     downloads = [f"from the hub: {name}, {size.bytes / GB:,.1f} GB" for name, size in sizes.items() if size.downloaded]
+    needed = [f"{name} {math.ceil(_main_memory(configs, size) / GB)} GB" for name, size in sizes.items()]
     return "\n".join(
         [
             *speeds,
             by_run(cells, machine, tflops),
             "",
+            f"main memory (hydra.launcher.mem_gb): {', '.join(needed)}",
             *downloads,
             *([] if not downloads else ["  (python -m idp.fetch fetches it with the corpora and documents)"]),
             "",
@@ -197,7 +200,7 @@ def by_run(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str
         memory = [f"{cell.peak / GIB:,.1f}", f"{cell.spared / GIB:,.1f}"]
         rows.append([cell.name, cell.runs, f"{own:,.1f}", f"{cell.bytes / GB:,.2f}", *memory])
     most = [f"{max(getattr(cell, name) for cell in cells) / GIB:,.1f}" for name in ("peak", "spared")]
-    rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk:,.2f}", *most])
+    rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk / GB:,.2f}", *most])
     headers = ["run", "runs", "hours", "disk, GB", "memory, GiB", "at the least"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
@@ -235,6 +238,14 @@ def _new(config: Config, machine: Machine, seen: set[tuple[str, str]]) -> list[W
             seen.add((each.what, each.key))
             found.append(each)
     return found
+
+
+def _main_memory(configs: Sequence[Config], size: larger.Larger) -> float:
+    """Bytes of main memory: the weights twice (as they are read or saved, or as a streamed teacher's), the calibration
+    text's hidden states, and what the libraries take."""
+    hidden = size.model.config.get_text_config().hidden_size if size.model is not None else 0
+    read = max(config.compressor.calibration.samples * config.compressor.calibration.length for config in configs)
+    return 2 * size.bytes + read * hidden * larger.BITS / 8 + BESIDE
 
 
 def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator[Config]:
