@@ -451,7 +451,7 @@ def trained(name: str, way: str | None, what: str) -> tuple[float, dict[str, Any
     if teacher is not None:
         for parameter in teacher.model.parameters():
             parameter.data.mul_(1.1)
-    fields = {field: None for field in Training.__dataclass_fields__}
+    fields = dict.fromkeys(Training.__dataclass_fields__)
     options = Training(
         **{**fields, "objective": "distill" if distilled else "lm", "temperature": 2.0, "lm_weight": 0.3}
     )

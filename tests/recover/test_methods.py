@@ -8,7 +8,6 @@ from idp.errors import UserError
 from idp.recover import lora, opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
-from tests.alive import counted
 
 from ..alive import counted
 from .conftest import METHODS
