@@ -49,15 +49,20 @@ LIBRARIES = (
 )
 
 
-def preload() -> None:
-    """Imports what runs import, and lists lm-eval's tasks, which takes a second. Leaves the environment as it was."""
+def preload() -> dict[str, str]:
+    """Imports what runs import, and lists lm-eval's tasks, which takes a second. Leaves the environment as it was.
+
+    Returns:
+        the variables that imports set.
+    """
     before = dict(os.environ)
     from idp.command import quiet_libraries
 
     quiet_libraries()
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # as idp.compress.terminal sets it before the import
     for name in LIBRARIES:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # another version keeps it elsewhere
+            importlib.import_module(name)
     import idp
 
     for module in pkgutil.walk_packages(idp.__path__, "idp."):
@@ -66,8 +71,10 @@ def preload() -> None:
     from idp.evaluate import catalog
 
     catalog.scan()
+    found = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.environ.clear()
     os.environ.update(before)
+    return found
 
 
 def serve(control: socket.socket) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def become(command: dict[str, Any]) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        preload()
+        channel.send(json.dumps(preload()).encode())
         gc.freeze()
         told = serve(channel)
     become(told)
