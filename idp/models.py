@@ -278,8 +278,8 @@ def device_of(config: Model) -> torch.device:
         raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
     if config.device_map and (device.type == "cpu" or device.index is not None):
         raise UserError(
-            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices; use"
-            " model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
+            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices;"
+            " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
         )
     return device
 

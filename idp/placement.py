@@ -59,8 +59,8 @@ def device_map(
         need = sum(tensor.nbytes for tensor in {id(p): p for p in empty.parameters()}.values())
         there = " and ".join(f"{bytes_ / GIGABYTE:.1f} GB on {device.type}:{n}" for n, bytes_ in free.items())
         raise UserError(
-            f"model.device_map={way}: the weights need {need / GIGABYTE:.1f} GB in {_named(dtype)} and room for one more"
-            f" layer, and there are {there} (a tenth of what is free is left for activations); {TODO}"
+            f"model.device_map={way}: the weights need {need / GIGABYTE:.1f} GB in {_named(dtype)} and room for one"
+            f" more layer, and there are {there} (a tenth of what is free is left for activations); {TODO}"
         )
     return {name: torch.device(device.type, number) for name, number in found.items()}
 
@@ -88,8 +88,8 @@ def refuse_offloaded(model: PreTrainedModel, way: str | None) -> None:
     left += [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if left and (len(set(map(str, places.values()))) > 1 or places.get("") in ("disk", "meta")):
         raise UserError(
-            f"model.device_map={way}: the devices' memory does not hold all weights, {left[0] or 'the model'} is left in"
-            f" main memory or on disk; {TODO}"
+            f"model.device_map={way}: the devices' memory does not hold all weights, {left[0] or 'the model'} is left"
+            f" in main memory or on disk; {TODO}"
         )
 
 

@@ -18,10 +18,12 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import types
 from typing import Any
 
 LONGEST = 1 << 20  # bytes of a command
+FOLDERS: list[tempfile.TemporaryDirectory] = []  # that imports make, such as W&B's for media
 
 # What runs of the tiny models import as they go, found by what a fork had imported at its end.
 LIBRARIES = (
@@ -71,6 +73,7 @@ def preload() -> dict[str, str]:
     from idp.evaluate import catalog
 
     catalog.scan()
+    FOLDERS.extend(each for each in gc.get_objects() if type(each) is tempfile.TemporaryDirectory)
     found = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.environ.clear()
     os.environ.update(before)
@@ -95,6 +98,8 @@ def serve(control: socket.socket) -> dict[str, Any]:
         if not message:
             for pid, _ in running.values():
                 os.kill(pid, signal.SIGKILL)
+            for folder in FOLDERS:
+                folder.cleanup()
             os._exit(0)
         out, errors, told = descriptors
         if (pid := os.fork()) == 0:
@@ -114,6 +119,9 @@ def become(command: dict[str, Any]) -> None:
     import numpy
 
     numpy.random.seed()  # else every fork would draw the same
+    for folder in FOLDERS:  # each has its own, as the first to end removes it
+        folder._finalizer.detach()
+        folder.__init__()
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])

@@ -115,6 +115,16 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         dry = [] if "--dry-run" in words else ["--dry-run", "dashboard.json"]
         done = python(*words[1:], *dry, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
+    elif words[:3] == ["python", "-m", "idp.store"]:
+        from idp.store_command import main
+
+        run, _ = finished_run(*IDP)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "outputs").symlink_to(run.parents[1])
+        main([word for word in words[3:] if word != "--yes"])  # the other tests' products stay
+        assert "products" in capsys.readouterr().out
+    elif words[0] == "sh":
+        assert subprocess.run(["sh", "-n", words[1]], cwd=ROOT).returncode == 0
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":

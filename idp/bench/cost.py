@@ -117,8 +117,8 @@ def report(
         f" {CARD_BYTES / 1e12:g} TB/s, the store is read at {DISK_BYTES / 1e9:g} GB/s"
         if tflops
         else "hours: on the record's machine",
-        "not counted: the gaps between a compressor's small kernels, attention's own products (a few percent),"
-        " and waiting",
+        "not counted: the gaps between a compressor's small kernels, attention's own products (a few percent), a"
+        " choice by attention (a layer), and waiting",
         *([f"not counted, since no document of them is here: {', '.join(lost)}"] if lost else []),
         "",
     ]

@@ -103,13 +103,14 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
             if task in machine.documents:
                 continue
             try:
-                (source,) = find_tasks(replace(config.task, names=[task], documents=SAMPLED), store)
+                few = min(SAMPLED, config.task.documents or SAMPLED)
+                (source,) = find_tasks(replace(config.task, names=[task], documents=few), store)
             except UserError as error:
                 log.warning("%s: not counted (%s)", task, error)
                 continue
             engine = Counting(tokenizer)
             scorer = Scorer(engine, config.evaluation.batch_tokens, "count")
-            _, rows = run_task(scorer, source, SAMPLED, bootstrap_iters=0)
+            _, rows = run_task(scorer, source, few, bootstrap_iters=0)
             machine.tokens[task] = scorer.tokens_run / len(rows)
             machine.contexts[task] = engine.contexts / len(rows)
             machine.documents[task] = source.documents

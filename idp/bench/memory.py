@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 CARDS = (24, 48, 80)  # GB as they are sold, which is their memory in GiB or a little less
-BESIDE = 1.5  # GiB: the CUDA context, cuBLAS' workspace, and what the allocator rounds up and cannot reuse
+BESIDE = 1.5  # GiB: the CUDA context, workspaces of kernels, and what the allocator rounds up and cannot reuse
+FEW = (2, 4)  # decoder layers of the two models that tell what one layer adds
 RECOVERIES = ("prompt", "prefix", "lora", "distilled prompt")
 PLAIN, CHECKPOINTED, ONE_BY_ONE = "plain", "checkpointing", "and a micro batch of 1"
 TARGETS = ("q_proj", "v_proj")  # as conf/recovery/lora.yaml has them, and its rank
@@ -61,7 +62,8 @@ def main() -> None:
     found = []
     for shape in options.shapes:
         for recovery in RECOVERIES:
-            found.append(peaks(Step(shape, recovery, options.rows, options.tokens, options.length)))
+            step = Step(shape, recovery, options.rows, options.tokens, options.length)
+            found.append(peaks(step, peak_of if options.whole else extrapolated))
             print(f"{shape} {recovery}: done", file=sys.stderr)
     print(table(found))
     print(
@@ -73,14 +75,12 @@ def main() -> None:
     print(f"written: {options.output}", file=sys.stderr)
 
 
-def peaks(step: Step) -> dict[str, Any]:
+def peaks(step: Step, measure: Callable[[Step], dict[str, Any]]) -> dict[str, Any]:
     """The peaks of a step's ways, in bytes: as it is, with layers computed anew (and a streamed teacher), and with
-    micro batches of one row as well."""
-    from dataclasses import replace
-
+    micro batches of one row as well; `measure` is `peak_of` or `extrapolated`."""
     saved = replace(step, checkpointing=True, teacher="streamed")
     ways = {PLAIN: step, CHECKPOINTED: saved, ONE_BY_ONE: replace(saved, micro=1)}
-    measured = {name: peak_of(way) for name, way in ways.items()}
+    measured = {name: measure(way) for name, way in ways.items()}
     weights = next(iter(measured.values()))["weights"]
     return {
         "shape": step.shape,
@@ -98,6 +98,18 @@ def peak_of(step: Step) -> dict[str, Any]:
         loss, parameters, weights = prepared(step, memory)
         run(step, loss, parameters, memory)
     return {"peak": memory.peak, "weights": weights, "operation": memory.at_peak}
+
+
+def extrapolated(step: Step) -> dict[str, Any]:
+    """What `peak_of` gives, in a fraction of its time: each decoder layer adds the same to a peak as any other, so that
+    models of few layers tell that of the whole."""
+    few, more = (peak_of(replace(step, layers=layers)) for layers in FEW)
+    layers = config_of(step.shape).num_hidden_layers
+
+    def whole(name: str) -> int:
+        return more[name] + (layers - FEW[1]) * (more[name] - few[name]) // (FEW[1] - FEW[0])
+
+    return {"peak": whole("peak"), "weights": whole("weights"), "operation": more["operation"]}
 
 
 def run(step: Step, loss: Loss, parameters: list[torch.nn.Parameter], memory: Peak) -> None:
@@ -126,7 +138,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
     from idp.recover import lora
     from idp.recover.fitting import Loss
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.objective import Objective
+    from idp.recover.objective import Objective, from_the_start
     from idp.recover.prompt import loss_with
 
     distilled = step.recovery == "distilled prompt"
@@ -142,7 +154,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
             trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
 
             def loss_of(batch: torch.Tensor) -> torch.Tensor:
-                return objective(loaded.model, batch, {"input_ids": batch, "use_cache": False})
+                return objective(loaded.model, batch, from_the_start(loaded.model, batch))
 
             return Loss(loss_of, objective.saving.spare), trained, weights
         prefix = step.recovery == "prefix"
@@ -235,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2, help="sequences of a batch")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--length", type=int, default=100, help="tokens of the prompt or prefix")
+    parser.add_argument("--whole", action="store_true", help="run all layers: the same figures, ten times slower")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/memory.json"), help="where the figures go")
     return parser.parse_args()
 

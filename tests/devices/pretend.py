@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import CausalBias
 from torch.utils._device import _device_constructors
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -76,6 +77,13 @@ class Device(_DummyBackendModule):
         syncs["synchronize", asked_by()] += 1
 
 
+OWN = ("numbers", "place")
+
+
+def _attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    return vars(torch.Tensor)["__dict__"].__get__(tensor)
+
+
 class Tensor(torch.Tensor):
     """A tensor that says it is on a device of the accelerator; `numbers` is the CPU tensor that it holds."""
 
@@ -98,6 +106,16 @@ class Tensor(torch.Tensor):
 
     def __init__(self, *_: Any): ...
 
+    # compressed-tensors gives a copy on another device the class and the attributes of the original. What is told here
+    # is what a real tensor would tell, and what is set leaves a tensor what it is.
+    __class__ = property(
+        lambda self: torch.nn.Parameter if getattr(self, "_is_param", False) else torch.Tensor,
+        lambda self, value: setattr(self, "_is_param", issubclass(value, torch.nn.Parameter)),
+    )
+    __dict__ = property(
+        lambda self: {name: value for name, value in _attributes(self).items() if name not in OWN},
+        lambda self, value: _attributes(self).update(value),
+    )
     __torch_function__ = torch._C._disabled_torch_function_impl
     is_cpu = False
 
@@ -181,6 +199,7 @@ def install(count: int = 2) -> Device:
     torch.as_tensor = _tensor_maker(torch.as_tensor)
     torch.nn.Module._apply = _keeping_ties(torch.nn.Module._apply)
     torch._has_compatible_shallow_copy_type = _same_kind
+    CausalBias.__new__ = _made_below(CausalBias.__new__)
     torch.accelerator.current_device_index = device.current_device
     torch.accelerator.set_device_index = device.set_device
     torch.accelerator.device_count = device.device_count
@@ -223,7 +242,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         _count_copy(name, args, wanted)
     else:
         _refuse_mixture(name, function, args, leaves, kwargs.get("generator"), wanted)
-    if name in ("_local_scalar_dense", *WAITING) or name in INDEXING and _has_mask(args[1]):
+    if name in ("_local_scalar_dense", *WAITING) or (name in INDEXING and _has_mask(args[1])):
         syncs[name, asked_by()] += 1
     plain_args, plain = tree_map(_numbers, args), tree_map(_numbers, kwargs)
     if wanted is not None and wanted.type == NAME:
@@ -327,6 +346,16 @@ def _tensor_maker(made: Callable) -> Callable:
         return made(data, dtype=dtype).to(wanted)
 
     return make
+
+
+def _made_below(new: Callable) -> Callable:
+    """A subclass's `__new__` that fills itself with an empty tensor, which must not be one of a dispatch mode's."""
+
+    def made(cls: type, *_: Any, **__: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            return new(cls)
+
+    return made
 
 
 def _same_kind(input: torch.Tensor, from_: torch.Tensor) -> bool:
