@@ -24,7 +24,7 @@ LOWER = {
     "find": "task.documents, or use a machine with more main memory",
     "load": "model.dtype=bfloat16, a smaller model, or model.device_map=auto to spread it over devices",
     "compress": "compressor.calibration.samples or compressor.calibration.length",
-    "recover": "recovery.training.batch_size or recovery.training.sequence_length",
+    "recover": "recovery.training.sequence_length: micro batches were tried down to one sequence",
     "select": "recovery.fit.tokens or recovery.fit.reads",
     "measure": "evaluation.batch_tokens",
     "latency": "latency.batch_sizes, latency.input_tokens or latency.new_tokens",

@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,13 +96,13 @@ class Inventory:
 
     Args:
         root: the store.
-        runs: the folder of runs; it need not exist.
+        runs: folders of runs; they need not exist.
 
     Raises:
         UserError: there is no store.
     """
 
-    def __init__(self, root: Path, runs: Path):
+    def __init__(self, root: Path, runs: Sequence[Path]):
         if not (root / "locks").is_dir():
             raise UserError(f"{root}: no store is there; name its folder, such as outputs/store")
         self.root, self.runs = root, runs
@@ -142,6 +142,11 @@ class Inventory:
         found = [(folder.name, began) for folder in self._folders() if (began := _began(folder)) is not None]
         return min(found, key=lambda run: run[1]) if found else None
 
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+        return sum((folder / RECORD).is_file() for folder in self._folders())
+
     def _name_runs(self) -> None:
         """Writes into each item which records name its key."""
         for folder in self._folders():
@@ -151,7 +156,8 @@ class Inventory:
                     self._by_key[key].runs.append(folder.name)
 
     def _folders(self) -> list[Path]:
-        return sorted(path.parent for path in self.runs.glob(f"*/{STATUS}"))
+        found = (runs.glob(f"*/{name}") for runs in self.runs for name in (STATUS, RECORD))
+        return sorted({path.parent for paths in found for path in paths})
 
     def _ancestors(self, item: Item) -> Iterator[str]:
         while (parent := self._by_key.get(item.parent or "")) is not None:

@@ -30,9 +30,11 @@ def start_peak() -> None:
         module.reset_peak_memory_stats(device)
 
 
-def keep_peaks() -> None:
-    """Remembers the accelerators' peaks of this span: to be called before their own counters are set back within it."""
-    _KEPT.update(device_peaks())
+def keep_peaks(others: dict[str, int] | None = None) -> None:
+    """Remembers accelerators' peaks of this span: its own, before their counters are set back within it, or those of
+    `others`, processes that work for this one."""
+    for device, peak in (device_peaks() if others is None else others).items():
+        _KEPT[device] = max(peak, _KEPT.get(device, 0))
 
 
 def peak_bytes() -> int:

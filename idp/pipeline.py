@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from idp import models
+from idp import memory, models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
@@ -99,22 +99,27 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             config=values,
             compressor=label(config.compressor),
         )
+
+        def stage(name: str) -> None:
+            memory.release()  # what the last stage had in memory: the next one may start processes of its own
+            status.stage(name)
+
         try:
-            status.stage("compress")
+            stage("compress")
             compressed = _compress(config, group_size, dense, found, store)
-            status.stage("recover")
+            stage("recover")
             repair = _recover(config, dense, compressed, found, store, tracker)
-            status.stage("select")
+            stage("select")
             selection = _select(config, compressed, repair, found, store)
-            status.stage("measure")
+            stage("measure")
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
             if config.latency.enabled:
-                status.stage("latency")
+                stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
-            status.stage("track")
+            stage("track")
             record = records.build(
                 name=name,
                 compressor=label(config.compressor),

@@ -29,11 +29,14 @@ def choose(inventory: Inventory, items: list[Item], options: argparse.Namespace)
         options: the command line's.
 
     Raises:
-        UserError: nothing is asked for, or a time is none.
+        UserError: nothing is asked for, a time is none, or there are no records.
     """
     asked = (options.kind, options.orphans, options.unused_for, options.older_than, options.leftovers)
     if not any(asked) and options.keep is None:
         raise UserError("prune: say what: --orphans, --leftovers, --kind, --unused-for, --older-than or --keep")
+    if not options.named and not inventory.records:
+        where = ", ".join(map(str, inventory.runs))
+        raise UserError(f"prune: no record under {where} says what is needed; give the folders of runs with --runs")
     if options.keep is not None and options.keep < 0:
         raise UserError(f"--keep {options.keep}: a number of products, 0 or more")
     unused, older = _duration("--unused-for", options.unused_for or "1d"), None

@@ -24,7 +24,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +34,7 @@ from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
 from idp.lease import lease, wait_for
-from idp.memory import peak_bytes, start_peak
+from idp.memory import device_peaks, peak_bytes, start_peak
 from idp.verification import MANIFEST, Stamps, hash_file
 
 if TYPE_CHECKING:
@@ -67,6 +67,21 @@ class Product:
     def summary(self) -> dict[str, Any]:
         """What the record says of a stage: its key, whether it was reused, and the seconds that making it took."""
         return {"key": self.key, "reused": self.reused, "seconds": round(self.seconds, 3)}
+
+
+def peaks(products: Iterable[Product]) -> dict[str, Any]:
+    """The most memory that making any of the products took, whenever that was.
+
+    `peak_memory_bytes` is the process's, `device_peak_bytes` that of each accelerator, such as `cuda:0`; the latter is
+    left out where none was used.
+    """
+    made = [product.manifest for product in products]
+    devices: dict[str, int] = {}
+    for manifest in made:
+        for device, peak in manifest.get("device_peak_bytes", {}).items():
+            devices[device] = max(peak, devices.get(device, 0))
+    host = max((manifest["peak_memory_bytes"] for manifest in made), default=0)
+    return {"peak_memory_bytes": host} | ({"device_peak_bytes": devices} if devices else {})
 
 
 def canonical(value: Any) -> str:
@@ -221,6 +236,7 @@ class Store:
                 "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
                 "seconds": seconds,
                 "peak_memory_bytes": peak_bytes(),
+                **({"device_peak_bytes": devices} if (devices := device_peaks()) else {}),
                 "libraries": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }

@@ -32,7 +32,9 @@ def main(words: list[str] | None = None) -> None:
         action.add_argument("folder", nargs="?", help="the store; left out: the config's, outputs/store")
         action.add_argument("--kind", nargs="+", metavar="KIND", help="only these, such as compress recover measure")
         if name != "verify":
-            action.add_argument("--runs", type=Path, help="the folder of runs; left out: runs beside the store")
+            action.add_argument(
+                "--runs", type=Path, nargs="+", metavar="RUNS", help="folders of runs; left out: runs beside the store"
+            )
         if name == "list":
             action.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
@@ -134,7 +136,7 @@ def _agreed(count: int) -> bool:
 
 def _inventory(options: argparse.Namespace) -> Inventory:
     root = (Path(options.folder) if options.folder else _configured()).expanduser().absolute()
-    return Inventory(root, getattr(options, "runs", None) or root.parent / "runs")
+    return Inventory(root, getattr(options, "runs", None) or [root.parent / "runs"])
 
 
 def _of_kind(inventory: Inventory, kinds: list[str] | None) -> list[Item]:

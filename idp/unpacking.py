@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.weight_files import WeightFiles, read_json
+from idp.weight_files import Entry, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -22,43 +22,43 @@ CHUNK = 1 << 24  # weights that are unpacked at a time, so that no second copy o
 
 
 @dataclass(frozen=True)
-class PackedTensor:
-    """A packed weight that is unpacked when it is read: `tensor[...]`, as of a tensor or of a slice of safetensors."""
-
-    files: WeightFiles
-    stem: str  # the weight's name up to its last point
-    bits: int
-
-    def get_shape(self) -> list[int]:
-        return self._part(SHAPE).tolist()
-
-    def get_dtype(self) -> str:
-        """The weight's dtype by safetensors' name: that of its scales."""
-        return self.files.entries[f"{self.stem}.{SCALE}"].dtype
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        zero_point = self._part(ZERO_POINT) if f"{self.stem}.{ZERO_POINT}" in self.files.entries else None
-        return unpack(self._part(WORDS), self._part(SCALE), zero_point, self.get_shape(), self.bits)[index]
-
-    def _part(self, part: str) -> torch.Tensor:
-        return self.files.tensor(f"{self.stem}.{part}")
-
-
-@dataclass(frozen=True)
 class PlainTensor:
-    """A tensor that is stored as it is."""
+    """A tensor that is stored as it is, and read when it is asked for: `tensor[...]`, as of a slice of safetensors."""
 
-    files: WeightFiles
+    entries: dict[str, Entry]
+    opened: dict[Path, Any]  # each file's reader; a header takes as long to read as many a tensor
     name: str
 
     def get_shape(self) -> list[int]:
-        return list(self.files.entries[self.name].shape)
+        return list(self.entries[self.name].shape)
 
     def get_dtype(self) -> str:
-        return self.files.entries[self.name].dtype
+        """By safetensors' name."""
+        return self.entries[self.name].dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.files.tensor(self.name)[index]
+        return self.opened[self.entries[self.name].file].get_tensor(self.name)[index]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A packed weight, which is unpacked when it is asked for; its dtype is that of its scales."""
+
+    words: PlainTensor
+    scale: PlainTensor
+    zero_point: PlainTensor | None
+    shape: PlainTensor
+    bits: int
+
+    def get_shape(self) -> list[int]:
+        return self.shape[...].tolist()
+
+    def get_dtype(self) -> str:
+        return self.scale.get_dtype()
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        zero_point = self.zero_point[...] if self.zero_point is not None else None
+        return unpack(self.words[...], self.scale[...], zero_point, self.get_shape(), self.bits)[index]
 
 
 def is_packed(files: WeightFiles) -> bool:
@@ -72,14 +72,24 @@ def tensors(files: WeightFiles) -> dict[str, PackedTensor | PlainTensor]:
     Raises:
         UserError: the folder's config does not say how many bits a packed weight has, or it is packed otherwise.
     """
+    from safetensors import SafetensorError, safe_open
+
     bits = _bits(files) if is_packed(files) else 0
+    try:
+        opened = {file: safe_open(file, framework="pt") for file in files.files}
+    except SafetensorError as error:
+        raise UserError(f"{files.where}: cannot be read: {error}") from error
+    plain = {name: PlainTensor(files.entries, opened, name) for name in files.entries}
     found: dict[str, PackedTensor | PlainTensor] = {}
-    for name in files.entries:
+    for name, tensor in plain.items():
         stem, _, part = name.rpartition(".")
         if part == WORDS:
-            found[f"{stem}.weight"] = PackedTensor(files, stem, bits)
-        elif not (part in (SCALE, ZERO_POINT, SHAPE) and f"{stem}.{WORDS}" in files.entries):
-            found[name] = PlainTensor(files, name)
+            scale, zero_point, shape = (plain.get(f"{stem}.{other}") for other in (SCALE, ZERO_POINT, SHAPE))
+            if scale is None or shape is None:
+                raise UserError(f"{files.where}: {name} has no scale or shape beside it; take a complete copy")
+            found[f"{stem}.weight"] = PackedTensor(tensor, scale, zero_point, shape, bits)
+        elif not (part in (SCALE, ZERO_POINT, SHAPE) and f"{stem}.{WORDS}" in plain):
+            found[name] = tensor
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import LACKING, UserError, lacks_memory
+from idp.progress import no_stray_bars
 from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def save(
         UserError: what was written is not what is in memory.
     """
     given = _unshared(model, state)
-    with _plain_settings(model) as generation:
+    with _plain_settings(model) as generation, no_stray_bars():
         model.save_pretrained(folder, **({"state_dict": dict(given)} if given else {}))
     if like is None and model.name_or_path:
         like = Path(model.name_or_path)
@@ -211,7 +212,8 @@ def silent() -> Iterator[list[str]]:
 
     logger.addFilter(keep)
     try:
-        yield said
+        with no_stray_bars():
+            yield said
     finally:
         logger.removeFilter(keep)
 

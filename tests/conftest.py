@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -24,9 +25,24 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores ou
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
+RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """The slow ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker("run")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_stays():
+    """After each file, what it left is no garbage any more: else every collection in a test looks at all libraries."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,13 @@ def test_errors_are_one_line(shelf, tmp_path, capsys, words, line):
     assert str(ended.value).startswith(f"error: {line}") and "\n" not in str(ended.value)
 
 
+def test_without_records_nothing_is_taken_for_an_orphan(shelf, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="error: prune: no record under .*elsewhere says what is needed; give"):
+        call(tmp_path, capsys, "prune", "--orphans", "--yes", "--runs", str(tmp_path / "elsewhere"))
+    said = call(tmp_path, capsys, "prune", "--orphans", "--runs", str(tmp_path / "elsewhere"), str(tmp_path / "runs"))
+    assert "to remove: 2 products" in said and there(shelf) == set(shelf)
+
+
 def test_no_store(tmp_path):
     with pytest.raises(SystemExit, match="error: .*: no store is there; name its folder"):
         store_command.main(["list", str(tmp_path / "nowhere")])

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 CARDS = (24, 48, 80)  # GB as they are sold, which is their memory in GiB or a little less
-BESIDE = 1.5  # GiB: the CUDA context, cuBLAS' workspace, and what the allocator rounds up and cannot reuse
+BESIDE = 1.5  # GiB: the CUDA context, workspaces of kernels, and what the allocator rounds up and cannot reuse
 RECOVERIES = ("prompt", "prefix", "lora", "distilled prompt")
-PLAIN, CHECKPOINTED, ONE_BY_ONE = "plain", "checkpointing", "and a micro batch of 1"
+PLAIN, CHECKPOINTED = "plain", "checkpointing"
 TARGETS = ("q_proj", "v_proj")  # as conf/recovery/lora.yaml has them, and its rank
 RANK, ALPHA, DROPOUT = 8, 16.0, 0.05
 
@@ -61,7 +61,8 @@ def main() -> None:
     found = []
     for shape in options.shapes:
         for recovery in RECOVERIES:
-            found.append(peaks(Step(shape, recovery, options.rows, options.tokens, options.length)))
+            step = Step(shape, recovery, options.rows, options.tokens, options.length)
+            found.append(peaks(step))
             print(f"{shape} {recovery}: done", file=sys.stderr)
     print(table(found))
     print(
@@ -74,19 +75,14 @@ def main() -> None:
 
 
 def peaks(step: Step) -> dict[str, Any]:
-    """The peaks of a step's ways, in bytes: as it is, with layers computed anew (and a streamed teacher), and with
-    micro batches of one row as well."""
-    from dataclasses import replace
-
-    saved = replace(step, checkpointing=True, teacher="streamed")
-    ways = {PLAIN: step, CHECKPOINTED: saved, ONE_BY_ONE: replace(saved, micro=1)}
-    measured = {name: peak_of(way) for name, way in ways.items()}
-    weights = next(iter(measured.values()))["weights"]
+    """The peaks of a step in bytes: as it is, and with layers computed anew and a streamed teacher."""
+    plain, saved = peak_of(step), peak_of(replace(step, checkpointing=True, teacher="streamed"))
     return {
         "shape": step.shape,
         "recovery": step.recovery,
-        "weights": weights,
-        **{name: found["peak"] for name, found in measured.items()},
+        "weights": plain["weights"],
+        PLAIN: plain["peak"],
+        CHECKPOINTED: saved["peak"],
     }
 
 
@@ -126,7 +122,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
     from idp.recover import lora
     from idp.recover.fitting import Loss
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.objective import Objective
+    from idp.recover.objective import Objective, from_the_start
     from idp.recover.prompt import loss_with
 
     distilled = step.recovery == "distilled prompt"
@@ -142,7 +138,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
             trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
 
             def loss_of(batch: torch.Tensor) -> torch.Tensor:
-                return objective(loaded.model, batch, {"input_ids": batch, "use_cache": False})
+                return objective(loaded.model, batch, from_the_start(loaded.model, batch))
 
             return Loss(loss_of, objective.saving.spare), trained, weights
         prefix = step.recovery == "prefix"
@@ -158,15 +154,15 @@ def table(found: list[dict[str, Any]]) -> str:
 
     lines = []
     for row in found:
-        numbers = [f"{row[name] / GIB:.1f}" for name in ("weights", PLAIN, CHECKPOINTED, ONE_BY_ONE)]
+        numbers = [f"{row[name] / GIB:.1f}" for name in ("weights", PLAIN, CHECKPOINTED)]
         lines.append([row["shape"], row["recovery"], *numbers, *(fits(row, card) for card in CARDS)])
-    headers = ["model", "recovery", "weights", PLAIN, CHECKPOINTED, ONE_BY_ONE, *(f"{card} GB" for card in CARDS)]
+    headers = ["model", "recovery", "weights", PLAIN, CHECKPOINTED, *(f"{card} GB" for card in CARDS)]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def fits(row: dict[str, Any], card: int) -> str:
     """The first of a row's ways that a card of so many GB holds; "no" where it holds none."""
-    ways = {"yes": PLAIN, CHECKPOINTED: CHECKPOINTED, "micro batch of 1": ONE_BY_ONE}
+    ways = {"yes": PLAIN, CHECKPOINTED: CHECKPOINTED}
     return next((said for said, way in ways.items() if row[way] / GIB + BESIDE <= card), "no")
 
 

@@ -18,8 +18,9 @@ from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate import greedy
 from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
+from idp.memory import release
 from idp.prompting.attention import fused
-from idp.store import CHECKPOINT, Product, Store, digest, write_json
+from idp.store import CHECKPOINT, Product, Store, digest, peaks, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -50,13 +51,22 @@ class Measured:
         return [*self.tasks.values(), *self.corpora.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Key of the scores; reuse and seconds of the stage as a whole."""
-        made = [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
+        """Key of the scores; reuse, seconds and peaks of the stage as a whole."""
+        made = self._made
         return {
             "key": digest([product.key for product in self.products]),
             "reused": all(product.reused for product in made),
             "seconds": round(sum(product.seconds for product in made), 3),
+            **self.peaks(),
         }
+
+    def peaks(self) -> dict[str, Any]:
+        """The most memory that making any of it took: `peak_memory_bytes` and, of accelerators, `device_peak_bytes`."""
+        return peaks(self._made)
+
+    @property
+    def _made(self) -> list[Product]:
+        return [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
 
 
 def measure(
@@ -259,6 +269,8 @@ class _Lazy:
     def close(self) -> None:
         if self.made is not None:
             self.made.engine.close()
+            self.made = None
+            release()
 
 
 def _scorer(

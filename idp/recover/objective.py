@@ -11,6 +11,7 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.repaired import head_is_bare, hidden_at_head
 from idp.recover.saving import Saving
+from idp.recover.teacher import is_streamed
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ class Objective:
         self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
         self.teacher = teacher.model if options.objective == "distill" else None
         self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
+        self.heldout_states: dict[tuple, torch.Tensor] = {}
         models = [loaded.model, *([self.teacher] if self.teacher is not None else [])]
         # With a soft cap or a scale behind the head, the model's own code makes logits: on a CPU all of them at once.
         self.bare = all(map(head_is_bare, models))
@@ -96,20 +98,45 @@ class Objective:
         """
         import torch
 
-        teacher, width = self.teacher, tokens.shape[1]
+        teacher, width, grading = self.teacher, tokens.shape[1], torch.is_grad_enabled()
         read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
-        inputs = {"input_ids": read, "use_cache": False}
+        inputs = from_the_start(teacher, read)
         with torch.no_grad():
-            if self.endings:
-                states = self.endings[-1].hidden(inputs)[:, -width:-1].flatten(0, 1)
-                return lambda places: _without_gradients(self.endings[-1].logits, states[places]).to(device)
-            if not self.bare:
+            if not (self.bare or self.endings):
                 logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return lambda places: logits[places].to(device)
-            hidden = hidden_at_head(teacher, inputs).view(*read.shape, -1)[:, -width:-1].flatten(0, 1)
+            ending = self.endings[-1] if self.endings else None
+
+            def states() -> torch.Tensor:
+                return ending.hidden(inputs) if ending else hidden_at_head(teacher, inputs).view(*read.shape, -1)
+
+            kept = not grading and is_streamed(teacher)
+            hidden = self._kept(read, states) if kept else states()
             head = teacher.get_output_embeddings()
-            hidden = hidden.to(head.weight.device)
-        return lambda places: _without_gradients(head, hidden[places]).to(device)
+            hidden = hidden[:, -width:-1].flatten(0, 1).to(head.weight.device)
+        given = ending.logits if ending else head
+        return lambda places: _without_gradients(given, hidden[places]).to(device)
+
+    def _kept(self, read: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `compute` gives for what a teacher reads, kept in main memory: held-out text comes again and again, and
+        a streamed teacher would have to be brought over for each of its batches."""
+        key = (tuple(read.shape), read.cpu().numpy().tobytes())
+        if key not in self.heldout_states:
+            self.heldout_states[key] = compute().cpu()
+        return self.heldout_states[key]
+
+
+def from_the_start(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, Any]:
+    """What a model is called with for text alone, [rows, tokens]."""
+    import inspect
+
+    import torch
+
+    inputs = {"input_ids": tokens, "use_cache": False}
+    # OPT would count them by a cumulative sum of floats, which has no deterministic form on a GPU.
+    if tokens.device.type == "cuda" and "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+    return inputs
 
 
 def _endings(models: list[PreTrainedModel]) -> list[Any]:

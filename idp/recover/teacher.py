@@ -8,7 +8,7 @@ says is the same, bit for bit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,20 +60,26 @@ def share(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Lets the teacher hold the student's own tensors for those weights outside its layers that are equal."""
     import torch
 
-    inside = {id(tensor) for tensor in _layer_tensors(teacher)}
-    theirs = dict(student.named_parameters())
-    for name, own in teacher.named_parameters():
-        other = theirs.get(name)
-        if id(own) in inside or other is None or "meta" in (own.device.type, other.device.type):
-            continue
-        if own.shape == other.shape and own.dtype == other.dtype and torch.equal(own, other.to(own.device)):
-            own.data = other.data
+    inside = _inside_layers(teacher)
+    theirs = dict(student.named_parameters(remove_duplicate=False))
+    for path, module in teacher.named_modules():
+        for name, own in module._parameters.items():
+            other = theirs.get(f"{path}.{name}" if path else name)
+            if module in inside or own is None or other is None or "meta" in (own.device.type, other.device.type):
+                continue
+            if own.shape == other.shape and own.dtype == other.dtype and torch.equal(own, other.to(own.device)):
+                module._parameters[name] = other
+
+
+def is_streamed(model: PreTrainedModel) -> bool:
+    """Whether a model's layers are in main memory, each on its device only while it runs."""
+    return hasattr(model, STREAMED)
 
 
 def can_be_streamed(teacher: LoadedModel) -> bool:
     """Whether a teacher's layers are on an accelerator, all on one, and could be brought there one by one instead."""
     devices = {parameter.device for parameter in teacher.model.parameters()}
-    return len(devices) == 1 and devices.pop().type != "cpu" and not hasattr(teacher.model, STREAMED)
+    return len(devices) == 1 and devices.pop().type != "cpu" and not is_streamed(teacher.model)
 
 
 def stream(model: PreTrainedModel, device: torch.device) -> None:
@@ -83,13 +89,15 @@ def stream(model: PreTrainedModel, device: torch.device) -> None:
     """
     from idp.compress.forward import decoder_layers
 
-    layers = decoder_layers(model)
-    for layer in layers:
+    inside = _inside_layers(model)
+    for layer in decoder_layers(model):
         layer.forward = _brought(layer, device)
-    inside = {id(tensor) for layer in layers for tensor in _tensors(layer)}
-    for tensor in _tensors(model):
-        if id(tensor) not in inside:
-            tensor.data = tensor.data.to(device)
+    places = [place for module in model.modules() if module not in inside for place in _places(module)]
+    moved = {
+        id(tensor): _like(tensor, tensor.detach().to(device)) for _, _, tensor in places
+    }  # what is tied stays tied
+    for held, name, tensor in places:
+        held[name] = moved[id(tensor)]
     setattr(model, STREAMED, True)
 
 
@@ -97,22 +105,24 @@ def _brought(layer: nn.Module, device: torch.device) -> Callable:
     """The layer's `forward` with its tensors on `device`, which are freed behind it."""
     import torch
 
-    forward, tensors = layer.forward, list(_tensors(layer))
-    kept = [_in_main_memory(tensor.data, device) for tensor in tensors]
+    forward = layer.forward
+    places = [place for module in layer.modules() for place in _places(module)]
+    kept = [_like(tensor, _in_main_memory(tensor.detach(), device)) for _, _, tensor in places]
 
     def call(*arguments: Any, **named: Any) -> Any:
         try:
-            for tensor, own in zip(tensors, kept, strict=True):
-                tensor.data = torch.empty_like(own, device=device).copy_(own, non_blocking=True)
+            for (held, name, _), own in zip(places, kept, strict=True):
+                held[name] = _like(own, torch.empty_like(own, device=device).copy_(own, non_blocking=True))
             return forward(*arguments, **named)
         finally:
             put_back()
 
     def put_back() -> None:
-        for tensor, own in zip(tensors, kept, strict=True):
-            tensor.data = own
+        for (held, name, _), own in zip(places, kept, strict=True):
+            held[name] = own
 
     put_back()
+    places = [(held, name, None) for held, name, _ in places]  # what was on the device is not kept there
     return call
 
 
@@ -128,16 +138,23 @@ def _in_main_memory(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         return tensor
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Where a module holds tensors itself: in which of its dicts, by which name, and the tensor."""
+    dicts = (module._parameters, module._buffers)
+    return [(held, name, tensor) for held in dicts for name, tensor in held.items() if tensor is not None]
 
 
-def _layer_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`other`, as a frozen parameter where `tensor` is one."""
+    from torch import nn
+
+    return nn.Parameter(other, requires_grad=False) if isinstance(tensor, nn.Parameter) else other
+
+
+def _inside_layers(model: PreTrainedModel) -> set[nn.Module]:
     from idp.compress.forward import decoder_layers
 
-    for layer in decoder_layers(model):
-        yield from _tensors(layer)
+    return {module for layer in decoder_layers(model) for module in layer.modules()}
 
 
 def _fits(student: LoadedModel) -> bool:

@@ -26,6 +26,14 @@ SECONDS = 510.0  # of 9 minutes: unpacking wheels before it, and ending after it
 
 def main(words: list[str] | None = None) -> int:
     """All steps, or those that are named; the exit status is 1 where something failed."""
+    from tests.gpu.packages import missing
+
+    if lacking := missing():
+        sys.exit(
+            f"error: not installed here: {', '.join(lacking)}. Where pip reaches an index, sh tests/gpu/wheels.sh"
+            " gathers what a bare machine lacks in wheels/; with that folder here, make gpu takes it from there"
+        )
+
     from idp.bench.shapes import SHAPES
     from tests.gpu.bench import Bench
     from tests.gpu.check import Check
@@ -38,17 +46,22 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=("tiny", *SHAPES), default="llama_7b", help="of the random model")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them together")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu/gpu.json"), help="where the JSON goes")
-    parser.add_argument("--folder", type=Path, help="where models are written, 20 GB; else a temporary one")
+    parser.add_argument("--folder", type=Path, help="where models are written, 20 GB; else beside the output")
     parser.add_argument("--together", action="store_true", help="all steps in this process (on a CPU always)")
     options = parser.parse_args(words)
     if unknown := [step for step in options.steps if step not in ORDER]:
         parser.error(f"no step {unknown[0]}: {', '.join(ORDER)}")
 
-    signal.signal(signal.SIGTERM, _stop)
+    if options.device == "cpu":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads only get in each other's way here
+    else:  # one card: evaluation would spread over several
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="idp-gpu-", dir=options.folder, ignore_cleanup_errors=True) as folder:
-        bench = Bench(options.device, options.shape, Path(folder))
+    with tempfile.TemporaryDirectory(
+        prefix="idp-gpu-", dir=options.folder or options.output.parent, ignore_cleanup_errors=True
+    ) as folder:
+        bench = Bench(options.device, options.shape, Path(folder).absolute())
 
         def tell(line: dict) -> None:
             print(f"{time.monotonic() - started:5.0f} s  {said(line['step'], line)}", flush=True)
@@ -67,4 +80,5 @@ def _stop(*_: object) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 ROOT = Path(__file__).resolve().parents[2]
 
 # These, and all that they ask for.
@@ -73,7 +71,20 @@ def asked_for(names: Iterable[str]) -> set[str]:
     return found
 
 
+def missing() -> list[str]:
+    """Of BARE and WHEELS, what is not installed here."""
+    lacking = []
+    for name in (*BARE, *WHEELS):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            lacking.append(name)
+    return lacking
+
+
 def _needs(name: str) -> Iterator[str]:
+    from packaging.requirements import Requirement
+
     for line in metadata.requires(name) or ():
         needed = Requirement(line)
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):

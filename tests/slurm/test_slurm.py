@@ -23,7 +23,11 @@ BASE += ("evaluation.perplexity=[]", "corpus=local", "corpus.name=bridges")
 JOBS = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
 JOBS += ("hydra.launcher.setup=['export OMP_NUM_THREADS=1']",)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),  # one cluster serves them all, and waits while others compute
+    pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not())),
+]
 
 
 def idp(module, *words, code=0, **options):

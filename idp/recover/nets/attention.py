@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PLAIN, MASKLESS = "idp_plain", "idp_maskless"
+KERNELS = ("cuda", "meta")  # where torch has kernels that know the mask of `lower_right`; `meta` stands for a card
 SCORES = 2**21  # of a layer at most: beyond, what is kept for the gradient outweighs the time
 OTHERS = ("s_aux", "softcap", "position_bias")  # what the products below know nothing of
 
@@ -103,28 +104,36 @@ def attend_without_mask(
     before it one key less."""
     width, keys = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is not None or not causal or width in (1, keys) or any(rest.get(name) is not None for name in OTHERS):
-        return sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
-        )
+    ends_last = mask is None and causal and width not in (1, keys)
+    if ends_last and query.device.type in KERNELS and all(rest.get(name) is None for name in OTHERS):
+        return lower_right(query, key, value, dropout, scaling).transpose(1, 2).contiguous(), None
+    if ends_last:  # torch would take None for the mask of a first query that sees the first key alone
+        mask = torch.ones(1, 1, width, keys, dtype=torch.bool, device=query.device).tril(keys - width)
+    return sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
+    )
+
+
+def lower_right(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0, scaling: float | None = None
+) -> torch.Tensor:
+    """Attention, [rows, heads, queries, head_size], whose last query sees all keys and each before it one key less.
+
+    No kernel of torch's is given a mask as a tensor for it: flash, or else the memory-efficient one.
+    """
     shared = query.shape[1] != key.shape[1]
     if shared and not _flash_takes(query, key, value, dropout):  # no other kernel lets heads share keys
         key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
         shared = False
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=bias.causal_lower_right(width, keys),
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=shared,
+    mask = bias.causal_lower_right(query.shape[2], key.shape[2])
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=shared
     )
-    return output.transpose(1, 2).contiguous(), None
 
 
 def _flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
-    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, dropout, True, True))
+    # Asked as CausalBias asks: of its own causal flag torch would say that it wants as many queries as keys.
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, dropout, False, True))
 
 
 def attend(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from idp.recover.nets.head_loss import Loss, pieces
 
@@ -50,7 +50,8 @@ class Ending:
     @contextlib.contextmanager
     def _giving(self, hidden: torch.Tensor) -> Iterator[None]:
         own = self.decoder.__dict__.get("forward")
-        self.decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        self.decoder.forward = lambda *_, **__: given
         try:
             yield
         finally:
@@ -68,13 +69,13 @@ def ending_loss(hidden: torch.Tensor, ending: Ending, loss: Loss) -> torch.Tenso
 class _EndingLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, ending, loss):
-        wanted = ctx.needs_input_grad[0]
+        wanted, head = ctx.needs_input_grad[0], ending.model.get_output_embeddings().weight
         gradient = torch.empty_like(hidden) if wanted else None
         total = torch.zeros((), device=hidden.device)
-        for places in pieces(hidden, len(ending.model.get_output_embeddings().weight)):
+        for places in pieces(hidden, len(head)):
             with torch.set_grad_enabled(wanted):
                 leaf = hidden[places].detach().requires_grad_(wanted)
-                logits = ending.logits(leaf)
+                logits = ending.logits(leaf).to(head.device)  # a model spread over devices gives them elsewhere
             summed, slope = loss(logits.detach(), places, wanted)
             total += summed.to(total.device)
             if wanted:

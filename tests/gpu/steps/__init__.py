@@ -32,5 +32,5 @@ class Step:
 
 
 def find(name: str) -> Step:
-    """The step of a file of this folder."""
-    return importlib.import_module(f"{__name__}.{name}").STEP
+    """The step of a file of this folder, or of a module by its full name."""
+    return importlib.import_module(name if "." in name else f"{__name__}.{name}").STEP

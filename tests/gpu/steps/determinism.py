@@ -9,7 +9,7 @@ from typing import Any
 from tests.gpu.bench import Bench
 from tests.gpu.lines import FAILED, OK, Line
 from tests.gpu.steps import Step
-from tests.gpu.steps.training import IMPORTS, RECOVERIES, recipe
+from tests.gpu.steps.training import IMPORTS, recipe
 
 STEPS = 4
 
@@ -24,7 +24,7 @@ def run(part: str, bench: Bench) -> Iterator[Line]:
     from idp.store import Store
 
     folder = bench.saved_model("two_layers", num_hidden_layers=2)
-    config = bench.composed(*RECOVERIES[part], *recipe(bench, STEPS), *bench.corpus())
+    config = bench.composed(*recipe(part, bench, STEPS), *bench.corpus())
     text = named_corpus("corpus", config.corpus, None)
     made = []
     for turn in ("one", "other"):
@@ -57,4 +57,4 @@ def _tensors(folder: Path) -> dict[str, Any]:
     }
 
 
-STEP = Step("determinism", 40, parts, run, IMPORTS)
+STEP = Step("determinism", 35, parts, run, IMPORTS)

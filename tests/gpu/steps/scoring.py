@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,39 +24,44 @@ def parts(bench: Bench) -> list[str]:
 def run(part: str, bench: Bench) -> Iterator[Line]:
     from lm_eval.models.huggingface import HFLM
 
+    from idp.prompting.attention.fused import in_use
+
     tokens = int(part.split()[0])
     documents = bench.size.contexts[tokens]
     loaded, scorers, rate = once(_opened, bench)
-    asked = requests(tokens, documents)
+    warned = once(_Heard, "idp.prompting.attention")
+    asked, few = requests(tokens, documents), requests(tokens, WARM_UP)
     rows = max(1, (8192 if bench.cuda else 256) // tokens)
     reference = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows, device=str(loaded.device))
+    ways: dict[str, Any] = {**scorers, "hflm": reference}
+    fused = in_use(loaded.device, loaded.model.dtype)
+    if fused:
+        ways = {"plain": scorers["none"], **ways}
     seconds, answers = {}, {}
-    for way, lm in {**scorers, "hflm": reference}.items():
-        lm.loglikelihood(requests(tokens, WARM_UP), disable_tqdm=True)
-        taken = []
-        for _ in range(1 if way == "hflm" else 2):
-            bench.synchronise()
-            before = getattr(lm, "tokens_run", 0)
-            started = time.perf_counter()
-            answers[way] = lm.loglikelihood(asked, disable_tqdm=True)
-            bench.synchronise()
-            taken.append(time.perf_counter() - started)
-        seconds[way] = min(taken)
-        if way == "none":
-            ran = lm.tokens_run - before
+    for way, lm in ways.items():
+        with _plain_products() if way == "plain" else contextlib.nullcontext():
+            seconds[way], answers[way] = _timed(lm, asked, few, bench, 1 if way == "hflm" else 2)
+    ran = _tokens(scorers["none"], asked)
     share = _operations(loaded, ran, asked, scorers["none"]) / seconds["none"] / rate
-    apart = max(abs(a[0] - b[0]) for a, b in zip(answers["none"], answers["hflm"], strict=True))
+    apart = {way: _apart(answers["none"], answers[way]) for way in ways if way in ("hflm", "plain")}
     same = sum(_best(answers["none"], n) == _best(answers["hflm"], n) for n in range(documents))
     speed, cost = seconds["hflm"] / seconds["none"], seconds["idp"] / seconds["none"] - 1
     figure = (
         f"{documents / seconds['none']:.1f} documents/s, {speed:.2f}x HFLM, {share:.0%} of the matmul rate, IDP"
-        f" {cost:+.0%}; {apart:.2g} nats apart, same choice {same} of {documents}"
+        f" {cost:+.0%}; {apart['hflm']:.2g} nats apart, same choice {same} of {documents}; "
     )
-    values = {"seconds": seconds, "tokens": ran, "share": share, "speed": speed, "nats_apart": apart}
-    values |= {"matmul_flops": rate, "same_choice": same, "documents": documents}
-    if apart > (NATS if bench.cuda else 1e-3):
-        yield Line(part, figure, FAILED, "log-likelihoods are not HFLM's", values)
-    elif speed < 1:
+    if fused:
+        figure += f"fused attention {seconds['plain'] / seconds['none']:.2f}x plain, {apart['plain']:.2g} nats apart"
+    else:
+        figure += "plain attention"
+    values = {"seconds": seconds, "tokens": ran, "share": share, "speed": speed, "nats_apart": apart["hflm"]}
+    values |= {"matmul_flops": rate, "same_choice": same, "documents": documents, "fused": fused}
+    if max(apart.values()) > (NATS if bench.cuda else 1e-3):
+        wrong = max(apart, key=apart.__getitem__)
+        yield Line(part, figure, FAILED, f"log-likelihoods are not those of {wrong}", values)
+    elif warned.lines:
+        yield Line(part, figure, SLOW, warned.lines[0], values)
+    elif bench.cuda and speed < 1:
         yield Line(part, figure, SLOW, "slower than HFLM", values)
     elif bench.cuda and share < ENOUGH:
         yield Line(part, figure, SLOW, f"under {ENOUGH:.0%} of the matmul rate", values)
@@ -62,13 +69,41 @@ def run(part: str, bench: Bench) -> Iterator[Line]:
         yield Line(part, figure, OK, "", values)
 
 
+def _timed(lm: Any, asked: list[Any], few: list[Any], bench: Bench, rounds: int) -> tuple[float, list[Any]]:
+    """Seconds of the quickest round, and the answers."""
+    lm.loglikelihood(few, disable_tqdm=True)
+    taken, answers = [], []
+    for _ in range(rounds):
+        bench.synchronise()
+        started = time.perf_counter()
+        answers = lm.loglikelihood(asked, disable_tqdm=True)
+        bench.synchronise()
+        taken.append(time.perf_counter() - started)
+    return min(taken), answers
+
+
+@contextlib.contextmanager
+def _plain_products() -> Iterator[None]:
+    """Within the block, fused attention is switched off."""
+    import torch
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)
+
+
 def _opened(bench: Bench) -> tuple[Any, dict[str, Any], float]:
     """The model, our scorers of it alone and behind IDP's bank, and the rate of its widest product, in FLOP/s."""
     from idp.bench.scoring import make_scorers, matmul_rate
+    from idp.evaluate.room import batch_tokens
 
     loaded = bench.model()
-    batch_tokens = bench.composed("task=arc_easy").evaluation.batch_tokens
-    scorers = make_scorers(loaded, bench.size.lengths, batch_tokens)
+    evaluation = bench.composed("task=arc_easy").evaluation
+    tokens = batch_tokens(bench.config(bench.folder / bench.shape), evaluation, loaded)
+    scorers = make_scorers(loaded, bench.size.lengths, tokens)
     return loaded, {way: scorers[way] for way in ("none", "idp")}, matmul_rate(loaded)
 
 
@@ -81,10 +116,34 @@ def _operations(loaded: Any, tokens: int, asked: list[Any], scorer: Any) -> int:
     return 2 * (linear * tokens + head.numel() * scored)
 
 
+def _tokens(scorer: Any, asked: list[Any]) -> int:
+    """That go through the model for these requests, padding included."""
+    before = scorer.tokens_run
+    scorer.loglikelihood(asked, disable_tqdm=True)
+    return scorer.tokens_run - before
+
+
+def _apart(one: list[tuple[float, bool]], other: list[tuple[float, bool]]) -> float:
+    """The largest difference, in nats."""
+    return max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
+
+
 def _best(answers: list[tuple[float, bool]], document: int) -> int:
     """The likeliest of a document's four choices."""
     return max(range(4), key=lambda choice: answers[4 * document + choice][0])
 
 
+class _Heard(logging.Handler):
+    """The warnings of some loggers, as lines."""
+
+    def __init__(self, name: str):
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 IMPORTS = ("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "idp.bench.scoring")
-STEP = Step("scoring", 60, parts, run, IMPORTS)
+STEP = Step("scoring", 55, parts, run, IMPORTS)

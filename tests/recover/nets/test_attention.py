@@ -6,7 +6,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from idp.prompting.prefix import behind
 from idp.recover.nets import attention
-from idp.recover.nets.attention import PLAIN, attend, attend_without_mask, training_attention
+from idp.recover.nets.attention import PLAIN, attend, attend_without_mask, lower_right, training_attention
 
 from ...conftest import FAMILIES
 
@@ -89,13 +89,19 @@ def test_none_for_a_mask_is_the_causal_one_that_ends_at_the_last_key(groups):
         torch.randn(2, heads, length, 8) for heads, length in ((6, WIDTH), (6 // groups, LENGTH), (6 // groups, LENGTH))
     ]
     slope, found = torch.randn(2, WIDTH, 6, 8), []
-    for function, mask in ((sdpa_attention_forward, masks()["visible"]), (attend_without_mask, None)):
+
+    def by_kernel(_, query, key, value, mask, scaling):
+        return lower_right(query, key, value, scaling=scaling).transpose(1, 2), None
+
+    functions = {sdpa_attention_forward: masks()["visible"], attend_without_mask: None, by_kernel: None}
+    for function, mask in functions.items():
         given = [tensor.clone().requires_grad_() for tensor in start]
         output, _ = function(Layer(groups), *given, mask, scaling=0.3)
         output.backward(slope)
         found.append([output.detach(), *(tensor.grad for tensor in given)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
