@@ -142,7 +142,7 @@ def verify(folder: Path, expected: list[torch.Tensor], config: Model) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"device_map": config.device_map} if config.device_map else {}
+    place = {"device_map": models.device_map(folder, config)} if config.device_map else {}
     trust = config.trust_remote_code
     model, about = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=trust, output_loading_info=True, **place
