@@ -47,7 +47,8 @@ def test_all_steps_on_a_cpu(check):
     assert figures["sparsegpt50"]["sparsity"] == pytest.approx(0.5, abs=0.02)
     assert figures["joint"]["sparsity"] > 0.49
     assert figures["60 tokens"]["nats_apart"] < 1e-4
-    assert figures["batch 8"]["decode"].keys() >= {"compressed", "prompt", "idp", "lora", "lora_merged"}
+    ways = {"compressed", "prompt", "idp", "lora", "lora_merged"}
+    assert figures["batch 8, decode"]["milliseconds"].keys() == ways
     assert all(line["figure"] in table(made.found) for line in lines)
     assert not made.failed
 
