@@ -182,6 +182,7 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
 def _opened(folder: Path, config: Model) -> LoadedModel:
     from transformers import AutoTokenizer
 
+    _make_current(device_of(config))
     trust = config.trust_remote_code
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
     weights.check_experts(str(folder), shapes)
@@ -282,6 +283,14 @@ def device_of(config: Model) -> torch.device:
             " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
         )
     return device
+
+
+def _make_current(device: torch.device) -> None:
+    """Makes a device what libraries mean by an accelerator without a number; some of their kernels know no other."""
+    import torch
+
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from idp import memory
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def device_map(
         found = infer_auto_device_map(empty, max_memory=dict(room), no_split_module_classes=whole)
     if any(place in DEVICES for place in found.values()):
         need = sum(tensor.nbytes for tensor in {id(p): p for p in empty.parameters()}.values())
-        there = " and ".join(f"{bytes_ / GIGABYTE:.1f} GB on {device.type}:{n}" for n, bytes_ in free.items())
+        there = " and ".join(f"{bytes_ / GIGABYTE:.3g} GB on {device.type}:{n}" for n, bytes_ in free.items())
         raise UserError(
-            f"model.device_map={way}: the weights need {need / GIGABYTE:.1f} GB in {_named(dtype)} and room for one"
+            f"model.device_map={way}: the weights need {need / GIGABYTE:.3g} GB in {_named(dtype)} and room for one"
             f" more layer, and there are {there} (a tenth of what is free is left for activations); {TODO}"
         )
     return {name: torch.device(device.type, number) for name, number in found.items()}
@@ -67,14 +68,14 @@ def device_map(
 
 def free_memory(device: torch.device) -> dict[int, int]:
     """Bytes that are free on each device of a kind, by its number."""
-    import gc
-
     import torch
 
-    gc.collect()
-    of_kind = getattr(torch, device.type)
-    of_kind.empty_cache()  # what torch keeps for itself counts as taken
-    return {number: of_kind.mem_get_info(number)[0] for number in range(of_kind.device_count())}
+    memory.release()
+    found = {
+        number: memory.device_memory(torch.device(device.type, number))
+        for number in range(getattr(torch, device.type).device_count())
+    }
+    return {number: room[0] for number, room in found.items() if room is not None}
 
 
 def refuse_offloaded(model: PreTrainedModel, way: str | None) -> None:

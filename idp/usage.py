@@ -35,6 +35,10 @@ def text() -> str:
   python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
   python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
 
+Beforehand, with the same words:
+  python -m idp.bench.cost ...                       GPU hours, disk and memory of a run or a sweep
+  python -m idp.fetch ...                            fetches what it takes from the hub, once
+
 Afterwards:
   python -m idp.report outputs/runs                  one table over many runs
   python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume

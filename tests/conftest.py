@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -34,6 +35,14 @@ def pytest_collection_modifyitems(items):
         if RUNS & set(item.fixturenames):
             item.add_marker("run")
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_stays():
+    """After each file, what it left is no garbage any more: else every collection in a test looks at all libraries."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

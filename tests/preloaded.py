@@ -18,10 +18,12 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import types
 from typing import Any
 
 LONGEST = 1 << 20  # bytes of a command
+FOLDERS: list[tempfile.TemporaryDirectory] = []  # that imports make, such as W&B's for media
 
 # What runs of the tiny models import as they go, found by what a fork had imported at its end.
 LIBRARIES = (
@@ -49,15 +51,20 @@ LIBRARIES = (
 )
 
 
-def preload() -> None:
-    """Imports what runs import, and lists lm-eval's tasks, which takes a second. Leaves the environment as it was."""
+def preload() -> dict[str, str]:
+    """Imports what runs import, and lists lm-eval's tasks, which takes a second. Leaves the environment as it was.
+
+    Returns:
+        the variables that imports set.
+    """
     before = dict(os.environ)
     from idp.command import quiet_libraries
 
     quiet_libraries()
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # as idp.compress.terminal sets it before the import
     for name in LIBRARIES:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # another version keeps it elsewhere
+            importlib.import_module(name)
     import idp
 
     for module in pkgutil.walk_packages(idp.__path__, "idp."):
@@ -66,8 +73,11 @@ def preload() -> None:
     from idp.evaluate import catalog
 
     catalog.scan()
+    FOLDERS.extend(each for each in gc.get_objects() if type(each) is tempfile.TemporaryDirectory)
+    found = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.environ.clear()
     os.environ.update(before)
+    return found
 
 
 def serve(control: socket.socket) -> dict[str, Any]:
@@ -88,6 +98,8 @@ def serve(control: socket.socket) -> dict[str, Any]:
         if not message:
             for pid, _ in running.values():
                 os.kill(pid, signal.SIGKILL)
+            for folder in FOLDERS:
+                folder.cleanup()
             os._exit(0)
         out, errors, told = descriptors
         if (pid := os.fork()) == 0:
@@ -107,6 +119,9 @@ def become(command: dict[str, Any]) -> None:
     import numpy
 
     numpy.random.seed()  # else every fork would draw the same
+    for folder in FOLDERS:  # each has its own, as the first to end removes it
+        folder._finalizer.detach()
+        folder.__init__()
     os.environ.clear()
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
@@ -126,7 +141,7 @@ def become(command: dict[str, Any]) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        preload()
+        channel.send(json.dumps(preload()).encode())
         gc.freeze()
         told = serve(channel)
     become(told)

@@ -127,9 +127,11 @@ def _text(file: BinaryIO) -> str:
 
 
 class _Preloaded:
-    """A process of `tests/preloaded.py`, started with the variables that its forks have in common."""
+    """A process of `tests/preloaded.py`, whose forks have in common what imports read of the environment."""
 
     def __init__(self, environment: Mapping[str, str]):
+        self.read_early = _read_early(environment)
+        start = self.read_early | {name: environment[name] for name in ("HOME", "PATH") if name in environment}
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
@@ -137,9 +139,16 @@ class _Preloaded:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=dict(environment),
+                env=start,
                 start_new_session=True,  # Ctrl-C is for us, and ends it by ending us
             )
+        self.set_by_imports = json.loads(self._answer())
+
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Whether imports would find the same; what they set themselves, those of this process may have set as well."""
+        mine, wanted = self.read_early, _read_early(environment)
+        odd = dict(mine.items() ^ wanted.items())
+        return all(name not in mine and wanted.get(name) == self.set_by_imports.get(name) for name in odd)
 
     def fork(self, command: Any, files: list[Any]) -> tuple[int, int]:
         """Starts a command; its process id, and a descriptor from which its exit status can be read when it ends."""
@@ -150,9 +159,12 @@ class _Preloaded:
             socket.send_fds(self.control, [message], [*(file.fileno() for file in files), theirs])
         finally:
             os.close(theirs)
-        if not (pid := self.control.recv(16)):
+        return int(self._answer()), ours
+
+    def _answer(self) -> bytes:
+        if not (answer := self.control.recv(1 << 20)):
             raise RuntimeError(f"{PRELOADED.name} ended with exit status {self.process.wait()}")
-        return int(pid), ours
+        return answer
 
     def end(self) -> None:
         """Ends it and all its forks."""
@@ -160,25 +172,29 @@ class _Preloaded:
         self.process.wait()
 
 
-_all: dict[str, _Preloaded] = {}
+_all: list[_Preloaded] = []
 
 
 def _preloaded(environment: Mapping[str, str]) -> _Preloaded:
-    read_early = {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
-    key = json.dumps(read_early, sort_keys=True)
-    if key not in _all:
-        if not _all:
-            atexit.register(end_all)
-        elif len(_all) == KEPT:
-            _all.pop(list(_all)[-1]).end()  # the first one is this process's own, mostly
-        _all[key] = _Preloaded(read_early | {k: v for k, v in environment.items() if k in ("HOME", "PATH")})
-    return _all[key]
+    for each in _all:
+        if each.suits(environment):
+            return each
+    if not _all:
+        atexit.register(end_all)
+    elif len(_all) == KEPT:
+        _all.pop().end()  # the first one is this process's own, mostly
+    _all.append(_Preloaded(environment))
+    return _all[-1]
 
 
 def end_all() -> None:
     """Ends all preloaded processes."""
     while _all:
-        _all.popitem()[1].end()
+        _all.pop().end()
+
+
+def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
 
 
 def _can_fork(words: Any) -> bool:

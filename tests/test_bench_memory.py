@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,11 +11,9 @@ from idp.bench.memory import (
     BESIDE,
     CHECKPOINTED,
     GIB,
-    ONE_BY_ONE,
     PLAIN,
     RECOVERIES,
     Step,
-    extrapolated,
     fits,
     peak_of,
     prepared,
@@ -28,16 +28,19 @@ SAVED = {"checkpointing": True, "teacher": "streamed"}
 @pytest.mark.parametrize("shape", ["llama_7b", "llama3_8b"])
 @pytest.mark.parametrize("recovery", RECOVERIES)
 def test_seven_and_eight_billion_weights_are_trained_within_20_gib(shape, recovery):
-    found = extrapolated(Step(shape, recovery, **SAVED))
+    found = peak_of(Step(shape, recovery, **SAVED))
     numbers = sum(parameter.numel() for parameter in model(shape).parameters())
     assert found["weights"] == pytest.approx(2 * numbers, rel=1e-6)  # and a few of its positions' frequencies
     assert found["weights"] < found["peak"] < 20 * GIB
+    assert documented(shape, recovery)[CHECKPOINTED] == f"{found['peak'] / GIB:.1f}"
 
 
-def test_the_whole_model_takes_what_two_small_ones_tell():
-    step = Step("llama3_8b", "distilled prompt", **SAVED)
-    whole, told = peak_of(step), extrapolated(step)
-    assert (whole["peak"], whole["weights"]) == (told["peak"], told["weights"])
+def documented(shape, recovery):
+    """The row of the table in docs/large_models.md, by its columns."""
+    lines = (Path(__file__).parents[1] / "docs" / "large_models.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    (row,) = [row for row in rows if row[:2] == [shape, recovery]]
+    return dict(zip(next(row for row in rows if row[:2] == ["model", "recovery"]), row, strict=True))
 
 
 def model(shape):
@@ -80,7 +83,7 @@ def test_a_card_that_is_too_small_makes_training_spare_memory():
             fitting.attempt(1, backward)
             for parameter in parameters:
                 parameter.grad = None
-            assert memory.now <= held, "what a failed step held is freed"
+            assert memory.now - held < 2**23, "what a failed step held, some 400 MB, is freed"
         return [row["changed"] for row in fitting.changes]
 
     assert changes(plain) == []
@@ -89,5 +92,5 @@ def test_a_card_that_is_too_small_makes_training_spare_memory():
 
 
 def test_the_table_says_by_what_a_card_holds_a_step():
-    row = {PLAIN: 30 * GIB, CHECKPOINTED: 23 * GIB, ONE_BY_ONE: (24 - BESIDE) * GIB}
-    assert [fits(row, card) for card in (80, 48, 24, 16)] == ["yes", "yes", "micro batch of 1", "no"]
+    row = {PLAIN: 30 * GIB, CHECKPOINTED: (24 - BESIDE) * GIB}
+    assert [fits(row, card) for card in (80, 48, 24, 16)] == ["yes", "yes", "checkpointing", "no"]

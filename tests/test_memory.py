@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 
-from idp.memory import device_memory, device_peaks, peak_bytes, release, start_peak
+from idp.memory import device_memory, device_peaks, keep_peaks, peak_bytes, release, start_peak
+from idp.store import Store, peaks
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
@@ -91,6 +92,33 @@ def test_peaks_and_caches_of_an_accelerator(monkeypatch):
     assert card.cached == 0 and device_memory("cuda:1") == (100, 500)
     start_peak()
     assert device_peaks() == {}
+
+
+def test_peaks_are_kept_while_counters_are_set_back(monkeypatch):
+    """Within a span each model that is timed has a peak of its own; and other processes work for this one."""
+    monkeypatch.setattr(torch, "cuda", card := Accelerator())
+    start_peak()
+    card.peaks["cuda:0"] = 30
+    keep_peaks()
+    card.reset_peak_memory_stats("cuda:0")
+    card.peaks["cuda:0"] = 4
+    keep_peaks({"cuda:1": 11, "cuda:0": 2})
+    assert device_peaks() == {"cuda:0": 30, "cuda:1": 11}
+    start_peak()
+    assert device_peaks() == {}
+
+
+def test_a_product_says_what_making_it_took(monkeypatch, tmp_path):
+    store, arguments = Store(tmp_path), {"parent": None, "config": {}, "version": 1}
+    plain = store.get_or_make("plain", make=lambda _: None, **arguments)
+    assert "device_peak_bytes" not in plain.manifest  # as ever on a CPU
+    monkeypatch.setattr(torch, "cuda", card := Accelerator())
+    made = store.get_or_make("made", make=lambda _: card.peaks.update({"cuda:1": 5}), **arguments)
+    more = store.get_or_make("more", make=lambda _: card.peaks.update({"cuda:0": 3, "cuda:1": 4}), **arguments)
+    assert made.manifest["device_peak_bytes"] == {"cuda:1": 5}
+    found = peaks([plain, made, more])
+    assert found["device_peak_bytes"] == {"cuda:0": 3, "cuda:1": 5}
+    assert found["peak_memory_bytes"] == max(each.manifest["peak_memory_bytes"] for each in (plain, made, more))
 
 
 def test_a_card_that_is_not_used_is_left_alone(monkeypatch):

@@ -94,9 +94,20 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.bench.attention"]:
+        from idp.bench.attention import main
+
+        main(words[3:])
+        assert "evaluation.batch_tokens=null: " in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.bench.cost"]:  # those of experiments/README.md run in test_bench_cost.py
+        done = python(*words[1:], "--help", cwd=ROOT)
+        assert done.returncode == 0 and "tflops=" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.bench.memory"]:  # it runs in tests/test_bench_memory.py
+        done = python(*words[1:], "--help", cwd=ROOT)
+        assert done.returncode == 0 and "--shapes" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.fidelity"]:  # it runs in tests/test_bench_fidelity.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--windows" in done.stdout, done.stderr

@@ -1,5 +1,8 @@
 """One set of weights in memory at a time, whatever a command compares."""
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,13 +16,13 @@ from idp.store import Store
 from .alive import counted
 
 
-@pytest.mark.parametrize("recovery", ["lora", "idp", "prompt"])
-def test_a_run_never_holds_two_models(recovery, run_here):
+@pytest.mark.parametrize("recovery", ["lora", "idp"])
+def test_a_run_never_holds_two_models(recovery, run_here, bridges):
     """Baselines, a bank's prompts, fidelity, and latency of dense, compressed, repaired and merged."""
     options = ("latency=default", "latency.rounds=2", "latency.warmup=0", "latency.new_tokens=2", "tracker=none")
-    more = ("recovery.training.objective=distill",) if recovery == "prompt" else ()
+    options += (*bridges, "task=arc_easy", "task.documents=4")
     with counted() as alive:
-        run_here("model=tiny_llama", "budget=smoke", "compressor=gptq3", f"recovery={recovery}", *options, *more)
+        run_here("model=tiny_llama", "budget=smoke", "compressor=gptq3", f"recovery={recovery}", *options)
     assert alive.opened >= 5
     assert alive.most == 1
 
@@ -75,3 +78,29 @@ def test_opening_takes_no_memory_beside_the_weights(tmp_path):
     assert private_bytes() - before < 0.6 * held  # the weights, at half the size
     assert peak_bytes() - start < 0.6 * held + held  # and pages of the file, which the system may drop
     assert loaded.model.dtype == torch.bfloat16
+
+
+def test_an_external_checkpoint_is_not_there_twice(open_tiny, monkeypatch):
+    """Its tensors leave the checkpoint's as they enter the model's, in the model's dtype."""
+    from transformers import core_model_loading
+
+    from idp.compress import external
+    from idp.compress.formats.claims import Decompressed
+
+    empty = open_tiny("llama")
+    config = Model("m", "random", None, None, "bfloat16", "cpu", None, False, "auto", {})
+    state = {name: tensor.clone() for name, tensor in empty.model.state_dict().items() if name != "lm_head.weight"}
+    theirs = [weakref.ref(tensor) for tensor in state.values()]
+    left = []
+    original = core_model_loading.set_param_for_module
+
+    def counting(*args, **kwargs):
+        left.append(sum(tensor() is not None for tensor in theirs))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(core_model_loading, "set_param_for_module", counting)
+    loaded = external._fitted(
+        SimpleNamespace(path="theirs"), Decompressed("plain", state, {}, {}, 0), empty, config, tied=True
+    )
+    assert loaded.dtype == torch.bfloat16 and not state
+    assert len(left) == len(theirs) and left[-1] <= 1

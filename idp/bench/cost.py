@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from idp.bench import larger, work
@@ -36,6 +36,7 @@ quiet_libraries()
 TFLOPS = 100.0  # a third of what an A100's maker gives for bfloat16
 CARD_BYTES, DISK_BYTES = 1.5e12, 1.0e9  # a second: a card reads its own memory, a node reads the store
 GB, GIB = 1e9, 2**30
+BESIDE = 4e9  # bytes: torch and the other libraries, a corpus
 PASS = 2**30  # bytes of activations and logits of a pass of evaluation.batch_tokens tokens, about
 
 
@@ -58,11 +59,12 @@ class Cell:
     """Runs of a study that differ in their seed alone; hours and bytes are those that no run before them has had."""
 
     name: str
-    runs: int
-    works: list[Work]
-    bytes: float
-    peak: float  # bytes
-    spared: float  # bytes, with all that is spared where memory runs out
+    size: larger.Larger
+    runs: int = 0
+    works: list[Work] = field(default_factory=list)
+    bytes: float = 0.0
+    peak: float = 0.0  # bytes
+    spared: float = 0.0  # bytes, with all that is spared where memory runs out
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -123,15 +125,17 @@ def report(
         "",
     ]
     downloads = [f"from the hub: {name}, {size.bytes / GB:,.1f} GB" for name, size in sizes.items() if size.downloaded]
+    needed = [f"{name} {math.ceil(_main_memory(configs, size) / GB)} GB" for name, size in sizes.items()]
     return "\n".join(
         [
             *speeds,
-            by_run(cells, machine, sizes, tflops),
+            by_run(cells, machine, tflops),
             "",
+            f"main memory (hydra.launcher.mem_gb): {', '.join(needed)}",
             *downloads,
             *([] if not downloads else ["  (python -m idp.fetch fetches it with the corpora and documents)"]),
             "",
-            table([each for cell in cells for each in cell.works], machine, next(iter(sizes.values())), tflops),
+            table(cells, machine, tflops),
         ]
     )
 
@@ -160,13 +164,14 @@ def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, large
     kept: set[str] = set()
     cells: dict[str, Cell] = {}
     for config in configs:
-        name, size = _name(config), sizes[config.model.name]
+        size = sizes[config.model.name]
+        name = f"{size.name} {_name(config)}" if len(sizes) > 1 else _name(config)
         stored = larger.stored(config, size)
         new = sum(count for key, count in stored.items() if f"{size.name} {key}" not in kept)
         kept |= {f"{size.name} {key}" for key in stored}
         plain, spared = larger.training_peaks(config, size) or (0, 0)
         least = size.bytes + PASS  # while it is measured
-        cell = cells.setdefault(name, Cell(name, 0, [], 0.0, 0.0, 0.0))
+        cell = cells.setdefault(name, Cell(name, size))
         cell.runs, cell.bytes = cell.runs + 1, cell.bytes + new
         cell.works += _new(config, machine, seen)
         cell.peak, cell.spared = max(cell.peak, plain, least), max(cell.spared, spared, least)
@@ -184,53 +189,45 @@ def seconds_of(each: Work, machine: Machine, parameters: float, tflops: float | 
     return max(each.operations * each.tokens * parameters / speed, read)
 
 
-def by_run(cells: Sequence[Cell], machine: Machine, sizes: dict[str, larger.Larger], tflops: float | None) -> str:
+def by_run(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
     """Hours, disk and memory of each cell as Markdown."""
     from tabulate import tabulate
 
-    size = next(iter(sizes.values()))
-    rows = []
-    hours, disk = 0.0, 0.0
+    rows, hours, disk = [], 0.0, 0.0
     for cell in cells:
-        own = sum(seconds_of(each, machine, size.parameters, tflops) for each in cell.works) / 3600
+        own = sum(seconds_of(each, machine, cell.size.parameters, tflops) for each in cell.works) / 3600
         hours, disk = hours + own, disk + cell.bytes
         memory = [f"{cell.peak / GIB:,.1f}", f"{cell.spared / GIB:,.1f}"]
         rows.append([cell.name, cell.runs, f"{own:,.1f}", f"{cell.bytes / GB:,.2f}", *memory])
     most = [f"{max(getattr(cell, name) for cell in cells) / GIB:,.1f}" for name in ("peak", "spared")]
-    rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk:,.2f}", *most])
+    rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk / GB:,.2f}", *most])
     headers = ["run", "runs", "hours", "disk, GB", "memory, GiB", "at the least"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def table(works: Sequence[Work], machine: Machine, size: larger.Larger, tflops: float | None) -> str:
+def table(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
     """The work by kind as Markdown.
 
     Args:
-        works: each thing once.
+        cells: with each thing once.
         machine: where the record's run ran.
-        size: the model.
         tflops: trillions of operations a second; None: what the machine did.
     """
     from tabulate import tabulate
 
     rows, total = [], 0.0
     for what in KINDS:
-        own = [each for each in works if each.what == what]
-        hours = sum(seconds_of(each, machine, size.parameters, tflops) for each in own) / 3600
+        own = [(each, cell.size.parameters) for cell in cells for each in cell.works if each.what == what]
+        times = sum(each.opened if what == LOAD else 1 for each, _ in own)
+        hours = sum(seconds_of(each, machine, weights, tflops) for each, weights in own) / 3600
+        operations = sum(each.operations * each.tokens * weights for each, weights in own)
+        tokens = sum(each.tokens for each, _ in own) / 1e6
         total += hours
-        operations = sum(each.operations * each.tokens for each in own) * size.parameters
-        tokens, times = sum(each.tokens for each in own) / 1e6, len(own)
-        if what == LOAD:
-            times = sum(each.opened for each in own)
         if times:
             rows.append([what, times, f"{tokens:,.1f}", f"{operations / 1e15:,.1f}", f"{hours:,.1f}"])
     rows.append(["sum", "", "", "", f"{total:,.1f}"])
-    return tabulate(
-        rows,
-        headers=["work", "times", "million tokens", "10^15 operations", "hours"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    headers = ["work", "times", "million tokens", "10^15 operations", "hours"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def _new(config: Config, machine: Machine, seen: set[tuple[str, str]]) -> list[Work]:
@@ -241,6 +238,14 @@ def _new(config: Config, machine: Machine, seen: set[tuple[str, str]]) -> list[W
             seen.add((each.what, each.key))
             found.append(each)
     return found
+
+
+def _main_memory(configs: Sequence[Config], size: larger.Larger) -> float:
+    """Bytes of main memory: the weights twice (as they are read or saved, or as a streamed teacher's), the calibration
+    text's hidden states, and what the libraries take."""
+    hidden = size.model.config.get_text_config().hidden_size if size.model is not None else 0
+    read = max(config.compressor.calibration.samples * config.compressor.calibration.length for config in configs)
+    return 2 * size.bytes + read * hidden * larger.BITS / 8 + BESIDE
 
 
 def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator[Config]:

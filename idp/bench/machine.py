@@ -94,6 +94,7 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
         store: where what comes from the hub is kept.
     """
     from idp.bench.work import tasks_of
+    from idp.evaluate.room import FEWEST
     from idp.evaluate.scorer import Scorer
     from idp.evaluate.tasks import find_tasks, run_task
 
@@ -108,14 +109,14 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
             except UserError as error:
                 log.warning("%s: not counted (%s)", task, error)
                 continue
-            engine = Counting(tokenizer)
-            scorer = Scorer(engine, config.evaluation.batch_tokens, "count")
+            engine, batch = Counting(tokenizer), config.evaluation.batch_tokens or FEWEST
+            scorer = Scorer(engine, batch, "count")
             _, rows = run_task(scorer, source, few, bootstrap_iters=0)
             machine.tokens[task] = scorer.tokens_run / len(rows)
             machine.contexts[task] = engine.contexts / len(rows)
             machine.documents[task] = source.documents
             if source.generates:  # a batch of as many as fit takes the steps of its longest answer
-                together = max(1.0, config.evaluation.batch_tokens / (engine.contexts / len(rows)))
+                together = max(1.0, batch / machine.contexts[task])
                 machine.steps[task] = engine.longest / together
     return machine
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 CARDS = (24, 48, 80)  # GB as they are sold, which is their memory in GiB or a little less
 BESIDE = 1.5  # GiB: the CUDA context, workspaces of kernels, and what the allocator rounds up and cannot reuse
-FEW = (2, 4)  # decoder layers of the two models that tell what one layer adds
 RECOVERIES = ("prompt", "prefix", "lora", "distilled prompt")
-PLAIN, CHECKPOINTED, ONE_BY_ONE = "plain", "checkpointing", "and a micro batch of 1"
+PLAIN, CHECKPOINTED = "plain", "checkpointing"
 TARGETS = ("q_proj", "v_proj")  # as conf/recovery/lora.yaml has them, and its rank
 RANK, ALPHA, DROPOUT = 8, 16.0, 0.05
 
@@ -63,7 +62,7 @@ def main() -> None:
     for shape in options.shapes:
         for recovery in RECOVERIES:
             step = Step(shape, recovery, options.rows, options.tokens, options.length)
-            found.append(peaks(step, peak_of if options.whole else extrapolated))
+            found.append(peaks(step))
             print(f"{shape} {recovery}: done", file=sys.stderr)
     print(table(found))
     print(
@@ -75,18 +74,15 @@ def main() -> None:
     print(f"written: {options.output}", file=sys.stderr)
 
 
-def peaks(step: Step, measure: Callable[[Step], dict[str, Any]]) -> dict[str, Any]:
-    """The peaks of a step's ways, in bytes: as it is, with layers computed anew (and a streamed teacher), and with
-    micro batches of one row as well; `measure` is `peak_of` or `extrapolated`."""
-    saved = replace(step, checkpointing=True, teacher="streamed")
-    ways = {PLAIN: step, CHECKPOINTED: saved, ONE_BY_ONE: replace(saved, micro=1)}
-    measured = {name: measure(way) for name, way in ways.items()}
-    weights = next(iter(measured.values()))["weights"]
+def peaks(step: Step) -> dict[str, Any]:
+    """The peaks of a step in bytes: as it is, and with layers computed anew and a streamed teacher."""
+    plain, saved = peak_of(step), peak_of(replace(step, checkpointing=True, teacher="streamed"))
     return {
         "shape": step.shape,
         "recovery": step.recovery,
-        "weights": weights,
-        **{name: found["peak"] for name, found in measured.items()},
+        "weights": plain["weights"],
+        PLAIN: plain["peak"],
+        CHECKPOINTED: saved["peak"],
     }
 
 
@@ -98,18 +94,6 @@ def peak_of(step: Step) -> dict[str, Any]:
         loss, parameters, weights = prepared(step, memory)
         run(step, loss, parameters, memory)
     return {"peak": memory.peak, "weights": weights, "operation": memory.at_peak}
-
-
-def extrapolated(step: Step) -> dict[str, Any]:
-    """What `peak_of` gives, in a fraction of its time: each decoder layer adds the same to a peak as any other, so that
-    models of few layers tell that of the whole."""
-    few, more = (peak_of(replace(step, layers=layers)) for layers in FEW)
-    layers = config_of(step.shape).num_hidden_layers
-
-    def whole(name: str) -> int:
-        return more[name] + (layers - FEW[1]) * (more[name] - few[name]) // (FEW[1] - FEW[0])
-
-    return {"peak": whole("peak"), "weights": whole("weights"), "operation": more["operation"]}
 
 
 def run(step: Step, loss: Loss, parameters: list[torch.nn.Parameter], memory: Peak) -> None:
@@ -170,15 +154,15 @@ def table(found: list[dict[str, Any]]) -> str:
 
     lines = []
     for row in found:
-        numbers = [f"{row[name] / GIB:.1f}" for name in ("weights", PLAIN, CHECKPOINTED, ONE_BY_ONE)]
+        numbers = [f"{row[name] / GIB:.1f}" for name in ("weights", PLAIN, CHECKPOINTED)]
         lines.append([row["shape"], row["recovery"], *numbers, *(fits(row, card) for card in CARDS)])
-    headers = ["model", "recovery", "weights", PLAIN, CHECKPOINTED, ONE_BY_ONE, *(f"{card} GB" for card in CARDS)]
+    headers = ["model", "recovery", "weights", PLAIN, CHECKPOINTED, *(f"{card} GB" for card in CARDS)]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def fits(row: dict[str, Any], card: int) -> str:
     """The first of a row's ways that a card of so many GB holds; "no" where it holds none."""
-    ways = {"yes": PLAIN, CHECKPOINTED: CHECKPOINTED, "micro batch of 1": ONE_BY_ONE}
+    ways = {"yes": PLAIN, CHECKPOINTED: CHECKPOINTED}
     return next((said for said, way in ways.items() if row[way] / GIB + BESIDE <= card), "no")
 
 
@@ -247,7 +231,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2, help="sequences of a batch")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--length", type=int, default=100, help="tokens of the prompt or prefix")
-    parser.add_argument("--whole", action="store_true", help="run all layers: the same figures, ten times slower")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/memory.json"), help="where the figures go")
     return parser.parse_args()
 

@@ -230,7 +230,7 @@ def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, mod
             loaded, about = type(empty.model).from_pretrained(
                 None,
                 config=empty.model.config,
-                state_dict=found.state,
+                state_dict={name: _Taken(found.state, name) for name in found.state},
                 dtype=models.dtype_of(model),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -246,6 +246,16 @@ def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, mod
             raise UserError(f"{where}: {model.name} has no {name}")
     found.state.clear()
     return loaded.eval().requires_grad_(False)
+
+
+class _Taken:
+    """A tensor of a state dict that leaves it as it is read (`tensor[...]`), so that no second set is kept."""
+
+    def __init__(self, state: dict[str, torch.Tensor], name: str):
+        self.state, self.name = state, name
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self.state.pop(self.name)
 
 
 def _tie(where: str, state: dict[str, Any], model: Any, tied: bool | None) -> None:

@@ -220,7 +220,7 @@ def in_groups(
     import torch
 
     heads = model.config.get_text_config().num_attention_heads
-    scores = (GPU_SCORES if torch.device(device).type == "cuda" else CPU_SCORES) // heads
+    scores = (CPU_SCORES if torch.device(device).type == "cpu" else GPU_SCORES) // heads
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (before[row], -lengths[row], row)):
         if groups:

@@ -11,6 +11,7 @@ from typing import Any
 from idp import config as schema
 from idp import models
 from idp.errors import UserError, out_of_memory_is_explained
+from idp.memory import release
 from idp.prompting import storage
 from idp.prompting.bank import PromptBank
 from idp.recover import lora, search, transfer
@@ -187,6 +188,7 @@ def _make(
         first = None
         if recovery.beneath is not None:  # before there is a model of this one's in memory
             first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
+            release()  # its model
         opened = models.open_model if recovery.reads_weights else models.open_empty
         loaded = opened(models.model_folder(compressed), model)
         work = Work(loaded, seed, folder / CHECKPOINT, folder, report=report, beginning=beginning)

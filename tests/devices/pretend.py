@@ -34,6 +34,7 @@ copies: Counter[tuple[str, str]] = Counter()  # numbers went to a device, or fro
 
 # Kernels whose result has a size that the host must wait for, or that check their arguments on the host.
 WAITING = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal", "segment_reduce"}
+SHAPES_ONLY = {"is_same_size"}  # nothing but shapes is looked at
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
 
@@ -60,6 +61,11 @@ class Device(_DummyBackendModule):
         else:
             index = device if isinstance(device, int) else torch.device(device).index or 0
         return self.free[index], self.total
+
+    def memory_reserved(self, device: Any = None) -> int:
+        return 0
+
+    memory_allocated = memory_reserved
 
     def manual_seed(self, seed: int) -> None: ...
 
@@ -240,7 +246,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     name = function._schema.name.removeprefix("aten::")
     if name in ("_to_copy", "copy_"):
         _count_copy(name, args, wanted)
-    else:
+    elif name not in SHAPES_ONLY:
         _refuse_mixture(name, function, args, leaves, kwargs.get("generator"), wanted)
     if name in ("_local_scalar_dense", *WAITING) or (name in INDEXING and _has_mask(args[1])):
         syncs[name, asked_by()] += 1

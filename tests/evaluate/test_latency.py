@@ -1,16 +1,19 @@
 """Latency: every model in every round, percentiles as they should be, and decoding that is really decoding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from idp.config import Latency
 from idp.errors import UserError
-from idp.evaluate import graph, latency
+from idp.evaluate import graph, latency, stage
 from idp.evaluate.generation import prefill, step
 from idp.evaluate.graph import FixedDecoding
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
-from idp.report.tables import run_summary
+from idp.report.tables import latency_table, run_summary
+from idp.store import Store
 
 from ..conftest import FAMILIES
 from ..prompting.test_prefix import plain_logits
@@ -124,3 +127,38 @@ def test_a_run_records_latency(recovery, variants, run_here):
     assert measured["backend"]["decode"] == "eager"
     shown = run_summary(record)
     assert "prefill ratio" in shown and "weights decompressed" in shown
+    assert "the same kernels, timed on the weights of compressed" in shown and "peak GiB" not in shown
+
+
+def test_a_card_has_peaks_and_its_gaps_are_named():
+    times = {"ratio": 1.0, "p50": 2.0, "p90": 2.0, "p99": 2.0}
+    row = {"variant": "compressed", "batch_size": 1, "input_tokens": 8, "prefill": times, "decode": times}
+    ran = {"library": "torch", "device": "A card", "dtype": "bfloat16", "attention": "sdpa"}
+    found = {
+        "backend": ran | {"decode": "eager"},
+        "reference": "compressed",
+        "rows": [row | {"peak_memory_bytes": 2**31}],
+    }
+    heading, _, line = (text.split("|") for text in latency_table(found).splitlines()[:3])
+    assert (heading[-2].strip(), line[-2].strip()) == ("peak GiB", "2.0")
+    assert "decode is launched by the host, whose gaps are in its times" in latency_table(found)
+    found["backend"]["decode"] = "graph"
+    assert "decode replays a CUDA graph" in latency_table(found)
+    older = {"backend": ran, "reference": "compressed", "rows": [row | {"peak_memory_bytes": None}]}
+    assert "gaps" not in latency_table(older) and "timed on" not in latency_table(older)
+
+
+def test_a_card_is_in_the_key_and_a_cpu_is_as_ever(monkeypatch, tmp_path, compose):
+    """What was measured on one card does not pass for another's; nor does a graph for eager steps."""
+    config = compose("model=tiny_llama", "latency=default")
+    monkeypatch.setattr(latency, "measure_latency", lambda *_: {"rows": []})
+
+    def key(**change):
+        options = replace(config.latency, **change)
+        return stage.time_models(dict, ["parent"], options, config.model, Store(tmp_path)).manifest["config"]
+
+    plain = key()
+    assert set(plain) == {"options", "machine", "dtype", "device"} and "decode" not in plain["options"]
+    assert key(decode="graph")["options"]["decode"] == "graph"
+    monkeypatch.setattr(latency, "card", lambda device: "A card")
+    assert key()["cards"] == ["A card"]

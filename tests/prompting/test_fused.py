@@ -239,3 +239,15 @@ def test_numbers_that_are_not_finite_say_nothing_of_the_kernel(open_tiny, on_cpu
     value[2] = torch.inf
     found = fused.attend(FLASH, packed, query, key, value, None, Weighing(0.3))
     assert found is not None and not fused._held and not fused._distrusted
+
+
+def test_torch_has_the_kernel_as_it_is_called(open_tiny):
+    """On tensors without numbers: the operation takes these arguments, and gives outputs of these shapes."""
+    meta = torch.device("meta")
+    prefixes = prefixes_of([6, 50], 2, 8, torch.bfloat16)
+    packed = packed_rows(open_tiny("llama").model, ROWS["branches"], [0, 1, 0, 1, 1, 0], prefixes)
+    query, key, value = (tensor.to(meta) for tensor in tensors(packed, 4, 2, 8, torch.bfloat16))
+    prefix = prefixes.keys[0].to(meta), prefixes.values[0].to(meta)
+    weighing = Weighing(0.3, sinks=torch.empty(4, device=meta))
+    found = fused.in_parts(fused.KERNELS["cuda"], packed, query, key, value, prefix, weighing)
+    assert (found.shape, found.dtype) == (query.shape, query.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from idp.prompting.prefix import prefix_width
 from idp.recover import lora
 from idp.recover.banks.specialists import SpecialistsBank
+from idp.recover.determinism import deterministic, give_up
 from idp.recover.fitting import Loss
 from idp.recover.nets.reparameterization import Itself, PromptEncoder
 from idp.recover.objective import Objective
@@ -233,6 +235,25 @@ def test_a_killed_training_goes_on_as_it_had_come_to(kill_at, open_tiny, blocks,
     again = 2 if kill_at < options().checkpoint_every else 0  # before the first checkpoint all happens anew
     found, history = trained(open_tiny, blocks, tmp_path / "killed", times=again)
     assert vars(history) == vars(whole) and torch.equal(found, expected)
+
+
+def test_on_a_gpu_torch_is_asked_for_deterministic_operations():
+    from types import SimpleNamespace
+
+    import idp  # noqa: F401 - it sets cuBLAS' workspaces before anything uses them
+
+    def asked():
+        warned = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warned, torch.utils.deterministic.fill_uninitialized_memory
+
+    before = asked()
+    with deterministic([torch.ones(1)]):
+        assert asked() == before
+    with deterministic([SimpleNamespace(device=torch.device("cuda", 0))]):
+        assert asked() == (True, False, False)
+        give_up()
+        assert not asked()[0]
+    assert asked() == before and os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 def test_an_operation_without_a_deterministic_form_is_named_and_taken(blocks, tmp_path, caplog):  # noqa: F811

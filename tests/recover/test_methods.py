@@ -8,8 +8,8 @@ from idp.errors import UserError
 from idp.recover import lora, opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
-from tests.alive import counted
 
+from ..alive import counted
 from .conftest import METHODS
 
 
@@ -120,7 +120,6 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
     """Its logits are those of the adapter and the prompt; leaving out either changes them."""
     from idp.prompting.bank import PromptBank
     from idp.prompting.repaired import RepairedModel
-    from idp.recover import lora
 
     config, dense, repair = recovered(
         "lora_idp",

@@ -99,3 +99,26 @@ def test_it_is_streamed_once_memory_has_run_out(open_tiny, monkeypatch):
     assert [saving.spare(), saving.spare()] == [STREAMED, None]
     saving = Saving(options(objective="distill", teacher="resident", checkpointing=False), student.model, teacher)
     assert saving.spare() is None
+
+
+def test_what_a_streamed_one_says_of_heldout_text_is_kept(open_tiny):
+    from idp.recover.objective import Objective
+
+    student, teacher = open_tiny("llama"), open_tiny("llama")
+    with torch.no_grad():
+        teacher.model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
+    batches = torch.randint(1, 250, (3, 2, 24), generator=torch.Generator().manual_seed(1))
+
+    def losses(objective):
+        inputs = [{"input_ids": batch, "use_cache": False} for batch in batches]
+        return [objective(student.model, *both).item() for both in zip(batches, inputs, strict=True)]
+
+    with torch.no_grad():
+        expected = losses(Objective(options(objective="distill"), student, teacher))
+    teachers.stream(teacher.model, torch.device("cpu"))
+    objective, passes = Objective(options(objective="distill"), student, teacher), []
+    teacher.model.model.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        assert losses(objective) == losses(objective) == expected
+    assert len(passes) == len(batches)
+    assert losses(objective) == expected and len(passes) == 2 * len(batches)  # with gradients nothing is kept

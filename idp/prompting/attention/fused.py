@@ -25,7 +25,7 @@ from idp.prompting.attention.weighing import Weighing
 if TYPE_CHECKING:
     import torch
 
-    from idp.prompting.attention.sequences import Sequences
+    from idp.prompting.attention.sequences import Parts, Sequences
     from idp.prompting.packing import Packed
 
 log = logging.getLogger(__name__)
@@ -135,28 +135,37 @@ def in_parts(
     weighing: Weighing,
 ) -> torch.Tensor:
     """`attend`, as it comes."""
-    parts, scale = packed.divided.on(query.device), weighing.scaling
+    parts, scale, sinks = packed.divided.on(query.device), weighing.scaling, weighing.sinks
     output, mass = kernel.run(query, key, value, parts.own, True, scale)
     if parts.behind is not None:
-        before = (tensor[parts.prefix, :, parts.place] for tensor in prefix)
-        output, mass = _merged((output, mass), kernel.run(query, *before, parts.behind, False, scale))
+        before = (_of_prefixes(tensor, parts) for tensor in prefix)
+        found = kernel.run(query, *before, parts.behind, False, scale)
+        output, mass = _merged((output, mass), found, last=parts.over is None and sinks is None)
     if parts.over is not None:
         at = parts.branched
         mine = output.index_select(0, at), mass.index_select(1, at)
-        trunks = kernel.run(query.index_select(0, at), key, value, parts.over, False, scale)
-        mine = _merged(mine, trunks)
+        found = kernel.run(query.index_select(0, at), key, value, parts.over, False, scale)
+        mine = _merged(mine, found, last=sinks is None)
         output.index_copy_(0, at, mine[0])
-        if weighing.sinks is not None:
+        if sinks is not None:
             mass.index_copy_(1, at, mine[1])
-    if weighing.sinks is not None:  # a key of that score whose value is nothing
-        output *= (mass - weighing.sinks.float()[:, None]).sigmoid().t()[..., None].to(output.dtype)
+    if sinks is not None:  # a key of that score whose value is nothing
+        output *= (mass - sinks.float()[:, None]).sigmoid().t()[..., None].to(output.dtype)
     return output
 
 
-def _merged(one: Pair, other: Pair) -> Pair:
-    """Attention over the keys of both; overwrites the first output."""
+def _of_prefixes(tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
+    """Keys or values of the prefixes that rows follow, end to end, [keys, kv_heads, head_dim]."""
+    if parts.single is not None:  # nothing is copied
+        which, length = parts.single
+        return tensor[which, :, :length].transpose(0, 1)
+    return tensor[parts.prefix, :, parts.place]
+
+
+def _merged(one: Pair, other: Pair, last: bool) -> Pair:
+    """Attention over the keys of both; overwrites the first output. The log-sum-exps of the `last` are not needed."""
     share = (other[1] - one[1]).sigmoid().t()[..., None].to(one[0].dtype)
-    return one[0].lerp_(other[0], share), one[1].logaddexp(other[1])
+    return one[0].lerp_(other[0], share), one[1] if last else one[1].logaddexp(other[1])
 
 
 def _apart(output: torch.Tensor, packed: Packed, *inputs: Any) -> float | None:

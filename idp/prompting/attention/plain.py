@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from idp.prompting.attention.weighing import Weighing
 
 BLOCK, LONG_BLOCK = 64, 128  # queries at a time, in short rows and in long ones: the keys behind them are left out
+GPU_BLOCK = 512  # on a GPU, whose time for less is that of starting its kernels
 
 
 def attend(
@@ -130,6 +131,8 @@ def _in_blocks(
     if query.dtype == torch.float16:  # products of unscaled queries are beyond its range where scaled ones are not
         query, scaling = query * scaling, 1.0
     block = BLOCK if width <= 2 * LONG_BLOCK else LONG_BLOCK
+    if query.device.type != "cpu":
+        block = GPU_BLOCK
     for start in range(0, width, block):  # no token sees what comes after it
         stop = min(start + block, width)
         part, seen = slice(start * repeats, stop * repeats), -(-(group.prefix_length + stop) // vector) * vector

@@ -51,6 +51,7 @@ class Parts:
         behind: the rows that stand together and follow one prefix, over that; None where there is no prefix.
         prefix: [keys], which prefix the keys of `behind` are taken from, and at `place` [keys] in it.
         place: see `prefix`.
+        single: the one prefix of all rows and its length; None where there are several, or none.
         over: the branches of each row, over its trunk; None where there are no branches.
         branched: [queries], where the queries of `over` stand in the packed sequence.
     """
@@ -59,6 +60,7 @@ class Parts:
     behind: Sequences | None = None
     prefix: torch.Tensor | None = None
     place: torch.Tensor | None = None
+    single: tuple[int, int] | None = None
     over: Sequences | None = None
     branched: torch.Tensor | None = None
 
@@ -124,13 +126,13 @@ def _followed(groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 def _behind(
     followed: tuple[torch.Tensor, torch.Tensor], lengths: torch.Tensor
-) -> tuple[Sequences | None, torch.Tensor | None, torch.Tensor | None]:
-    """`Parts.behind`, `prefix` and `place`: one sequence for all rows that stand together behind one prefix."""
+) -> tuple[Sequences | None, torch.Tensor | None, torch.Tensor | None, tuple[int, int] | None]:
+    """`Parts.behind` to `single`: one sequence for all rows that stand together behind one prefix."""
     import torch
 
     prefix, sizes = followed
     if not len(prefix):
-        return None, None, None
+        return None, None, None, None
     changes = torch.ones_like(prefix, dtype=torch.bool)
     changes[1:] = prefix[1:] != prefix[:-1]
     runs = changes.nonzero()[:, 0]
@@ -140,7 +142,8 @@ def _behind(
     total = int(keys.sum())
     place = torch.arange(total) - torch.repeat_interleave(begin, keys)
     sequences = _sequences(starts, begin, int(lengths.sum()), total)
-    return sequences, torch.repeat_interleave(which, keys), place
+    single = (int(which[0]), total) if len(runs) == 1 else None
+    return sequences, torch.repeat_interleave(which, keys), place, single
 
 
 def _over(

@@ -16,7 +16,7 @@ from idp.prompting.repaired import CPU_LOGITS
 
 # Logits at a time elsewhere than on a CPU: their temporaries in float32 stay below what one decoder layer of seven
 # billion parameters takes, so that they never set a step's peak.
-GPU_LOGITS = 2**25
+GPU_LOGITS = 2**24
 
 # Of logits [places, vocabulary] at the given places: the losses' sum, and its gradient where that is wanted.
 Loss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]

@@ -63,6 +63,8 @@ def recipe(part: str, bench: Bench, steps: int) -> list[str]:
         "evaluate_every": steps,
         "heldout_sequences": rows,
         "checkpoint_every": steps,
+        "checkpointing": "true",  # what a card of 24 GB comes to by itself; a larger one would not need it
+        "teacher": "streamed",
     }
     length = [f"recovery.length={bench.size.prompt}"] if "recovery=prompt" in RECOVERIES[part] else []
     return RECOVERIES[part] + length + [f"recovery.training.{name}={value}" for name, value in training.items()]
