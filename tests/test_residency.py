@@ -9,10 +9,13 @@ import torch
 from idp import models
 from idp.analyze.similarity import compare, compare_apart
 from idp.config import Model
+from idp.gguf_files import model as ggufs
+from idp.gguf_files import tensors
 from idp.memory import peak_bytes, private_bytes, release, start_peak
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store
 
+from . import ggufs as writing
 from .alive import counted
 
 
@@ -104,3 +107,19 @@ def test_an_external_checkpoint_is_not_there_twice(open_tiny, monkeypatch):
     )
     assert loaded.dtype == torch.bfloat16 and not state
     assert len(left) == len(theirs) and left[-1] <= 1
+
+
+def test_a_gguf_file_is_converted_tensor_by_tensor(model_folders, tmp_path, monkeypatch):
+    file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf")
+    read, original = [], tensors.Tensor.__getitem__
+
+    def reading(self, place):
+        assert not any(tensor() is not None for tensor in read), "the last one is still in memory"
+        made = original(self, place)
+        read.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(tensors.Tensor, "__getitem__", reading)
+    with counted() as alive:
+        ggufs.convert(file, tmp_path / "out")
+    assert alive.opened == 0 and len(read) > 10

@@ -58,6 +58,12 @@ class Check:
             worker = Worker(later[0], self.bench) if later else None
             try:
                 self._apart(step, current, deadline)
+                if self._no_card(step):
+                    if worker is not None:
+                        worker.kill()
+                    for each in later:
+                        self._line(each, Line("all of it", verdict=SKIPPED, reason="there is no card to look at"))
+                    break
             except BaseException:
                 for each in filter(None, (current, worker)):
                     each.kill()
@@ -106,6 +112,11 @@ class Check:
         if within:
             self._line(step, Line(left.pop(0), verdict=FAILED, reason=reason), taken)
         return left
+
+    def _no_card(self, step: Step) -> bool:
+        """Whether this step has just found that the device is not there at all."""
+        lines = [line for line in self.found["lines"] if line["step"] == step.name]
+        return any(line["name"] == "card" and line["verdict"] == FAILED for line in lines)
 
     def _heard(self, what: dict[str, Any]) -> None:
         if "line" in what:

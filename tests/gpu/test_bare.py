@@ -9,6 +9,7 @@ import sys
 import pytest
 from packaging.requirements import Requirement
 
+from . import packages
 from .bench import WORDS
 from .packages import ROOT, bare_folder, requirements
 
@@ -64,6 +65,12 @@ def test_a_launcher_that_is_not_installed_is_named(bare):
     ]
 
 
+def test_what_is_missing_is_named(monkeypatch):
+    assert packages.missing() == []
+    monkeypatch.setattr(packages, "WHEELS", ("filelock", "no-such-package"))
+    assert packages.missing() == ["no-such-package"]
+
+
 def test_wheels_are_what_the_project_asks_for():
     """Each in the version that `constraints.txt` pins, within the range that `pyproject.toml` asks for."""
     import tomllib
@@ -71,7 +78,7 @@ def test_wheels_are_what_the_project_asks_for():
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     ranges = {needed.name: needed.specifier for needed in map(Requirement, asked)}
     wheels = [Requirement(line) for line in requirements()]
-    (lines,) = [(ROOT / "constraints.txt").read_text().splitlines()]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
     for wheel in wheels:
         (version,) = [item.version for item in wheel.specifier]
         assert version in ranges.get(wheel.name, wheel.specifier)

@@ -5,6 +5,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 
 from . import faulty
 from . import work as working
@@ -20,9 +21,9 @@ from .steps.latency import sharing_weights
 def check(tmp_path):
     """`check(steps, apart, seconds)`: the check after those steps; its JSON had each line at once."""
 
-    def run(steps, apart, seconds=600.0):
+    def run(steps, apart, seconds=600.0, device="cpu"):
         output = tmp_path / "gpu.json"
-        bench = Bench("cpu", "tiny", tmp_path / "made")
+        bench = Bench(device, "tiny", tmp_path / "made")
         bench.folder.mkdir()
 
         def tell(line):
@@ -77,7 +78,16 @@ def test_what_fails_dies_or_hangs_leaves_the_rest(check):
     assert made.failed and made.found["seconds"] < 60
 
 
-def test_a_step_that_cannot_start_fails_once(check, monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_it_says_so_and_ends(check):
+    steps = [find(name) for name in ("versions", "scoring", "latency")]
+    lines = check(steps, apart=True, device="cuda").found["lines"]
+    card, others = lines[0], [line for line in lines if line["step"] != "versions"]
+    assert (card["name"], card["verdict"]) == ("card", "FAILED") and "CUDA" in card["reason"]
+    assert [(line["step"], line["verdict"]) for line in others] == [("scoring", "skipped"), ("latency", "skipped")]
+
+
+def test_a_step_that_cannot_start_fails_once(check):
     step = Step("tests.gpu.no_such_step", 1, faulty.parts, faulty.run, ())
     (line,) = check([step], apart=True).found["lines"]
     assert (line["name"], line["verdict"]) == ("its start", "FAILED")
