@@ -80,7 +80,7 @@ def test_a_command_says_it_in_its_one_line():
 def test_what_to_lower_are_options_that_exist(compose):
     config = compose("recovery=idp")
     for advice in LOWER.values():
-        for word in advice.replace(",", " ").split():
+        for word in advice.translate(str.maketrans(",:", "  ")).split():
             name = word.partition("=")[0]
             if "." in name:
                 node = config
