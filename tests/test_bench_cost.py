@@ -33,11 +33,11 @@ def test_work_that_runs_share_is_counted_once():
     assert counts == {COMPRESS: 4, TRAIN: 45, HELDOUT: 15, MEASURE: 1 + 4 + 5 + 15 + 15 + 15 * (1 + 3)}
     tasks = 30 * 2000 + 80 * 5000
     assert {(work.operations, work.tokens - tasks) for work in works if work.what == MEASURE} == {
-        (FORWARD, prompts) for prompts in (0, 20, 100)
+        (FORWARD, prompts) for prompts in (0, 25, 100)
     }
     text = 30_000 * 2 * 1024
     trained = sorted({work.tokens for work in works if work.what == TRAIN})
-    assert trained == [text, text + 30_000 * 20, 3 * text + 30_000 * 100], "lora, prompt, idp"
+    assert trained == [text, text + 30_000 * 25, 3 * text + 30_000 * 100], "lora, prompt, idp"
     assert {work.tokens for work in works if work.what == JUDGE} >= {301 * 128 * 1024}
 
 
