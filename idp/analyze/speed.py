@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from idp.analyze.significance import Interval
-from idp.config import EAGER
 from idp.report.cells import Cell
 from idp.report.measured import Measured
 from idp.track.record import RECORD
@@ -44,8 +43,7 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
 
 def _ran(latency: dict[str, Any]) -> tuple:
     backend = latency["backend"]
-    names = ("device", "dtype", "attention", "library", "threads")
-    return latency["reference"], *(backend[name] for name in names), backend.get("decode", EAGER)
+    return latency["reference"], *(backend[name] for name in ("device", "dtype", "attention", "library", "threads"))
 
 
 def _rows(latency: dict[str, Any], variant: str) -> dict[tuple[int, int], dict[str, Any]]:

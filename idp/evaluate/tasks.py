@@ -12,16 +12,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from idp.config import Task
 from idp.errors import UserError
 from idp.evaluate import catalog, data, formatting, greedy, own, places, rows, suites
 from idp.evaluate.own import Own
 from idp.evaluate.plain import config_of
-
-if TYPE_CHECKING:
-    from idp.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +98,8 @@ class TaskSource:
         return [split[index] for index in document_indices(len(split), count)]
 
 
-def find_tasks(cfg: Task, store: Store | None = None) -> list[TaskSource]:
+def find_tasks(cfg: Task) -> list[TaskSource]:
     """Finds and checks the documents of every task asked for, so that nothing is computed for a run that must fail.
-
-    What comes from the hub is fetched once for a store.
 
     Raises:
         UserError: an unknown task, tasks whose documents are nowhere, a file that cannot be read, or a document that
@@ -116,7 +111,7 @@ def find_tasks(cfg: Task, store: Store | None = None) -> list[TaskSource]:
     missing: list[str] = []
     for name in expand(cfg.names, mine):
         try:
-            found.append(_find_or_stand_in(name, cfg, mine, store))
+            found.append(_find_or_stand_in(name, cfg, mine))
         except data.NotFound as error:
             missing.append(f"{name} ({error})")
     if missing:
@@ -187,27 +182,27 @@ def expand(names: Iterable[str], mine: Own) -> list[str]:
     return list(dict.fromkeys(leaves))
 
 
-def _find_or_stand_in(name: str, cfg: Task, mine: Own, store: Store | None) -> TaskSource:
+def _find_or_stand_in(name: str, cfg: Task, mine: Own) -> TaskSource:
     try:
-        return _find(name, name, cfg, mine, store)
+        return _find(name, name, cfg, mine)
     except data.NotFound as nowhere:
         stand_in = STAND_INS.get(name)
         if stand_in is None:
             raise
         try:
-            source = _find(name, stand_in, cfg, mine, store)
+            source = _find(name, stand_in, cfg, mine)
         except data.NotFound:
             raise nowhere from None
         log.warning("task %s: found nowhere, so %s stands in: these are not %s scores", name, stand_in, name)
         return source
 
 
-def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> TaskSource:
+def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
     config = catalog.definition(runs, mine)
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
     shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
-    found = data.find(runs, config, cfg.data_dir, store)
+    found = data.find(runs, config, cfg.data_dir)
     split = data.evaluated_split(config, found)
     examples, note = data.example_split(runs, config, found, split, shots)
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}

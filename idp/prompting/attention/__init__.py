@@ -1,1 +1,0 @@
-"""Attention over packed rows: by plain products anywhere, by fused kernels where a device has them."""
