@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import UserError
+from idp.errors import UserError, out_of_memory_is_explained
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,7 @@ class LanguageModel:
         prompts = f", {len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}" if self.prompts else ""
         return f"<{self.variant} model of {self.name}: {dtype} on {model.device}{prompts}>"
 
+    @out_of_memory_is_explained("generate")
     def generate(
         self, texts: Sequence[str], max_new_tokens: int = NEW_TOKENS, stop: str | Sequence[str] = ()
     ) -> list[Answer]:
@@ -122,6 +123,7 @@ class LanguageModel:
         self._say_what_was_cut()
         return [Answer(text, self._chosen(number)) for number, text in enumerate(answers)]
 
+    @out_of_memory_is_explained("generate")
     def score(self, contexts: Sequence[str], choices: Sequence[Sequence[str]] | Sequence[str]) -> list[Scores]:
         """How likely each choice is behind its context. The context goes through the model once for all its choices.
 
@@ -152,6 +154,7 @@ class LanguageModel:
             scores.append(Scores(list(values), counts, list(greedy), self._chosen(number)))
         return scores
 
+    @out_of_memory_is_explained("generate")
     def choose(self, texts: Sequence[str]) -> list[str | None]:
         """The name of the prompt that each text is given; None where there is no bank.
 
@@ -171,6 +174,7 @@ class LanguageModel:
                 chosen[place] = self.prompts[prompt]
         return chosen
 
+    @out_of_memory_is_explained("generate")
     def perplexity(self, texts: Sequence[str]) -> list[float]:
         """Each text's perplexity per token, its first token counted and its BOS not, in windows as lm-eval cuts them.
 

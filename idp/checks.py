@@ -128,6 +128,17 @@ def _check_kinds(recovery: Recovery) -> None:
             )
 
 
+def _check_teacher(recovery: Recovery, device_map: str | None) -> None:
+    """A streamed teacher comes to one device."""
+    for part in (recovery, recovery.beneath):
+        training = getattr(part, "training", None)
+        if device_map and training is not None and (training.objective, training.teacher) == ("distill", "streamed"):
+            raise UserError(
+                f"recovery.training.teacher=streamed: model.device_map={device_map} spreads the model over devices, and"
+                " layers are brought to one; use recovery.training.teacher=resident, or model.device_map=null"
+            )
+
+
 def _check_together(config: Config) -> None:
     recovery = config.recovery
     _check_sparsity(config.compressor.sparsity)
@@ -140,6 +151,7 @@ def _check_together(config: Config) -> None:
             raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
     _check_kinds(recovery)
     recovery.check()
+    _check_teacher(recovery, config.model.device_map)
     selector = getattr(recovery, "selector", None)
     if selector is not None and selector.peeks and config.latency.enabled:
         raise UserError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
-from idp.errors import UserError
+from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
 
@@ -27,7 +27,10 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def failures_in_one_line(
-    interrupted: str = "interrupted", explain: Callable[[Exception], str] | None = None, also: str = ""
+    interrupted: str = "interrupted",
+    explain: Callable[[Exception], str] | None = None,
+    also: str = "",
+    command: str = "idp",
 ) -> Iterator[None]:
     """Turns every failure inside into one line on standard error and a non-zero exit status.
 
@@ -35,6 +38,7 @@ def failures_in_one_line(
         interrupted: what is said of Ctrl-C.
         explain: the line for an error that is not a `UserError`; None: its kind, its text, and how to see more.
         also: what such a line ends with, such as "nothing was written".
+        command: what is said to have run out of memory where no stage says it.
     """
     try:
         yield
@@ -45,7 +49,10 @@ def failures_in_one_line(
     except Exception as error:
         if os.environ.get("IDP_DEBUG"):
             raise
-        said = explain(error) if explain is not None else _unforeseen(error)
+        if lacks_memory(error):
+            said = out_of_memory(command)
+        else:
+            said = explain(error) if explain is not None else _unforeseen(error)
         sys.exit(f"error: {said}{f'; {also}' if also else ''}")
 
 

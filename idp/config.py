@@ -152,6 +152,23 @@ class Training:
     lm_weight: float = option(
         "objective=distill: share of the lm loss in a mixture of both; 0: distill alone", minimum=0.0, maximum=1.0
     )
+    micro_batch_size: Optional[int] = option(
+        "sequences per forward and backward pass, whose gradients are summed: less memory, the same loss and gradient;"
+        " null: the whole batch",
+        minimum=1,
+        default=None,
+    )
+    checkpointing: Optional[bool] = option(
+        "keep only what goes into each decoder layer and compute the layer anew in the backward pass: less memory, a"
+        " third more time, the same gradient; null: once memory has run out",
+        default=None,
+    )
+    teacher: str = option(
+        "objective=distill: where the dense model is. resident: beside the compressed one on its device; streamed: in"
+        " main memory, each of its layers on the device while it runs; auto: resident where the device has room",
+        choices=("auto", "resident", "streamed"),
+        default="auto",
+    )
 
 
 @dataclass
@@ -178,6 +195,11 @@ class Selector:
     def peeks(self) -> bool:
         """Whether it chooses with the answers in hand: it is measured by `peek`, and cannot be used."""
         return False
+
+    @property
+    def passes(self) -> int:
+        """How often the model reads an input, for each prompt, before one is chosen."""
+        return 0
 
     @property
     def constant(self) -> bool:
@@ -264,6 +286,14 @@ class Bank:
         """Whether its prompts share the training text out among them; else each reads all of it."""
         return False
 
+    def judged(self, prompts: int) -> int:
+        """How often an evaluation on held-out text reads that text."""
+        return prompts
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
+        return 0
+
     def check(self, recovery: Recovery) -> None:
         """Raises a UserError where the options, or the recovery's, do not go together."""
 
@@ -301,6 +331,11 @@ class Recovery:
     def reads_weights(self) -> bool:
         """Whether the compressed model's weights are needed to make it."""
         return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its repair has an adapter in the model's layers."""
+        return self.beneath is not None and self.beneath.adapts
 
     @property
     def beneath(self) -> Recovery | None:
@@ -401,6 +436,7 @@ class Corpus:
         "tasks whose text the corpus holds: a run that evaluates one refuses the corpus; source=embedded reads these"
     )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
+    revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
 
 
 @dataclass
@@ -429,7 +465,10 @@ class Budget:
 
 @dataclass
 class Evaluation:
-    batch_tokens: int = option("tokens per forward pass; halved when memory runs out", minimum=64)
+    batch_tokens: Optional[int] = option(
+        "tokens per forward pass; null: 4096, more where a small model leaves a GPU idle; halved when memory runs out",
+        minimum=64,
+    )
     processes: Optional[int] = option(
         "processes, each with its own copy; null: one per GPU, one on a CPU", minimum=1, maximum=1024
     )
@@ -442,6 +481,9 @@ class Evaluation:
     )
 
 
+EAGER, GRAPH = "eager", "graph"  # how decoding steps are launched
+
+
 @dataclass
 class Latency:
     enabled: bool = option("measure latency at the end of the run")
@@ -451,6 +493,11 @@ class Latency:
     warmup: int = option("rounds that are not counted", minimum=0)
     rounds: int = option("counted rounds; every round runs every model once", minimum=2)
     merged: bool = option("also measure LoRA merged into the weights")
+    decode: str = option(
+        "eager: each step launched by the host, whose gaps are in its time; graph: one CUDA graph, replayed",
+        choices=(EAGER, GRAPH),
+        default=EAGER,
+    )
 
 
 @dataclass

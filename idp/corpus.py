@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from idp.evaluate.tasks import TaskSource
+    from idp.store import Store
 
 # Shares of the documents. The heldout part chooses the best checkpoint, so perplexity is reported on another.
 SHARES = {"train": 0.7, "calibration": 0.1, "heldout": 0.1, "perplexity": 0.1}
@@ -36,8 +37,8 @@ class Text:
     place: str = ""  # where it was read from, for messages
 
 
-def open_corpus(cfg: Corpus, data_dir: str | None) -> Text:
-    """Reads a corpus: the embedded passages, a local file, or the hub's.
+def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
+    """Reads a corpus: the embedded passages, a local file, or the hub's, which is fetched once for a store.
 
     Files `text/<name>*` in `data_dir` are read instead of the hub. Of those, one with `test` in its name is the
     perplexity part and nothing else, so that nobody trains on a test split; one with `valid` is the heldout part.
@@ -45,7 +46,7 @@ def open_corpus(cfg: Corpus, data_dir: str | None) -> Text:
     Raises:
         UserError: the text cannot be had, or a file cannot be read.
     """
-    pools, place = corpus_sources.read(cfg, data_dir)
+    pools, place = corpus_sources.read(cfg, data_dir, store)
     pools = {name: documents[: cfg.documents] for name, documents in pools.items()}
     hashes = {name: sorted(_by_hash(documents)) for name, documents in pools.items()}
     hashes["perplexity"] = [_hash(document) for document in pools.get("perplexity", [])]  # read as one text: in order
@@ -60,16 +61,17 @@ def open_corpus(cfg: Corpus, data_dir: str | None) -> Text:
     )
 
 
-def named_corpus(name: str, cfg: Corpus, data_dir: str | None) -> Text:
+def named_corpus(name: str, cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
     """The run's own corpus for `corpus`, else the one of `conf/corpus/<name>.yaml`, else a text file at that path."""
     if name in ("corpus", cfg.name):
-        return open_corpus(cfg, data_dir)
+        return open_corpus(cfg, data_dir, store)
     known = sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml"))
     if name in known:
         from omegaconf import OmegaConf
 
         loaded = OmegaConf.load(conf_dir() / "corpus" / f"{name}.yaml")
-        return open_corpus(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Corpus), loaded)), data_dir)
+        merged = OmegaConf.merge(OmegaConf.structured(Corpus), loaded)
+        return open_corpus(OmegaConf.to_object(merged), data_dir, store)
     if not text_files.is_text_file(Path(name)):
         raise UserError(f"no corpus {name}: use corpus (the run's own), {', '.join(known)}, or the path of a text file")
     file = {"name": Path(name).name, "source": "local", "path": name, "text_field": "text", "made_from": []}

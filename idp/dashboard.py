@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--dry-run", metavar="FILE", help="write the specification as JSON; needs no account")
     options = parser.parse_args()
     quiet_libraries()
-    with failures_in_one_line():
+    with failures_in_one_line(command="dashboard"):
         from idp.report.collect import collect
 
         records = collect(options.places).records

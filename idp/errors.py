@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 
 
 class UserError(Exception):
@@ -18,13 +19,29 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
-# What to lower when a stage runs out of memory.
+# What to lower when a stage or a command runs out of memory.
 LOWER = {
+    "find": "task.documents, or use a machine with more main memory",
     "load": "model.dtype=bfloat16, a smaller model, or model.device_map=auto to spread it over devices",
     "compress": "compressor.calibration.samples or compressor.calibration.length",
-    "recover": "recovery.training.batch_size or recovery.training.sequence_length",
+    "recover": "recovery.training.sequence_length: micro batches were tried down to one sequence",
+    "select": "recovery.fit.tokens or recovery.fit.reads",
     "measure": "evaluation.batch_tokens",
+    "latency": "latency.batch_sizes, latency.input_tokens or latency.new_tokens",
+    "track": "task.documents, or use a machine with more main memory",
+    "generate": "max_new_tokens, or the number and the length of the texts",
+    "similarity": "documents= or tokens=",
 }
+OTHERWISE = "Free some, or use a machine or a device with more of it"
+
+# How the libraries say it where they raise a plain RuntimeError: `CUDA error: out of memory`, CUDA_ERROR_OUT_OF_MEMORY,
+# UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY, hipErrorOutOfMemory; CUBLAS_STATUS_ALLOC_FAILED and its like in cuDNN, cuSOLVER,
+# cuSPARSE, cuFFT (CUFFT_ALLOC_FAILED), hipBLAS, MIOpen; MAGMA; the CPU's allocators, C++ and `mmap`; Metal's buffers.
+LACKING = re.compile(
+    r"out[ _]?of[ _]?((device|host)[ _]?)?memory|alloc(ation)?_?failed|magma_err_(host|device)_alloc|bad[ _]alloc"
+    r"|can(no|')?t allocate memory|not enough memory|invalid buffer size|\bMemoryError\b",
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
@@ -32,17 +49,33 @@ def out_of_memory_is_explained(stage: str):
     """Turns any out-of-memory error inside `stage` into a `UserError` that says what to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if not lacks_memory(error):
             raise
-        raise UserError(f"{stage}: out of memory. Lower {LOWER[stage]}") from error
+        raise out_of_memory(stage) from error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is how Python, torch on a CPU or torch on an accelerator says that memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+def out_of_memory(stage: str) -> UserError:
+    """The line for a stage or a command, known or not, that ran out of memory."""
+    return UserError(f"{stage}: out of memory. {f'Lower {LOWER[stage]}' if stage in LOWER else OTHERWISE}")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether `error`, or what it was raised from, is how Python, torch or a driver says that memory ran out.
+
+    A `UserError` is none: it has been explained.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen and not isinstance(error, UserError):
+        seen.add(id(error))
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"MemoryError", "OutOfMemoryError"} or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        # Of other kinds the text may be anything, such as a document's.
+        if kinds & {"RuntimeError", "OSError", "SafetensorError"} and LACKING.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)

@@ -174,7 +174,7 @@ def of_record(
             ),
             restore(Compressor, config["compressor"], "compressor"),
             Made(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
-            int(config["evaluation"]["batch_tokens"]),
+            int(record["idp"].get("batch_tokens") or config["evaluation"]["batch_tokens"]),  # older ones: the config's
             places,
         )
     except UserError as error:

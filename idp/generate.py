@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_count, check_device, find
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
 from idp.errors import UserError
+from idp.memory import release
 
 quiet_libraries()
 
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(help_text(Options, HELP))
         sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
-    with failures_in_one_line():
+    with failures_in_one_line(command="generate"):
         options = parse(Options, words)
         prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
         check_count("max_new_tokens", options.max_new_tokens)
@@ -63,7 +63,7 @@ def main(words: list[str] | None = None) -> None:
             answers[variant] = model.generate(prompts, options.max_new_tokens, stops)
             banked = model.prompts or banked
             del model
-            gc.collect()
+            release()
         for number, prompt in enumerate(prompts):
             row = {variant: found[number] for variant, found in answers.items()}
             print(side_by_side(prompt, row, banked, shutil.get_terminal_size().columns), end="\n\n", flush=True)

@@ -4,10 +4,12 @@ it; and downloads."""
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,20 @@ from idp.weight_files import read_json
 SECONDS_TO_ANSWER = 4
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
+_kept_offline: contextvars.ContextVar[bool] = contextvars.ContextVar("kept_offline", default=False)
 
-@functools.cache
+
+class NotAnswering(Exception):
+    """The hub cannot be asked now, or does not say."""
+
+
 def reachable() -> bool:
     """Whether the hub answers; asked once per process, and never when the user has set an offline variable."""
+    return not _kept_offline.get() and _answers()
+
+
+@functools.cache
+def _answers() -> bool:
     if any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES):
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -42,13 +54,31 @@ def load_dataset(path: str, **options: Any) -> Any:
     """
     import datasets
 
-    with contextlib.nullcontext() if reachable() else _offline():
+    with contextlib.nullcontext() if reachable() else offline():
         return datasets.load_dataset(path, **options)
 
 
 def reason(error: Exception) -> str:
     """Why `load_dataset` failed, in a few words."""
     return " ".join(str(error).split())[:160] if reachable() else "no network, and not in the local cache"
+
+
+def dataset_commit(path: str, revision: str | None) -> str:
+    """The commit that a revision of a data set is now; None is the default branch.
+
+    Raises:
+        NotAnswering: the hub does not say; whoever then reads the data set finds out why.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if not reachable():
+        raise NotAnswering(path)
+    try:
+        return HfApi().dataset_info(path, revision=revision, timeout=10).sha
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
+        raise NotAnswering(path) from error
 
 
 @dataclass(frozen=True)
@@ -75,7 +105,7 @@ def repository(path: str, revision: str | None, option: str) -> Repository:
         UserError: it is not there, gated, or the hub cannot be reached and no copy was downloaded earlier.
     """
     from httpx import HTTPError
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     where, folder = f"{option}.path={path}", "use model=local" if option == "model" else "give a folder"
@@ -89,17 +119,31 @@ def repository(path: str, revision: str | None, option: str) -> Repository:
         raise UserError(f"{where}: not on the hub, or private; check the id, or {folder}") from error
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
         # Not reachable: a copy that was downloaded earlier serves as well.
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-        if isinstance(cached, str):
-            copy = Path(cached).parent
-            return Repository(copy.name, read_json(Path(cached)), sorted(file.name for file in copy.iterdir()))
+        if (copy := _downloaded_copy(path, revision)) is not None:
+            return Repository(copy.name, read_json(copy / "config.json"), sorted(file.name for file in copy.iterdir()))
         other = "use model=local model.path=<folder>, or the embedded default" if option == "model" else folder
         raise UserError(
             f"{where}: the hub cannot be reached and there is no downloaded copy ({first_line(error)}); {other}"
         ) from error
 
 
-def download(path: str, revision: str | None, option: str, pickles: bool = True) -> Path:
+def _downloaded_copy(path: str, revision: str | None) -> Path | None:
+    """The snapshot of a repository in the hub's cache: the revision's, or the only one where that is not known.
+
+    What was downloaded by its commit leaves no word of the branch that the commit was of.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
+
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached).parent
+    snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="model") / "snapshots"
+    found = list(snapshots.glob("*/config.json"))
+    return found[0].parent if revision is None and len(found) == 1 else None
+
+
+def download(path: str, revision: str | None, option: str, pickles: bool = True, code: bool = False) -> Path:
     """The folder of a hub repository's config, tokenizer and weights, downloaded unless it is there.
 
     Args:
@@ -107,6 +151,7 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True)
         revision: branch, tag or commit; None for the default branch.
         option: the config group that names it.
         pickles: whether `.bin` weights serve where there are no safetensors.
+        code: whether the model's own Python is wanted, to be run.
 
     Raises:
         UserError: it is gated, or the download failed.
@@ -117,6 +162,7 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True)
 
     # The licence and the card go with an export.
     wanted = ["*.json", "*.model", "*.txt", "*.safetensors", "LICENSE*", "NOTICE*", "README.md"]
+    wanted += ["*.py", "*.tiktoken"] if code else []
     try:
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
         if pickles and not any(folder.glob("*.safetensors")):
@@ -134,8 +180,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _offline():
-    """The libraries read their environment variables on import only, hence the switches themselves."""
+def offline() -> Iterator[None]:
+    """Inside, the hub counts as not reachable, and the libraries keep to what they have.
+
+    They read their environment variables on import only, hence the switches themselves.
+    """
     import datasets
     import huggingface_hub.constants
 
@@ -147,8 +196,10 @@ def _offline():
     before = [(module, name, getattr(module, name)) for module, name in switches if hasattr(module, name)]
     for module, name, _ in before:
         setattr(module, name, True)
+    token = _kept_offline.set(True)
     try:
         yield
     finally:
+        _kept_offline.reset(token)
         for module, name, value in before:
             setattr(module, name, value)

@@ -49,7 +49,8 @@ def register() -> None:
     store.store(group="schema", name="search", node=config.Search)
     store.store(group="schema", name="fit", node=config.Fitting)
     store.store(group="schema", name="storage", node=config.Storage)
-    store.store(group="schema", name="slurm_launcher", node=_slurm_launcher())
+    if (launcher := _slurm_launcher()) is not None:
+        store.store(group="schema", name="slurm_launcher", node=launcher)
     for kind, node in recoveries().items():
         store.store(group="schema/recovery", name=kind, node=node)
     for kind, node in selectors().items():
@@ -100,8 +101,10 @@ def _kinds(package: str, base: type) -> dict[str, Any]:
     return found
 
 
-def _slurm_launcher() -> type:
-    """The options of `hydra/launcher=slurm`: submitit's, and `wait`."""
-    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
-
+def _slurm_launcher() -> type | None:
+    """The options of `hydra/launcher=slurm`: submitit's, and `wait`; None where Hydra's submitit is not installed."""
+    try:
+        from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+    except ModuleNotFoundError:  # a machine that runs, and sends nothing to a cluster
+        return None
     return dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))

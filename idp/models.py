@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import beginning, hub, quantized, tokenization, weights
+from idp import beginning, fetched, hub, placement, quantized, tokenization, unpacking, verification, weights
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.gguf_files import model as ggufs
@@ -38,7 +38,7 @@ class Source:
     """Where a model's weights are: what `find` found. `identity` is what the store's key is made of."""
 
     kind: str  # gguf, folder, hub or random
-    place: Path | None
+    place: Path | None  # of the hub's: only where they have been fetched
     identity: dict[str, Any]
 
 
@@ -68,8 +68,8 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def find(config: Model) -> Source:
-    """Where the model of `config` is, found without loading it.
+def find(config: Model, store: Store | None = None) -> Source:
+    """Where the model of `config` is, found without loading it; what the hub's is, is asked once for a store.
 
     Raises:
         UserError: it is not installed, not there, not a model, compressed already, damaged, gated, or not reachable.
@@ -83,9 +83,10 @@ def find(config: Model) -> Source:
             "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
         )
     if config.source == "hub":
-        found = hub.repository(config.path, config.revision, "model")
+        found = fetched.repository(config.path, config.revision, "model", store)
         quantized.refuse(f"model.path={config.path}", config.path, found.config, found.files)
-        return Source("hub", None, {"repository": config.path, "commit": found.commit})
+        place = fetched.downloaded(config.path, found.commit, store, code=config.trust_remote_code)
+        return Source("hub", place, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
         return gguf_source(place, with_tokenizer=True)
@@ -112,7 +113,8 @@ def load(config: Model, source: Source, store: Store) -> Product:
             _make_random(source.identity["architecture"], folder / "model")
         place = source.place
         if source.kind == "hub":
-            place = _checked(hub.download(config.path, source.identity["commit"], "model"), where)
+            commit, code = source.identity["commit"], config.trust_remote_code
+            place = _checked(fetched.model(config.path, commit, "model", store, code=code), where)
         if source.kind in ("folder", "hub"):
             weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
@@ -170,34 +172,57 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
     """The model of `folder` in memory, in evaluation mode, frozen; every weight of it is from the folder.
 
     Raises:
-        UserError: the weights do not make a causal language model, or are not all there.
+        UserError: the weights do not make a causal language model, or are not all there; or, in a store, are not those
+            that were stored.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with verification.while_read(folder):
+        return _opened(folder, config)
 
-    place = {"device_map": config.device_map} if config.device_map else {}
+
+def _opened(folder: Path, config: Model) -> LoadedModel:
+    from transformers import AutoTokenizer
+
+    _make_current(device_of(config))
     trust = config.trust_remote_code
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
     weights.check_experts(str(folder), shapes)
     try:
         with weights.silent() as said:
-            model, about = AutoModelForCausalLM.from_pretrained(
+            spread = device_map(folder, config)
+            model, about = unpacking.from_pretrained(
                 folder,
                 dtype=dtype_of(config),
                 trust_remote_code=trust,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                **place,
+                device_map=spread,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{folder}: cannot be loaded as a causal language model: {weights.first_fault(error, said)}"
         ) from error
+    placement.refuse_offloaded(model, config.device_map)
     weights.check_loaded(str(folder), about, model.config, shapes)
     weights.check_tied(str(folder), model)
-    if not config.device_map:
-        model = model.to(device_of(config))
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, beginning.resolve(config.bos, tokenizer))
+
+
+def device_map(folder: Path, config: Model) -> dict[str, torch.device] | None:
+    """Where each part of the model of `folder` goes, straight from its file: the host holds no copy of it.
+
+    None on a CPU, whose weights are pages of the file itself where they have its dtype, and shared by all processes.
+
+    Raises:
+        UserError: `model.device_map` is set, and the weights do not fit on the devices that are here.
+    """
+    from transformers import AutoConfig
+
+    if (device := device_of(config)).type == "cpu":
+        return None
+    if not config.device_map:
+        return {"": device}
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    trust = config.trust_remote_code
+    return placement.device_map(config.device_map, device_of(config), shape, dtype_of(config), trust)
 
 
 def open_empty(folder: Path, config: Model) -> LoadedModel:
@@ -207,10 +232,10 @@ def open_empty(folder: Path, config: Model) -> LoadedModel:
         UserError: the folder's config is not that of a causal language model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        shape = unpacking.plain_config(folder, config.trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
@@ -252,7 +277,20 @@ def device_of(config: Model) -> torch.device:
         raise UserError(f"model.device={config.device}: use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
+    if config.device_map and (device.type == "cpu" or device.index is not None):
+        raise UserError(
+            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices;"
+            " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
+        )
     return device
+
+
+def _make_current(device: torch.device) -> None:
+    """Makes a device what libraries mean by an accelerator without a number; some of their kernels know no other."""
+    import torch
+
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
 
 
 def keep_freed_memory() -> None:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from idp import models
+from idp import memory, models
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
-from idp.config import Config, Recovery
+from idp.config import GRAPH, Config, Evaluation, Recovery
 from idp.errors import UserError
+from idp.prompting.variants import Variants
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -22,6 +23,7 @@ from idp.store import Product, Store, digest
 from idp.track import record as records
 from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
+from idp.verification import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ class Found:
     perplexity: dict[str, Any]
 
 
+ATTEMPTS = 3  # of a run that finds stored weights damaged: as many as it opens models
+
+
 def run(config: Config) -> tuple[dict[str, Any], Path]:
     """Runs one config from model to record.
 
@@ -47,6 +52,17 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: in one line, what went wrong, where, and what to do.
     """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _run(config)
+        except Damaged as damage:
+            if not left:
+                raise
+            log.warning("%s. The run begins again: it makes that anew, and reuses all that is whole", damage)
+    raise AssertionError
+
+
+def _run(config: Config) -> tuple[dict[str, Any], Path]:
     run_id, folder = whereabouts(config)
     name = folder.name
     with run_folder(folder, name) as status:
@@ -55,7 +71,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         recovery, given = recovering.find(config.recovery)
         config = replace(config, recovery=recovery)
         values = asdict(config)
-        found = find(config)
+        found = find(config, store)
         if given.source is not None:
             transfer.refuse_evaluated(given.source, found.tasks)
         _check_forward(config, found, store)
@@ -65,9 +81,11 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
         if found.source.kind == "gguf":
             _check_forward(config, found, store, models.model_folder(dense))
         empty = models.open_empty(models.model_folder(dense), config.model)
+        models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
+        config = replace(config, evaluation=_sized(config, empty))
         group_size = compressing.check(config.compressor, empty, found.calibration)
         if found.external is not None:
-            external.check(config.compressor, found.external, config.model, empty)
+            external.check(config.compressor, found.external, config.model, empty, store)
         recovering.check(config.recovery, empty, found.corpus)
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
@@ -81,20 +99,27 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
             config=values,
             compressor=label(config.compressor),
         )
+
+        def stage(name: str) -> None:
+            memory.release()  # what the last stage had in memory: the next one may start processes of its own
+            status.stage(name)
+
         try:
-            status.stage("compress")
+            stage("compress")
             compressed = _compress(config, group_size, dense, found, store)
-            status.stage("recover")
+            stage("recover")
             repair = _recover(config, dense, compressed, found, store, tracker)
-            status.stage("select")
+            stage("select")
             selection = _select(config, compressed, repair, found, store)
-            status.stage("measure")
+            stage("measure")
             rows = compared(config, dense, compressed, repair, selection, found, store)
             alone = each_prompt(config, rows, found, store, status)
             measured = measure(config, rows, alone, found, store, status)
+            if config.latency.enabled:
+                stage("latency")
             latency = time_models(config, rows, store, empty.bos)
 
-            status.stage("track")
+            stage("track")
             record = records.build(
                 name=name,
                 compressor=label(config.compressor),
@@ -121,6 +146,13 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     return record, place
 
 
+def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
+    """The options of evaluation with the tokens per forward pass that are meant on this machine."""
+    from idp.evaluate.room import batch_tokens
+
+    return replace(config.evaluation, batch_tokens=batch_tokens(config.model, config.evaluation, empty))
+
+
 def whereabouts(config: Config) -> tuple[str, Path]:
     """A run's id, from the hash of its config, and its folder."""
     run_id = records.identity(asdict(config))[:12]
@@ -128,8 +160,10 @@ def whereabouts(config: Config) -> tuple[str, Path]:
     return run_id, Path(config.output).expanduser() / "runs" / name
 
 
-def find(config: Config) -> Found:
+def find(config: Config, store: Store | None = None) -> Found:
     """Finds model, documents and texts, and checks that they go together; computes nothing.
+
+    What the hub has of them is fetched once for a store.
 
     Raises:
         UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
@@ -137,16 +171,16 @@ def find(config: Config) -> Found:
     from idp.corpus import named_corpus, refuse_evaluated
     from idp.evaluate.tasks import find_tasks
 
-    source = models.find(config.model)
-    compressed_by_others = external.find(config.compressor)
+    source = models.find(config.model, store)
+    compressed_by_others = external.find(config.compressor, store)
     models.dtype_of(config.model)
     models.devices(config.model, config.evaluation.processes)
-    tasks = find_tasks(config.task)
+    tasks = find_tasks(config.task, store)
     texts: dict[str, Any] = {}
 
     def text(name: str) -> Any:
         if name not in texts:
-            texts[name] = named_corpus(name, config.corpus, config.data_dir)
+            texts[name] = named_corpus(name, config.corpus, config.data_dir, store)
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")
@@ -290,7 +324,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
     if not config.latency.enabled:
         return None
 
-    def open_variants() -> dict[str, Any]:
+    def open_variants() -> Variants:
         own = list(rows.values())[-1]
         variants = opening.open_variants(
             config.model,
@@ -301,7 +335,7 @@ def time_models(config: Config, rows: dict[str, Row], store: Store, bos: tuple[i
             own.fitted,
         )
         if "dense" in rows and rows["dense"].weights != own.weights:
-            variants |= {"dense": opening.open_repaired(config.model, rows["dense"].weights, None, own.recovery)}
+            variants.stand_in("dense", "compressed", variants["compressed"])
         return variants
 
     parents = [row.key for row in rows.values()]
@@ -367,6 +401,10 @@ def _check_latency(config: Config, empty: models.LoadedModel) -> None:
             f"latency.input_tokens={max(latency.input_tokens)}: with {before} and"
             f" latency.new_tokens={latency.new_tokens} that makes {needed}, and the model's window is {room}"
         )
+    if latency.enabled and latency.decode == GRAPH:
+        from idp.evaluate import graph
+
+        graph.check(empty.model, models.device_of(config.model))
 
 
 def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -47,3 +49,18 @@ def progress(total: int, label: str, unit: str = "it", disable: bool = False) ->
     if disable or not sys.stderr.isatty():
         return tqdm(total=total, disable=True) if disable else _Lines(total, label, unit)
     return tqdm(total=total, desc=label, unit=f" {unit}", leave=False, dynamic_ncols=True, smoothing=0.1)
+
+
+@contextlib.contextmanager
+def no_stray_bars() -> Iterator[None]:
+    """Keeps transformers' bars out of files: where they are not drawn over on a terminal, each step is a line more."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
@@ -29,15 +29,6 @@ quiet_libraries()
 register()
 
 FAILED: list[UserError] = []
-
-
-def _help() -> str:
-    from idp.usage import text
-
-    return text()
-
-
-OmegaConf.register_new_resolver("idp_help", _help, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir().absolute()), config_name="config")
@@ -81,8 +72,11 @@ def _next(place: Path) -> str:
 
 def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    from idp.usage import explain
+    from idp.usage import explain, text
 
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra would list every group's options first, for seven seconds
+        print(text())
+        return
     with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
         job()
         if FAILED:

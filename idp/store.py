@@ -8,10 +8,15 @@ no result depends on it: a maker that lost its lease finds its folder gone, and 
     <root>/<stage>/<key>.<lease>.part/  one being made; what is under `checkpoint/` survives a kill
     <root>/<stage>/<key>.damaged-N/     one that failed its hashes, set aside
     <root>/locks/<stage>-<key>.lock     the lease of its maker
+    <root>/verified/<stage>-<key>.json  when its large files were hashed: see `idp.verification`
+
+A product's folder has the time at which it was last asked for. `python -m idp.store` lists, verifies and removes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -19,7 +24,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,14 +34,14 @@ from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
 from idp.lease import lease, wait_for
-from idp.memory import peak_bytes, start_peak
+from idp.memory import device_peaks, peak_bytes, start_peak
+from idp.verification import MANIFEST, Stamps, hash_file
 
 if TYPE_CHECKING:
     from filelock import SoftFileLease
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"
 LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "lm-eval", "peft", "datasets")
 
@@ -62,6 +67,21 @@ class Product:
     def summary(self) -> dict[str, Any]:
         """What the record says of a stage: its key, whether it was reused, and the seconds that making it took."""
         return {"key": self.key, "reused": self.reused, "seconds": round(self.seconds, 3)}
+
+
+def peaks(products: Iterable[Product]) -> dict[str, Any]:
+    """The most memory that making any of the products took, whenever that was.
+
+    `peak_memory_bytes` is the process's, `device_peak_bytes` that of each accelerator, such as `cuda:0`; the latter is
+    left out where none was used.
+    """
+    made = [product.manifest for product in products]
+    devices: dict[str, int] = {}
+    for manifest in made:
+        for device, peak in manifest.get("device_peak_bytes", {}).items():
+            devices[device] = max(peak, devices.get(device, 0))
+    host = max((manifest["peak_memory_bytes"] for manifest in made), default=0)
+    return {"peak_memory_bytes": host} | ({"device_peak_bytes": devices} if devices else {})
 
 
 def canonical(value: Any) -> str:
@@ -90,12 +110,6 @@ def unsealed(values: dict[str, Any]) -> dict[str, Any]:
     if values.pop("digest", None) != digest(values):
         raise ValueError("it does not match its hash")
     return values
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -164,25 +178,27 @@ class Store:
             label: what is said to the user, such as "gptq4".
 
         Returns:
-            the product, its files verified against the hashes in its manifest.
+            the product, its files verified against the hashes in its manifest; weights may be known by their times, and
+            are hashed when they are opened.
         """
         identity = {"stage": stage, "parent": parent, "config": config, "version": version}
         key = digest(identity)
         place = self.root / stage / key
         held = lease(self.root / "locks" / f"{stage}-{key}.lock")
         while True:
-            manifest = self._whole(place, key)
+            manifest = self._whole(place)
             if manifest is not None:
+                _touch(place)
                 log.info("%s %s: reused from %s", stage, label, place)
                 return Product(place, key, True, manifest)
             if not _acquired(held, f"{stage} {label}"):
                 continue  # all that waited now read at once, and not one after the other under the lease
             try:
-                if place.exists() and not self._set_aside(place, key):
+                if place.exists() and not self._set_aside(place):
                     continue
                 part = _adopted(place, held.token)
                 try:
-                    return Product(place, key, False, self._make(part, place, identity, key, make))
+                    return Product(place, key, False, self._make(part, place, identity, key, make, label))
                 except Exception:
                     if part.exists():
                         raise
@@ -197,12 +213,15 @@ class Store:
             UserError: it is not here, or damaged.
         """
         place = self.root / stage / key
-        damage = self._damage(place, key) if place.exists() else "it is not there"
+        damage = damage_of(place) if place.exists() else "it is not there"
         if damage is not None:
             raise UserError(f"{place}: {damage}; run the record's own command again with this store")
+        _touch(place)
         return Product(place, key, True, json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
-    def _make(self, part: Path, place: Path, identity: dict, key: str, make: Callable[[Path], None]) -> dict[str, Any]:
+    def _make(
+        self, part: Path, place: Path, identity: dict, key: str, make: Callable[[Path], None], label: str
+    ) -> dict[str, Any]:
         try:
             part.mkdir(parents=True, exist_ok=True)
             start_peak()
@@ -213,9 +232,11 @@ class Store:
             manifest = {
                 **identity,
                 "key": key,
+                "label": label,
                 "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
                 "seconds": seconds,
                 "peak_memory_bytes": peak_bytes(),
+                **({"device_peak_bytes": devices} if (devices := device_peaks()) else {}),
                 "libraries": versions(),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
@@ -232,15 +253,15 @@ class Store:
             ) from error
         return manifest
 
-    def _whole(self, place: Path, key: str) -> dict[str, Any] | None:
+    def _whole(self, place: Path) -> dict[str, Any] | None:
         """The manifest of a whole product; None where there is none, or a damaged one."""
-        if not place.exists() or self._damage(place, key) is not None:
+        if not place.exists() or damage_of(place) is not None:
             return None
         return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
 
-    def _set_aside(self, place: Path, key: str) -> bool:
+    def _set_aside(self, place: Path) -> bool:
         """Moves a damaged product away; False where it is whole after all."""
-        damage = self._damage(place, key)
+        damage = damage_of(place)
         if damage is None:
             return False
         aside = next(
@@ -252,32 +273,44 @@ class Store:
         log.warning("%s: damaged (%s); set aside as %s and made anew", place, damage, aside.name)
         return True
 
-    @staticmethod
-    def _damage(place: Path, key: str) -> str | None:
-        try:
-            manifest = unsealed(json.loads((place / MANIFEST).read_text(encoding="utf-8")))
-            if manifest["key"] != key:
-                return f"{MANIFEST} is another product's"
-            found = {str(file.relative_to(place)) for file in _files(place)} - {MANIFEST}
-            if odd := found ^ set(manifest["files"]):
-                return f"{sorted(odd)[0]} is missing or does not belong"
-            for name, expected in manifest["files"].items():
-                if hash_file(place / name) != expected:
-                    return f"{name} does not match its hash"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{MANIFEST}: {error}"
-        return None
+
+def damage_of(place: Path, by_hash: bool = False) -> str | None:
+    """What is wrong with a product, or None.
+
+    Args:
+        place: its folder.
+        by_hash: whether every file is hashed, also one of weights that is known by its times.
+    """
+    try:
+        manifest = unsealed(json.loads((place / MANIFEST).read_text(encoding="utf-8")))
+        if manifest["key"] != place.name:
+            return f"{MANIFEST} is another product's"
+        found = {str(file.relative_to(place)) for file in _files(place)} - {MANIFEST}
+        if odd := found ^ set(manifest["files"]):
+            return f"{sorted(odd)[0]} is missing or does not belong"
+        return Stamps(place).damage(manifest["files"], by_hash)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
 
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that results depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in LIBRARIES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache  # each is read from a file, and every product names them
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _touch(place: Path) -> None:
+    """Gives a product's folder the time of its last use."""
+    with contextlib.suppress(OSError):
+        os.utime(place)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -317,3 +350,9 @@ def _clear(part: Path) -> None:
         if path.name == CHECKPOINT:
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+if __name__ == "__main__":
+    from idp.store_command import main
+
+    main()

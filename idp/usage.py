@@ -27,13 +27,17 @@ GROUPS = (
 
 
 def text() -> str:
-    """The text of `--help`. Hydra reads `$` in it as its own, so there is none."""
+    """The text of `--help`."""
     groups = "\n".join(f"  {group + '=':<20} {' '.join(options(group))}" for group in GROUPS)
     return f"""idp: repairing compressed language models with prompts
 
   python -m idp.run compressor=gptq4 recovery=idp task=all
   python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
   python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
+
+Beforehand, with the same words:
+  python -m idp.bench.cost ...                       GPU hours, disk and memory of a run or a sweep
+  python -m idp.fetch ...                            fetches what it takes from the hub, once
 
 Afterwards:
   python -m idp.report outputs/runs                  one table over many runs
@@ -65,6 +69,8 @@ def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
     if re.search(r"hydra/sweeper[/'=\s]+optuna|hydra_optuna_sweeper", str(error)):
         return "the Optuna sweeper is not installed: pip install 'idp[sweep]'"
+    if "schema/slurm_launcher" in str(error):
+        return "hydra/launcher=slurm: the launcher is not installed: pip install hydra-submitit-launcher"
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

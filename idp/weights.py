@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import UserError, is_out_of_memory
+from idp.errors import LACKING, UserError, lacks_memory
+from idp.progress import no_stray_bars
 from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def save(
     folder: Path,
     like: Path | None = None,
     state: dict[str, torch.Tensor] | None = None,
+    check: bool = True,
 ) -> None:
     """Writes a model's weights and config as safetensors, and reads them back: what is on disk is what is in memory.
 
@@ -180,12 +182,13 @@ def save(
         folder: where to.
         like: the folder of the model that it was made of; None: the one that it was read from, if any.
         state: tensors to write instead of the model's own, such as packed ones.
+        check: whether what is on disk is read again.
 
     Raises:
         UserError: what was written is not what is in memory.
     """
-    given = dict(state) if state is not None else _unshared(model)
-    with _plain_settings(model) as generation:
+    given = _unshared(model, state)
+    with _plain_settings(model) as generation, no_stray_bars():
         model.save_pretrained(folder, **({"state_dict": dict(given)} if given else {}))
     if like is None and model.name_or_path:
         like = Path(model.name_or_path)
@@ -193,7 +196,8 @@ def save(
         shutil.copyfile(like / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     elif generation is not None:
         generation.to_json_file(folder / GENERATION_CONFIG, keys_to_pop=["compile_config"])
-    _check_written(model, folder, given or dict(model.state_dict()))
+    if check:
+        _check_written(model, folder, given or dict(model.state_dict()))
 
 
 @contextlib.contextmanager
@@ -208,7 +212,8 @@ def silent() -> Iterator[list[str]]:
 
     logger.addFilter(keep)
     try:
-        yield said
+        with no_stray_bars():
+            yield said
     finally:
         logger.removeFilter(keep)
 
@@ -223,8 +228,11 @@ def first_fault(error: BaseException, said: Iterable[str] = ()) -> str:
     Raises:
         the error itself, where memory ran out: that is explained elsewhere.
     """
-    if is_out_of_memory(error):
+    if lacks_memory(error):
         raise error
+    said = list(said)
+    if any(LACKING.search(message) for message in said):  # transformers notes it of a tensor, and raises another error
+        raise MemoryError(str(error)) from error
     for message in said:
         if match := re.search(r"^(\S+)\s*\| CONVERSION", message, flags=re.M):
             return f"the tensors that make {match[1]} are not all there or do not fit together"
@@ -259,14 +267,16 @@ def _check_tie(files: WeightFiles, model: PreTrainedModel) -> None:
         raise UserError(f"{files.where}: {OTHER_HEAD}")
 
 
-def _unshared(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
-    """The model's tensors with a copy of each that shares another's memory without being tied to it by the config.
+def _unshared(model: PreTrainedModel, given: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor] | None:
+    """The tensors with a copy of each that shares another's memory without being tied to it by the config.
 
-    None where there is no such tensor.
+    Args:
+        model: the model.
+        given: the tensors; None: its own, and none are returned where there is no such tensor.
     """
-    state, tied = dict(model.state_dict()), getattr(model, "all_tied_weights_keys", None) or {}
+    state, tied = dict(given or model.state_dict()), getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
-    copied = False
+    copied = given is not None
     for name, tensor in state.items():
         if tensor.device.type == "meta" or not tensor.numel():
             continue

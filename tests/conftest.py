@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import random
+import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from tests.families import FAMILIES
+from tests.processes import python
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -18,101 +25,53 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores ou
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
+RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """The slow ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker("run")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
 
 
-# Small models of the families that differ in ways that matter here.
-FAMILIES = {
-    "llama": {  # grouped-query attention, rotary positions, tied head
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "opt": {  # learned positions, biases
-        "model_type": "opt",
-        "hidden_size": 64,
-        "word_embed_proj_dim": 64,
-        "ffn_dim": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 2048,
-    },
-    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024},
-    "qwen2": {  # biases on queries, keys and values; an untied head
-        "model_type": "qwen2",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    },
-    "qwen3": {  # normalised queries and keys
-        "model_type": "qwen3",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {  # every layer has a sliding window
-        "model_type": "mistral",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-    },
-    "gemma2": {  # alternating sliding and full attention, soft-capped logits
-        "model_type": "gemma2",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 16,
-    },
-    "gemma3_text": {  # sliding and full attention with their own rotary bases, scaled embeddings
-        "model_type": "gemma3_text",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_stays():
+    """After each file, what it left is no garbage any more: else every collection in a test looks at all libraries."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
-def model_folders(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that the session's workers have in common."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_store(shared):
+    """The override that names a store of all workers, for runs that are not about what is made and what is found."""
+    return f"store={shared / 'store'}"
+
+
+@pytest.fixture(scope="session")
+def model_folders(shared):
     """`model_folders(family)`: the folder of a tiny model with random weights, made once per session."""
     from idp.models import _make_random
 
-    root, made = tmp_path_factory.mktemp("models"), {}
+    root, made = shared / "models", {}
 
     def folder(family: str) -> Path:
         if family not in made:
-            _make_random(FAMILIES[family], root / family)
+            with once(root / family) as needed:
+                if needed:
+                    _make_random(FAMILIES[family], root / family)
             made[family] = root / family
         return made[family]
 
@@ -210,12 +169,17 @@ def compose():
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
+    from idp import kinds
     from idp.checks import check
     from idp.config import conf_dir
-    from idp.kinds import register
+
+    registered = ()
 
     def composed(*overrides: str):
-        register()
+        nonlocal registered
+        if (known := (kinds.recoveries(), kinds.banks(), kinds.selectors())) != registered:  # a third of composing
+            kinds.register()
+            registered = known
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))
@@ -225,16 +189,10 @@ def compose():
 
 @pytest.fixture
 def idp_run(tmp_path):
-    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`."""
+    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
 
-    def run(*overrides: str, fails: bool = False, timeout: int = 600, **kwargs) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}"],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            **kwargs,
-        )
+    def run(*overrides: str, fails: bool = False, **options) -> subprocess.CompletedProcess:
+        done = python("-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", **options)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 
@@ -257,30 +215,49 @@ def run_here(compose, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def bridges(tmp_path_factory):
+def bridges(shared):
     """The overrides that name a small corpus of few words, which is read much sooner than the embedded one."""
     words = ["the", "bridge", "river", "repairs", "old", "new", "stone", "over", "builds", "two", "seven", "and"]
     draw = random.Random(0)
-    text = tmp_path_factory.mktemp("corpus") / "text.txt"
-    text.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
+    text = shared / "bridges" / "text.txt"
+    with once(text.parent) as needed:
+        if needed:
+            text.parent.mkdir()
+            text.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
     return "corpus=local", f"corpus.path={text}", "corpus.name=bridges"
 
 
 @pytest.fixture(scope="session")
-def finished_run(compose, bridges, tmp_path_factory):
+def finished_run(compose, bridges, shared):
     """`finished_run(*overrides)`: a small run of the tiny model, made once per session; its folder and its record."""
-    from idp.pipeline import run
+    from idp.pipeline import run, whereabouts
 
-    root, made = tmp_path_factory.mktemp("outputs"), {}
+    root, made = shared / "outputs", {}
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
 
     def finished(*overrides: str) -> tuple[Path, dict]:
         if overrides not in made:
-            _, place = run(compose(*small, *bridges, "baselines=false", *overrides, f"output={root}"))
-            made[overrides] = place.parent, json.loads(place.read_text())
+            config = compose(*small, *bridges, "baselines=false", *overrides, f"output={root}")
+            folder = whereabouts(config)[1]
+            with once(folder) as needed:
+                if needed:
+                    run(config)
+            made[overrides] = folder, json.loads((folder / "record.json").read_text())
         return made[overrides]
 
     return finished
+
+
+@contextlib.contextmanager
+def once(place: Path) -> Iterator[bool]:
+    """Whether a folder is still to be made; other workers wait until it is whole. A half made one is removed."""
+    lock, whole = (place.parent / f"{place.name}.{end}" for end in ("lock", "whole"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if needed := not whole.exists():
+            shutil.rmtree(place, ignore_errors=True)
+        yield needed
+        whole.touch()
 
 
 def record_of(done: subprocess.CompletedProcess) -> dict:

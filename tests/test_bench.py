@@ -1,12 +1,12 @@
 """The benchmark runs and prints what it promises, here on random weights."""
 
 import json
-import subprocess
-import sys
+
+from .processes import python
 
 
 def test_bench_on_a_tiny_shape(tmp_path):
-    command = [sys.executable, "-m", "idp.bench", "--shape", "tiny", "--documents", "3", "--rounds", "1"]
+    command = ["-m", "idp.bench", "--shape", "tiny", "--documents", "3", "--rounds", "1"]
     command += [
         "--tasks",
         "arc_easy",
@@ -18,9 +18,7 @@ def test_bench_on_a_tiny_shape(tmp_path):
         "--agreement-documents",
         "3",
     ]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "bench.json")], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    done = python(*command, "--output", tmp_path / "bench.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     assert [row["task"] for row in found["scoring"]] == ["arc_easy", "lambada_openai"]
@@ -31,3 +29,16 @@ def test_bench_on_a_tiny_shape(tmp_path):
     (agreement,) = found["agreement"]
     assert agreement["same_choice"] == agreement["documents"] == 6 and agreement["largest_difference"] < 1e-3
     assert "speed against HFLM" in done.stdout and "prefill ratio" in done.stdout
+
+
+def test_a_shape_needs_no_package_with_a_model(monkeypatch):
+    from argparse import Namespace
+
+    from idp import models
+    from idp.bench.__main__ import SHAPES, _open
+
+    monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "not_installed")
+    loaded, again = (_open(Namespace(shape="tiny", dtype="float32")) for _ in range(2))
+    assert len(loaded.tokenizer("bytes")["input_ids"]) == 5
+    assert loaded.model.config.hidden_size == SHAPES["tiny"]["hidden_size"]
+    assert loaded.model.state_dict()["lm_head.weight"].equal(again.model.state_dict()["lm_head.weight"])

@@ -1,16 +1,25 @@
-"""What a study would take: shared work counted once, and hours that follow from a record."""
+"""What a study takes: every token that a run passes through a model is counted, and shared work once."""
+
+import re
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from idp import models
+from idp.bench import cost, larger
 from idp.bench.cost import COMPRESS, FORWARD, HELDOUT, MEASURE, TRAIN, Machine, machine_of, main, of_experiment
+from idp.bench.machine import counted as count_documents
+from idp.bench.work import JUDGE, PERPLEXITY, of_run
 from idp.finished import find
 from idp.models import model_folder
+from idp.store import Store
 from idp.usage import options
 
 MACHINE = Machine(
     {"arc_easy": 30.0, "lambada_openai": 80.0}, {"arc_easy": 2000, "lambada_openai": 5000}, 1e11, 2e11, ""
 )
+ROOT = Path(__file__).parent.parent
 
 
 def counted(experiment):
@@ -23,9 +32,21 @@ def test_work_that_runs_share_is_counted_once():
     # 5 x (prompt, idp, lora) x 3 seeds; dense and 4 compressed, 5 hard prompts, and each prompt of 15 banks alone.
     assert counts == {COMPRESS: 4, TRAIN: 45, HELDOUT: 15, MEASURE: 1 + 4 + 5 + 15 + 15 + 15 * (1 + 3)}
     tasks = 30 * 2000 + 80 * 5000
-    assert {(work.operations, work.tokens) for work in works if work.what == MEASURE} == {(FORWARD, tasks)}
+    assert {(work.operations, work.tokens - tasks) for work in works if work.what == MEASURE} == {
+        (FORWARD, prompts) for prompts in (0, 25, 100)
+    }
+    text = 30_000 * 2 * 1024
     trained = sorted({work.tokens for work in works if work.what == TRAIN})
-    assert trained[1] == 3 * trained[0] == 3 * (30000 * 2 * 1024 + 301 * 128 * 1024 / 2)
+    assert trained == [text, text + 30_000 * 25, 3 * text + 30_000 * 100], "lora, prompt, idp"
+    assert {work.tokens for work in works if work.what == JUDGE} >= {301 * 128 * 1024}
+
+
+def test_perplexity_is_that_of_the_literature():
+    _, works = counted("prompt_length")
+    text = [work.tokens for work in works if work.what == PERPLEXITY and work.tokens]
+    assert set(text) == {512 * 1023}, "256 x 2048 tokens in windows of 1024, whose first token predicts"
+    # Dense and compressed once, every prompt of 6 lengths and 3 seeds.
+    assert len(text) == 2 + 18
 
 
 def test_selectors_share_a_bank():
@@ -40,12 +61,46 @@ def test_every_study_has_a_cost(experiment):
     assert counts[MEASURE] > 1
 
 
+RUNS = {
+    "none": ("recovery=none", "compressor=gptq4"),
+    "prompt": ("recovery=prompt", "recovery.length=5", "compressor=rtn4", "latency=default", "latency.rounds=2"),
+    "idp": ("recovery=idp", "recovery.lengths=[3,7]", "compressor=rtn4", "recovery/selector=likelihood"),
+    "lora": ("recovery=lora", "recovery.training.objective=distill", "compressor=rtn4"),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_token_that_passes_a_model_is_counted(run, compose, bridges, tmp_path, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    from idp import pipeline
+
+    words = ["model=tiny_llama", "model.device=cpu", "compressor.quantization.group_size=32", "task=commonsense"]
+    words += [*RUNS[run], *bridges, "budget=smoke", "tracker=none", "latency.batch_sizes=[1,2]"]
+    config = compose(*words, "latency.input_tokens=[8]", "latency.new_tokens=3", f"output={tmp_path}")
+    store = Store(config.store)
+    pipeline._check_forward(config, pipeline.find(config, store), store)  # other models, of a layer or two
+    passed, forward = [], LlamaDecoderLayer.forward
+
+    def counting(layer, hidden_states, *rest, **named):
+        if not hidden_states.is_meta:
+            passed.append(hidden_states.shape[:-1].numel())
+        return forward(layer, hidden_states, *rest, **named)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
+    pipeline.run(config)
+    monkeypatch.undo()
+    machine = count_documents([config], models.byte_tokenizer())
+    foreseen = sum(work.tokens for work in of_run(config, machine))
+    assert sum(passed) / 2 == pytest.approx(foreseen, rel=0.02), "of two layers"
+
+
 def test_a_record_gives_tokens_speed_and_hours(finished_run, capsys):
     folder, record = finished_run("compressor=gptq3", "recovery=prompt", "baselines=true")
     run = find(folder)
     machine = machine_of(run, str(folder))
     tokenizer = AutoTokenizer.from_pretrained(model_folder(run.product("load")))
-    assert machine.tokens["arc_easy"] > len(tokenizer.encode("What"))
+    assert machine.tokens["arc_easy"] > machine.contexts["arc_easy"] > len(tokenizer.encode("What"))
     assert machine.documents["arc_easy"] == record["idp"]["data"]["arc_easy"]["documents_in_split"]
     budget = record["idp"]["config"]["recovery"]["training"]
     assert machine.training > budget["steps"] * budget["batch_size"] * budget["sequence_length"] * 4  # weights, seconds
@@ -72,3 +127,44 @@ def test_what_is_wrong_is_said(finished_run):
         main([*given, "parameters=1e9", "tflops=0"])
     with pytest.raises(SystemExit, match="budget=huge"):
         main([*given, "parameters=1e9", "budget=huge"])
+    with pytest.raises(SystemExit, match="--what: options are experiment="):
+        main([*given, "--what"])
+
+
+def test_packed_weights_and_small_repairs_are_what_a_study_keeps(compose):
+    llama = larger.of_config(compose("model=llama_7b").model, None, None)
+    assert llama.parameters == 6_738_415_616 and llama.downloaded
+
+    def kept(*words):
+        return larger.stored(compose("model=llama_7b", "budget=paper", "evaluation.perplexity=[]", *words), llama)
+
+    (gptq3,) = kept("compressor=gptq3").values()
+    layers = 6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096
+    assert gptq3 == pytest.approx(layers * (3 + (16 + 3) / 128) / 8 + 2 * (6_738_415_616 - layers), rel=0.01)
+    (sparse,) = kept("compressor=sparsegpt50").values()
+    assert sparse == 2 * 6_738_415_616
+    assert list(kept("compressor=none", "recovery=prompt", "recovery.length=100").values()) == [100 * 4096 * 4]
+    (lora,) = kept("compressor=none", "recovery=lora").values()
+    assert lora == 32 * 2 * 8 * (4096 + 4096) * 4
+    assert kept("compressor=none", "recovery=none") == {}
+
+
+def commands():
+    page = (ROOT / "experiments" / "README.md").read_text().partition("## On a larger model")[2]
+    found = [line for line in page.splitlines() if line.startswith("python -m idp.run ")]
+    assert len(found) == 7
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands(), ids=lambda command: re.search(r"\+experiment=(\w+)", command)[1])
+def test_the_commands_for_a_larger_model_have_a_cost(command, monkeypatch, capsys):
+    import shlex
+
+    monkeypatch.setattr(cost, "counted", lambda *_: MACHINE)
+    main(shlex.split(command)[3:])
+    said = capsys.readouterr().out
+    (everything,) = [line for line in said.splitlines() if line.startswith("| all ")]
+    hours, disk, peak, least = (float(cell.replace(",", "")) for cell in everything.split("|")[3:-1])
+    assert hours > 10 and disk > 3 and 40 > peak >= least > 13
+    assert "from the hub: llama_7b, 13.5 GB" in said

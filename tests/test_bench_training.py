@@ -1,16 +1,16 @@
 """The training benchmark runs, and both ways train the same prompt to the same losses; here on random weights."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from .processes import python
+
 
 def test_both_ways_do_the_same_work(tmp_path):
-    command = [sys.executable, "-m", "idp.bench.training", "--shape", "tiny", "--dtype", "float32", "--rounds", "2"]
+    command = ["-m", "idp.bench.training", "--shape", "tiny", "--dtype", "float32", "--rounds", "2"]
     command += ["--steps", "2", "--sequence-length", "32", "--output", str(tmp_path / "training.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = python(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "training.json").read_text())
     losses = [way["losses"] for way in found["ways"].values()]

@@ -30,6 +30,7 @@ def test_the_embedded_model_s_figures(compressor, idp_run, tmp_path_factory):
         "task.names=[arc_easy]",
         "task.documents=60",
         "evaluation.perplexity_tokens=4096",
+        "evaluation.fidelity=false",
         "model.dtype=float32",
         "tracker=none",
         f"store={store}",

@@ -1,10 +1,7 @@
 """Whole runs on a tiny model: every recovery, sharing through the store, and the same record after a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,14 +11,16 @@ from idp.report.tables import run_summary
 from idp.track.record import comparable
 
 from .conftest import record_of
+from .processes import Process, python
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
 @pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lora", "lora_idp"])
-def test_every_recovery_runs_from_end_to_end(model, recovery, run_here):
-    record = run_here(*TINY, f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy")
+def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store):
+    words = (f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy", shared_store)
+    record = run_here(*TINY, *words)
     about = record["idp"]
     assert about["row"] == ("compressed" if recovery == "none" else "repaired")
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
@@ -125,17 +124,17 @@ def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_r
     undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
 
     store = tmp_path / "killed"
-    command = [sys.executable, "-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", f"store={store}"]
+    command = ["-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", f"store={store}"]
     made: dict[str, int] = {}
     for moment in (in_training, while_measuring):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Process(*command)
         while not moment(store):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         assert made.items() <= (made := finished(store)).items()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = python(*command)
     assert done.returncode == 0, done.stderr
     assert len(made) >= 5
     assert made.items() <= finished(store).items(), "a finished stage was repeated"
@@ -162,7 +161,8 @@ def test_two_evaluation_processes_give_the_same_record(run_here):
 
 @pytest.mark.slow
 def test_the_embedded_model_from_end_to_end(idp_run):
-    done = idp_run("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none", timeout=1800)
+    words = ("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
+    done = idp_run(*words, cold=True, timeout=1800)  # as a user starts it
     record = record_of(done)
     assert record["idp"]["parameters"]["model"] == 134_515_008
     assert record["idp"]["parameters"]["added"] == 100 * 576

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from .processes import python
+
 ROOT = Path(__file__).parent.parent
 IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
+QUICK = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -34,14 +37,8 @@ def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One for all commands, which have much in common: what one has made, the next ones find."""
-    return tmp_path_factory.mktemp("store")
-
-
 @pytest.mark.parametrize("command", commands())
-def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store, tmp_path, monkeypatch, capsys):
+def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared_store, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     while re.match("[A-Z_]+=", words[0]):  # what is set for one command
         words = words[1:]
@@ -58,7 +55,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
         overrides = [word.replace("FOLDER", str(evidence(tmp_path))) for word in overrides]
         small = ["budget=smoke", "tracker=none"]
         if not any(word.startswith("store=") for word in overrides):
-            small.append(f"store={store}")
+            small.append(shared_store)  # the commands have much in common
         if not any(word.startswith("model=") for word in overrides):
             small.append("model=tiny_llama")
         if any(word == "task=all" for word in overrides):
@@ -75,7 +72,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
     elif words[:3] == ["python", "-m", "idp.export"]:
         from idp.export.__main__ import main
 
-        record = run_here("model=tiny_llama", "compressor=gptq4", "task=arc_easy", "budget=smoke", "tracker=none")
+        record = run_here(*QUICK, "compressor=gptq4", shared_store)
         run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
         main([w.replace("/path/to/your/run", str(run)).replace("exports/", f"{tmp_path}/") for w in words[3:]])
     elif words[:3] == ["python", "-m", "idp.generate"]:
@@ -97,27 +94,48 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, store,
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.bench.attention"]:
+        from idp.bench.attention import main
+
+        main(words[3:])
+        assert "evaluation.batch_tokens=null: " in capsys.readouterr().out
+    elif words[:3] == ["python", "-m", "idp.bench.cost"]:  # those of experiments/README.md run in test_bench_cost.py
+        done = python(*words[1:], "--help", cwd=ROOT)
+        assert done.returncode == 0 and "tflops=" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.bench.memory"]:  # it runs in tests/test_bench_memory.py
+        done = python(*words[1:], "--help", cwd=ROOT)
+        assert done.returncode == 0 and "--shapes" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.fidelity"]:  # it runs in tests/test_bench_fidelity.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--windows" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.faults"]:  # it runs in tests/faults/test_faults.py
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--count" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "tests.analyze.simulations"]:  # tests/analyze/test_simulations.py runs a part
-        done = subprocess.run([sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True)
+        done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--studies" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.report"]:
-        run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
-        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+        run_here(*QUICK, "compressor=rtn4", shared_store)
+        done = python(*words[1:], cwd=tmp_path)
         assert done.returncode == 0 and "rtn4" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.dashboard"]:
-        run_here("model=tiny_llama", "compressor=rtn4", "task=arc_easy", "budget=smoke", "tracker=none")
+        run_here(*QUICK, "compressor=rtn4", shared_store)
         dry = [] if "--dry-run" in words else ["--dry-run", "dashboard.json"]
-        done = subprocess.run([sys.executable, *words[1:], *dry], cwd=tmp_path, capture_output=True, text=True)
+        done = python(*words[1:], *dry, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
+    elif words[:3] == ["python", "-m", "idp.store"]:
+        from idp.store_command import main
+
+        run, _ = finished_run(*IDP)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "outputs").symlink_to(run.parents[1])
+        main([word for word in words[3:] if word != "--yes"])  # the other tests' products stay
+        assert "products" in capsys.readouterr().out
+    elif words[0] == "sh":
+        assert subprocess.run(["sh", "-n", words[1]], cwd=ROOT).returncode == 0
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":

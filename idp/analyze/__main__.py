@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, options in OPTIONS.items():
             print(help_text(options, f"\n{name}:"))
         sys.exit(0 if words else "error: which analysis?")
-    with failures_in_one_line():
+    with failures_in_one_line(command="analyze"):
         name, *rest = words
         if name not in OPTIONS:
             raise UserError(f"{name}: no such analysis; choose one of {', '.join(OPTIONS)}")

@@ -7,16 +7,17 @@ one that gets the answers right while it attends elsewhere.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import AFTER, Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.store import Product, Store, digest, write_json
+from idp.memory import release
+from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -168,18 +169,52 @@ def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequenc
         inputs: token ids.
         label: what is said beside the progress bar.
     """
+    with eager_attention(dense), eager_attention(other):
+        return _likeness(((look(dense, tokens), look(other, tokens)) for tokens in inputs), len(inputs), label)
+
+
+def compare_apart(
+    open_dense: Callable[[], RepairedModel],
+    open_other: Callable[[], RepairedModel],
+    inputs: Sequence[Sequence[int]],
+    label: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """As `compare`, of models that are in memory one after the other.
+
+    What the dense model does with an input is kept in a file until the other one is there: for each input
+    4 * layers * tokens * (heads * tokens + hidden_size) bytes.
+
+    Args:
+        open_dense: opens the model that is compared with.
+        open_other: opens the other one.
+        inputs: token ids.
+        label: what is said beside the progress bar.
+        folder: an empty one for those files; it is the caller's to remove.
+    """
+    from idp.progress import progress
+
+    dense = open_dense()
+    with eager_attention(dense), progress(len(inputs), f"dense model, for {label}", "inputs") as bar:
+        for number, tokens in enumerate(inputs):
+            _keep(look(dense, tokens), folder / f"{number}.safetensors")
+            bar.update(1)
+    del dense
+    release()
+    other = open_other()
+    with eager_attention(other):
+        return _likeness(_beside(folder, other, inputs), len(inputs), label)
+
+
+def _likeness(looks: Iterable[tuple[Look, Look]], count: int, label: str) -> dict[str, Any]:
+    """The likeness per layer of what the dense model and another one did, each a mean over `count` inputs."""
     from idp.analyze.measures import LinearCKA, attention_likeness, hidden_cosine
     from idp.progress import progress
 
     sums: list[dict[str, float]] = []
     alignments: list[LinearCKA] = []
-    with (
-        eager_attention(dense),
-        eager_attention(other),
-        progress(len(inputs), f"similarity of {label}", "inputs") as bar,
-    ):
-        for tokens in inputs:
-            mine, theirs = look(dense, tokens), look(other, tokens)
+    with progress(count, f"similarity of {label}", "inputs") as bar:
+        for mine, theirs in looks:
             if not sums:
                 sums = [{} for _ in mine.hidden]
                 alignments = [LinearCKA() for _ in mine.hidden]
@@ -190,7 +225,7 @@ def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequenc
                 values |= {"prompt_share": theirs.prompt_share[layer]}
                 values |= {"hidden_cosine": hidden_cosine(mine.hidden[layer], theirs.hidden[layer])}
                 for name, value in values.items():
-                    total[name] = total.get(name, 0.0) + value / len(inputs)
+                    total[name] = total.get(name, 0.0) + value / count
                 alignment.add(mine.hidden[layer], theirs.hidden[layer])
             bar.update(1)
     measures = [name for name in sums[0] if name != "hidden_cosine"]
@@ -201,6 +236,32 @@ def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequenc
             "cka": [alignment.value() for alignment in alignments],
         },
     }
+
+
+def _beside(folder: Path, other: RepairedModel, inputs: Sequence[Sequence[int]]) -> Iterator[tuple[Look, Look]]:
+    """What was kept of the dense model, and beside it the other one's."""
+    for number, tokens in enumerate(inputs):
+        file = folder / f"{number}.safetensors"
+        yield _kept(file), look(other, tokens)
+        file.unlink()
+
+
+def _keep(found: Look, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    parts = {"attention": found.attention, "hidden": found.hidden}
+    save_file(
+        {f"{part}.{n}": each.contiguous() for part, layers in parts.items() for n, each in enumerate(layers)}, file
+    )
+
+
+def _kept(file: Path) -> Look:
+    """What the dense model did with an input; its prompt's share is nobody's: it has none."""
+    from safetensors.torch import load_file
+
+    found = load_file(file)
+    layers = range(len(found) // 2)
+    return Look([found[f"attention.{n}"] for n in layers], [0.0] * len(layers), [found[f"hidden.{n}"] for n in layers])
 
 
 def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
@@ -285,16 +346,18 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
         made_of["place"] = beginning.place
 
     def make(folder: Path) -> None:
-        dense = run.open("dense")
-        if name == UNTRAINED:
-            other = untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length, beginning)
-        else:
-            other = run.open(name)
-        write_json(folder / FILE, compare(dense, other, inputs.tokens, name))
-        del dense, other
-        gc.collect()
+        def other() -> RepairedModel:
+            if name != UNTRAINED:
+                return run.open(name)
+            return untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length, beginning)
 
-    with out_of_memory_is_explained("load"):
+        kept = folder / CHECKPOINT
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        write_json(folder / FILE, compare_apart(lambda: run.open("dense"), other, inputs.tokens, name, kept))
+        release()
+
+    with out_of_memory_is_explained("similarity"):
         return store.get_or_make(
             "similarity",
             parent=keys["load"],

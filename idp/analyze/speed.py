@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from idp.analyze.significance import Interval
+from idp.config import EAGER
 from idp.report.cells import Cell
 from idp.report.measured import Measured
 from idp.track.record import RECORD
@@ -43,7 +44,8 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
 
 def _ran(latency: dict[str, Any]) -> tuple:
     backend = latency["backend"]
-    return latency["reference"], *(backend[name] for name in ("device", "dtype", "attention", "library", "threads"))
+    names = ("device", "dtype", "attention", "library", "threads")
+    return latency["reference"], *(backend[name] for name in names), backend.get("decode", EAGER)
 
 
 def _rows(latency: dict[str, Any], variant: str) -> dict[tuple[int, int], dict[str, Any]]:

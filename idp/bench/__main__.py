@@ -15,21 +15,13 @@ from typing import Any
 
 from tabulate import tabulate
 
+from idp.bench.shapes import SHAPES
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-SHAPES = {
-    "llama_7b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    },
+SHAPES = SHAPES | {
     "tiny": {
         "model_type": "llama",
         "hidden_size": 64,
@@ -116,31 +108,21 @@ def _arguments() -> argparse.Namespace:
 
 
 def _open(options: argparse.Namespace) -> Any:
-    """The embedded model, or random weights of a shape with the embedded model's tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    """The embedded model, or random weights of a shape with a tokenizer of bytes."""
     from idp import models
+    from idp.bench.random_model import random_model
     from idp.config import Model
     from idp.store import Store
 
     config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, "auto", {})
+    if options.shape is not None:
+        return random_model(SHAPES[options.shape], models.dtype_of(config), models.device_of(config))
     product = models.load(config, models.find(config), Store("outputs/store"))
-    if options.shape is None:
-        return models.open_model(models.model_folder(product), config)
-    empty = models.open_empty(models.model_folder(product), config)
-    shape = dict(SHAPES[options.shape])
-    described = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(empty.tokenizer), **shape)
-    torch.manual_seed(0)  # the same weights in each process, whichever of them made the store's product
-    with torch.device(models.device_of(config)):
-        model = AutoModelForCausalLM.from_config(described, dtype=models.dtype_of(config))
-    return models.LoadedModel(model.eval().requires_grad_(False), empty.tokenizer)
+    return models.open_model(models.model_folder(product), config)
 
 
 def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The model alone, one prompt, IDP, and LoRA in its layers, all untrained: training does not change speed."""
-    import copy
-
     from peft import LoraConfig, get_peft_model
 
     from idp.bench.scoring import make_scorers
@@ -148,20 +130,20 @@ def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
     from idp.evaluate.latency import measure_latency
     from idp.models import LoadedModel
     from idp.prompting.repaired import RepairedModel
+    from idp.prompting.variants import Adapters, Variants
 
     scorers = make_scorers(loaded, options.lengths, options.batch_tokens)
-    variants = {
-        name: scorers[way].engine.repaired
-        for name, way in {"compressed": "none", "prompt": "prompt", "idp": "idp"}.items()
-    }
+    ways = {"compressed": "none", "prompt": "prompt", "idp": "idp"}
+    variants = Variants(**{name: scorers[way].engine.repaired for name, way in ways.items()})
     adapted = get_peft_model(
-        copy.deepcopy(loaded.model),
+        loaded.model,
         LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         autocast_adapter_dtype=False,
     )
     base = adapted.get_base_model().eval().requires_grad_(False)
+    variants.adapters, variants.adapted = Adapters(base), {"lora"}
     variants["lora"] = RepairedModel(LoadedModel(base, loaded.tokenizer))
-    return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False))
+    return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False, "eager"))
 
 
 def _row(timed: Any, peak: float) -> dict[str, Any]:

@@ -1,131 +1,142 @@
-"""`python -m idp.bench.cost record=<run folder> experiment=nine_tasks`: what a study would take on a larger model.
+"""`python -m idp.bench.cost experiment=nine_tasks model=llama_7b`: what a study takes, before it is started.
 
-The record is that of a run on the machine in question, of any model: it says how many tokens the tasks' documents have
-and how many operations a second the machine did. The study's runs are composed as they would be run; work that several
-of them share is counted once, as the store does it once.
+GPU hours, disk and memory, of each of its runs and together; any words of `idp.run` go with it. Work that several runs
+share is counted once, as the store does it once. How many tokens documents have is counted on the documents that are
+here, or read from the record of a run (`record=`), which also says what its machine does in a second.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
+import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from idp.bench import larger, work
+from idp.bench.machine import counted, machine_of
+from idp.bench.work import COMPRESS, FORWARD, HELDOUT, KINDS, LOAD, MEASURE, TRAIN, TRAINED, Machine, Work, of_run
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
-from idp.config import Compressor, Config, Recovery, conf_dir
+from idp.composed import configs as composed
+from idp.config import Config
 from idp.errors import UserError
-from idp.finished import Finished, find
-from idp.store import digest
+from idp.finished import find
+from idp.store import Store
+from idp.usage import explain
 from idp.usage import options as choices
 
+__all__ = ["COMPRESS", "FORWARD", "HELDOUT", "MEASURE", "TRAIN", "TRAINED", "Machine", "Work", "machine_of", "of_run"]
+
+# Hydra prints its errors over many lines unless it is told to raise them.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
 
-FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
-CALIBRATION = 3 * FORWARD  # before and after a layer is compressed, and about as much again for its second moments
-HELDOUT = "fit"
-COMPRESS, TRAIN, MEASURE = "compress", "train", "evaluate"
+TFLOPS = 100.0  # a third of what an A100's maker gives for bfloat16
+CARD_BYTES, DISK_BYTES = 1.5e12, 1.0e9  # a second: a card reads its own memory, a node reads the store
+GB, GIB = 1e9, 2**30
+BESIDE = 4e9  # bytes: torch and the other libraries, a corpus
+PASS = 2**30  # bytes of activations and logits of a pass of evaluation.batch_tokens tokens, about
 
 
 @dataclass
 class Options:
-    """The `key=value` words."""
+    """The words that are not those of `idp.run`."""
 
-    record: str = word("a run's folder, or its record; it has trained and measured something")
-    experiment: str = word("a file of conf/experiment, without .yaml")
-    parameters: str = word("weights of the larger model, such as 6.7e9")
-    budget: str = word("a file of conf/budget (default: paper)", default="paper")
-    tflops: str | None = word("trillions of operations a second, if the record's machine is another", default=None)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something that the store makes once: `operations` are those per weight and token, `tokens` None where unknown."""
-
-    what: str
-    key: str
-    operations: int
-    tokens: float
+    experiment: str | None = word("a file of conf/experiment, without .yaml: the runs of that study", default=None)
+    record: str | None = word(
+        "a run's folder, or its record: its documents' tokens and its machine's speed", default=None
+    )
+    parameters: str | None = word("weights of the model, such as 6.7e9, where its shape is not known", default=None)
+    tflops: str | None = word(
+        f"trillions of operations a second (default: those of the record's machine, else {TFLOPS:g})", default=None
+    )
 
 
 @dataclass
-class Machine:
-    """What a run's record says of where it ran: documents' tokens, and operations a second."""
+class Cell:
+    """Runs of a study that differ in their seed alone; hours and bytes are those that no run before them has had."""
 
-    tokens: dict[str, float]  # of a document of each task, a mean
-    documents: dict[str, int]  # in each task's split
-    training: float | None
-    evaluation: float
-    said: str
+    name: str
+    size: larger.Larger
+    runs: int = 0
+    works: list[Work] = field(default_factory=list)
+    bytes: float = 0.0
+    peak: float = 0.0  # bytes
+    spared: float = 0.0  # bytes, with all that is spared where memory runs out
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help"} & set(words):
-        print(help_text(Options, "What a study would take on a larger model, from what a run took."))
+        print(help_text(Options, "What a study would take, before it is started. All other words are idp.run's; -m:"))
+        print("  the words are those of a sweep, as with experiment=. budget= is paper unless it is said.")
         return
-    with failures_in_one_line():
-        options = parse(Options, words)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with failures_in_one_line(explain=explain):
+        own, others, sweep = _sorted(words)
+        options = parse(Options, own)
         weights, tflops = (_number(options, name) for name in ("parameters", "tflops"))
-        for group in ("experiment", "budget"):
-            known = choices(group)
-            if getattr(options, group) not in known:
-                raise UserError(
-                    f"{group}={getattr(options, group)}: there is none; choose one of {', '.join(sorted(known))}"
-                )
-        machine = machine_of(find(options.record), options.record)
-        works = list(of_experiment(options.experiment, options.budget, machine))
-        print(table(works, machine, weights, tflops))
+        if options.experiment is not None and options.experiment not in (known := choices("experiment")):
+            raise UserError(f"experiment={options.experiment}: there is none; choose one of {', '.join(sorted(known))}")
+        found = list(_composed(options.experiment, others, sweep))
+        store = Store(Path(found[0].store).expanduser())
+        if options.record is not None:
+            machine = machine_of(find(options.record), options.record)
+        else:
+            tokenizer, whose = larger.tokenizer_of(found[0].model, store)
+            machine = counted(found, tokenizer, store)
+            machine.said += f", by the tokenizer of {whose}"
+            tflops = tflops or TFLOPS
+        print(report(found, machine, weights, tflops, store))
 
 
-def machine_of(run: Finished, place: str) -> Machine:
-    """What a run's record and its samples say of the documents and of the machine.
+def report(
+    configs: Sequence[Config], machine: Machine, weights: float | None, tflops: float | None, store: Store | None = None
+) -> str:
+    """The whole answer: assumptions, runs, and the work by kind.
 
     Args:
-        run: it has measured tasks.
-        place: its folder or its record.
-
-    Raises:
-        UserError: its samples are gone.
+        configs: of all runs.
+        machine: which knows the documents.
+        weights: of the model, where its shape is not to be looked up.
+        tflops: trillions of operations a second; None: what the record's machine did.
+        store: where what was fetched is.
     """
-    from pyarrow import parquet
-    from transformers import AutoTokenizer
-
-    from idp.models import model_folder
-    from idp.track.record import SAMPLES
-
-    about = run.record["idp"]
-    path = Path(place).expanduser()
-    file = (path if path.is_dir() else path.parent) / SAMPLES
-    if not file.is_file() or not about["data"]:
-        raise UserError(f"{place}: its documents are gone; name a run that has measured the tasks")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(run.product("load")))
-    lengths: dict[str, list[int]] = {}
-    columns = ["asked_for", "model", "context", "choices", "generation"]
-    for row in parquet.read_table(file, columns=columns).to_pylist():
-        if row["model"] == about["row"]:
-            texts = [row["context"], *(row["choices"] or []), row["generation"] or ""]
-            lengths.setdefault(row["asked_for"], []).append(sum(len(tokenizer.encode(text)) for text in texts if text))
-    tokens = {task: sum(found) / len(found) for task, found in lengths.items()}
-    measured = sum(tokens[task] * about["data"][task]["documents"] for task in tokens)
-    measured += sum(found["tokens"] for found in about["perplexity_details"].values())
-    weights = about["parameters"]["model"]
-    seconds = {stage: (about["stages"].get(stage) or {}).get("seconds") for stage in ("recover", "measure")}
-    training, budget = None, about["config"]["recovery"].get("training")
-    if about["training"] and budget and seconds["recover"]:
-        training = _trained_tokens(budget) * len(about["training"]) * weights * TRAINED / seconds["recover"]
-    environment = about["environment"]
-    return Machine(
-        tokens,
-        {task: about["data"][task]["documents_in_split"] for task in tokens},
-        training,
-        measured * weights * FORWARD / seconds["measure"],
-        f"{run.model.name} on {environment['device']}, {environment['threads']} threads",
+    models = {config.model.name: config.model for config in configs}
+    sizes = {name: larger.of_config(model, weights, store) for name, model in models.items()}
+    cells = list(cells_of(configs, machine, sizes))
+    lost = sorted({task for config in configs for task in work.uncounted(config, machine)})
+    speeds = [
+        f"the record: {machine.said}: "
+        + (f"training {machine.training / 1e12:.3g}, " if machine.training else "")
+        + f"evaluation {machine.evaluation / 1e12:.3g} trillion operations a second"
+        if machine.evaluation
+        else machine.said,
+        f"hours: at {tflops:g} trillion operations a second; a decoding step reads all weights at"
+        f" {CARD_BYTES / 1e12:g} TB/s, the store is read at {DISK_BYTES / 1e9:g} GB/s"
+        if tflops
+        else "hours: on the record's machine",
+        "not counted: the gaps between a compressor's small kernels, attention's own products (a few percent), a"
+        " choice by attention (a layer), and waiting",
+        *([f"not counted, since no document of them is here: {', '.join(lost)}"] if lost else []),
+        "",
+    ]
+    downloads = [f"from the hub: {name}, {size.bytes / GB:,.1f} GB" for name, size in sizes.items() if size.downloaded]
+    needed = [f"{name} {math.ceil(_main_memory(configs, size) / GB)} GB" for name, size in sizes.items()]
+    return "\n".join(
+        [
+            *speeds,
+            by_run(cells, machine, tflops),
+            "",
+            f"main memory (hydra.launcher.mem_gb): {', '.join(needed)}",
+            *downloads,
+            *([] if not downloads else ["  (python -m idp.fetch fetches it with the corpora and documents)"]),
+            "",
+            table(cells, machine, tflops),
+        ]
     )
 
 
@@ -137,135 +148,138 @@ def of_experiment(experiment: str, budget: str, machine: Machine) -> Iterator[Wo
         budget: the name of the budget.
         machine: which knows the documents.
     """
-    seen = set()
+    seen: set[tuple[str, str]] = set()
     for config in configs(experiment, budget):
-        for work in of_run(config, machine):
-            if (work.what, work.key) not in seen:
-                seen.add((work.what, work.key))
-                yield work
+        yield from _new(config, machine, seen)
 
 
 def configs(experiment: str, budget: str) -> Iterator[Config]:
     """The checked config of each run of an experiment."""
-    import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    from idp.checks import check
-    from idp.kinds import register
-
-    register()
-    GlobalHydra.instance().clear()
-    grid = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
-    with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in grid.items()])
-        for cell in itertools.chain(*BasicSweeper.split_arguments(parsed, None)):
-            given = ["recovery.from=each"] if experiment == "transfer" else []
-            yield check(hydra.compose("config", [f"+experiment={experiment}", f"budget={budget}", *cell, *given]))
+    yield from _composed(experiment, [f"budget={budget}"], True)
 
 
-def of_run(config: Config, machine: Machine) -> Iterator[Work]:
-    """What one run computes, the dense and the compressed model's scores included.
-
-    Args:
-        config: the run's.
-        machine: which knows the documents.
-    """
-    tasks = sum(
-        tokens * min(machine.documents[task], config.task.documents or config.budget.documents or math.inf)
-        for task, tokens in machine.tokens.items()
-        if task in config.task.names
-    )
-    made = _identity(config.compressor)
-    yield Work(MEASURE, "dense", FORWARD, tasks)
-    if config.compressor.sparsity.method or config.compressor.quantization.method:
-        calibration = config.compressor.calibration
-        yield Work(COMPRESS, made, CALIBRATION, calibration.samples * calibration.length)
-        yield Work(MEASURE, made, FORWARD, tasks)
-    recovery = config.recovery
-    if not recovery.repairs:
-        return
-    repair = digest([made, _learned(recovery), config.seed if recovery.trains else None, config.corpus.name])
-    prompts = len(recovery.prompt_lengths()) if hasattr(recovery, "bank") else 1
-    while recovery is not None:
-        if recovery.trains:
-            count = prompts if hasattr(recovery, "bank") else 1
-            yield Work(
-                TRAIN, digest([repair, recovery.kind]), TRAINED, count * _trained_tokens(asdict(recovery.training))
-            )
-        recovery = recovery.beneath
-    selector = getattr(config.recovery, "selector", None)
-    if prompts > 1 and selector is not None:
-        if config.recovery.controls or selector.fits:
-            fit = config.recovery.fit
-            yield Work(HELDOUT, repair, FORWARD, prompts * fit.blocks * fit.tokens)
-        if config.recovery.controls or selector.peeks:
-            for prompt in range(prompts):
-                yield Work(MEASURE, digest([repair, prompt]), FORWARD, tasks)
-    if selector is None or not selector.peeks:
-        yield Work(MEASURE, digest([repair, selector and asdict(selector)]), FORWARD, tasks)
+def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, larger.Larger]) -> Iterator[Cell]:
+    """The runs of a study by what they are, in their order; of each what no run before it has done or kept."""
+    seen: set[tuple[str, str]] = set()
+    kept: set[str] = set()
+    cells: dict[str, Cell] = {}
+    for config in configs:
+        size = sizes[config.model.name]
+        name = f"{size.name} {_name(config)}" if len(sizes) > 1 else _name(config)
+        stored = larger.stored(config, size)
+        new = sum(count for key, count in stored.items() if f"{size.name} {key}" not in kept)
+        kept |= {f"{size.name} {key}" for key in stored}
+        plain, spared = larger.training_peaks(config, size) or (0, 0)
+        least = size.bytes + PASS  # while it is measured
+        cell = cells.setdefault(name, Cell(name, size))
+        cell.runs, cell.bytes = cell.runs + 1, cell.bytes + new
+        cell.works += _new(config, machine, seen)
+        cell.peak, cell.spared = max(cell.peak, plain, least), max(cell.spared, spared, least)
+    yield from cells.values()
 
 
-def table(works: Sequence[Work], machine: Machine, weights: float, tflops: float | None) -> str:
-    """The work by kind as Markdown, and what the record measured.
+def seconds_of(each: Work, machine: Machine, parameters: float, tflops: float | None) -> float:
+    """How long something takes."""
+    bytes_ = parameters * larger.BITS / 8
+    if each.what == LOAD:
+        return each.opened * bytes_ / DISK_BYTES
+    measured = machine.training if each.what == TRAIN and machine.training else machine.evaluation
+    speed = tflops * 1e12 if tflops else measured
+    read = each.steps * bytes_ / CARD_BYTES if tflops else 0.0
+    return max(each.operations * each.tokens * parameters / speed, read)
+
+
+def by_run(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
+    """Hours, disk and memory of each cell as Markdown."""
+    from tabulate import tabulate
+
+    rows, hours, disk = [], 0.0, 0.0
+    for cell in cells:
+        own = sum(seconds_of(each, machine, cell.size.parameters, tflops) for each in cell.works) / 3600
+        hours, disk = hours + own, disk + cell.bytes
+        memory = [f"{cell.peak / GIB:,.1f}", f"{cell.spared / GIB:,.1f}"]
+        rows.append([cell.name, cell.runs, f"{own:,.1f}", f"{cell.bytes / GB:,.2f}", *memory])
+    most = [f"{max(getattr(cell, name) for cell in cells) / GIB:,.1f}" for name in ("peak", "spared")]
+    rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk / GB:,.2f}", *most])
+    headers = ["run", "runs", "hours", "disk, GB", "memory, GiB", "at the least"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def table(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
+    """The work by kind as Markdown.
 
     Args:
-        works: each thing once.
+        cells: with each thing once.
         machine: where the record's run ran.
-        weights: of the larger model.
         tflops: trillions of operations a second; None: what the machine did.
     """
     from tabulate import tabulate
 
-    speeds = {TRAIN: machine.training or machine.evaluation}
     rows, total = [], 0.0
-    for what in (COMPRESS, TRAIN, HELDOUT, MEASURE):
-        own = [work for work in works if work.what == what]
-        operations = sum(work.operations * work.tokens for work in own) * weights
-        speed = tflops * 1e12 if tflops else speeds.get(what, machine.evaluation)
-        hours = operations / speed / 3600
+    for what in KINDS:
+        own = [(each, cell.size.parameters) for cell in cells for each in cell.works if each.what == what]
+        times = sum(each.opened if what == LOAD else 1 for each, _ in own)
+        hours = sum(seconds_of(each, machine, weights, tflops) for each, weights in own) / 3600
+        operations = sum(each.operations * each.tokens * weights for each, weights in own)
+        tokens = sum(each.tokens for each, _ in own) / 1e6
         total += hours
-        tokens = sum(work.tokens for work in own) / 1e6
-        rows.append([what, len(own), f"{tokens:,.1f}", f"{operations / 1e15:,.1f}", f"{hours:,.1f}"])
+        if times:
+            rows.append([what, times, f"{tokens:,.1f}", f"{operations / 1e15:,.1f}", f"{hours:,.1f}"])
     rows.append(["sum", "", "", "", f"{total:,.1f}"])
-    training = f"training {machine.training / 1e12:.3g}, " if machine.training else ""
-    return "\n".join(
-        [
-            f"the record: {machine.said}: {training}evaluation {machine.evaluation / 1e12:.3g} trillion operations a"
-            " second",
-            f"hours: at {tflops:g} trillion operations a second" if tflops else "hours: on the record's machine",
-            "not counted: perplexity, latency, the compressors' own algebra, loading, and waiting",
-            "",
-            tabulate(
-                rows,
-                headers=["work", "times", "million tokens", "10^15 operations", "hours"],
-                tablefmt="github",
-                disable_numparse=True,
-            ),
-        ]
-    )
+    headers = ["work", "times", "million tokens", "10^15 operations", "hours"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def _trained_tokens(training: dict[str, Any]) -> float:
-    """Tokens that one training reads; those of held-out text, whose pass is forward only, count for half."""
-    steps, length = training["steps"], training["sequence_length"]
-    heldout = (1 + steps // training["evaluate_every"]) * training["heldout_sequences"] * length
-    return steps * training["batch_size"] * length + heldout * FORWARD / TRAINED
+def _new(config: Config, machine: Machine, seen: set[tuple[str, str]]) -> list[Work]:
+    """What a run computes that is not among `seen`, which then has it."""
+    found = []
+    for each in of_run(config, machine):
+        if (each.what, each.key) not in seen:
+            seen.add((each.what, each.key))
+            found.append(each)
+    return found
 
 
-def _learned(recovery: Recovery) -> dict[str, Any]:
-    """What decides a repair: all options but those of choosing among its prompts and of storing them."""
-    from idp.recover.stage import CHOICE
+def _main_memory(configs: Sequence[Config], size: larger.Larger) -> float:
+    """Bytes of main memory: the weights twice (as they are read or saved, or as a streamed teacher's), the calibration
+    text's hidden states, and what the libraries take."""
+    hidden = size.model.config.get_text_config().hidden_size if size.model is not None else 0
+    read = max(config.compressor.calibration.samples * config.compressor.calibration.length for config in configs)
+    return 2 * size.bytes + read * hidden * larger.BITS / 8 + BESIDE
 
-    return {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
+
+def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator[Config]:
+    given = [f"+experiment={experiment}"] if experiment is not None else []
+    if experiment == "transfer" and not any(word.startswith("recovery.from=") for word in words):
+        given.append("recovery.from=each")  # of the prompts learned elsewhere
+    yield from composed([*given, *words], sweep=sweep or experiment is not None)
 
 
-def _identity(compressor: Compressor) -> str:
-    if not (compressor.sparsity.method or compressor.quantization.method):
-        return "dense"
-    return digest(json.loads(json.dumps(asdict(compressor))))
+def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """The words of this command, those of `idp.run`, and whether these are a sweep's."""
+    names = set(Options.__dataclass_fields__)
+    words = [
+        f"experiment={word.removeprefix('+experiment=')}" if word.startswith("+experiment=") else word for word in words
+    ]
+    own = [word for word in words if word.partition("=")[0] in names]
+    flags = {"-m", "--multirun"} & set(words)
+    others = [word for word in words if word not in own and word not in flags]
+    if strange := [word for word in others if "=" not in word or word.startswith("-")]:
+        raise UserError(
+            f"{strange[0]}: options are {', '.join(f'{name}=' for name in sorted(names))}, -m, and idp.run's"
+        )
+    if not any(word.startswith("budget=") for word in others):
+        others.append("budget=paper")
+    return own, others, bool(flags)
+
+
+def _name(config: Config) -> str:
+    from idp.compress.recipe import label
+
+    selector, bank = getattr(config.recovery, "selector", None), getattr(config.recovery, "bank", None)
+    parts = [label(config.compressor), config.recovery.kind]
+    parts += [node.kind for node in (bank, selector) if node is not None and len(config.recovery.prompt_lengths()) > 1]
+    return " ".join(parts)
 
 
 def _number(options: Options, name: str) -> float | None:

@@ -1,7 +1,8 @@
 """`python -m idp.bench.training`: a training step of `prompt` against PEFT's PromptTuning in a plain loop.
 
 Each way trains the same prompt on the same batches in a process of its own, so that its peak memory is its own, and the
-processes take turns, a few steps at a time, so that whatever else the machine does falls on all of them alike. A third
+processes take turns, a few steps at a time, so that whatever else the machine does falls on all of them alike. Each has
+the model in memory in its turn alone. A third
 way is PEFT with our allocator setting, which shows how much of the difference is that setting's.
 """
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,60 +138,111 @@ class _Worker:
 
 
 def _work(options: argparse.Namespace) -> None:
-    """Answers the parent: trains `options.steps` steps for `steps`, and says peak and losses for `end`."""
+    """Answers the parent: trains `options.steps` steps for `steps`, and says peak and losses for `end`.
+
+    The model is there for the steps alone: between them the other ways have theirs.
+    """
     import torch
 
     from idp import models
-    from idp.bench.__main__ import _open
-    from idp.memory import peak_bytes, start_peak
+    from idp.memory import release
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    loaded = _open(options)
-    if options.worker != PEFT and loaded.device.type == "cpu":
-        models.keep_freed_memory()
-    generator = torch.Generator().manual_seed(0)
-    total = options.steps * (options.rounds + 1)
-    shape = (total, options.batch_size, options.sequence_length)
-    batches = torch.randint(10, len(loaded.tokenizer) - 1, shape, generator=generator)
-    parameter, loss_of = (_ours if options.worker == OURS else _peft)(loaded, options)
-    optimizer = torch.optim.AdamW([parameter], lr=RATE, weight_decay=0.0)
-    cuda = loaded.device.type == "cuda"
-
-    def step(batch: torch.Tensor) -> float:
-        loss = loss_of(batch.to(loaded.device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([parameter], CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()  # waits for a GPU
+    kept = _Kept()
 
     def say(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-    else:
-        start_peak()
-        held = peak_bytes()
+    way = _Way(options, kept)
+    if options.worker != PEFT and way.loaded.device.type == "cpu":
+        models.keep_freed_memory()
     say(
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
-        device=torch.cuda.get_device_name() if cuda else "CPU",
+        dtype=str(way.loaded.model.dtype).removeprefix("torch."),
+        device=torch.cuda.get_device_name() if way.cuda else "CPU",
         threads=torch.get_num_threads(),
     )
-    losses: list[float] = []
+    del way
+    release()
     for line in sys.stdin:
         if line.strip() == "end":
-            peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes()
-            say(peak_bytes=peak - held, losses=losses)
+            say(peak_bytes=kept.peak, losses=kept.losses)
             continue
-        seconds = []
-        for batch in batches[len(losses) : len(losses) + options.steps]:
-            started = time.perf_counter()
-            losses.append(step(batch))
-            seconds.append(time.perf_counter() - started)
+        way = _Way(options, kept)
+        seconds = way.steps()
+        del way
+        release()
         say(seconds=seconds)
+
+
+@dataclass
+class _Kept:
+    """What a way keeps between its turns: the prompt, its optimiser, and what was measured."""
+
+    prompt: Any = None
+    optimizer: dict[str, Any] | None = None
+    losses: list[float] = field(default_factory=list)
+    peak: int = 0  # bytes above what the process held before a turn's first step
+
+
+class _Way:
+    """One way with its model in memory."""
+
+    def __init__(self, options: argparse.Namespace, kept: _Kept):
+        import torch
+
+        from idp.bench.__main__ import _open
+
+        self.options, self.kept = options, kept
+        self.loaded = _open(options)
+        self.cuda = self.loaded.device.type == "cuda"
+        generator = torch.Generator().manual_seed(0)
+        total = options.steps * (options.rounds + 1)
+        shape = (total, options.batch_size, options.sequence_length)
+        self.batches = torch.randint(10, len(self.loaded.tokenizer) - 1, shape, generator=generator)
+        self.parameter, self.loss_of = (_ours if options.worker == OURS else _peft)(self.loaded, options)
+        self.optimizer = torch.optim.AdamW([self.parameter], lr=RATE, weight_decay=0.0)
+        if kept.optimizer is not None:
+            with torch.no_grad():
+                self.parameter.copy_(kept.prompt)
+            self.optimizer.load_state_dict(kept.optimizer)
+
+    def steps(self) -> list[float]:
+        """Seconds of each of the next steps; the first pass, which warms up, is none of them."""
+        import torch
+
+        from idp.memory import peak_bytes, start_peak
+
+        done = len(self.kept.losses)
+        batches = self.batches[done : done + self.options.steps]
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+        else:
+            start_peak()
+            held = peak_bytes()
+        self.loss_of(batches[0].to(self.loaded.device)).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = []
+        for batch in batches:
+            started = time.perf_counter()
+            self.kept.losses.append(self._step(batch))
+            seconds.append(time.perf_counter() - started)
+        peak = torch.cuda.max_memory_allocated() if self.cuda else peak_bytes()
+        self.kept.peak = max(self.kept.peak, peak - held)
+        self.kept.prompt = self.parameter.detach().clone()
+        self.kept.optimizer = self.optimizer.state_dict()
+        return seconds
+
+    def _step(self, batch: Any) -> float:
+        import torch
+
+        loss = self.loss_of(batch.to(self.loaded.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([self.parameter], CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()  # waits for a GPU
 
 
 def _start(loaded: Any, options: argparse.Namespace) -> Any:

@@ -133,7 +133,7 @@ class RecordingAWQModifier(AWQModifier):
     def _apply_smoothing(self, model: nn.Module) -> None:
         layer = getattr(active_session().state, "layer", None)
         with ExitStack() as stack:
-            if not torch.accelerator.is_available():  # there is nothing to pin it for
+            if model.get_input_embeddings().weight.device.type == "cpu":  # there is nothing to pin it for
                 stack.enter_context(patch_attr(IntermediatesCache, "pin_memory", lambda *_: None))
             # Calibration is in such a context already, and may have another attention than this one would set.
             stack.enter_context(patch_attr(base, "calibration_forward_context", lambda _: nullcontext()))

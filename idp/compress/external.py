@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import hub, models, quantized, weights
+from idp import fetched, hub, models, quantized, verification, weights
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 
 
-def find(compressor: Compressor) -> Source | None:
+def find(compressor: Compressor, store: Store | None = None) -> Source | None:
     """Where the checkpoint of `compressor.path` is, known by its content; None where none is asked for.
 
     Raises:
@@ -49,14 +49,14 @@ def find(compressor: Compressor) -> Source | None:
     if place.exists() or not re.fullmatch(r"[\w.\-]+/[\w.\-]+", compressor.path):
         raise UserError(f"compressor.path={compressor.path}: no such folder or GGUF file")
     try:
-        found = hub.repository(compressor.path, compressor.revision, "compressor")
+        found = fetched.repository(compressor.path, compressor.revision, "compressor", store)
     except UserError as error:
         raise UserError(f"{error} (there is no folder {place} either)") from error
     quantized.refuse_unread(f"compressor.path={compressor.path}", quantized.described(found.config))
     return Source("hub", None, {"repository": compressor.path, "commit": found.commit})
 
 
-def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel) -> None:
+def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel, store: Store | None = None) -> None:
     """Checks that a checkpoint computes what the model computes, from its config, its tokenizer and its headers.
 
     Args:
@@ -64,6 +64,7 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
         source: where it is.
         model: the model that it should be a compression of.
         empty: that model without weights.
+        store: which knows what has been fetched.
 
     Raises:
         UserError: the first difference.
@@ -79,7 +80,7 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
             f"{where}: {type(empty.model).__name__} is a mixture of experts, whose experts are read from no external"
             " checkpoint yet; compress it here"
         )
-    place = _place(compressor, source)
+    place = place_of(compressor, source, store)
     try:
         if source.kind == "gguf":
             config = ggufs.config_of(place, like=empty.model.config)
@@ -136,8 +137,9 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         own = models.model_folder(dense)
         empty = models.open_empty(own, model)
         shapes = {name: list(layer.weight.shape) for name, layer in compressed_layers(empty.model).items()}
-        place = _place(compressor, source)
-        found = _read(place, source, model, empty, shapes, _weights_of(own))
+        place = place_of(compressor, source, store)
+        with verification.while_read(own):
+            found = _read(place, source, model, empty, shapes, _weights_of(own))
         loaded = _fitted(compressor, found, empty, model, tied=_tied(place, source, model))
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)
@@ -159,11 +161,11 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
     return product
 
 
-def _place(compressor: Compressor, source: Source) -> Path:
-    """The checkpoint's folder or file, downloaded if need be."""
+def place_of(compressor: Compressor, source: Source, store: Store | None = None) -> Path:
+    """The checkpoint's folder or file, downloaded if need be; a store knows what has been fetched."""
     if source.kind != "hub":
         return source.place
-    return hub.download(compressor.path, source.identity["commit"], "compressor", pickles=False)
+    return fetched.model(compressor.path, source.identity["commit"], "compressor", store, pickles=False)
 
 
 def _weights_of(folder: Path) -> Callable[[str], torch.Tensor | None]:
@@ -228,7 +230,7 @@ def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, mod
             loaded, about = type(empty.model).from_pretrained(
                 None,
                 config=empty.model.config,
-                state_dict=found.state,
+                state_dict={name: _Taken(found.state, name) for name in found.state},
                 dtype=models.dtype_of(model),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -244,6 +246,16 @@ def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, mod
             raise UserError(f"{where}: {model.name} has no {name}")
     found.state.clear()
     return loaded.eval().requires_grad_(False)
+
+
+class _Taken:
+    """A tensor of a state dict that leaves it as it is read (`tensor[...]`), so that no second set is kept."""
+
+    def __init__(self, state: dict[str, torch.Tensor], name: str):
+        self.state, self.name = state, name
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return self.state.pop(self.name)
 
 
 def _tie(where: str, state: dict[str, Any], model: Any, tied: bool | None) -> None:

@@ -27,8 +27,9 @@ def freeze(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             scheme = getattr(module, "quantization_scheme", None)
             if scheme is None or scheme.weights is None:
                 continue
-            # In place: an expert's weight is a part of a larger tensor.
-            module.weight.data.copy_(forward_quantize(module, module.weight, "weight", scheme.weights))
+            rounded = forward_quantize(module, module.weight, "weight", scheme.weights)
+            # In place: an expert's weight is a part of a larger tensor. A zero loses its sign, which no code holds.
+            module.weight.data.copy_(rounded + 0.0)
             grids[f"{name}.scale"] = module.weight_scale.detach().clone()
             grids[f"{name}.zero_point"] = module.weight_zero_point.detach().clone()
             _strip(module)

@@ -15,7 +15,6 @@ from llmcompressor.core import LifecycleCallbacks, active_session, reset_session
 from llmcompressor.modifiers.utils.hooks import HooksMixin
 from llmcompressor.pipelines.cache import IntermediatesCache
 from llmcompressor.pipelines.registry import CalibrationPipeline
-from llmcompressor.utils.dev import get_main_device
 from llmcompressor.utils.helpers import DisableQuantization, calibration_forward_context
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from idp.compress import guard
 from idp.compress.forward import Call, LayeredForward, decoder_layers
-from idp.errors import is_out_of_memory
+from idp.errors import lacks_memory
 
 BATCH_TOKENS = 1024
 
@@ -57,6 +56,15 @@ def run(model: nn.Module, modifiers: list[Any], inputs: torch.Tensor | None) -> 
     reset_session()
 
 
+def execution_device(model: nn.Module) -> torch.device:
+    """Where layers are compressed, one after the other: where the model begins.
+
+    llmcompressor's own choice is the first accelerator that there is, whatever the model is on: every weight of a model
+    on another device, or on a CPU beside a GPU, would then be worked on in copies and written back.
+    """
+    return model.get_input_embeddings().weight.device
+
+
 class CalibrationBlocks(DataLoader):
     """Batches of calibration blocks, and what the untouched model makes of the first batch."""
 
@@ -79,7 +87,7 @@ class Calibrating(CalibrationPipeline):
 
     @staticmethod
     def __call__(model: nn.Module, dataloader: CalibrationBlocks, dataset_args: Any) -> None:
-        device = get_main_device()
+        device = execution_device(model)
         set_onload_device(model, device)
         forward = LayeredForward(model, decoder_layers(model))
         batches = [batch["input_ids"] for batch in dataloader]
@@ -109,7 +117,7 @@ def _held_to_plain(forward: LayeredForward, input_ids: torch.Tensor, plain: list
         with _forward_context(forward.model, attention):
             guard.check(forward, input_ids, plain)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
+        if lacks_memory(error):
             raise
         raise forward.refusal(f"its layers, called one by one, fail ({type(error).__name__}: {error})") from error
     return attention

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.compress.measure import measure_weights, worst
 from idp.errors import UserError
+from idp.unpacking import tensors
 from idp.weight_files import SINGLE, WeightFiles
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SavedWeights:
-    """The tensors of a model folder, read one at a time, so that no second model is held in memory.
+    """The tensors of a model folder, read and unpacked one at a time, so that no second model is held in memory.
 
     Args:
         folder: weights as safetensors.
@@ -25,13 +26,10 @@ class SavedWeights:
     """
 
     def __init__(self, folder: Path, places: dict[str, Place] | None = None):
-        from safetensors import safe_open
-
-        files = WeightFiles(folder, str(folder)).files
-        if not files:
+        files = WeightFiles(folder, str(folder))
+        if not files.files:
             raise UserError(f"{folder}: {SINGLE} is missing")
-        self._files = [safe_open(file, framework="pt") for file in files]
-        self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._places = tensors(files)
         self._inside = places or {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -39,9 +37,7 @@ class SavedWeights:
         saved = place.tensor if place else name
         if saved not in self._places:
             raise UserError(f"the saved model has no tensor {saved} among its {len(self._places)}")
-        if place and place.index:
-            return self._places[saved].get_slice(saved)[place.index]
-        return self._places[saved].get_tensor(saved)
+        return self._places[saved][place.index if place and place.index else ...]
 
 
 def measure_saved(

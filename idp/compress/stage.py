@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp import models
 from idp.beginning import Beginning, begun
-from idp.compress import recipe
+from idp.compress import kept, recipe
 from idp.compress.freeze import freeze
 from idp.compress.measure import check_claims, measure_weights
 from idp.compress.saved import measure_saved
@@ -23,7 +23,6 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
 from idp.store import Product, Store, write_json
-from idp.weights import save
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +154,8 @@ def _compress(
     loaded = models.open_model(source, model)
     refuse_not_finite(loaded.model)
     inputs = calibration_blocks(compressor, text, loaded)
-    scales, singular = _apply(compressor, group_size, loaded, inputs, folder)
+    scales, singular, stored = _apply(compressor, group_size, loaded, inputs, folder)
+    del loaded
     dense = models.open_model(source, model).model
     places = experts.places(dense)
     experts.split(dense)
@@ -172,7 +172,7 @@ def _compress(
         pattern=compressor.sparsity.pattern,
     )
     check_claims(compressor, weights)
-    write_json(folder / "weights.json", weights | singular.within(weights["layers"]))
+    write_json(folder / "weights.json", weights | singular.within(weights["layers"]) | {"stored": stored})
 
 
 @dataclass
@@ -200,11 +200,11 @@ class Singular:
 
 def _apply(
     compressor: Compressor, group_size: int | None, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
-) -> tuple[dict[str, torch.Tensor], Singular]:
-    """Compresses `loaded` in place and saves it under `folder`: plain weights, and the grids that they lie on.
+) -> tuple[dict[str, torch.Tensor], Singular, dict[str, int]]:
+    """Compresses `loaded` in place and saves it under `folder`: its weights, and the grids that they lie on.
 
     Returns:
-        the scales that AWQ folded into the layers, and what calibration could not tell.
+        the scales that AWQ folded into the layers, what calibration could not tell, and how layers are kept.
     """
     from safetensors.torch import save_file
 
@@ -229,7 +229,7 @@ def _apply(
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
         experts.stack(model)
-        save(model, folder / "model")
+        stored = kept.save(model, folder / "model", grids, compressor.quantization, group_size)
         (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references
@@ -242,7 +242,7 @@ def _apply(
     failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
     lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
     counts = {name: count for name, count in dead.counts.items() if name not in reach.few}
-    return scales, Singular(counts, lines, reach.reached, reach.few)
+    return scales, Singular(counts, lines, reach.reached, reach.few), stored
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:

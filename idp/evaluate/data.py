@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idp import hub
+from idp import fetched, hub
 from idp.errors import UserError
 from idp.evaluate import embedded, jsonl
+
+if TYPE_CHECKING:
+    from idp.store import Store
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split")  # in the order in which lm-eval looks for examples
 
@@ -43,12 +46,14 @@ class Found:
         return f"{file} line {jsonl.line(file, row, self.subject)}"
 
 
-def find(task: str, config: dict[str, Any], data_dir: str | None) -> Found:
+def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store | None = None) -> Found:
     """The first place that has a split to evaluate.
 
     Args:
         task: lm-eval's name.
         config: lm-eval's definition of it.
+        data_dir: the user's folder.
+        store: where what comes from the hub is kept.
 
     Raises:
         NotFound: no place has one.
@@ -60,7 +65,7 @@ def find(task: str, config: dict[str, Any], data_dir: str | None) -> Found:
         partial(_in_folder, task, config, data_dir),
         partial(_made_by_task, config),
         partial(_embedded, dataset, name),
-        partial(_on_hub, dataset, name, config.get("dataset_kwargs")),
+        partial(_on_hub, dataset, name, config.get("dataset_kwargs"), store),
     ):
         found = look()
         if found is not None and evaluated_split(config, found) is not None:
@@ -159,19 +164,20 @@ def _embedded(dataset: str | None, name: str | None) -> Found:
     return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset, ""), trouble)
 
 
-def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None) -> Found:
+def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None) -> Found:
     options = {key: value for key, value in (options or {}).items() if key != "trust_remote_code"}
     if dataset is None:
         return Found("hub", "the task's definition", {}, trouble="names no dataset_path")
     local = dataset in BUILDERS or Path(dataset).is_dir()
     place = _files(options.get("data_files")) or dataset if local else f"the hub's {dataset}"
     try:
-        splits = hub.load_dataset(dataset, name=name, **options)
+        loaders = fetched.splits(dataset, name, options, None if local else store)  # a file of one's own may change
+    except UserError:
+        raise
     except Exception as error:  # each kind of trouble has its own class; all of them mean that it cannot be had
         return Found(
             "files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error)
         )
-    loaders = {split: partial(splits.__getitem__, split) for split in splits}
     return Found("files" if local else "hub", place, loaders, trouble="no split to evaluate")
 
 

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from idp.beginning import Beginning
-from idp.errors import is_out_of_memory
+from idp.errors import lacks_memory
 from idp.evaluate.batching import Row, split_at
 from idp.evaluate.divergence import Ask, Observer
 from idp.evaluate.generation import decode
 from idp.evaluate.greedy import not_followed
+from idp.memory import release
 from idp.models import keep_freed_memory
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
-from idp.prompting.packed import Packed, pack
+from idp.prompting.packing import Packed, pack
 from idp.prompting.prefix import Prefixes, extend
 from idp.prompting.repaired import RepairedModel
 
@@ -212,15 +213,12 @@ class LocalEngine:
 
 def in_halves(run: Callable[[list[Item]], Result], items: list[Item]) -> list[Result]:
     """`run(items)`, or, where memory runs out, its results on two halves, and so on down to single items."""
-    import torch
-
     try:
         return [run(items)]
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(items) == 1:
+        if not lacks_memory(error) or len(items) == 1:
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release()
     half = len(items) // 2
     log.warning("out of memory with %d rows in a batch: going on with %d", len(items), half)
     return in_halves(run, items[:half]) + in_halves(run, items[half:])

@@ -94,9 +94,9 @@ def config_of(source: Source, model: schema.Model, folder: Path | None = None) -
         if source.kind == "random":
             values = dict(source.identity["architecture"])
             return AutoConfig.for_model(values.pop("model_type"), **values)
-        if source.kind == "hub":
+        if source.kind == "hub" and source.place is None:
             return AutoConfig.from_pretrained(model.path, revision=source.identity["commit"], **options)
-        return AutoConfig.from_pretrained(source.place, **options) if source.kind == "folder" else None
+        return AutoConfig.from_pretrained(source.place, **options) if source.kind != "gguf" else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         where = "model.architecture" if source.kind == "random" else str(folder or source.place or model.path)
         raise UserError(f"{where}: not a causal language model: {first_line(error)}") from error

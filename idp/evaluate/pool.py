@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from idp.errors import UserError
+from idp.errors import UserError, lacks_memory
 from idp.evaluate.batching import Row
 from idp.evaluate.divergence import Ask
 from idp.evaluate.engine import LocalEngine
 from idp.hub import first_line
+from idp.memory import device_peaks, keep_peaks, release
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class PooledEngine:
         tokenizer: PreTrainedTokenizerBase,
     ):
         self.config, self.tokenizer = config, tokenizer
+        release()  # the first process shares its device with this one
         context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
         self.workers: list[tuple[Any, Connection]] = []
         for device in devices:
@@ -93,13 +95,14 @@ class PooledEngine:
                 feed(connection)
             while busy:
                 for connection in wait(list(busy)):
-                    error, result = connection.recv()
+                    error, result, peaks = connection.recv()
+                    keep_peaks(peaks)
                     if isinstance(error, UserError):
                         raise error
                     if error is not None:
-                        line, trace = error
+                        kind, line, trace = error
                         log.error("an evaluation process failed:\n%s", trace)
-                        raise RuntimeError(f"an evaluation process failed: {line}")
+                        raise kind(f"an evaluation process failed: {line}")
                     yield busy.pop(connection), result
                     feed(connection)
         except (EOFError, OSError) as error:
@@ -123,9 +126,10 @@ def _work(connection: Connection, open_model: OpenModel, device: str, processes:
             return
         try:
             engine = engine or LocalEngine(open_model(device))
-            answer = (None, getattr(engine, name)(*arguments))
+            answer = (None, getattr(engine, name)(*arguments), device_peaks())
         except UserError as error:  # one line, for the user; this process's own traceback says nothing more
-            answer = (error, None)
+            answer = (error, None, {})
         except Exception as error:
-            answer = ((f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()), None)
+            kind = MemoryError if lacks_memory(error) else RuntimeError  # the library's own may not be picklable
+            answer = ((kind, f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()), None, {})
         connection.send(answer)

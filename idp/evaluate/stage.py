@@ -18,7 +18,9 @@ from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate import greedy
 from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
-from idp.store import CHECKPOINT, Product, Store, digest, write_json
+from idp.memory import release
+from idp.prompting.attention import fused
+from idp.store import CHECKPOINT, Product, Store, digest, peaks, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +51,22 @@ class Measured:
         return [*self.tasks.values(), *self.corpora.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Key of the scores; reuse and seconds of the stage as a whole."""
-        made = [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
+        """Key of the scores; reuse, seconds and peaks of the stage as a whole."""
+        made = self._made
         return {
             "key": digest([product.key for product in self.products]),
             "reused": all(product.reused for product in made),
             "seconds": round(sum(product.seconds for product in made), 3),
+            **self.peaks(),
         }
+
+    def peaks(self) -> dict[str, Any]:
+        """The most memory that making any of it took: `peak_memory_bytes` and, of accelerators, `device_peak_bytes`."""
+        return peaks(self._made)
+
+    @property
+    def _made(self) -> list[Product]:
+        return [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
 
 
 def measure(
@@ -150,6 +161,8 @@ def conditions(
 ) -> dict[str, Any]:
     """What decides the numbers of every product of a model, as part of its key; `bos` is what its texts begin with."""
     known = {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
+    if fused.in_use(models.device_of(model), models.dtype_of(model)):
+        known["attention"] = "fused"
     return known | ({"bos": list(bos)} if bos else {})
 
 
@@ -207,22 +220,39 @@ def time_models(
         store: where products live.
         bos: what the model's texts begin with.
     """
+    from idp.evaluate.latency import measure_latency
+
     machine = f"{platform.node()} {platform.processor() or platform.machine()}"
+    cards = _cards(model)
+    settings = asdict(options)
+    if options.decode == schema.EAGER:  # as before there was another way
+        del settings["decode"]
 
     def make(folder: Path) -> None:
-        from idp.evaluate.latency import measure_latency
-
         write_json(folder / LATENCY, measure_latency(open_variants(), options))
 
-    with out_of_memory_is_explained("measure"):
+    with out_of_memory_is_explained("latency"):
         return store.get_or_make(
             "latency",
             parent=digest(parents),
-            config={"options": asdict(options), "machine": machine, **models.numerics(model)}
-            | ({"bos": list(bos)} if bos else {}),
+            config={"options": settings, "machine": machine, **models.numerics(model)}
+            | ({"bos": list(bos)} if bos else {})
+            | ({"cards": cards} if cards else {}),
             version=VERSION,
             make=make,
         )
+
+
+def _cards(model: schema.Model) -> list[str]:
+    """The names of the GPUs that a model runs on; none on a CPU."""
+    import torch
+
+    from idp.evaluate.latency import card
+
+    device = models.device_of(model)
+    if device.type == "cuda" and model.device_map:  # which of them is decided as it is opened
+        return [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+    return [name] if (name := card(device)) is not None else []
 
 
 class _Lazy:
@@ -239,6 +269,8 @@ class _Lazy:
     def close(self) -> None:
         if self.made is not None:
             self.made.engine.close()
+            self.made = None
+            release()
 
 
 def _scorer(

@@ -12,13 +12,16 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from idp.config import Task
 from idp.errors import UserError
 from idp.evaluate import catalog, data, formatting, greedy, own, places, rows, suites
 from idp.evaluate.own import Own
 from idp.evaluate.plain import config_of
+
+if TYPE_CHECKING:
+    from idp.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +101,10 @@ class TaskSource:
         return [split[index] for index in document_indices(len(split), count)]
 
 
-def find_tasks(cfg: Task) -> list[TaskSource]:
+def find_tasks(cfg: Task, store: Store | None = None) -> list[TaskSource]:
     """Finds and checks the documents of every task asked for, so that nothing is computed for a run that must fail.
+
+    What comes from the hub is fetched once for a store.
 
     Raises:
         UserError: an unknown task, tasks whose documents are nowhere, a file that cannot be read, or a document that
@@ -111,7 +116,7 @@ def find_tasks(cfg: Task) -> list[TaskSource]:
     missing: list[str] = []
     for name in expand(cfg.names, mine):
         try:
-            found.append(_find_or_stand_in(name, cfg, mine))
+            found.append(_find_or_stand_in(name, cfg, mine, store))
         except data.NotFound as error:
             missing.append(f"{name} ({error})")
     if missing:
@@ -182,27 +187,27 @@ def expand(names: Iterable[str], mine: Own) -> list[str]:
     return list(dict.fromkeys(leaves))
 
 
-def _find_or_stand_in(name: str, cfg: Task, mine: Own) -> TaskSource:
+def _find_or_stand_in(name: str, cfg: Task, mine: Own, store: Store | None) -> TaskSource:
     try:
-        return _find(name, name, cfg, mine)
+        return _find(name, name, cfg, mine, store)
     except data.NotFound as nowhere:
         stand_in = STAND_INS.get(name)
         if stand_in is None:
             raise
         try:
-            source = _find(name, stand_in, cfg, mine)
+            source = _find(name, stand_in, cfg, mine, store)
         except data.NotFound:
             raise nowhere from None
         log.warning("task %s: found nowhere, so %s stands in: these are not %s scores", name, stand_in, name)
         return source
 
 
-def _find(name: str, runs: str, cfg: Task, mine: Own) -> TaskSource:
+def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> TaskSource:
     config = catalog.definition(runs, mine)
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
     shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
-    found = data.find(runs, config, cfg.data_dir)
+    found = data.find(runs, config, cfg.data_dir, store)
     split = data.evaluated_split(config, found)
     examples, note = data.example_split(runs, config, found, split, shots)
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}

@@ -23,7 +23,7 @@ def main(words: list[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(help_text(Options, HELP))
         sys.exit(0 if words else "error: nothing to export: give record=... and out=...")
-    with failures_in_one_line("interrupted; nothing was written", also="nothing was written"):
+    with failures_in_one_line("interrupted; nothing was written", also="nothing was written", command="export"):
         options = parse(Options, words)
         from idp.export.checkpoint import export
 

@@ -94,7 +94,6 @@ def _write(run: Run, folder: Path, options: Options) -> float:
 
 def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     """The checkpoint and its tokenizer; whether it is packed."""
-    from compressed_tensors.compressors import ModelCompressor
     from safetensors.torch import load_file
 
     from idp.compress import experts
@@ -111,9 +110,7 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
     weights.save(loaded.model, folder, like, state)
     arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
-    routers = experts.saved_routers(loaded.model)
-    described = pack.quantization_config(loaded.model, grids, routers=routers, **arguments)
-    ModelCompressor(quantization_config=described).update_config(str(folder))
+    pack.describe(folder, loaded.model, grids, **arguments)
     return True
 
 
@@ -145,7 +142,7 @@ def verify(folder: Path, expected: list[torch.Tensor], config: Model) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"device_map": config.device_map} if config.device_map else {}
+    place = {"device_map": models.device_map(folder, config)} if config.device_map else {}
     trust = config.trust_remote_code
     model, about = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=trust, output_loading_info=True, **place

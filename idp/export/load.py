@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import models, weights
-from idp.beginning import AUTO, resolve
-from idp.compress.terminal import no_bars
-from idp.config import Model, Selector, conf_dir
+from idp import models
+from idp.beginning import AUTO
+from idp.config import Model, Selector
 from idp.errors import UserError, out_of_memory_is_explained
+from idp.evaluate.room import FEWEST
 from idp.export.checkpoint import PROVENANCE
 from idp.export.repair import LORA, PROMPTS
 from idp.kinds import restore
-from idp.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel
@@ -41,10 +39,8 @@ class Exported:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens per forward pass: the config's, as an export does not say what the run had."""
-        from omegaconf import OmegaConf
-
-        return OmegaConf.load(conf_dir() / "config.yaml").evaluation.batch_tokens
+        """Tokens per forward pass: those of a CPU, as an export does not say what the run had."""
+        return FEWEST
 
     @property
     def variants(self) -> list[str]:
@@ -107,29 +103,10 @@ class Exported:
         return restore(Selector, options, "selector") if options else None
 
     def _open_model(self, own: Model, dtype: str) -> models.LoadedModel:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
-
-        if not self.about["packed"]:
-            return models.open_model(self.folder, replace(own, dtype=dtype))
-        device = models.device_of(own)
-        _ = WeightFiles(self.folder, str(self.folder)).entries  # refuses files that are cut short
-        said: list[str] = []
-        try:
-            with no_bars(), weights.silent() as said, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-                model, about = AutoModelForCausalLM.from_pretrained(
-                    self.folder,
-                    dtype=models.dtype_of(own),  # decompressed as it was measured, and cast afterwards
-                    quantization_config=CompressedTensorsConfig(dequantize=True),
-                    output_loading_info=True,
-                )
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{self.folder}: cannot be loaded: {weights.first_fault(error, said)}") from error
-        weights.check_loaded(str(self.folder), about, model.config)
-        weights.check_tied(str(self.folder), model)
-        model = model.to(device, models.dtype_of(replace(own, dtype=dtype)))
-        return models.LoadedModel(model.eval().requires_grad_(False), tokenizer, resolve(own.bos, tokenizer))
+        """Unpacked as it was measured, and cast afterwards."""
+        loaded = models.open_model(self.folder, own if self.about["packed"] else replace(own, dtype=dtype))
+        loaded.model.to(models.dtype_of(replace(own, dtype=dtype)))
+        return loaded
 
 
 def find(folder: Path) -> Exported:

@@ -9,14 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.unpacking import SCALE, SHAPE, WORDS, ZERO_POINT, unpack
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
     from idp.compress.experts import Place
 
 FORMAT = "pack-quantized"
+CHUNK = 1 << 22  # weights whose codes are looked for at a time
 
 
 def packed_state(
@@ -26,6 +31,7 @@ def packed_state(
     bits: int,
     symmetric: bool,
     places: dict[str, Place] | None = None,
+    refused: list[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The model's state dict with every layer that has a grid replaced by its packed tensors.
 
@@ -37,6 +43,8 @@ def packed_state(
         bits: bits per weight, 1 to 8.
         symmetric: whether the grid has no zero points; none are written then.
         places: of a mixture of experts, where `idp.compress.experts.places` says that each expert's weights go.
+        refused: takes the names of layers that do not come back from their packed form to the last bit, which then stay
+            as they are; None: they are refused.
 
     Raises:
         UserError: a layer's weights do not lie on its grid, and the layer is named; or transformers could not read
@@ -45,14 +53,20 @@ def packed_state(
     state = _in_checkpoint(model, symmetric, places) if places else dict(model.state_dict())
     for layer in packed_layers(grids):
         tensor = places[f"{layer}.weight"].tensor if places and f"{layer}.weight" in places else f"{layer}.weight"
-        weight = state.pop(tensor, None)
+        weight = state.get(tensor)
         if weight is None:
             raise UserError(f"{layer}: has a grid but no weight in this model; the run's artifacts do not fit together")
         scale, zero_point = grids[f"{layer}.scale"], grids[f"{layer}.zero_point"]
         try:
             tensors = pack(weight, scale.to(weight.device), zero_point.to(weight.device), bits, symmetric)
+            if refused is not None:
+                _check_bits(weight, tensors, bits)
         except ValueError as error:
-            raise UserError(f"{layer}: {error}; it cannot be packed without changing the model") from error
+            if refused is None:
+                raise UserError(f"{layer}: {error}; it cannot be packed without changing the model") from error
+            refused.append(layer)
+            continue
+        del state[tensor]
         stored = tensor.removesuffix(".weight")
         state |= {f"{stored}.{name}": packed for name, packed in tensors.items()}
     return state
@@ -78,6 +92,19 @@ def _in_checkpoint(model: nn.Module, symmetric: bool, places: dict[str, Place]) 
             " one by one only; it cannot be exported packed"
         )
     return revert_weight_conversion(model, dict(model.state_dict()))
+
+
+def _check_bits(weight: torch.Tensor, tensors: dict[str, torch.Tensor], bits: int) -> None:
+    """Unpacks what was packed and compares it, signs of zeros included.
+
+    Raises:
+        ValueError: it is not the same to the last bit.
+    """
+    import torch
+
+    again = unpack(tensors[WORDS], tensors[SCALE], tensors.get(ZERO_POINT), list(weight.shape), bits)
+    if not torch.equal(*(each.contiguous().view(torch.uint8) for each in (again, weight))):
+        raise ValueError("a weight that its packed form does not hold to the last bit")
 
 
 def packed_layers(grids: dict[str, torch.Tensor]) -> list[str]:
@@ -106,18 +133,34 @@ def pack(
     if symmetric and bool(zero_point.any()):
         raise ValueError("a symmetric grid with zero points")
     scale = scale.to(weight.dtype)
-    codes = _codes(weight, scale, zero_point)
-    lowest = -(1 << (bits - 1))
-    if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
-        raise ValueError(f"a weight off its grid of {bits} bits")
-    tensors = {
-        "weight_packed": pack_to_int32(codes, bits),
-        "weight_scale": scale.contiguous(),
-        "weight_shape": torch.tensor(weight.shape),
-    }
+    lowest, words = -(1 << (bits - 1)), []
+    rows = max(1, CHUNK // weight.shape[1])  # at a time: what is computed on the way is many times what comes out
+    for part in (slice(start, start + rows) for start in range(0, weight.shape[0], rows)):
+        codes = _codes(weight[part], scale[part], zero_point[part])
+        if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
+            raise ValueError(f"a weight off its grid of {bits} bits")
+        words.append(pack_to_int32(codes, bits))
+    tensors = {WORDS: torch.cat(words), SCALE: scale.contiguous(), SHAPE: torch.tensor(weight.shape)}
     if not symmetric:
-        tensors["weight_zero_point"] = pack_to_int32(zero_point.to(torch.int8), bits, packed_dim=0).contiguous()
+        tensors[ZERO_POINT] = pack_to_int32(zero_point.to(torch.int8), bits, packed_dim=0).contiguous()
     return tensors
+
+
+def describe(folder: Path, model: PreTrainedModel, grids: dict[str, torch.Tensor], **arguments: Any) -> None:
+    """Says in the config.json of a folder how its layers are packed; arguments as of `quantization_config`.
+
+    Args:
+        folder: where the model with its packed layers was written.
+        model: the model.
+        grids: of the layers that are packed.
+        arguments: `bits`, `group_size`, `symmetric` and `actorder`.
+    """
+    from compressed_tensors.compressors import ModelCompressor
+
+    from idp.compress import experts
+
+    described = quantization_config(model, grids, routers=experts.saved_routers(model), **arguments)
+    ModelCompressor(quantization_config=described).update_config(str(folder))
 
 
 def quantization_config(
@@ -171,20 +214,21 @@ def _codes(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) 
     """
     import torch
 
+    wide = torch.promote_types(weight.dtype, torch.float32)  # a quotient is a code within a few units in its last place
     grouped = weight.unflatten(1, (scale.shape[1], -1))
     scale, zero_point = scale[..., None], zero_point[..., None]
-    steps = (grouped.double() / scale.double()).round().nan_to_num(nan=0.0)  # 0 / 0: a group of zeros
-    nearest = (steps + zero_point.double()).clamp(-128, 127)
+    steps = (grouped.to(wide) / scale.to(wide)).round_().nan_to_num_(nan=0.0)  # 0 / 0: a group of zeros
+    nearest = steps.add_(zero_point.to(wide)).clamp_(-128, 127)
     codes = nearest.to(torch.int8)
     unexplained = torch.ones_like(grouped, dtype=torch.bool)
     # An 8-bit code times a scale, rounded to bfloat16, may lie nearer to the next code.
     for aside in (0, 1, -1):
-        tried = (nearest + aside).clamp(-128, 127)
+        tried = (nearest + aside).clamp_(-128, 127)
         # As compressed-tensors will compute it: in the weight's dtype, not in one that hides rounding.
         made = (tried.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
         right = unexplained & (made == grouped)
         codes = torch.where(right, tried.to(torch.int8), codes)
         unexplained &= ~right
-    if bool(unexplained.any()):
-        raise ValueError("a weight off its grid")
-    return codes.flatten(1)
+        if not bool(unexplained.any()):
+            return codes.flatten(1)
+    raise ValueError("a weight off its grid")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import hub, weights
-from idp.errors import UserError
+from idp import hub, streamed, weights
+from idp.errors import UserError, lacks_memory
 from idp.gguf_files import config as configs
 from idp.gguf_files import header as headers
-from idp.gguf_files import plain, rope, tokenizer
+from idp.gguf_files import plain, tokenizer
 from idp.gguf_files.header import Header
+from idp.gguf_files.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -71,47 +72,58 @@ def config_of(file: Path, like: PretrainedConfig | None = None) -> PretrainedCon
 
 
 def open_weights(file: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """A GGUF file's model with its weights dequantised to `dtype`; every tensor of the file has its place.
+    """A GGUF file's model with its weights dequantised to `dtype`, one by one; every tensor of the file has its place.
 
     Raises:
         UserError: it cannot be read, or a tensor is missing, left over or of another shape.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     header = headers.read(file)
-    config = configs.config_of(header)
-    if config.model_type == "mistral":  # whose tensors transformers finds under Llama's names only
-        other = ("model_type", "sliding_window")
-        config = AutoConfig.for_model("llama", **{k: v for k, v in config.to_dict().items() if k not in other})
-    _refuse_leftovers(header, config)
+    empty = _empty(_as_stored(configs.config_of(header)), dtype)
     with _reading(file):
-        model, about = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
+        model, about = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=Tensors(header, empty), dtype=dtype, output_loading_info=True
         )
     weights.check_loaded(str(file), about)
     return model
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Writes a GGUF file's dequantised weights, config and tokenizer as a plain float32 folder.
+    """Writes a GGUF file's dequantised weights, config and tokenizer as a plain float32 folder, tensor by tensor.
 
     Raises:
         UserError: something in the file is not read.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     header = headers.read(file)
     vocabulary = tokenizer.check(header)
-    loaded = open_weights(file, torch.float32)
     config = configs.config_of(header)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
+    tensors = Tensors(header, _empty(_as_stored(config), torch.float32))
+    model = _empty(config, torch.float32)
     if len(vocabulary.ends) > 1:
         model.generation_config.eos_token_id = vocabulary.ends
-    weights.save(model, folder)
+    with _reading(file):
+        streamed.save(model, folder, tensors, where=str(file))
     tokenizer.save(tokenizer.build(vocabulary), folder)
+
+
+def _empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config without its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _as_stored(config: PretrainedConfig) -> PretrainedConfig:
+    """The config under whose names the file's tensors are found: Mistral's are stored as Llama's."""
+    from transformers import AutoConfig
+
+    if config.model_type != "mistral":
+        return config
+    other = ("model_type", "sliding_window")
+    return AutoConfig.for_model("llama", **{k: v for k, v in config.to_dict().items() if k not in other})
 
 
 def encoding(file: Path) -> Callable[[str], list[int]]:
@@ -133,25 +145,6 @@ def names(header: Header, layers: list[str]) -> dict[str, str]:
     return {layer: f"{found}.weight" for layer in layers if (found := table.get_name(layer)) is not None}
 
 
-def _refuse_leftovers(header: Header, config: PretrainedConfig) -> None:
-    """Refuses a tensor that the model has no place for: transformers would drop it.
-
-    Raises:
-        UserError: names the tensor.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config.to_dict())
-    places = get_gguf_hf_weights_map(empty, processor)
-    for name in header.tensors:
-        if name not in places and name not in rope.TENSORS:
-            raise UserError(f"{header.file}: it has a tensor {name}, for which {config.model_type} has no place")
-
-
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
     before = os.environ.get("HF_HUB_OFFLINE")
@@ -159,6 +152,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, UserError) or lacks_memory(error):
+            raise
         raise UserError(f"{file}: cannot be read as a GGUF model: {hub.first_line(error)}") from error
     finally:
         if before is None:

@@ -6,6 +6,7 @@ once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trai
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import weakref
@@ -413,15 +414,11 @@ def attended(model: PreTrainedModel, layers: Layers, long: bool | None) -> Layer
     length, device = layers[0][0].shape[2], model.get_input_embeddings().weight.device
     config = model.config.get_text_config()
     before, given = config._attn_implementation, {}
-
-    def look(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-        given[module.layer_idx] = key[:, :, :length], value[:, :, :length]
-        return query.new_zeros(1, 1, query.shape[1], value.shape[-1]), None
-
     position = torch.tensor([[length]], device=device)
     mask = torch.zeros(1, 1, 1, length + 1, device=device)
     kinds = set(getattr(config, "layer_types", None) or ())
-    AttentionInterface.register(LOOKED_INTO, look)
+    AttentionInterface.register(LOOKED_INTO, _look)
+    token = _looked_into.set((given, length))
     config._attn_implementation = LOOKED_INTO
     try:
         with frequencies(model, long):
@@ -434,7 +431,19 @@ def attended(model: PreTrainedModel, layers: Layers, long: bool | None) -> Layer
             )
     finally:
         config._attn_implementation = before
+        _looked_into.reset(token)
     return [given[layer] for layer in range(len(layers))]
+
+
+# What `_look` writes down, and of how many tokens. transformers' registry keeps the function for ever, so that holds
+# nothing itself.
+_looked_into: contextvars.ContextVar[tuple[dict[int, Any], int]] = contextvars.ContextVar(LOOKED_INTO)
+
+
+def _look(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+    given, length = _looked_into.get()
+    given[module.layer_idx] = key[:, :, :length], value[:, :, :length]
+    return query.new_zeros(1, 1, query.shape[1], value.shape[-1]), None
 
 
 def attention_mask(

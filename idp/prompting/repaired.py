@@ -12,7 +12,8 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
-from idp.prompting.packed import Packed, packed_attention
+from idp.prompting.packed import packed_attention
+from idp.prompting.packing import Packed
 from idp.prompting.prefix import Prefixes, attention_mask, bind
 
 if TYPE_CHECKING:
@@ -136,15 +137,17 @@ def logits_at(
     device, head = packed.tokens.device, model.get_output_embeddings()
     few = max(1, (CPU_LOGITS if device.type == "cpu" else GPU_LOGITS) // head.weight.shape[0])
     with packed_attention(model, packed, prefixes) as inputs:
+        # Nothing is yielded while attention is replaced: whoever does not ask for the rest would leave it so.
         if bare:
             hidden = hidden_at_head(model, inputs)
-            for start in range(0, len(wanted), few):
-                yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(device)
-            return
-        with head_only_at(model, wanted):
-            logits = model(**inputs).logits[0].to(device)
+        else:
+            with head_only_at(model, wanted):
+                logits = model(**inputs).logits[0].to(device)
     for start in range(0, len(wanted), few):
-        yield start, logits[start : start + few]
+        if bare:
+            yield start, head(hidden[wanted[start : start + few].to(hidden.device)]).to(device)
+        else:
+            yield start, logits[start : start + few]
 
 
 def head_is_bare(model: PreTrainedModel) -> bool:
@@ -159,8 +162,8 @@ def head_is_bare(model: PreTrainedModel) -> bool:
         "use_cache": False,
     }
     with torch.inference_mode():
-        found = model.get_output_embeddings()(hidden_at_head(model, inputs))
-        return torch.equal(found, model(**inputs).logits[0])
+        found, expected = model.get_output_embeddings()(hidden_at_head(model, inputs)), model(**inputs).logits[0]
+        return torch.equal(found.to(expected.device), expected)  # a spread model's output comes back to its input's
 
 
 def hidden_at_head(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:

@@ -12,7 +12,8 @@ from idp.beginning import begun
 from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.recover.objective import Objective
+from idp.recover.fitting import Loss
+from idp.recover.objective import Objective, from_the_start
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
 
@@ -32,6 +33,7 @@ class Lora(config.Trained):
 
     part: ClassVar[str] = "lora"
     method: ClassVar[str] = "lora"
+    adapts: ClassVar[bool] = True
 
     def check(self, place: str = "recovery") -> None:
         if not self.targets:
@@ -98,12 +100,12 @@ def tune(
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(loaded.device)
         adapted.train(torch.is_grad_enabled())  # dropout in training steps only
-        return objective(loaded.model, batch, {"input_ids": begun(batch, loaded.bos), "use_cache": False})
+        return objective(loaded.model, batch, from_the_start(loaded.model, begun(batch, loaded.bos)))
 
     try:
         history = train(
             parameters,
-            loss_of,
+            Loss(loss_of, objective.saving.spare),
             *text,
             options.training,
             seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import begun
@@ -9,6 +10,8 @@ from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.repaired import head_is_bare, hidden_at_head
+from idp.recover.saving import Saving
+from idp.recover.teacher import is_streamed
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +37,16 @@ class Objective:
         if options.objective == "distill" and teacher is None:
             raise ValueError("objective=distill without a teacher")
         self.options = options
+        self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
         self.teacher = teacher.model if options.objective == "distill" else None
         self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
-        # A soft cap or a scale behind the head: then all logits are held at once, as the model gives them.
-        self.bare = head_is_bare(loaded.model) and (self.teacher is None or head_is_bare(self.teacher))
+        self.heldout_states: dict[tuple, torch.Tensor] = {}
+        models = [loaded.model, *([self.teacher] if self.teacher is not None else [])]
+        # With a soft cap or a scale behind the head, the model's own code makes logits: on a CPU all of them at once.
+        self.bare = all(map(head_is_bare, models))
+        self.endings = [] if self.bare or loaded.device.type == "cpu" else _endings(models)
         if self.teacher is not None:
-            sizes = [model.get_output_embeddings().weight.shape[0] for model in (loaded.model, self.teacher)]
+            sizes = [model.get_output_embeddings().weight.shape[0] for model in models]
             if sizes[0] != sizes[1]:
                 raise UserError(
                     f"recovery.training.objective=distill: the compressed model has a vocabulary of {sizes[0]}, the"
@@ -57,17 +64,22 @@ class Objective:
         """
         from torch import nn
 
-        from idp.recover.nets.attention import plain_attention
+        from idp.recover.nets.attention import unmasked
+        from idp.recover.nets.ending import ending_loss
         from idp.recover.nets.head_loss import head_loss, logits_loss
 
-        head = model.get_output_embeddings()
-        with plain_attention(model):
+        head, width = model.get_output_embeddings(), tokens.shape[1]
+        with self.saving.forward():
+            inputs = unmasked(model, inputs)
+            if self.endings and isinstance(head, nn.Linear):
+                hidden = self.endings[0].hidden(inputs)[:, -width:-1].flatten(0, 1)
+                return ending_loss(hidden, self.endings[0], self._loss(tokens, head.weight.device))
             if not (self.bare and isinstance(head, nn.Linear)):  # LoRA in the head makes it another module
-                logits = model(**inputs).logits[:, -tokens.shape[1] : -1].flatten(0, 1)
+                logits = model(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return logits_loss(logits, self._loss(tokens, logits.device))
             hidden = hidden_at_head(model, inputs)
-        hidden = hidden.view(len(tokens), -1, hidden.shape[-1])[:, -tokens.shape[1] : -1].flatten(0, 1)
-        return head_loss(hidden, head, self._loss(tokens, hidden.device))
+        hidden = hidden.view(len(tokens), -1, hidden.shape[-1])[:, -width:-1].flatten(0, 1)
+        return head_loss(hidden, head, self._loss(tokens, head.weight.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
         from idp.recover.nets.head_loss import distill, lm, mixture
@@ -86,17 +98,57 @@ class Objective:
         """
         import torch
 
-        teacher, width = self.teacher, tokens.shape[1]
+        teacher, width, grading = self.teacher, tokens.shape[1], torch.is_grad_enabled()
         read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
-        inputs = {"input_ids": read, "use_cache": False}
+        inputs = from_the_start(teacher, read)
         with torch.no_grad():
-            if not self.bare:
+            if not (self.bare or self.endings):
                 logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
                 return lambda places: logits[places].to(device)
-            hidden = hidden_at_head(teacher, inputs).view(*read.shape, -1)[:, -width:-1].flatten(0, 1)
+            ending = self.endings[-1] if self.endings else None
 
-        def logits_at(places: slice) -> torch.Tensor:
-            with torch.no_grad():
-                return teacher.get_output_embeddings()(hidden[places]).to(device)
+            def states() -> torch.Tensor:
+                return ending.hidden(inputs) if ending else hidden_at_head(teacher, inputs).view(*read.shape, -1)
 
-        return logits_at
+            kept = not grading and is_streamed(teacher)
+            hidden = self._kept(read, states) if kept else states()
+            head = teacher.get_output_embeddings()
+            hidden = hidden[:, -width:-1].flatten(0, 1).to(head.weight.device)
+        given = ending.logits if ending else head
+        return lambda places: _without_gradients(given, hidden[places]).to(device)
+
+    def _kept(self, read: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `compute` gives for what a teacher reads, kept in main memory: held-out text comes again and again, and
+        a streamed teacher would have to be brought over for each of its batches."""
+        key = (tuple(read.shape), read.cpu().numpy().tobytes())
+        if key not in self.heldout_states:
+            self.heldout_states[key] = compute().cpu()
+        return self.heldout_states[key]
+
+
+def from_the_start(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, Any]:
+    """What a model is called with for text alone, [rows, tokens]."""
+    import inspect
+
+    import torch
+
+    inputs = {"input_ids": tokens, "use_cache": False}
+    # OPT would count them by a cumulative sum of floats, which has no deterministic form on a GPU.
+    if tokens.device.type == "cuda" and "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+    return inputs
+
+
+def _endings(models: list[PreTrainedModel]) -> list[Any]:
+    """What makes the models' logits out of a few places' hidden states; none, if one of them does not let it be."""
+    from idp.recover.nets.ending import Ending
+
+    found = [Ending.of(model) for model in models]
+    return found if all(found) else []
+
+
+def _without_gradients(function: Callable, states: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    with torch.no_grad():
+        return function(states)

@@ -9,6 +9,7 @@ from idp import config as schema
 from idp import models
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
+from idp.prompting.variants import Adapters, Variants
 from idp.recover import lora, selection
 from idp.store import Product
 
@@ -60,15 +61,15 @@ def open_variants(
     recovery: schema.Recovery,
     merged: bool,
     fitted: Product | None = None,
-) -> dict[str, RepairedModel]:
-    """What latency compares, by name: the compressed model and its repairs, on shared weights where that is possible.
+) -> Variants:
+    """What latency compares, by name: the compressed model and its repairs, on one set of weights.
 
     Prompts: `prompt` or `prefix`, and `idp` where there are several. LoRA: `lora`, and with `merged` also
-    `lora_merged`. Both: `lora_idp`, and with `merged` also `lora_idp_merged`.
+    `lora_merged`. Both: `lora_idp`, and with `merged` also `lora_idp_merged`. Merged, an adapter is in weights that
+    have the compressed model's shapes: those are timed in their place.
     """
-    folder = models.model_folder(compressed)
-    plain = models.open_model(folder, model)
-    variants = {"compressed": RepairedModel(plain)}
+    plain = models.open_model(models.model_folder(compressed), model)
+    variants = Variants(compressed=RepairedModel(plain))
     if repair is None:
         return variants
     bank = PromptBank.load(repair.path / "bank") if (repair.path / "bank").exists() else None
@@ -79,10 +80,12 @@ def open_variants(
 
     if (repair.path / "adapter").exists():
         name = "lora" if bank is None else "lora_idp"
-        for variant, merge in {name: False, f"{name}_merged": True}.items():
-            if merged or not merge:
-                attached = lora.attach(models.open_model(folder, model), repair.path / "adapter", merge)
-                variants[variant] = RepairedModel(attached, bank, selector())
+        attached = lora.attach(plain, repair.path / "adapter")
+        variants.adapters = Adapters(attached.model)
+        variants[name] = RepairedModel(attached, bank, selector())  # its prompts ran through the adapter
+        variants.adapted = {name}
+        if merged:
+            variants.stand_in(f"{name}_merged", "compressed", variants[name])
         return variants
     variants[bank.kind] = RepairedModel(plain, bank.first())
     if len(bank) > 1:

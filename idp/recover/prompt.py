@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import behind, embedded
+from idp.recover.fitting import Loss
 from idp.recover.objective import Objective
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
@@ -131,7 +131,7 @@ def loss_with(
     options: Training,
     teacher: LoadedModel | None,
     beginning: Beginning | None = None,
-) -> Callable[[torch.Tensor], torch.Tensor]:
+) -> Loss:
     """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; the arguments are those of `tune`."""
     model, device = loaded.model, loaded.device
     beginning = beginning or Beginning(loaded.bos)
@@ -139,9 +139,11 @@ def loss_with(
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(device)
-        return objective(model, batch, behind(model, maker(), batch, kind, beginning))
+        with objective.saving.recomputing(keep_cache=True):  # the prompt's own pass, whose keys and values are read
+            inputs = behind(model, maker(), batch, kind, beginning)
+        return objective(model, batch, inputs)
 
-    return loss_of
+    return Loss(loss_of, objective.saving.spare)
 
 
 def initial(loaded: LoadedModel, length: int, init: str, init_text: str, seed: int) -> torch.Tensor:

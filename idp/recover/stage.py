@@ -11,10 +11,12 @@ from typing import Any
 from idp import config as schema
 from idp import models
 from idp.errors import UserError, out_of_memory_is_explained
+from idp.memory import release
 from idp.prompting import storage
 from idp.prompting.bank import PromptBank
 from idp.recover import lora, search, transfer
 from idp.recover.banks import assembled
+from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, named, rows
 from idp.recover.work import Made, Work
 from idp.store import CHECKPOINT, Product, Store, write_json
@@ -183,19 +185,20 @@ def _make(
     beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
 
     def make(folder: Path) -> None:
+        first = None
+        if recovery.beneath is not None:  # before there is a model of this one's in memory
+            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
+            release()  # its model
         opened = models.open_model if recovery.reads_weights else models.open_empty
         loaded = opened(models.model_folder(compressed), model)
         work = Work(loaded, seed, folder / CHECKPOINT, folder, report=report, beginning=beginning)
-        beneath = Made()
-        if recovery.beneath is not None:
-            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
-            beneath = _take_over(first, work)
+        beneath = _take_over(first, work) if first is not None else Made()
         if recovery.trains:
             if work.loaded.device.type == "cpu":
                 models.keep_freed_memory()
             work.text = _text(recovery.training, text, work.loaded, seed, recovery.texts)
             if recovery.training.objective == "distill":
-                work.teacher = models.open_model(models.model_folder(dense), model)
+                work.teacher = open_teacher(models.model_folder(dense), model, recovery.training, work.loaded)
             made = _trained(recovery, work)
         else:
             made = recovery.make(work)
@@ -239,7 +242,9 @@ def _options(recovery: schema.Recovery) -> dict[str, Any]:
     options = {name: value for name, value in options.items() if name not in recovery.unused}
     if isinstance(recovery, schema.Trained):
         training, tried = options["training"], options.pop("search")
-        unused = {"checkpoint_every"}
+        unused = {"checkpoint_every", "checkpointing", "teacher"}
+        if training["micro_batch_size"] is None:
+            unused.add("micro_batch_size")
         if training["objective"] == "lm":
             unused |= {"temperature", "lm_weight"}
         if tried["learning_rates"]:

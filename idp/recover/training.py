@@ -14,6 +14,8 @@ from idp.errors import UserError
 from idp.preemption import postponed
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from idp.recover.determinism import deterministic
+from idp.recover.fitting import Fitting, Loss
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +31,22 @@ class Diverged(UserError):
 
 @dataclass
 class History:
-    """What a training run leaves: one row per step, one per held-out evaluation, and the best of those."""
+    """What a training run leaves: one row per step, one per held-out evaluation, and the best of those.
+
+    `changes` has a row for each thing that is done otherwise from a step on: what was `changed` because memory had run
+    out, or because an operation has no deterministic form.
+    """
 
     train: list[dict[str, float]] = field(default_factory=list)
     heldout: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
     best_loss: float = math.inf
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
     parameters: dict[str, torch.nn.Parameter],
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    loss_of: Loss | Callable[[torch.Tensor], torch.Tensor],
     blocks: torch.Tensor,
     heldout: torch.Tensor,
     options: Training,
@@ -55,10 +62,13 @@ def train(
     continues from `checkpoint` and ends as an undisturbed one would, bit for bit on the same machine: the order of
     the blocks is drawn from the seed, and each step's own randomness (LoRA's dropout) from the seed and the step.
 
+    Where memory runs out, `Loss.spare` is asked first; then the micro batch is halved. The step is taken again, as if
+    that had been so from its start.
+
     Args:
         parameters: the trained tensors, by name.
-        loss_of: mean loss in nats per token of a batch of token ids, [batch, tokens]; called in training and, without
-            gradients, on held-out text.
+        loss_of: a `Loss`, or the mean loss in nats per token of a batch of token ids, [batch, tokens]; called in
+            training and, without gradients, on held-out text.
         blocks: training text, [blocks, tokens].
         heldout: held-out text, [blocks, tokens].
         options: steps, batch size, learning rate and so on.
@@ -72,6 +82,7 @@ def train(
     """
     import torch
 
+    loss_of = loss_of if isinstance(loss_of, Loss) else Loss(loss_of)
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.999)
     )
@@ -80,10 +91,11 @@ def train(
         for row in rows(history):  # what a killed process reported may have got lost with it
             report(row)
     order = _order(len(blocks), options.steps * options.batch_size, seed)
+    fitting = Fitting(loss_of, options.micro_batch_size or options.batch_size, history.changes)
 
     def evaluate(step: int) -> None:
         nonlocal best
-        loss = _heldout_loss(loss_of, heldout, options.batch_size)
+        loss = fitting.attempt(step, lambda rows: _heldout_loss(loss_of, heldout, rows))
         history.heldout.append({"step": step, "loss": loss})
         if report is not None:
             report({"step": step, "heldout_loss": loss})
@@ -91,39 +103,47 @@ def train(
             history.best_step, history.best_loss = step, loss
             best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
-    if not history.heldout:
-        evaluate(0)
-    with progress(options.steps, label, unit="steps") as bar, postponed() as stop:
-        bar.update(done)
-        for step in range(done + 1, options.steps + 1):
-            rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(seed * 1_000_003 + step)
-            batch = blocks[order[(step - 1) * options.batch_size : step * options.batch_size]]
-            loss = loss_of(batch)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                write_tensors(checkpoint / "best.safetensors", best)
-                raise Diverged(
-                    f"{label}: the loss is {loss.item():g} and the gradient {norm.item():g} at step {step}; lower"
-                    f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
-                    f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            row = {"step": step, "loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
-            history.train.append(row)
-            if report is not None:
-                report(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", heldout=f"{history.best_loss:.3f}")
-            bar.update(1)
-            if step % options.evaluate_every == 0 or step == options.steps:
-                evaluate(step)
-            if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
-                _save(checkpoint, step, history, best, parameters, optimizer)
-            stop.now_if_asked()
+    def backward(step: int, rows: int) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(seed * 1_000_003 + step)
+        batch, total = blocks[order[(step - 1) * options.batch_size : step * options.batch_size]], 0.0
+        for summand in loss_of.summands(batch, rows):
+            summand.backward()
+            total += summand.item()
+        return total
+
+    with deterministic(parameters.values()):
+        fitting.resume()
+        if not history.heldout:
+            evaluate(0)
+        with progress(options.steps, label, unit="steps") as bar, postponed() as stop:
+            bar.update(done)
+            for step in range(done + 1, options.steps + 1):
+                rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
+                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
+                if not (math.isfinite(loss) and math.isfinite(norm.item())):
+                    write_tensors(checkpoint / "best.safetensors", best)
+                    raise Diverged(
+                        f"{label}: the loss is {loss:g} and the gradient {norm.item():g} at step {step}; lower"
+                        f" recovery.training.learning_rate={options.learning_rate:g}. The best state so far (step"
+                        f" {history.best_step}) is {checkpoint / 'best.safetensors'}"
+                    )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                row = {"step": step, "loss": loss, "gradient_norm": norm.item(), "learning_rate": rate}
+                history.train.append(row)
+                if report is not None:
+                    report(row)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", heldout=f"{history.best_loss:.3f}")
+                bar.update(1)
+                if step % options.evaluate_every == 0 or step == options.steps:
+                    evaluate(step)
+                if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
+                    _save(checkpoint, step, history, best, parameters, optimizer)
+                stop.now_if_asked()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])
@@ -159,7 +179,7 @@ def _order(blocks: int, wanted: int, seed: int) -> torch.Tensor:
     return torch.cat(passes)[:wanted]
 
 
-def _heldout_loss(loss_of: Callable, heldout: torch.Tensor, batch_size: int) -> float:
+def _heldout_loss(loss_of: Loss, heldout: torch.Tensor, batch_size: int) -> float:
     import torch
 
     total = 0.0

@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(help_text(Options, OPENING))
         return
-    with failures_in_one_line():
+    with failures_in_one_line(command="report"):
         places = [each for each in words if "=" not in each or Path(each).exists()]
         options = parse(Options, [each for each in words if each not in places])
         places += [place for place in options.runs.split(",") if place]

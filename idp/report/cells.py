@@ -120,6 +120,10 @@ class Cell:
             figures["deviation"] = statistics.stdev(each["mean_kl"] for each in found)
         return figures
 
+    def peak(self, place: str) -> int | None:
+        """The most memory that its making and measuring took, in bytes, over its seeds: of `host` or `device`."""
+        return max((model.peaks[place] for model in self.members if place in model.peaks), default=None)
+
     def latency(self, part: str) -> tuple[float, float | None] | None:
         """Ratio to the compressed model of `prefill` or `decode` (the first shape timed), and that of merged LoRA."""
         for model in self.members:

@@ -1,4 +1,4 @@
-"""The table of what each model costs: perplexity, divergence from dense, added parameters, size and latency."""
+"""The table of what each model costs: perplexity, divergence from dense, added parameters, size, memory and latency."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from idp.report.cells import Cell
 from idp.report.formats import MISSING, Column, Entry, Table
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View
+
+GIB = 2**30
 
 
 @functools.lru_cache(maxsize=8)
@@ -25,6 +27,8 @@ def cost_table(view: View) -> Table:
         Column("bits", "bits"),
         Column("packed", "packed MB"),
         Column("effective", "effective MB"),
+        Column("device", "GPU GiB"),
+        Column("host", "host GiB"),
         Column("prefill", "prefill ratio"),
         Column("decode", "decode ratio"),
     ]
@@ -44,6 +48,7 @@ def cost_table(view: View) -> Table:
             "packed": Entry(f"{row.weight('packed_bytes') / 1e6:.1f}", row.weight("packed_bytes") / 1e6),
             "effective": Entry(f"{row.weight('effective_bytes') / 1e6:.1f}", row.weight("effective_bytes") / 1e6),
         }
+        line |= {place: _peak(row, place) for place in ("device", "host")}
         for part in ("prefill", "decode"):
             ratios = row.latency(part)
             merged = f" (merged {ratios[1]:.2f})" if ratios and ratios[1] else ""
@@ -58,7 +63,18 @@ def cost_table(view: View) -> Table:
     if texts or tasks:
         notes.append("KL: mean divergence of the next token's distribution from the dense model's, in nats per token")
     notes.append("packed and effective sizes are computed from the measured weights; effective leaves zeros out")
+    if any(line.get(place, MISSING) is not MISSING for line in lines for place in ("device", "host")):
+        notes.append(
+            "GPU and host GiB: the most memory at any time while the row was made and measured, by tensors on one GPU"
+            " and by the process"
+        )
+    columns = [column for column in columns if column.key != "device" or any(row.peak("device") for row in view.rows)]
     return Table("Costs", columns, lines, notes)
+
+
+def _peak(row: Cell, place: str) -> Entry:
+    peak = row.peak(place)
+    return Entry(f"{peak / GIB:.1f}", peak / GIB) if peak is not None else MISSING
 
 
 def _only_names(line: dict[str, Entry]) -> dict[str, Entry]:

@@ -79,6 +79,7 @@ class Measured:
     repair: dict[str, Any] | None = None  # what it is made of, as the record says: method, prompts, adapter
     chooser: dict[str, Any] | None = None  # what the record says of its selector
     comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the row before: what its own run found
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes: of the `host`, of a `device`; see `peaks_of`
     fidelity: dict[str, Any] | None = None  # to dense: of `texts` and `tasks` what `idp.evaluate.fidelity` measures
 
     @property
@@ -237,8 +238,30 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
         repair=about.get("repair") if repaired else None,
         chooser=selector,
         comparisons={each["before"]: each for each in about.get("comparisons") or () if each["after"] == row},
+        peaks=peaks_of(about, row),
         fidelity=(about.get("fidelity") or {}).get(row),
     )
+
+
+def peaks_of(about: dict[str, Any], row: str) -> dict[str, int]:
+    """The most memory that making and measuring a row took, in bytes: of the process, and of any one accelerator.
+
+    Making a row is the last stage of it: loading, compressing, repairing and choosing. A figure that the record does
+    not have is left out.
+    """
+    stages = {"dense": ["load"], "compressed": ["compress"]}.get(row, ["recover", "select"])
+    own = row == about["row"]
+    scored = {} if own else about["baselines"][row].get("stage") or {}
+    stages = [*stages, "measure"] if own else stages
+    host = [peak for stage, peak in about.get("peak_memory_bytes", {}).items() if stage in stages]
+    devices = [each for stage, each in about.get("device_peak_bytes", {}).items() if stage in stages]
+    devices.append(scored.get("device_peak_bytes", {}))
+    host += [scored["peak_memory_bytes"]] if "peak_memory_bytes" in scored else []
+    found = {
+        "host": max(host, default=0),
+        "device": max((peak for each in devices for peak in each.values()), default=0),
+    }
+    return {name: peak for name, peak in found.items() if peak}
 
 
 def _identity(record: dict[str, Any], row: str, setting: Setting) -> str:

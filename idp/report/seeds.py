@@ -12,7 +12,7 @@ from idp.store import digest
 SEED = "seed"
 TRAINING, CALIBRATION = "training", "calibration"
 # Options that make no other model: seeds, where a repair lies, and what is measured or kept beside it.
-SAME_MODEL = (SEED, "from", "controls", "checkpoint_every")
+SAME_MODEL = (SEED, "from", "controls", "checkpoint_every", "checkpointing", "teacher")
 
 
 def seeds_of(model: Measured) -> dict[str, Any]:
@@ -134,7 +134,9 @@ def repaired_by(model: Measured, by_key: Mapping[str, Measured]) -> dict[str, An
 def seedless(config: Any) -> Any:
     """A config without what makes no other model."""
     if isinstance(config, dict):
-        return {key: seedless(value) for key, value in config.items() if key not in SAME_MODEL}
+        # At null it does what was done before it was an option.
+        told = {key: value for key, value in config.items() if value is not None or key != "micro_batch_size"}
+        return {key: seedless(value) for key, value in told.items() if key not in SAME_MODEL}
     return [seedless(value) for value in config] if isinstance(config, list) else config
 
 

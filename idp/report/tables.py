@@ -6,6 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from idp.config import GRAPH
 from idp.evaluate.tasks import main_metric
 from idp.report import knowledge
 from idp.report.differences import Change, damage, last_step, with_interval
@@ -133,10 +134,21 @@ def latency_table(latency: dict[str, Any]) -> str:
         ]
         for row in latency["rows"]
     ]
+    on_gpu = any(row.get("peak_memory_bytes") for row in latency["rows"])
     headers = ["model", "batch", "input tokens"]
     headers += [f"{part} {name}" for part in ("prefill", "decode") for name in ("ratio", "p50 ms", "p90", "p99")]
+    if on_gpu:
+        headers.append("peak GiB")
+        for line, row in zip(lines, latency["rows"], strict=True):
+            line.append(f"{(row['peak_memory_bytes'] or 0) / 2**30:.1f}")
     ran = latency["backend"]
     note = f"ratio to {latency['reference']}; {ran['library']}; {ran['device']}, {ran['dtype']}, {ran['attention']}"
+    if on_gpu:
+        graph = ran.get("decode") == GRAPH
+        how = "replays a CUDA graph" if graph else "is launched by the host, whose gaps are in its times"
+        note += f"; decode {how}"
+    if by_shape := latency.get("by_shape"):
+        note += f"; {', '.join(by_shape)}: the same kernels, timed on the weights of {latency['reference']}"
     return f"{tabulate(lines, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{note}"
 
 

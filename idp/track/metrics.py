@@ -145,7 +145,9 @@ def _groups(about: dict[str, Any]) -> dict[str, float]:
 def _cost(about: dict[str, Any]) -> dict[str, float]:
     """Seconds and peak memory of each stage, of the process that made it."""
     values = {f"seconds/{stage}": found["seconds"] for stage, found in about["stages"].items() if found is not None}
-    return values | {f"peak_memory_bytes/{stage}": peak for stage, peak in about["peak_memory_bytes"].items()}
+    values |= {f"peak_memory_bytes/{stage}": peak for stage, peak in about["peak_memory_bytes"].items()}
+    devices = about.get("device_peak_bytes", {})  # none on a CPU, nor in records from before they were asked
+    return values | {f"device_peak_bytes/{stage}": max(peaks.values()) for stage, peaks in devices.items()}
 
 
 def _latency(latency: dict[str, Any] | None) -> dict[str, float]:

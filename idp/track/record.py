@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.store import digest, versions, write_json
+from idp.store import peaks as peaks_of
 from idp.track import comparisons, groups
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 RECORD, SAMPLES = "record.json", "samples.parquet"
 SCHEMA_VERSION = 1
 # What may differ between two runs of one config: when and how fast, not what came out.
-TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes")
+TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
 NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
@@ -71,21 +72,25 @@ def build(
     chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
     if selection is not None and selection.fitted is not None:
         stages = {**stages, "select": selection.fitted}
+    peaks = {stage: peaks_of([product]) for stage, product in stages.items() if product is not None}
+    peaks |= {"measure": own.peaks()} | ({"latency": peaks_of([latency])} if latency is not None else {})
     record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": documents}
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "compressor": compressor,
         "row": own.name,
+        "batch_tokens": own_batch_tokens(own),
         "budget": config["budget"]["name"],
         "config": config,
         "stages": {
             **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
             "measure": own.summary(),
         },
-        # Of the process that made a stage, while it did.
-        "peak_memory_bytes": {
-            stage: product.manifest["peak_memory_bytes"] for stage, product in stages.items() if product is not None
+        # Of the process that made a stage, and of the accelerators that it used, while it did.
+        "peak_memory_bytes": {stage: each["peak_memory_bytes"] for stage, each in peaks.items()},
+        "device_peak_bytes": {
+            stage: each["device_peak_bytes"] for stage, each in peaks.items() if "device_peak_bytes" in each
         },
         "parameters": {
             "model": weights.pop("parameters"),
@@ -198,6 +203,11 @@ def own_dtype(measured: Measured) -> str:
     return measured.products[0].manifest["config"]["dtype"]
 
 
+def own_batch_tokens(measured: Measured) -> int | None:
+    """The tokens per forward pass that a model was measured with; None where no product says."""
+    return measured.products[0].manifest["config"].get("batch_tokens")
+
+
 def environment() -> dict[str, Any]:
     """Versions, device and git commit of this run."""
     import torch
@@ -301,6 +311,8 @@ def _training(repair: Product | None) -> dict[str, Any] | None:
             "best_step": history["best_step"],
             "heldout_loss": history["best_loss"],
             "heldout_loss_at_start": history["heldout"][0]["loss"],
+            # What was done otherwise from a step on, such as smaller passes once memory had run out.
+            **({"changes": history["changes"]} if history.get("changes") else {}),
         }
         for name, history in histories.items()
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from idp.errors import UserError, disk_trouble
+from idp.errors import UserError, disk_trouble, lacks_memory, out_of_memory
 from idp.lease import lease, wait_for
 from idp.preemption import STOP, Stopped
 from idp.store import write_json
@@ -138,6 +138,8 @@ def _said(error: BaseException, stage: str, folder: Path) -> BaseException:
     """The error as the user is told of it, in one line."""
     if isinstance(error, UserError) or not isinstance(error, Exception):
         return error
+    if lacks_memory(error):
+        return out_of_memory(stage.partition(":")[0])
     reason = disk_trouble(error)
     if reason is not None:
         place = getattr(error, "filename", None) or folder

@@ -69,7 +69,7 @@ def test_a_run(finished_run, capsys, monkeypatch):
     again = compare(*shown, tokens, "repaired")
     assert again["attention"]["cosine"] == pytest.approx(result["models"]["repaired"]["attention"]["cosine"])
     # Nothing is computed twice, by this run or by one with the same models.
-    monkeypatch.setattr("idp.analyze.similarity.compare", None)
+    monkeypatch.setattr("idp.analyze.similarity.compare_apart", None)
     file.unlink()
     main(["similarity", f"record={folder}", "documents=4", "tokens=12"])
     assert json.loads(file.read_text()) == result

@@ -11,14 +11,14 @@ def calibration():
 
 
 @pytest.fixture(scope="session")
-def compress_with(compose, tmp_path_factory):
+def compress_with(compose, shared):
     """`compress_with(*overrides)`: the compress stage's product for a config, without the stages around it."""
     from idp import models
     from idp.compress import stage
     from idp.corpus import named_corpus
     from idp.store import Store
 
-    store, texts = Store(tmp_path_factory.mktemp("store")), {}
+    store, texts = Store(shared / "compressed"), {}
 
     def product(*overrides: str, folder=None):
         config = compose("model=tiny_llama", "budget=smoke", *overrides)

@@ -291,3 +291,19 @@ def test_a_whole_run_counts_evaluates_and_repairs_a_mixture(family, compressor, 
     assert weights["packed_bytes"] < 4 * (parameters - weights["compressed_weights"]) + weights["compressed_weights"]
     assert weights["sparsity"] >= (0.5 if repair == "lora" else 0) and 0 < weights["reconstruction_error"] < 1
     assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_experts_on_a_symmetric_grid_are_kept_packed(family, compressed, monkeypatch, tmp_path):
+    from idp import models
+    from idp.compress import kept
+    from idp.config import Model
+
+    seen, save = {}, kept.save
+    monkeypatch.setattr(kept, "save", lambda model, *rest: seen.update(model.state_dict()) or save(model, *rest))
+    product = compressed(family, "compressor=rtn4", "compressor.quantization.symmetric=true", folder=tmp_path)
+    stored = product.read("weights.json")["stored"]
+    assert stored["packed"] == len(product.read("weights.json")["layers"]) and not stored["dense"]
+    config = Model(family, "local", None, None, "float32", "cpu", None, False, "auto", {})
+    found = models.open_model(product.path / "model", config).model.state_dict()
+    assert found.keys() == seen.keys() and all(torch.equal(found[name], seen[name]) for name in seen)

@@ -1,11 +1,8 @@
 """The compress stage from end to end on a tiny model: what each compressor leaves, and what it refuses."""
 
 import logging
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,6 +14,8 @@ from idp.compress.saved import SavedWeights
 from idp.errors import UserError
 from idp.report.tables import run_summary
 from idp.usage import options
+
+from ..processes import Process
 
 SHIPPED = sorted(set(options("compressor")) - {"none", "external"})
 MIXED = [
@@ -249,14 +248,14 @@ def test_progress_counts_decoder_layers(open_tiny, calibration, compose):
 
 def test_killed_half_way_the_next_start_reads_nothing_half_written(compress_with, tmp_path):
     overrides = ["compressor=gptq4", "model.architecture.num_hidden_layers=24"]
-    command = [sys.executable, "-m", "idp.run", "model=tiny_llama", "budget=smoke", "task=arc_easy", *overrides]
+    command = ["-m", "idp.run", "model=tiny_llama", "budget=smoke", "task=arc_easy", *overrides]
     command += ["tracker=none", "evaluation.perplexity=[]", f"output={tmp_path}", f"store={tmp_path / 'store'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Process(*command)
     while not (parts := list((tmp_path / "store" / "compress").glob("*.part"))):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     (part,) = parts
     place = part.with_name(part.name.split(".")[0])
     assert part.is_dir() and not place.exists()

@@ -73,6 +73,6 @@ def test_a_process_that_dies_is_said_in_one_line(open_tiny):
 def test_devices(compose):
     model = compose("model.device=cpu").model
     assert devices(model, None) == ["cpu"] and devices(model, 3) == ["cpu"] * 3
-    model.device_map = "auto"
+    model.device, model.device_map = "auto", "auto"
     with pytest.raises(UserError, match="evaluation.processes=2: model.device_map=auto"):
         devices(model, 2)

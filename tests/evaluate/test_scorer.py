@@ -11,7 +11,7 @@ from idp.evaluate.engine import LocalEngine
 from idp.evaluate.perplexity import perplexity
 from idp.evaluate.scorer import Scorer
 from idp.prompting.bank import PromptBank
-from idp.prompting.packed import Group
+from idp.prompting.packing import Group
 from idp.prompting.repaired import RepairedModel
 
 from ..conftest import FAMILIES

@@ -1,11 +1,11 @@
 """A bounded part of each fault test; `python -m tests.faults` does all of it."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,10 +14,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(("part", "count"), [("kill", 5), ("configs", 40), ("store", 8), ("disk", 6)])
 def test_it_survives(part, count, tmp_path):
     # In a process of its own: it forks, which one that has used threads may not.
-    command = [sys.executable, "-m", "tests.faults", part, "--count", str(count), "--folder", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ("-m", "tests.faults", part, "--count", count, "--folder", tmp_path)
+    done = python(*words, cwd=ROOT, env=alone, timeout=1800)
     if f"{part}: skipped" in done.stdout:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,9 @@ from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.pool import PooledEngine
 from idp.evaluate.scorer import Scorer
-from idp.prompting.packed import TRUNK, Weighing, _attend, pack
+from idp.prompting.attention.plain import attend_group
+from idp.prompting.attention.weighing import Weighing
+from idp.prompting.packing import TRUNK, pack
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
 
@@ -100,6 +102,6 @@ def test_float16_scores_overflow_only_where_scaled_ones_do(open_tiny):
     query, key = torch.full((5, 4, 16), 80.0), torch.full((5, 2, 16), 80.0)
     value = torch.randn(5, 2, 16)
     half = [tensor.half() for tensor in (query, key, value)]
-    found = _attend(packed.groups[0], *half, None, Weighing(0.25))
-    expected = _attend(packed.groups[0], query, key, value, None, Weighing(0.25))
+    found = attend_group(packed.groups[0], *half, None, Weighing(0.25))
+    expected = attend_group(packed.groups[0], query, key, value, None, Weighing(0.25))
     torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)

@@ -1,11 +1,24 @@
 """Rows end to end attend as they would alone: against a plain softmax over what each token may see."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from idp.beginning import Beginning
 from idp.errors import UserError
-from idp.prompting.packed import CPU_SCORES, TRUNK, Weighing, _attend, in_groups, pack, packed_attention
-from idp.prompting.prefix import Prefixes
+from idp.evaluate.batching import Request, make_row
+from idp.evaluate.engine import LocalEngine
+from idp.models import LoadedModel
+from idp.prompting.attention import plain
+from idp.prompting.attention.weighing import Weighing
+from idp.prompting.packed import Reached, attend, packed_attention
+from idp.prompting.packing import CPU_SCORES, TRUNK, in_groups, pack
+from idp.prompting.prefix import Prefixes, bind
+from idp.prompting.repaired import RepairedModel, logits_at
+from idp.prompting.selectors.attention import Attention
 
 
 def random_prefixes(lengths, kv_heads, dim):
@@ -42,7 +55,7 @@ def test_attention_equals_a_plain_softmax(open_tiny, window, prompted):
     assert packed.tokens.shape == (1, total), "nothing is padded"
     query, key, value = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
     prefix = (prefixes.keys[0], prefixes.values[0]) if prompted else None
-    found = torch.cat([_attend(group, query, key, value, prefix, Weighing(0.3, window)) for group in packed.groups])
+    found = plain.attend(packed, query, key, value, prefix, Weighing(0.3, window))
 
     for row, kinds in enumerate(branches):
         start, n = packed.starts[row], 0
@@ -98,3 +111,60 @@ def test_a_model_whose_attention_cannot_be_replaced_is_refused(open_tiny, monkey
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     with pytest.raises(UserError, match="its attention cannot be replaced"), packed_attention(model, packed, None):
         pass
+
+
+def used(loaded, bank):
+    """A model that was scored, chose among prompts, ran and extended them and generated; only its weak reference."""
+    repaired = RepairedModel(loaded, bank, Attention(layer=1))
+    engine, contexts = LocalEngine(repaired), [[5, 6, 7], [8, 9, 10, 11]]
+    rows = [make_row([Request(c, [3, 4]), Request(c, [2])], [2 * n, 2 * n + 1], c) for n, c in enumerate(contexts)]
+    engine.score_batch(rows, [])
+    engine.score_batch(rows, [1, 2])
+    engine.generate_batch(contexts, [], 2)
+    return weakref.ref(repaired.model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_nothing_keeps_a_model_that_was_measured(model_folders, make_bank, family):
+    folder = model_folders(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = LoadedModel(model, AutoTokenizer.from_pretrained(folder))
+    bank = make_bank(loaded, [5, 9])
+    prefixes = bind(model, bank, Beginning())
+    keys = weakref.ref(prefixes.keys[0])
+    held = used(loaded, bank)
+    assert held() is model
+    del loaded, model, prefixes
+    gc.collect()
+    assert held() is None, [type(holder).__name__ for holder in gc.get_referrers(held())]
+    assert keys() is None, "nor its prompts"
+
+
+def test_attention_is_the_model_s_own_again_for_whoever_leaves_early(open_tiny):
+    model = open_tiny("llama").model
+    own = model.config._attn_implementation
+    packed = pack([[1, 2, 3]], [[0, 1, 2]], [[TRUNK] * 3], None, None, model, torch.device("cpu"))
+    for bare in (True, False):
+        for _ in logits_at(model, packed, torch.tensor([0, 1]), None, bare):
+            assert model.config._attn_implementation == own
+            break
+    with pytest.raises(Reached), packed_attention(model, packed, None, stop_at=1) as inputs:
+        model(**inputs)
+    assert model.config._attn_implementation == own
+    with pytest.raises(RuntimeError, match="within `packed_attention` only"):
+        attend(model.model.layers[0].self_attn, *torch.zeros(3, 1, 4, 3, 16))
+
+
+def test_passes_of_two_models_do_not_mix(open_tiny):
+    models = [open_tiny(family).model for family in ("llama", "qwen2")]
+    packs = [
+        pack([t], [list(range(len(t)))], [[TRUNK] * len(t)], None, None, m, torch.device("cpu"))
+        for m, t in zip(models, ([1, 2, 3], [4, 5, 6, 7, 8]), strict=True)
+    ]
+    with torch.no_grad(), packed_attention(models[0], packs[0], None) as outer:
+        with packed_attention(models[1], packs[1], None) as inner:
+            second = models[1](**inner).logits
+        first = models[0](**outer).logits
+    for model, packed, found in zip(models, packs, (first, second), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(found, model(input_ids=packed.tokens).logits, atol=1e-4, rtol=1e-4)

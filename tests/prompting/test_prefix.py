@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idp.prompting.bank import PromptBank
-from idp.prompting.packed import TRUNK, pack
+from idp.prompting.packing import TRUNK, pack
 from idp.prompting.prefix import bind, prefix_width
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector

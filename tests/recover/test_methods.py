@@ -5,10 +5,11 @@ import torch
 
 from idp import models
 from idp.errors import UserError
-from idp.recover import opening, stage
+from idp.recover import lora, opening, stage
 from idp.recover.training import Diverged
 from idp.store import Store
 
+from ..alive import counted
 from .conftest import METHODS
 
 
@@ -119,7 +120,6 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
     """Its logits are those of the adapter and the prompt; leaving out either changes them."""
     from idp.prompting.bank import PromptBank
     from idp.prompting.repaired import RepairedModel
-    from idp.recover import lora
 
     config, dense, repair = recovered(
         "lora_idp",
@@ -130,7 +130,7 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
     tokens = [5, 6, 7, 8]
 
     def logits(repaired):
-        from idp.prompting.packed import TRUNK, pack
+        from idp.prompting.packing import TRUNK, pack
 
         choice = None if repaired.bank is None else [0]
         packed = pack([tokens], [range(4)], [[TRUNK] * 4], choice, repaired.prefixes, repaired.model, repaired.device)
@@ -155,6 +155,23 @@ def test_what_latency_compares(recovered):
     assert list(names) == ["compressed", "lora_idp", "lora_idp_merged"]
     config, dense, repair = recovered("prefix")
     assert list(opening.open_variants(config.model, dense, repair, config.recovery, True)) == ["compressed", "prefix"]
+
+
+def test_latency_variants_are_the_models_that_they_say(recovered):
+    """On one set of weights: plain with the adapters taken out, adapted with them in, as often as one likes."""
+    config, compressed, repair = recovered("lora")
+    with counted() as alive:
+        variants = opening.open_variants(config.model, compressed, repair, config.recovery, merged=True)
+    assert alive.opened == 1 and variants.by_shape == {"lora_merged": "compressed"}
+    plain = models.open_model(models.model_folder(compressed), config.model)
+    adapted = lora.attach(models.open_model(models.model_folder(compressed), config.model), repair.path / "adapter")
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = {"compressed": plain.model(tokens).logits, "lora": adapted.model(tokens).logits}
+        expected["lora_merged"] = expected["compressed"]  # by shape
+        assert not torch.equal(expected["compressed"], expected["lora"])
+        for name in ["compressed", "lora", "lora_merged", "lora", "compressed"]:
+            assert torch.equal(variants.ready(name).model(tokens).logits, expected[name])
 
 
 def test_options_that_change_nothing_share_a_key(recovered):

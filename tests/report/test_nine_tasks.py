@@ -186,6 +186,39 @@ def test_costs(real):
     assert repaired["prefill"].text == "-" and "latency=default" in cost_table(view).notes[0]
 
 
+def test_costs_say_the_most_memory_in_gib(vary, runs):
+    """Of making and measuring each row; a column for GPUs only where one was used."""
+
+    def on_a_gpu(record):
+        about = record["idp"]
+        about["peak_memory_bytes"] = {"load": 2**30, "compress": 2**31, "recover": 2**30, "measure": 2**29}
+        about["device_peak_bytes"] = {"recover": {"cuda:0": 3 * 2**30, "cuda:1": 2**30}, "measure": {"cuda:0": 2**32}}
+        for row in ("dense", "compressed"):
+            about["baselines"][row]["stage"] |= {"peak_memory_bytes": 2**30, "device_peak_bytes": {"cuda:0": 2**31}}
+
+    vary("first", on_a_gpu)
+    (view,) = views(collect([runs]))
+    table = cost_table(view)
+    assert [column.title for column in table.columns if column.key in ("device", "host")] == ["GPU GiB", "host GiB"]
+    found = [(row["device"].text, row["host"].text) for row in table.rows]
+    assert found == [("2.0", "1.0"), ("2.0", "2.0"), ("4.0", "1.0")]
+    assert any("GPU and host GiB" in note for note in table.notes)
+
+
+def test_costs_without_a_gpu_and_of_older_records(vary, runs):
+    def older(record):
+        record["idp"].pop("device_peak_bytes", None)
+        record["idp"]["peak_memory_bytes"] = {}
+        for row in ("dense", "compressed"):
+            record["idp"]["baselines"][row]["stage"].pop("peak_memory_bytes", None)
+
+    vary("first", older)
+    (view,) = views(collect([runs]))
+    table = cost_table(view)
+    assert "device" not in [column.key for column in table.columns]
+    assert [row["host"].text for row in table.rows] == ["-", "-", "-"]
+
+
 def test_latency_is_the_repairs_own(vary, runs):
     def timed(record):
         ratios = {"compressed": 1.0, "prompt": 1.1, "idp": 1.25, "dense": 0.9}

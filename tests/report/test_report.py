@@ -11,9 +11,9 @@ from idp.report.summary import sweep_table
 TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "baselines=false")
 
 
-def test_a_line_for_every_run(run_here, tmp_path):
+def test_a_line_for_every_run(run_here, shared_store, tmp_path):
     for compressor in ("rtn4", "magnitude50"):
-        run_here(*TINY, f"compressor={compressor}")
+        run_here(*TINY, f"compressor={compressor}", shared_store)
     found = collect([tmp_path / "outputs" / "runs"])
     records = found.records
     assert [record["idp"]["compressor"] for record in records] == ["magnitude50", "rtn4"]
@@ -25,8 +25,8 @@ def test_a_line_for_every_run(run_here, tmp_path):
     assert rounded["mean (tasks)"] == f"{expected:.3f} (1)"
 
 
-def test_lines_are_told_apart_by_settings_and_seed(run_here, tmp_path):
-    tiny = (*TINY, "compressor=rtn3", "evaluation.perplexity=[]")
+def test_lines_are_told_apart_by_settings_and_seed(run_here, shared_store, tmp_path):
+    tiny = (*TINY, "compressor=rtn3", "evaluation.perplexity=[]", shared_store)
     for length, seed in ((10, 0), (2, 1), (2, 0)):
         run_here(*tiny, "recovery=prompt", f"recovery.length={length}", f"seed={seed}")
     run_here(*tiny, "recovery=idp", "recovery/selector=oracle", "recovery.lengths=[2,3]")

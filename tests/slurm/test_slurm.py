@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from idp.track.record import comparable
 
+from ..processes import Process, python
 from ..track.read_wandb import read
 from . import cluster
 
@@ -23,13 +23,15 @@ BASE += ("evaluation.perplexity=[]", "corpus=local", "corpus.name=bridges")
 JOBS = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
 JOBS += ("hydra.launcher.setup=['export OMP_NUM_THREADS=1']",)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),  # one cluster serves them all, and waits while others compute
+    pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not())),
+]
 
 
 def idp(module, *words, code=0, **options):
-    done = subprocess.run(
-        [sys.executable, "-m", f"idp.{module}", *words], capture_output=True, text=True, timeout=PATIENCE, **options
-    )
+    done = python("-m", f"idp.{module}", *words, timeout=PATIENCE, **options)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -86,7 +88,7 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     grid = ("recovery.length=2,3,4,5,2000,2001",)  # 2000 tokens do not fit in the window: two cells raise
     words = ("-m", *JOBS, *BASE, corpus, "tracker=none", "recovery.training.steps=60", *grid)
 
-    controller = subprocess.Popen([sys.executable, "-m", "idp.run", *words, "hydra.launcher.wait=true"])
+    controller = Process("-m", "idp.run", *words, "hydra.launcher.wait=true")
     until(lambda: [f for f in Path("outputs/sweeps").glob("*/submissions/*.json") if json.loads(f.read_text())["job"]])
     controller.kill()
     controller.wait()

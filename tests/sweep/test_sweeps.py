@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from idp.sweep.__main__ import main
+
+from ..processes import python
 
 SMALL = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none", "baselines=false")
 SMALL += ("evaluation.perplexity=[]",)
@@ -52,8 +52,7 @@ def test_resume_gives_the_command_again(idp_run, tmp_path, capsys):
     idp_run(*words)
     folders, found = listed(tmp_path, capsys)
     (tmp_path / "outputs" / "runs" / os.path.basename(found[1]["cell"]["folder"]) / "record.json").unlink()
-    command = [sys.executable, "-m", "idp.sweep", "resume", str(folders[-1])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-m", "idp.sweep", "resume", folders[-1])
     assert done.returncode == 0, done.stderr
     assert [stands["state"] for stands in listed(tmp_path, capsys)[1]] == ["done", "done"]
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+
+from ..processes import python
 
 SMALL = ("model=tiny_llama", "task=world_knowledge", "budget=smoke", "tracker.mode=offline", "tracker.project=demo")
 LATENCY = ("latency=default", "latency.batch_sizes=[1]", "latency.input_tokens=[8]", "latency.new_tokens=2")
@@ -41,8 +41,7 @@ def swept(compose, bridges, tmp_path_factory):
     home = root / "home"
     os.environ |= {name: str(home / name.lower()) for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")}
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    command = [sys.executable, "-m", "idp.run", "-m", *small, *SWEEP]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
+    done = python("-m", "idp.run", "-m", *small, *SWEEP, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     stopped = compose(*small, *STOPPED)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):

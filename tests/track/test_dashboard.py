@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from idp import dashboard
 from idp.track import metrics
 
+from ..processes import python
 from .read_wandb import read
 from .receiver import Receiver
 
@@ -30,8 +29,7 @@ def nodes(value):
 def specified(swept, tmp_path_factory):
     """What `--dry-run` writes for the sweep."""
     file = tmp_path_factory.mktemp("dashboard") / "dashboard.json"
-    command = [sys.executable, "-m", "idp.dashboard", str(swept[0]), "--dry-run", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = python("-m", "idp.dashboard", swept[0], "--dry-run", file)
     assert done.returncode == 0 and done.stdout == f"specification: {file}\n", done.stderr
     return json.loads(file.read_text())
 
@@ -114,8 +112,7 @@ def test_it_is_saved_as_it_was_specified(swept, specified, tmp_path):
         environment = {**os.environ, **receiver.environment(tmp_path)}
         for shared in ("WANDB_MODE", "WANDB_SERVICE"):
             environment.pop(shared, None)
-        command = [sys.executable, "-m", "idp.dashboard", str(swept[0])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        done = python("-m", "idp.dashboard", swept[0], env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert not receiver.unknown
         saved = {view["type"]: view for view in receiver.views}
@@ -129,15 +126,13 @@ def test_it_is_saved_as_it_was_specified(swept, specified, tmp_path):
 
 def test_without_an_account_the_error_says_so(swept, tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
-    command = [sys.executable, "-m", "idp.dashboard", str(swept[0])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = python("-m", "idp.dashboard", swept[0], env=environment)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: W&B: ")
     assert "--dry-run" in done.stderr
 
 
 def test_without_the_package_the_error_says_what_to_install(swept):
     code = "import sys; sys.modules['wandb_workspaces'] = None; from idp.dashboard import main; main()"
-    command = [sys.executable, "-c", code, str(swept[0]), "--dry-run", "d.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = python("-c", code, swept[0], "--dry-run", "d.json")
     assert done.returncode == 1
     assert done.stderr.strip() == "error: the dashboard needs wandb-workspaces: pip install wandb-workspaces"

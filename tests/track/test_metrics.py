@@ -61,7 +61,9 @@ def test_stages_fidelity_and_groups(repaired):
         for row in ("compressed", "repaired")
     }
     about["groups"] = {"social sciences": {row: {"score": 0.5, "tasks": ["arc_easy"]} for row in THREE}}
+    about["device_peak_bytes"] = {"recover": {"cuda:0": 7, "cuda:1": 9}}
     values = metrics.summary(repaired)
+    assert values["device_peak_bytes/recover"] == 9
     assert (values["seconds/load"], values["peak_memory_bytes/load"]) == (1.5, 123) and "seconds/recover" not in values
     assert (values["fidelity/c4/mean_kl"], values["compressed/fidelity/c4/same_top"]) == (0.2, 0.9)
     task = "fidelity/nq_open_for_webqs"

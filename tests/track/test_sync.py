@@ -11,6 +11,7 @@ import pytest
 
 from idp.track import metrics
 
+from ..processes import python
 from .receiver import Receiver
 
 pytestmark = pytest.mark.xdist_group("swept")  # one sweep serves them all
@@ -123,8 +124,7 @@ def test_the_terminal_shows_what_was_logged(swept, tmp_path):
     runs, records = swept
     for name, record in records.items():
         (folder,) = runs.glob(f"*-{name}/wandb")
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+        done = python("-m", "wandb", "leet", "inspect", "--summary", "--json", folder, cwd=tmp_path)
         shown = json.loads(done.stdout)
         assert (shown["run_id"], shown["state"]) == (name, "finished")
         assert shown["summary"]["score/mean"] == pytest.approx(metrics.summary(record)["score/mean"])

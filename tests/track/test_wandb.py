@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -17,6 +16,7 @@ from idp.track import wandb as tracking
 from idp.track.record import identity
 
 from ..conftest import record_of
+from ..processes import python
 from .conftest import Stop, stop_at
 from .read_wandb import read
 from .receiver import Receiver
@@ -103,8 +103,7 @@ def test_a_killed_run_loses_no_point(run_here, tmp_path):
         "from idp.run import main; main()"
     )
     options = (*QUICK, "recovery=idp", "recovery.lengths=[3,5]", "tracker.mode=offline")
-    command = [sys.executable, "-c", code, *options, f"output={tmp_path / 'outputs'}"]
-    done = subprocess.run(command, capture_output=True, env=own_environment())
+    done = python("-c", code, *options, f"output={tmp_path / 'outputs'}", env=own_environment())
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert run_here(*options)["results"]["arc_easy"]
     last = logged(tmp_path)[-1]
@@ -119,10 +118,8 @@ def own_environment():
 def impatient(idp_overrides, tmp_path, environment):
     """A run of the command line that waits for W&B for no more than three seconds at a time."""
     code = "import idp.track.wandb as t; t.START_SECONDS = t.FINISH_SECONDS = 3.0\nfrom idp.run import main; main()"
-    command = [sys.executable, "-c", code, *QUICK, *idp_overrides, f"output={tmp_path / 'outputs'}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env={**own_environment(), **environment}
-    )
+    words = (*QUICK, *idp_overrides, f"output={tmp_path / 'outputs'}")
+    done = python("-c", code, *words, env={**own_environment(), **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("W&B: ")]
     assert len(warnings) == 1 and "Traceback" not in done.stderr, done.stderr
@@ -179,9 +176,9 @@ def test_a_server_that_goes_away_costs_a_warning(tmp_path):
 def test_an_online_run_arrives(tmp_path):
     with Receiver() as receiver:
         environment = {**own_environment(), **receiver.environment(tmp_path), "WANDB_MODE": "online"}
-        command = [sys.executable, "-m", "idp.run", *QUICK, "recovery=prompt", f"output={tmp_path / 'outputs'}"]
+        command = ("-m", "idp.run", *QUICK, "recovery=prompt", f"output={tmp_path / 'outputs'}")
         for attempt in (1, 2):  # the second joins the first and adds no point
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+            done = python(*command, env=environment)
             assert done.returncode == 0 and "W&B: " not in done.stderr, done.stderr
             record = record_of(done)
             (run,) = receiver.runs.values()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.compress.formats.checkpoint import Checkpoint, plain
 from idp.compress.formats.claims import Claim, Decompressed
-from idp.errors import UserError, is_out_of_memory
+from idp.errors import UserError, lacks_memory
 
 if TYPE_CHECKING:
     import torch
@@ -237,7 +237,7 @@ def _naming(checkpoint: Checkpoint, name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
-        if is_out_of_memory(error):
+        if lacks_memory(error):
             raise
         raise UserError(f"compressor.path={checkpoint.folder}: {name}: {error}") from error
 

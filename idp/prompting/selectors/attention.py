@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Optional
 from idp import config
 from idp.config import option
 from idp.errors import UserError
+from idp.prompting.attention.plain import own_mass
+from idp.prompting.attention.weighing import Weighing
 from idp.prompting.frequencies import switch_of
-from idp.prompting.packed import TRUNK, Weighing, own_mass, pack, queries_and_keys
+from idp.prompting.packed import queries_and_keys
+from idp.prompting.packing import TRUNK, pack
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idp import config
-from idp.prompting.packed import TRUNK, pack
+from idp.prompting.packing import TRUNK, pack
 from idp.prompting.repaired import head_is_bare, logits_at
 from idp.prompting.selectors.base import Selector
 
@@ -22,6 +22,10 @@ TOGETHER = 2**14  # tokens of a forward pass, those of all prompts counted
 
 @dataclass
 class LikelihoodSelector(config.Selector):
+    @property
+    def passes(self) -> int:
+        return 1
+
     def build(self) -> Likelihood:
         return Likelihood()
 

@@ -45,6 +45,13 @@ class ClusterBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def judged(self, prompts: int) -> int:
+        return 1  # each sequence by the prompt of its cluster
+
+    def also_read(self, prompts: int, training: config.Training) -> int:
+        blocks = training.steps * training.batch_size * prompts
+        return min(self.blocks or blocks, blocks) + training.heldout_sequences
+
     def make(self, recovery: Idp, work: Work) -> Made:
         """Clusters the training blocks, and trains each prompt on its cluster alone.
 

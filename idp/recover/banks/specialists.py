@@ -14,7 +14,7 @@ Equal shares per batch are those of SwAV (Caron et al., 2006.09882).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,9 @@ from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
 from idp.recover.banks.independent import name_of, seed_of
+from idp.recover.fitting import Loss
 from idp.recover.prompt import behind, initial
+from idp.recover.saving import Saving
 from idp.recover.training import named, train
 from idp.recover.work import Made, Work
 
@@ -58,6 +60,11 @@ class SpecialistsBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def also_read(self, prompts: int, training: config.Training) -> int:
+        batch = training.batch_size * prompts
+        last = min(LAST_BATCHES, training.steps) * batch + training.heldout_sequences  # assigned at the end
+        return (training.steps * batch + last) * prompts  # each sequence behind each prompt, to find its own
+
     def check(self, recovery: config.Recovery) -> None:
         if recovery.training.objective != "lm":
             raise UserError(
@@ -83,7 +90,7 @@ class SpecialistsBank(config.Bank):
         together = replace(training, batch_size=training.batch_size * count)
         history = train(
             {f"prompt_{number}": part for number, part in enumerate(parts)},
-            self._loss_with(loaded, parts, training.batch_size, work.beginning),
+            self._loss_with(loaded, parts, training, work.beginning),
             *work.text,
             together,
             seed=work.seed,
@@ -105,26 +112,51 @@ class SpecialistsBank(config.Bank):
         return Made(bank, bank.parameters, histories={NAME: history})
 
     def _loss_with(
-        self, loaded: LoadedModel, prompts: list[torch.nn.Parameter], rows: int, beginning: Beginning | None = None
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The loss of a batch, [blocks, tokens]; `rows` are the blocks of one forward pass of the E-step."""
+        self,
+        loaded: LoadedModel,
+        prompts: list[torch.nn.Parameter],
+        training: config.Training,
+        beginning: Beginning | None = None,
+    ) -> Loss:
+        """The loss of a batch, [blocks, tokens]; a pass of the E-step reads as many blocks as one prompt has of it."""
         import torch
+
+        saving = Saving(training, loaded.model)
+
+        def shares(batch: torch.Tensor, rows: int) -> torch.Tensor:
+            with torch.no_grad():
+                costs = losses(loaded, prompts, batch, rows, beginning, saving)
+            return responsibilities(costs, self)
+
+        def owned(batch: torch.Tensor, shares: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+            for number, share in enumerate(shares.unbind(1)):
+                if len(own := share.nonzero().flatten()):
+                    yield number, own
+
+        def weighed(batch: torch.Tensor, shares: torch.Tensor, number: int, own: torch.Tensor) -> torch.Tensor:
+            own_losses = row_losses(loaded, prompts[number], batch[own], beginning, saving)
+            return (shares[own, number] * own_losses).sum() / len(batch)
 
         def loss_of(batch: torch.Tensor) -> torch.Tensor:
             batch = batch.to(loaded.device)
-            with torch.no_grad():
-                costs = losses(loaded, prompts, batch, rows, beginning)
             if not torch.is_grad_enabled():
+                costs = losses(loaded, prompts, batch, training.batch_size, beginning, saving)
                 return (responsibilities(costs, self, free=True) * costs).sum(1).mean()
-            loss = torch.zeros((), device=loaded.device)
-            for prompt, share in zip(prompts, responsibilities(costs, self).unbind(1), strict=True):
-                own = share.nonzero().flatten()
-                if len(own):
-                    own_losses = row_losses(loaded, prompt, batch[own], beginning)
-                    loss = loss + (share[own] * own_losses).sum() / len(batch)
+            found, loss = shares(batch, training.batch_size), torch.zeros((), device=loaded.device)
+            for number, own in owned(batch, found):
+                loss = loss + weighed(batch, found, number, own)
             return loss + self.diversity * similarity(prompts) if self.diversity else loss
 
-        return loss_of
+        def split(batch: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+            batch = batch.to(loaded.device)
+            found = shares(batch, min(rows, training.batch_size))
+            for number, own in owned(batch, found):
+                for part in own.split(rows):
+                    yield weighed(batch, found, number, part)
+            if self.diversity:
+                yield self.diversity * similarity(prompts)
+
+        return Loss(loss_of, saving.spare, split)
 
 
 def losses(
@@ -133,6 +165,7 @@ def losses(
     blocks: torch.Tensor,
     rows: int | None = None,
     beginning: Beginning | None = None,
+    saving: Saving | None = None,
 ) -> torch.Tensor:
     """Loss in nats per token of each block behind each prompt, [blocks, prompts].
 
@@ -142,24 +175,46 @@ def losses(
         blocks: token ids, [blocks, tokens].
         rows: blocks per forward pass; None: all.
         beginning: the BOS and its place about the prompts; None: the model's, as each block's first token.
+        saving: how the passes are run.
     """
     import torch
 
     parts = [part.to(loaded.device) for part in blocks.split(rows or len(blocks))]
-    found = [torch.cat([row_losses(loaded, prompt, part, beginning) for part in parts]) for prompt in prompts]
+    found = [torch.cat([row_losses(loaded, prompt, part, beginning, saving) for part in parts]) for prompt in prompts]
     return torch.stack(found, dim=1)
 
 
 def row_losses(
-    loaded: LoadedModel, prompt: torch.Tensor, batch: torch.Tensor, beginning: Beginning | None = None
+    loaded: LoadedModel,
+    prompt: torch.Tensor,
+    batch: torch.Tensor,
+    beginning: Beginning | None = None,
+    saving: Saving | None = None,
 ) -> torch.Tensor:
-    """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks]."""
+    """Loss in nats per token of each block [blocks, tokens] behind one prompt [tokens, hidden_size]: [blocks].
+
+    `saving` says how the passes are run.
+    """
     from torch.nn.functional import cross_entropy
 
-    inputs = behind(loaded.model, prompt, batch, beginning=beginning or Beginning(loaded.bos))
-    logits = loaded.model(**inputs).logits[:, -batch.shape[1] : -1]
-    each = cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
-    return each.view(len(batch), -1).mean(1)
+    from idp.prompting.repaired import hidden_at_head
+    from idp.recover.nets.attention import unmasked
+    from idp.recover.nets.head_loss import place_losses
+
+    model, targets, width = loaded.model, batch[:, 1:].flatten(), batch.shape[1]
+    saving = saving or Saving(None, model)
+    with saving.recomputing(keep_cache=True):
+        inputs = behind(model, prompt, batch, beginning=beginning or Beginning(loaded.bos))
+    if saving.bare_on_card:
+        with saving.forward():
+            hidden = hidden_at_head(model, unmasked(model, inputs))
+        hidden = hidden.view(len(batch), -1, hidden.shape[-1])[:, -width:-1].flatten(0, 1)
+        each = place_losses(hidden, model.get_output_embeddings(), targets)
+    else:
+        with saving.recomputing():
+            logits = model(**inputs).logits[:, -width:-1]
+        each = cross_entropy(logits.flatten(0, 1).float(), targets.to(logits.device), reduction="none")
+    return each.view(len(batch), -1).mean(1).to(batch.device)
 
 
 def responsibilities(costs: torch.Tensor, options: SpecialistsBank, free: bool = False) -> torch.Tensor:

@@ -7,12 +7,16 @@ the hidden states, and each place's is known as soon as its logits are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn.functional import linear, log_softmax
 
-from idp.prompting.repaired import CPU_LOGITS, GPU_LOGITS
+from idp.prompting.repaired import CPU_LOGITS
+
+# Logits at a time elsewhere than on a CPU: their temporaries in float32 stay below what one decoder layer of seven
+# billion parameters takes, so that they never set a step's peak.
+GPU_LOGITS = 2**24
 
 # Of logits [places, vocabulary] at the given places: the losses' sum, and its gradient where that is wanted.
 Loss = Callable[[torch.Tensor, slice, bool], tuple[torch.Tensor, torch.Tensor | None]]
@@ -22,11 +26,12 @@ def head_loss(hidden: torch.Tensor, head: torch.nn.Linear, loss: Loss) -> torch.
     """The mean loss over places, whose gradient flows to `hidden` alone.
 
     Args:
-        hidden: [places, hidden_size], what the head is given.
+        hidden: [places, hidden_size], what the head is given; on another device than the head's, where a model is
+            spread over several, it is taken there.
         head: the output head, frozen.
         loss: the losses of a few places.
     """
-    return _HeadLoss.apply(hidden, head.weight, head.bias, loss)
+    return _HeadLoss.apply(hidden.to(head.weight.device), head.weight, head.bias, loss)
 
 
 def logits_loss(logits: torch.Tensor, loss: Loss) -> torch.Tensor:
@@ -34,16 +39,55 @@ def logits_loss(logits: torch.Tensor, loss: Loss) -> torch.Tensor:
     return _HeadLoss.apply(logits, None, None, loss)
 
 
+def place_losses(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats at each place, [places], whose gradient flows to `hidden` alone.
+
+    Args:
+        hidden: as for `head_loss`.
+        head: the output head, frozen.
+        targets: [places], the tokens that follow.
+    """
+    where = head.weight.device
+    return _PlaceLosses.apply(hidden.to(where), head.weight, head.bias, targets.to(where))
+
+
+class _PlaceLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for places in pieces(hidden, len(weight)):
+            logs = log_softmax(linear(hidden[places], weight, bias), dim=-1, dtype=torch.float32)
+            wished = targets[places, None]
+            losses[places] = -logs.gather(1, wished)[:, 0]
+            if wanted:
+                slope = logs.exp_().scatter_add_(1, wished, wished.new_full(wished.shape, -1, dtype=torch.float32))
+                gradient[places] = slope.to(hidden.dtype) @ weight
+        ctx.save_for_backward(*([gradient] if wanted else []))
+        return losses
+
+    @staticmethod
+    def backward(ctx, slope):
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope[:, None].to(gradient.dtype), None, None, None
+
+
+def pieces(hidden: torch.Tensor, vocabulary: int) -> Iterator[slice]:
+    """The places of `hidden`, [places, ...], so few at a time that their logits fit."""
+    few = max(1, (CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS) // vocabulary)
+    for start in range(0, len(hidden), few):
+        yield slice(start, min(start + few, len(hidden)))
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, loss):
         vocabulary = hidden.shape[1] if weight is None else len(weight)
-        few = max(1, (CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS) // vocabulary)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         total = torch.zeros((), device=hidden.device)
-        for start in range(0, len(hidden), few):
-            places = slice(start, min(start + few, len(hidden)))
+        for places in pieces(hidden, vocabulary):
             logits = hidden[places] if weight is None else linear(hidden[places], weight, bias)
             summed, slope = loss(logits, places, wanted)
             total += summed

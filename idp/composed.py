@@ -1,0 +1,49 @@
+"""The configs of a command line as `idp.run` would compose them, without running anything."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from idp.config import Config, conf_dir
+
+
+def configs(words: Sequence[str], sweep: bool = False) -> Iterator[Config]:
+    """The checked config of each run of a command line.
+
+    Args:
+        words: Hydra's overrides.
+        sweep: whether they are those of a sweep (`-m`): every combination of values that are separated by commas, here
+            or in an experiment. What a sweeper draws from an interval keeps its default.
+
+    Raises:
+        UserError: a config that no run could have.
+        Exception: one of Hydra's, for words that it does not know; `idp.usage.explain` says it in a line.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from idp.checks import check
+    from idp.kinds import register
+
+    register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
+        for cell in _cells(list(words)) if sweep else [list(words)]:
+            yield check(hydra.compose("config", cell))
+
+
+def _cells(words: list[str]) -> Iterator[list[str]]:
+    """The overrides of each run of a grid, as Hydra's own sweeper makes them."""
+    import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides(words)
+    fixed = [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+    grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
+    parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
+    drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
+    grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]
+    return itertools.chain(*BasicSweeper.split_arguments(grid_of, None))

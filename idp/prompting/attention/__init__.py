@@ -1,0 +1,1 @@
+"""Attention over packed rows: by plain products anywhere, by fused kernels where a device has them."""
