@@ -12,8 +12,8 @@ from typing import Any
 
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.errors import UserError
+from idp.records import metrics
 from idp.store import write_json
-from idp.track import metrics
 
 TITLE = "Repairs of compressed models"
 STEP = "training_step"
@@ -229,7 +229,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
-        from idp.report.collect import collect
+        from idp.records.collect import collect
 
         records = collect(options.places).records
         tracker = records[-1]["idp"]["config"]["tracker"]

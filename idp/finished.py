@@ -10,8 +10,8 @@ from idp.beginning import AUTO
 from idp.config import Compressor, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
 from idp.kinds import restore
+from idp.records import reading
 from idp.store import Product, Store
-from idp.track import reading
 from idp.track.record import RECORD
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.lease import TAKEN_AFTER_SECONDS
+from idp.status import LOCK, STATUS, TIME
 from idp.store import MANIFEST
 from idp.track.record import RECORD
-from idp.track.status import LOCK, STATUS, TIME
 from idp.verification import VERIFIED
 
 KEY = re.compile(r"[0-9a-f]{64}")

@@ -19,9 +19,9 @@ from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
 from idp.recover.none import NoRecovery
+from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
 from idp.track import record as records
-from idp.track.status import Status, run_folder
 from idp.track.wandb import WandbTracker
 from idp.verification import Damaged
 

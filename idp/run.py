@@ -35,7 +35,7 @@ FAILED: list[UserError] = []
 def job(composed: DictConfig) -> float | None:
     """One run of a sweep, or the only one. Returns the held-out loss, for sweepers that minimise one."""
     from idp.preemption import requeued
-    from idp.track.status import set_up_logging
+    from idp.status import set_up_logging
 
     set_up_logging()
     try:

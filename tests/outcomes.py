@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from idp.evaluate import comparisons
 from idp.evaluate.stage import Measured, write_task
-from idp.report.conclusion import conclusion
-from idp.track import comparisons
+from idp.records.conclusion import conclusion
 
 Models = Mapping[str, Mapping[str, Sequence[float]]]  # dense, compressed, repaired -> task -> of each document
 

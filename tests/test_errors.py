@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from idp.command import failures_in_one_line
 from idp.errors import LOWER, OTHERWISE, UserError, lacks_memory, out_of_memory_is_explained
-from idp.track.status import run_folder
+from idp.status import run_folder
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB")
 LACKING = [

@@ -83,7 +83,7 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
     from idp.analyze.claims import page as claims_page
     from idp.api import load
     from idp.export.card import _meaning
-    from idp.report.collect import collect
+    from idp.records.collect import collect
     from idp.report.page import data
     from idp.report.tables import run_summary
     from idp.report.view import views
@@ -117,7 +117,7 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
 def test_the_page_s_recovery(added, run_here, tmp_path):
     """Claims about prompts hold of it as of the recovery that it derives from: by what it is made of."""
     from idp.analyze.cells import cells_of, of_the_input, repairs
-    from idp.report.collect import collect
+    from idp.records.collect import collect
 
     found = added("idp.recover", "recovery", "doubled", DOUBLED, DOUBLED_YAML)
     record = run_here(found, *TINY, "recovery=doubled", "recovery.length=3")

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from idp.preemption import Stopped, postponed, requeued
-from idp.track.status import run_folder
+from idp.status import run_folder
 
 
 @pytest.fixture

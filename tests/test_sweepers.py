@@ -78,7 +78,7 @@ def test_optuna_finds_the_lowest_heldout_loss_and_a_study_in_a_file_goes_on(idp_
 def test_the_wandb_sweep_gives_commands_that_run_and_a_metric_that_is_logged(idp_run, bridges, compose):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    from idp.track import metrics
+    from idp.records import metrics
 
     sweep = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
     for end, place in (("min", 0), ("max", -1)):

@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def _of_runs(name: str, options: Runs) -> list[Path]:
     from idp.analyze import claims, compare, displaced
     from idp.analyze.files import write
-    from idp.report.collect import collect
+    from idp.records.collect import collect
 
     margin = _margin(options.margin) if isinstance(options, Claims) else None
     places = [place.strip() for place in options.runs.split(",") if place.strip()]

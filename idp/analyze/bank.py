@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from idp.report.cells import Cell
-from idp.report.measured import Measured
+from idp.records.cells import Cell
+from idp.records.measured import Measured
 
 Outcomes = dict[str, tuple[list[int], np.ndarray, np.ndarray]]  # of each task: documents, best, chosen
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from idp.report import cells
-from idp.report.cells import Cell
-from idp.report.collect import Collection
-from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Score, Setting
-from idp.report.outcomes import Outcomes, graded, outcomes, paired
+from idp.records import cells
+from idp.records.cells import Cell
+from idp.records.collect import Collection
+from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Score, Setting
+from idp.records.outcomes import Outcomes, graded, outcomes, paired
 
 Reading = Callable[[Score | None], Outcomes | None]  # of a score its `outcomes`, or the `graded` ones
 Scores = dict[str, list[np.ndarray]]  # of each task, [runs, documents] of each cell

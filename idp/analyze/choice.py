@@ -66,12 +66,12 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         JSON: `documents`; `differ`, the share of each task's documents on which prompts score differently; and of each
         of `ways` what it `reads`, its score on each of `tasks`, their `mean`, the `difference` to `best`, its 95 %
         interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, which peeks; of that `by_luck`, what it
-        would score over equal prompts, and `beyond_luck` with its interval (`idp.evaluate.luck`).
+        would score over equal prompts, and `beyond_luck` with its interval (`idp.stats.luck`).
 
     Raises:
         UserError: the run has no bank or did not measure its prompts alone, or what was stored of it is gone.
     """
-    from idp.analyze.significance import holm
+    from idp.stats.significance import holm
 
     best, prompts, tasks = find_outcomes(run, folder)
     ways = of_answers({name: task.scores for name, task in tasks.items()}, _embeddings(run, tasks), best)
@@ -112,8 +112,8 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
 
 def _luck(tasks: list[np.ndarray]) -> dict[str, Any]:
     """What equal prompts would give the oracle, and what it has beyond that."""
-    from idp.evaluate.luck import luck
     from idp.evaluate.selection import interval
+    from idp.stats.luck import luck
 
     found = luck(tasks)
     beyond = interval([each.beyond for each in found], 0)
@@ -235,7 +235,7 @@ def _difference(best: Mapping[str, np.ndarray], way: Mapping[str, np.ndarray]) -
     Twice the median keeps its level however the repeats depend on one another (Meinshausen, Meier and Buehlmann,
     2009). A way without repeats has its own interval and p-value.
     """
-    from idp.analyze.significance import paired_interval
+    from idp.stats.significance import paired_interval
 
     repeats = len(next(iter(way.values())))
     pairs = [{name: (best[name][0], values[repeat]) for name, values in way.items()} for repeat in range(repeats)]

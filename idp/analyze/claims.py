@@ -12,8 +12,8 @@ from idp.analyze.compare import p_value, undecided
 from idp.analyze.evidence import UNDECIDED, adjust
 from idp.analyze.papers import CLAIMS
 from idp.analyze.restored import displaced_not_forgotten
-from idp.report.collect import Collection
-from idp.report.measured import DENSE
+from idp.records.collect import Collection
+from idp.records.measured import DENSE
 
 SCHEMA = 1
 MARGIN = 0.01  # of accuracy: what one task's noise is, and about three standard errors of the nine-task mean

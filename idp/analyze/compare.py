@@ -8,12 +8,12 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.analyze.cells import cells_of, dense_of, documents, pair, title, unrepaired_of
-from idp.analyze.power import documents_to_decide
-from idp.analyze.significance import LEVEL, comparison, holm
-from idp.analyze.variance import Paired, estimate
-from idp.report.collect import Collection
-from idp.report.measured import COMPRESSED, REPAIRED
-from idp.report.outcomes import graded
+from idp.records.collect import Collection
+from idp.records.measured import COMPRESSED, REPAIRED
+from idp.records.outcomes import graded
+from idp.stats.power import documents_to_decide
+from idp.stats.significance import LEVEL, comparison, holm
+from idp.stats.variance import Paired, estimate
 
 SCHEMA = 1
 
@@ -25,7 +25,7 @@ def compare(collection: Collection) -> dict[str, Any]:
     and the same of the graded outcome.
 
     Returns:
-        JSON: of each setting its `comparisons`, each as `idp.analyze.significance.comparison` gives it and with
+        JSON: of each setting its `comparisons`, each as `idp.stats.significance.comparison` gives it and with
         `p_adjusted` of every test; and `not_compared`, what could not be held against what. `documents_to_decide` is
         there for all that is undecided by the adjusted p, and then holds at the level that Holm's method leaves it.
     """

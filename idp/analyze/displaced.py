@@ -27,12 +27,12 @@ from idp.analyze.cells import (
     unrepaired_of,
     weights_of,
 )
-from idp.analyze.flips import flips
 from idp.analyze.second import Second, second_dense, shared
-from idp.analyze.significance import Interval
-from idp.report.cells import Cell
-from idp.report.collect import Collection
-from idp.report.outcomes import graded, outcomes, paired
+from idp.records.cells import Cell
+from idp.records.collect import Collection
+from idp.records.outcomes import graded, outcomes, paired
+from idp.stats.flips import flips
+from idp.stats.significance import Interval
 
 SCHEMA = 1
 COMMAND = "python -m idp.run model=<another> compressor=none recovery=none task=<the same> budget=<the same>"

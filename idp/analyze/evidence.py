@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from idp.analyze.significance import LEVEL, Interval, holm, unseen
+from idp.stats.significance import LEVEL, Interval, holm, unseen
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
@@ -17,7 +17,7 @@ class Evidence:
     `p` is that of the hypothesis which the claim denies, so that a small one speaks for the claim; None where the
     figure is exact or has no test, and then `holds` says whether the claim does. `refuted` says whether the interval
     leaves no room for what is claimed. `detectable` and `documents_to_decide` are those of the difference, where it is
-    one (`idp.analyze.significance.comparison`): before p is adjusted.
+    one (`idp.stats.significance.comparison`): before p is adjusted.
     """
 
     what: str

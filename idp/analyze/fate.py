@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from idp.analyze.significance import Interval, paired_interval
+from idp.stats.significance import Interval, paired_interval
 
 Tables = Mapping[str, np.ndarray]  # of each task
 

@@ -12,9 +12,9 @@ from idp.analyze import bank, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
-from idp.analyze.significance import LEVEL, Paired, equivalence, paired_interval, unseen
-from idp.report.cells import Cell
-from idp.report.measured import COMPRESSED, DENSE
+from idp.records.cells import Cell
+from idp.records.measured import COMPRESSED, DENSE
+from idp.stats.significance import LEVEL, Paired, equivalence, paired_interval, unseen
 
 HOANG, XU = "Hoang et al., 2310.00867", "Xu et al., 2305.11186"
 SHORT = 25  # tokens: a short prompt

@@ -14,9 +14,9 @@ from idp.analyze.displaced import COMMAND, Fate, fate_of
 from idp.analyze.evidence import UNDECIDED, Claim, Evidence
 from idp.analyze.papers import HOANG, document_count, need
 from idp.analyze.second import Second, second_dense
-from idp.analyze.significance import LEVEL, Interval, paired_interval, unseen
-from idp.report.cells import Cell
-from idp.report.collect import Collection
+from idp.records.cells import Cell
+from idp.records.collect import Collection
+from idp.stats.significance import LEVEL, Interval, paired_interval, unseen
 
 
 def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Collection) -> Claim:

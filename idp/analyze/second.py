@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from idp.report.collect import Collection
-from idp.report.measured import DENSE, Measured
-from idp.report.outcomes import outcomes
+from idp.records.collect import Collection
+from idp.records.measured import DENSE, Measured
+from idp.records.outcomes import outcomes
 
 LIKE = 0.10  # of accuracy: a model that is further away is no control
 

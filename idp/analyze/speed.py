@@ -6,10 +6,10 @@ import json
 import math
 from typing import Any
 
-from idp.analyze.significance import Interval
 from idp.config import EAGER
-from idp.report.cells import Cell
-from idp.report.measured import Measured
+from idp.records.cells import Cell
+from idp.records.measured import Measured
+from idp.stats.significance import Interval
 from idp.track.record import RECORD
 
 MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a median, in those of a mean

@@ -42,8 +42,8 @@ def main() -> None:
     from idp.evaluate.latency import backend
     from idp.evaluate.tasks import NINE
     from idp.prompting.repaired import RepairedModel
+    from idp.status import set_up_logging
     from idp.store import write_json
-    from idp.track.status import set_up_logging
 
     set_up_logging()
     loaded = _open(options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from idp.resampling import RESAMPLES, resampled_means
+from idp.stats.bootstrap import RESAMPLES, resampled_means
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,7 @@ def controls(
 
     Returns:
         of each of `tasks`, and as their `mean`, what `of_task` gives, and what luck explains of the oracle
-        (`idp.evaluate.luck`): `oracle_by_luck`, what it would score over equal prompts, and `beyond_luck` with its
+        (`idp.stats.luck`): `oracle_by_luck`, what it would score over equal prompts, and `beyond_luck` with its
         95 % interval, what there is to choose; of a task also the `flips` and the model of luck. `perplexity` has
         `oracle_by_luck` as well.
     """
@@ -177,7 +177,7 @@ def luck_said(controls: dict[str, Any] | None) -> str | None:
 
 def _add_luck(tasks: dict[str, dict[str, Any]], scores: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Adds to each task's scores what luck explains of the oracle; gives each document's part of the rest."""
-    from idp.evaluate.luck import luck
+    from idp.stats.luck import luck
 
     beyond = []
     for task, found in zip(tasks.values(), luck(scores), strict=True):

@@ -19,10 +19,10 @@ from idp.beginning import PLACES, Beginning
 from idp.config import Fitting, Selector, keyword_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank, beginning_of
+from idp.records import reading
+from idp.status import STATUS
 from idp.store import MANIFEST, Product, Store, write_json
-from idp.track import reading
 from idp.track.record import RECORD
-from idp.track.status import STATUS
 
 if TYPE_CHECKING:
     from idp.evaluate.tasks import TaskSource

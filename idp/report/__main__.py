@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _report(places: list[str], folder: Path, formats: list[str], title: str) -> None:
-    from idp.report.collect import collect
+    from idp.records.collect import collect
     from idp.report.summary import sweep_table
     from idp.report.write import write
 

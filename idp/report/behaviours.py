@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from idp.report.cells import Cell
+from idp.records.cells import Cell
+from idp.records.outcomes import paired
 from idp.report.formats import Column, Entry, Table
-from idp.report.outcomes import paired
 from idp.report.view import View
 
 COLUMNS = {
@@ -41,8 +41,8 @@ def behaviour_table(view: View) -> Table:
 
 
 def count(view: View, row: Cell) -> dict[str, int] | None:
-    """How many documents of all tasks are of each kind of `idp.analyze.flips`; None where none could be paired."""
-    from idp.analyze.flips import flips
+    """How many documents of all tasks are of each kind of `idp.stats.flips`; None where none could be paired."""
+    from idp.stats.flips import flips
 
     compressed = view.parent(row)
     dense = view.parent(compressed) if compressed is not None else None

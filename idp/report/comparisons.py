@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from idp.report.cells import Cell
-from idp.report.outcomes import paired
+from idp.records.cells import Cell
+from idp.records.outcomes import paired
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from idp.analyze.damage import Share
+    from idp.stats.damage import Share
 
 LEVEL = 0.05
 
 
 @dataclass
 class Difference:
-    """By how much one row is above another: `idp.analyze.significance.comparison` says what each figure is."""
+    """By how much one row is above another: `idp.stats.significance.comparison` says what each figure is."""
 
     difference: float
     low: float
@@ -97,7 +97,7 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 
     Where the outcomes of documents are gone, what the run itself found is taken, of single runs.
     """
-    from idp.analyze.significance import comparison, mean_test
+    from idp.stats.significance import comparison, mean_test
 
     pairs = {task: pair for task in tasks if (pair := _pair(before, after, task)) is not None}
     found = Comparison(before.id)
@@ -114,12 +114,12 @@ def against(before: Cell, after: Cell, tasks: Sequence[str], groups: Mapping[str
 
 
 def share_of_damage(dense: Cell, compressed: Cell, repaired: Cell, tasks: Sequence[str]) -> Share | None:
-    """What of the damage the repair brings back, of the means over tasks, as `idp.analyze.damage` has it.
+    """What of the damage the repair brings back, of the means over tasks, as `idp.stats.damage` has it.
 
     Returns:
         None where a task could not be paired, or there is no damage beyond noise.
     """
-    from idp.analyze.damage import brought_back
+    from idp.stats.damage import brought_back
 
     rows = {}
     for task in tasks:
@@ -153,7 +153,7 @@ def _adjust_all(found: Sequence[Comparison]) -> None:
 
 
 def _adjust(tests: Sequence[Difference]) -> None:
-    from idp.analyze.significance import holm
+    from idp.stats.significance import holm
 
     for test, adjusted in zip(tests, holm([test.p for test in tests]) if tests else [], strict=True):
         test.adjusted = adjusted

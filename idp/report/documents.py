@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from idp.report.cells import Cell
-from idp.report.measured import Score
-from idp.report.outcomes import outcomes
+from idp.records.cells import Cell
+from idp.records.measured import Score
+from idp.records.outcomes import outcomes
 from idp.report.view import View
 
 PER_TASK, ALL_MODELS = 200, 10_000  # documents with their text, at most: of a task, and times the number of models

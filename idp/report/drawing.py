@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from idp.report.cells import Cell
-from idp.report.measured import COMPRESSED, DENSE, REPAIRED
+from idp.records.cells import Cell
+from idp.records.measured import COMPRESSED, DENSE, REPAIRED
 from idp.report.view import View
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from idp.report.outcomes import outcomes
+from idp.records.outcomes import outcomes
 from idp.report.view import View
 
 if TYPE_CHECKING:

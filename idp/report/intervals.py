@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from idp.report.cells import Cell
+from idp.records.cells import Cell
+from idp.records.outcomes import paired
 from idp.report.comparisons import LEVEL, Difference
 from idp.report.formats import Column, Entry, Table, signed
-from idp.report.outcomes import paired
 from idp.report.view import View
 
 
@@ -19,7 +19,7 @@ def interval_of_score(row: Cell, tasks: Sequence[str]) -> tuple[float | None, fl
     """
     import numpy as np
 
-    from idp.analyze.variance import estimate
+    from idp.stats.variance import estimate
 
     scores = {task: paired(row.members, task) for task in tasks}
     if all(each is not None and len(each[0]) for each in scores.values()):

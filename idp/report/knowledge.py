@@ -6,9 +6,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.analyze.matching import AT_CHANCE
-from idp.analyze.open_book import KNOWLEDGE, READING
 from idp.report.differences import with_interval
+from idp.stats.matching import AT_CHANCE
+from idp.stats.open_book import KNOWLEDGE, READING
 
 NAMES = {"verdict": "LLM-KICK's verdict", "ours": "with its interval"}
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from idp.report.measured import Measured
-from idp.track.reading import stores
+from idp.records.measured import Measured
+from idp.records.reading import stores
 
 SIMILARITY = Path("analysis", "similarity.json")
 SIMILARITY_SCHEMA = 1

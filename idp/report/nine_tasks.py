@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from idp.report.cells import Cell
-from idp.report.collect import Unfinished
+from idp.records.cells import Cell
+from idp.records.collect import Unfinished
 from idp.report.comparisons import Comparison, Difference
 from idp.report.formats import MISSING, Column, Entry, Table, percent, signed
 from idp.report.intervals import interval_of_score

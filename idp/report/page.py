@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 import idp
-from idp.report.collect import Collection
+from idp.records.collect import Collection
 from idp.report.comparisons import Difference
 from idp.report.costs import cost_table
 from idp.report.documents import documents, line

@@ -7,7 +7,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.report.cells import Cell
+from idp.records.cells import Cell
+from idp.records.measured import REPAIRED
 from idp.report.drawing import (
     COLOURS,
     MARKERS,
@@ -30,7 +31,6 @@ from idp.report.drawing import (
     span_at_least,
 )
 from idp.report.layer_plots import similarity_to_dense, weights_of_layers
-from idp.report.measured import REPAIRED
 from idp.report.view import View
 
 if TYPE_CHECKING:

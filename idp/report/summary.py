@@ -6,10 +6,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.report.cells import Cell, cells
-from idp.report.collect import Collection
+from idp.records.cells import Cell, cells
+from idp.records.collect import Collection
+from idp.records.measured import Measured
 from idp.report.differences import last_step, with_interval
-from idp.report.measured import Measured
 from idp.report.tables import main_scores
 
 

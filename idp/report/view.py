@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idp.report.cells import Cell, cells, groups, task_order
-from idp.report.collect import Collection, Unfinished
+from idp.records.cells import Cell, cells, groups, task_order
+from idp.records.collect import Collection, Unfinished
+from idp.records.measured import REPAIRED, Setting
 from idp.report.comparisons import Comparison, compare, compare_to_dense, share_of_damage
 from idp.report.differences import NO_DAMAGE
-from idp.report.measured import REPAIRED, Setting
 
 if TYPE_CHECKING:
-    from idp.analyze.damage import Share
+    from idp.stats.damage import Share
 
 
 @dataclass(eq=False)

@@ -7,8 +7,8 @@ from collections.abc import Collection as Names
 from pathlib import Path
 
 from idp.errors import UserError
+from idp.records.collect import Collection
 from idp.report.behaviours import behaviour_table
-from idp.report.collect import Collection
 from idp.report.costs import cost_table
 from idp.report.formats import Table, comma_separated, latex, markdown
 from idp.report.intervals import difference_table

@@ -15,10 +15,10 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.lease import TAKEN_AFTER_SECONDS
+from idp.status import LOCK, STATUS, TIME
 from idp.sweep import queue
 from idp.sweep.cells import Cell, Submission, Sweep, last_submissions
 from idp.track.record import RECORD
-from idp.track.status import LOCK, STATUS, TIME
 
 STATES = ("done", "running", "queued", "failed", "missing")
 KILLED, UNBORN = "killed", "ended before the run began"  # what no status file can say

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import idp
 from idp.compress.sizes import recorded
+from idp.evaluate import comparisons, groups
 from idp.store import digest, versions, write_json
 from idp.store import peaks as peaks_of
-from idp.track import comparisons, groups
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
@@ -63,7 +63,7 @@ def build(
         bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
     """
     from idp.evaluate import fidelity
-    from idp.report.conclusion import conclusion
+    from idp.records.conclusion import conclusion
 
     own = list(measured.values())[-1]
     record = _merged(own)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.config import Tracker
+from idp.records import metrics
 from idp.store import write_json
-from idp.track import metrics
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from idp.report.collect import Collection
-from idp.report.measured import Measured, Perplexity, Score, Setting
+from idp.records.collect import Collection
+from idp.records.measured import Measured, Perplexity, Score, Setting
 from idp.store import digest
 
 METRIC = "acc,none"

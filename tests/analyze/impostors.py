@@ -16,7 +16,7 @@ import numpy as np
 from idp.analyze import fate
 from idp.analyze.evidence import NOT_SUPPORTED, SUPPORTED
 from idp.analyze.restored import Effect, judge
-from idp.analyze.significance import paired_interval
+from idp.stats.significance import paired_interval
 
 SKILLS = np.linspace(-1, 1, 9)
 NOISE, MARGIN = 0.6, 0.01

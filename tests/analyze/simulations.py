@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from idp.analyze.power import LEVEL, detectable
-from idp.analyze.variance import Paired, estimate
+from idp.stats.power import LEVEL, detectable
+from idp.stats.variance import Paired, estimate
 
 TASKS = 9
 SKILLS = np.linspace(-1.0, 1.0, TASKS)  # from hard to easy tasks: 18 to 82 % right

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import norm
 
 from idp.analyze.compare import compare, page, verdict
-from idp.analyze.significance import holm, mcnemar
+from idp.stats.significance import holm, mcnemar
 from tests.analyze.conftest import IDP, LORA
 
 

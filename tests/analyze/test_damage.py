@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from idp.analyze.damage import beyond_noise, brought_back
-from idp.analyze.significance import comparison
+from idp.stats.damage import beyond_noise, brought_back
+from idp.stats.significance import comparison
 
 
 def three(broken, restored, newly=0, documents=400):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from idp.analyze.flips import flips
+from idp.stats.flips import flips
 
 KINDS = {  # dense, compressed, repaired
     (1, 1, 1): {"kept"},

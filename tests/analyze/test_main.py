@@ -42,7 +42,7 @@ def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):
     """The chosen prompts' mean is that of the record's controls."""
     from idp.analyze.bank import best_and_chosen
     from idp.analyze.cells import cells_of, repairs
-    from idp.report.collect import collect
+    from idp.records.collect import collect
 
     folder, record = finished_run(*IDP)
     collection = collect([folder])

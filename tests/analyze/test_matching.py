@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from idp.analyze.matching import AT_CHANCE, DOES_NOT_MATCH, MATCHES, UNDECIDED, matching, ratio_interval
-from idp.analyze.open_book import open_book
+from idp.stats.matching import AT_CHANCE, DOES_NOT_MATCH, MATCHES, UNDECIDED, matching, ratio_interval
+from idp.stats.open_book import open_book
 
 
 def outcomes(right: int, of: int) -> np.ndarray:

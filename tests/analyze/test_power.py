@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from idp.analyze.power import MCNEMAR_FLIPS, detectable, documents_to_decide, power
-from idp.analyze.significance import comparison
-from idp.analyze.variance import estimate
+from idp.stats.power import MCNEMAR_FLIPS, detectable, documents_to_decide, power
+from idp.stats.significance import comparison
+from idp.stats.variance import estimate
 from tests.analyze.simulations import Design, simulate
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from idp.analyze.significance import comparison, equivalence, holm, mcnemar, paired_interval, t_test, unseen
-from idp.analyze.variance import estimate
+from idp.stats.significance import comparison, equivalence, holm, mcnemar, paired_interval, t_test, unseen
+from idp.stats.variance import estimate
 from tests.analyze.simulations import Design, simulate
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from idp.evaluate.luck import lead_of_equals, luck
+from idp.stats.luck import lead_of_equals, luck
 
 TASKS, STUDIES = 4, 50
 

@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap(monkeypatch):
         means.append(sum(of_tasks) / len(of_tasks))
     means.sort()
     assert low == pytest.approx(means[100], abs=0.01) and high == pytest.approx(means[3900], abs=0.01)
-    monkeypatch.setattr("idp.resampling.CHUNK", 1000)  # drawn in pieces
+    monkeypatch.setattr("idp.stats.bootstrap.CHUNK", 1000)  # drawn in pieces
     assert interval(parts, seed=3) == pytest.approx([low, high], abs=0.01)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from idp.bench.report import main, opened, synthesise
-from idp.report.collect import collect
-from idp.report.outcomes import paired
+from idp.records.collect import collect
+from idp.records.outcomes import paired
 from tests.report.test_page import CHROMIUM
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from idp.errors import UserError
-from idp.report.collect import collect
+from idp.records.collect import collect
+from idp.records.outcomes import outcomes, paired
 from idp.report.nine_tasks import score_table
-from idp.report.outcomes import outcomes, paired
 from idp.report.view import views
 from idp.sweep.cells import Cell, Sweep
 

@@ -2,7 +2,7 @@
 
 import re
 
-from idp.report.conclusion import conclusion
+from idp.records.conclusion import conclusion
 
 from ..outcomes import hits, record
 

@@ -7,7 +7,7 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from idp.report.outcomes import graded_outcomes
+from idp.records.outcomes import graded_outcomes
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from idp.report.collect import collect
+from idp.records.collect import collect
 from idp.report.costs import cost_table
 from idp.report.embedded import embedded
 from idp.report.formats import comma_separated, markdown
@@ -141,7 +141,7 @@ def test_above_0_is_better_where_less_is_more(record, tmp_path):
 
 @pytest.mark.parametrize("broken", [0.0, 0.3])
 def test_a_share_of_the_damage_stands_only_where_there_is_damage(broken, record, tmp_path):
-    from idp.analyze.damage import brought_back
+    from idp.stats.damage import brought_back
 
     right = outcomes_of(broken)
     record("prompt", recovery=PROMPT, right=right)

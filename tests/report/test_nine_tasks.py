@@ -6,15 +6,15 @@ import io
 import numpy as np
 import pytest
 
-from idp.analyze.significance import t_test
-from idp.report.cells import Cell
-from idp.report.collect import collect
+from idp.records.cells import Cell
+from idp.records.collect import collect
+from idp.records.measured import Perplexity
 from idp.report.comparisons import compare
 from idp.report.costs import cost_table
 from idp.report.formats import Column, Entry, Table, comma_separated, latex, markdown
-from idp.report.measured import Perplexity
 from idp.report.nine_tasks import score_table
 from idp.report.view import views
+from idp.stats.significance import t_test
 from tests.report.conftest import of_compressor, of_seed
 
 

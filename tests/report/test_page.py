@@ -104,8 +104,8 @@ def test_axes_are_the_readers_choice(page):
 
 
 def test_behaviours_are_those_of_the_outcomes(page, sweep):
-    from idp.report.collect import collect
-    from idp.report.outcomes import paired
+    from idp.records.collect import collect
+    from idp.records.outcomes import paired
 
     found = collect([sweep])
     dense, compressed, repaired = found.models[:3]
@@ -187,7 +187,7 @@ def study(record):
 
 def test_differences_are_paired_whatever_the_reference(browser, study, runs, tmp_path, capsys):
     """Stored for dense and the compressed model, computed in the page for any other: the analysis' own intervals."""
-    from idp.report.collect import collect
+    from idp.records.collect import collect
     from idp.report.comparisons import against
     from idp.report.view import views
 

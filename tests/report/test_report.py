@@ -5,7 +5,7 @@ import json
 import pytest
 
 from idp.errors import UserError
-from idp.report.collect import collect
+from idp.records.collect import collect
 from idp.report.summary import sweep_table
 
 TINY = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "baselines=false")

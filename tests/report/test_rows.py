@@ -6,7 +6,7 @@ import io
 import pytest
 
 from idp.analyze.cells import cells_of, unrepaired_of
-from idp.report.collect import collect
+from idp.records.collect import collect
 from idp.report.formats import comma_separated
 from idp.report.nine_tasks import score_table
 from idp.report.view import views

@@ -2,8 +2,8 @@
 
 import pytest
 
+from idp.records.collect import collect
 from idp.report.__main__ import main
-from idp.report.collect import collect
 from idp.report.plots import PLOTS, draw_all
 from idp.report.view import views
 from tests.report.conftest import HOSTILE, of_compressor

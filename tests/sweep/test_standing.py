@@ -7,10 +7,10 @@ import time
 import pytest
 
 from idp.errors import UserError
+from idp.status import Status
 from idp.sweep.cells import Cell, Submission, Sweep, newest, read, submit, submitted
 from idp.sweep.standing import standings, table
 from idp.track.record import RECORD
-from idp.track.status import Status
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from idp.analyze.significance import comparison
-from idp.track.comparisons import of_run
+from idp.evaluate.comparisons import of_run
+from idp.stats.significance import comparison
 
 from ..outcomes import Measured, hits, measured, product, sources
 

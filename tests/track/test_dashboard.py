@@ -6,7 +6,7 @@ import os
 import pytest
 
 from idp import dashboard
-from idp.track import metrics
+from idp.records import metrics
 
 from ..processes import python
 from .read_wandb import read

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from idp.records import metrics
 from idp.report.differences import compared, damage
-from idp.track import metrics
 
 from ..outcomes import hits, record
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from idp.track.reading import stores
+from idp.records.reading import stores
 
 
 def test_a_store_that_several_studies_share_is_found_from_elsewhere(tmp_path, monkeypatch):

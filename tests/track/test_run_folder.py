@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from idp.errors import UserError
-from idp.track.status import LOG, STATUS, run_folder
+from idp.status import LOG, STATUS, run_folder
 
 
 def status(folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from idp.track import metrics
+from idp.records import metrics
 
 from ..processes import python
 from .receiver import Receiver

@@ -11,7 +11,7 @@ import time
 import pytest
 import wandb
 
-from idp.track import metrics
+from idp.records import metrics
 from idp.track import wandb as tracking
 from idp.track.record import identity
 

@@ -1,4 +1,4 @@
-// Paired differences as `idp.analyze.variance` has them, for the pairs that the reader chooses: the interval adds the
+// Paired differences as `idp.stats.variance` has them, for the pairs that the reader chooses: the interval adds the
 // squares of two t quantiles, of the variance that documents cause and of what runs differ by beyond that.
 
 const STATISTICS = { level: 0.05, power: 0.8, certain: 1e9, rounding: 1e-12, least: 1e-16, mcnemarFlips: 7.9 };

@@ -30,7 +30,7 @@ def of_run(
         groups: names of tasks that are read together, by the group's name.
 
     Returns:
-        JSON: of each pair `after` and `before`, what `idp.analyze.significance.comparison` says (`mean`, `tasks`,
+        JSON: of each pair `after` and `before`, what `idp.stats.significance.comparison` says (`mean`, `tasks`,
         `graded`; differences of scores, above 0 where `after` is the better one, also where a metric is better when it
         is lower), the same of each group's mean (`groups`), the tasks `left_out` because their score is not a mean
         over documents, and the `unit` of the differences: `share` of documents, or `score` where some task's outcomes
@@ -83,7 +83,7 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     from pyarrow import parquet
 
     from idp.evaluate.tasks import main_metric
-    from idp.report.outcomes import graded_documents
+    from idp.records.outcomes import graded_documents
 
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])
@@ -108,7 +108,7 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
 def _pair(
     outcomes: Outcomes, graded: Outcomes, after: str, before: str, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    from idp.analyze.significance import comparison
+    from idp.stats.significance import comparison
 
     pairs = {task: (rows[before], rows[after]) for task, rows in outcomes.items()}
     if not pairs:
@@ -128,8 +128,8 @@ def _add_shares(
     repair: dict[str, Any], damage: dict[str, Any], outcomes: Outcomes, groups: Mapping[str, Sequence[str]]
 ) -> None:
     """Adds to repaired against compressed what was brought back: shares of the damage, and documents."""
-    from idp.analyze.damage import beyond_noise, brought_back
-    from idp.analyze.significance import LEVEL
+    from idp.stats.damage import beyond_noise, brought_back
+    from idp.stats.significance import LEVEL
 
     def share(tasks: Sequence[str]) -> dict[str, float] | None:
         rows = {task: outcomes[task] for task in tasks}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idp.analyze.variance import CERTAIN, Estimate
+from idp.stats.variance import CERTAIN, Estimate
 
 LEVEL, POWER = 0.05, 0.8
 MOST_DOCUMENTS = 10**9

@@ -1,6 +1,6 @@
 """Whether a difference between two models is more than chance: paired tests over the same documents.
 
-Interval, p-value and equivalence of a difference all come from one distribution (`idp.analyze.variance`), so that an
+Interval, p-value and equivalence of a difference all come from one distribution (`idp.stats.variance`), so that an
 interval excludes 0 where, and only where, p is below the level.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from idp.analyze.power import LEVEL, detectable, documents_to_decide
-from idp.analyze.variance import Estimate, Paired, as_pairs, estimate, same_documents
+from idp.stats.power import LEVEL, detectable, documents_to_decide
+from idp.stats.variance import Estimate, Paired, as_pairs, estimate, same_documents
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def comparison(by_task: Paired, graded: Paired | None = None) -> dict[str, Any]:
 
     Args:
         by_task: of each task the scores before and after, [documents] or [runs, documents] each, greater is better.
-        graded: the same documents' graded outcomes (`idp.report.outcomes.graded_outcomes`), of tasks that have them.
+        graded: the same documents' graded outcomes (`idp.records.outcomes.graded_outcomes`), of tasks that have them.
 
     Returns:
         `mean`, `tasks`, `runs` (of the model before, and after), and `graded`: its `mean` and `tasks`, or None.
 
     Raises:
-        ValueError: as of `idp.analyze.variance.estimate`.
+        ValueError: as of `idp.stats.variance.estimate`.
     """
     first = as_pairs(by_task)[0]
     return {
@@ -93,7 +93,7 @@ def paired_interval(by_task: Paired, level: float = LEVEL) -> Interval:
         after - before. p is two-sided, for no difference.
 
     Raises:
-        ValueError: as of `idp.analyze.variance.estimate`.
+        ValueError: as of `idp.stats.variance.estimate`.
     """
     found = estimate(by_task)
     low, high = found.interval(level)

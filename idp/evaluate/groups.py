@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from idp.analyze.matching import matching
-from idp.analyze.open_book import open_book
-from idp.analyze.significance import comparison
 from idp.evaluate import suites
+from idp.evaluate.comparisons import outcomes_of
 from idp.evaluate.tasks import main_metric
-from idp.track.comparisons import outcomes_of
+from idp.stats.matching import matching
+from idp.stats.open_book import open_book
+from idp.stats.significance import comparison
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +36,11 @@ def of_run(
 
     Returns:
         JSON. `groups`: of each group and model `score`, the unweighted mean over its `tasks`; how it differs from
-        `dense` and `compressed` (`difference`, as `idp.analyze.significance.comparison` gives the mean), as far as
-        these were measured; and `matching`, as of `idp.analyze.matching`. `matching`: the same of the `mean` over all
+        `dense` and `compressed` (`difference`, as `idp.stats.significance.comparison` gives the mean), as far as
+        these were measured; and `matching`, as of `idp.stats.matching`. `matching`: the same of the `mean` over all
         tasks, and of each of `tasks`, by model. `open_book`: of each pair, by the name of the task without passages,
         the name of the `open` one, how many `questions` both asked, and of each metric the `steps`, each with `after`,
-        `before` and what `idp.analyze.open_book.open_book` says.
+        `before` and what `idp.stats.open_book.open_book` says.
     """
     runs = {source.name: source.runs for source in sources}
     metrics = {name: _main(measured, name, runs[name]) for name in runs}

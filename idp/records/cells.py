@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp.evaluate.tasks import GROUPS, NINE
-from idp.report.collect import Collection
-from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
-from idp.report.naming import name as give_names
-from idp.report.naming import natural
-from idp.report.seeds import TRAINING, by_chance, identities, seed_said, seeds_of, seeds_said, weights_of
+from idp.records.collect import Collection
+from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
+from idp.records.naming import name as give_names
+from idp.records.naming import natural
+from idp.records.seeds import TRAINING, by_chance, identities, seed_said, seeds_of, seeds_said, weights_of
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.report.measured import Measured, Score
+from idp.records.measured import Measured, Score
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from idp.analyze.matching import ratio_interval
-from idp.analyze.power import LEVEL
-from idp.analyze.significance import comparison
-from idp.analyze.variance import ROUNDING, estimate
+from idp.stats.matching import ratio_interval
+from idp.stats.power import LEVEL
+from idp.stats.significance import comparison
+from idp.stats.variance import ROUNDING, estimate
 
 KNOWLEDGE, READING, UNDECIDED = "knowledge", "reading", "undecided"
 
@@ -24,14 +24,14 @@ def open_book(closed: Book, with_passage: Book) -> dict[str, Any]:
         with_passage: the same questions in the same order, with it.
 
     Returns:
-        JSON: `closed` and `open`, each the test of after - before as `idp.analyze.significance.comparison` gives it,
+        JSON: `closed` and `open`, each the test of after - before as `idp.stats.significance.comparison` gives it,
         with `kept` (after / before; None where before is 0) and its 95 % `kept_interval`; `difference`, that of the two
         changes (open - closed) question by question, as a test; `kept_difference`: open's share kept less closed's, and
         its 95 % interval `low` to `high`, None where a share is; and `worse`: which of the two fares worse by its
         share, "knowledge" (closed) or "reading" (open), where that interval excludes 0, else "undecided".
 
     Raises:
-        ValueError: as of `idp.analyze.variance.estimate`.
+        ValueError: as of `idp.stats.variance.estimate`.
     """
     sides = {"closed": closed, "open": with_passage}
     found: dict[str, Any] = {side: _change(*pair) for side, pair in sides.items()}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from idp.report.measured import COMPRESSED, DENSE, REPAIRED, Measured
+from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Measured
 from idp.store import digest
 
 SEED = "seed"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from idp.analyze.power import LEVEL
-from idp.analyze.significance import paired_interval, unseen
-from idp.analyze.variance import ROUNDING, Paired, estimate
+from idp.stats.power import LEVEL
+from idp.stats.significance import paired_interval, unseen
+from idp.stats.variance import ROUNDING, Paired, estimate
 
 KEEPS = 0.95  # "matching" is a score within 5 % of dense's: LLM-KICK, arXiv 2310.01382
 MATCHES, DOES_NOT_MATCH, UNDECIDED, AT_CHANCE = "matches", "does not match", "undecided", "dense is at chance"
@@ -32,7 +32,7 @@ def matching(by_task: Paired, chance: Mapping[str, float] | None = None) -> dict
         chance" where dense cannot be told from a guess, so that nothing that it knows could be lost.
 
     Raises:
-        ValueError: as of `idp.analyze.variance.estimate`.
+        ValueError: as of `idp.stats.variance.estimate`.
     """
     dense = float(np.mean([np.mean(before) for before, _ in by_task.values()]))
     if dense <= ROUNDING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idp.analyze.power import LEVEL
-from idp.analyze.variance import estimate
+from idp.stats.power import LEVEL
+from idp.stats.variance import estimate
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # dense, compressed, repaired
 
@@ -40,7 +40,7 @@ def brought_back(by_task: Mapping[str, Rows], level: float = LEVEL) -> Share | N
         None where there is no damage beyond noise.
 
     Raises:
-        ValueError: as of `idp.analyze.variance.estimate`.
+        ValueError: as of `idp.stats.variance.estimate`.
     """
     gain = estimate({task: (compressed, repaired) for task, (_, compressed, repaired) in by_task.items()})
     damage = estimate({task: (compressed, dense) for task, (dense, compressed, _) in by_task.items()})
@@ -63,7 +63,7 @@ def beyond_noise(damage: Sequence[float], p_values: Sequence[float], level: floa
         p_values: of the tests of no difference.
         level: the chance of naming one wrongly, over all of them.
     """
-    from idp.analyze.significance import holm
+    from idp.stats.significance import holm
 
     adjusted = holm(p_values) if p_values else []
     return [lost > 0 and p < level for lost, p in zip(damage, adjusted, strict=True)]
