@@ -214,15 +214,13 @@ def device_map(folder: Path, config: Model) -> dict[str, torch.device] | None:
     Raises:
         UserError: `model.device_map` is set, and the weights do not fit on the devices that are here.
     """
-    from transformers import AutoConfig
-
     if (device := device_of(config)).type == "cpu":
         return None
     if not config.device_map:
         return {"": device}
-    shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     trust = config.trust_remote_code
-    return placement.device_map(config.device_map, device_of(config), shape, dtype_of(config), trust)
+    shape = unpacking.plain_config(folder, trust)
+    return placement.device_map(config.device_map, device, shape, dtype_of(config), trust)
 
 
 def open_empty(folder: Path, config: Model) -> LoadedModel:

@@ -201,6 +201,7 @@ class Store:
                     return Product(place, key, False, self._make(part, place, identity, key, make, label))
                 except Exception:
                     if part.exists():
+                        _leave_checkpoint(part)
                         raise
                     log.warning("%s %s: this run stood still, and another one took its work over", stage, label)
             finally:
@@ -340,6 +341,15 @@ def _adopted(place: Path, token: str) -> Path:
         os.rename(left, part)
     _clear(part)
     return part
+
+
+def _leave_checkpoint(part: Path) -> None:
+    """Keeps of what failed the checkpoint alone, with which another attempt goes on; without one, nothing."""
+    with contextlib.suppress(OSError):  # what made it fail may also keep it from being removed
+        _clear(part)
+    for folder in (part / CHECKPOINT, part):
+        with contextlib.suppress(OSError):  # one that is not empty stays
+            folder.rmdir()
 
 
 def _clear(part: Path) -> None:

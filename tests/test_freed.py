@@ -8,6 +8,8 @@ import pytest
 
 import idp
 from idp import models
+from idp.analyze.__main__ import main as analyze
+from idp.export.__main__ import main as export
 from idp.generate import main as generate
 
 
@@ -74,4 +76,8 @@ def test_what_opens_a_finished_run_leaves_no_model(opened, finished_run, tmp_pat
     del model
     assert_gone(opened, 1)
     generate([f"record={folder}", "prompt=x", "max_new_tokens=2"])
+    assert_gone(opened, 1)
+    analyze(["similarity", f"record={folder}", "documents=2"])
+    assert_gone(opened, 1)
+    export([f"record={folder}", f"out={tmp_path / 'exported'}"])
     assert_gone(opened, 1)

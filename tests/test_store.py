@@ -113,6 +113,19 @@ def slow_maker(root, number, out):
     (out / f"{number}").write_text(json.dumps([product.reused, (product.path / "maker").read_text()]))
 
 
+@pytest.mark.parametrize("checkpoint", [None, "empty"])
+def test_one_that_fails_without_a_checkpoint_leaves_nothing(tmp_path, checkpoint):
+    def half(folder):
+        (folder / "half").write_text("half")
+        if checkpoint:
+            (folder / CHECKPOINT).mkdir()
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        ask(Store(tmp_path), half)
+    assert not list((tmp_path / "stage").iterdir())
+
+
 def test_many_processes_one_maker(tmp_path):
     out = tmp_path / "out"
     out.mkdir()

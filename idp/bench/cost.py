@@ -17,7 +17,21 @@ from pathlib import Path
 
 from idp.bench import larger, work
 from idp.bench.machine import counted, machine_of
-from idp.bench.work import COMPRESS, FORWARD, HELDOUT, KINDS, LOAD, MEASURE, TRAIN, TRAINED, Machine, Work, of_run
+from idp.bench.work import (
+    COMPRESS,
+    EACH,
+    FORWARD,
+    HELDOUT,
+    KINDS,
+    LOAD,
+    MEASURE,
+    TRAIN,
+    TRAINED,
+    Machine,
+    Work,
+    lengths_of,
+    of_run,
+)
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
 from idp.composed import configs as composed
 from idp.config import Config
@@ -251,7 +265,7 @@ def _main_memory(configs: Sequence[Config], size: larger.Larger) -> float:
 def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator[Config]:
     given = [f"+experiment={experiment}"] if experiment is not None else []
     if experiment == "transfer" and not any(word.startswith("recovery.from=") for word in words):
-        given.append("recovery.from=each")  # of the prompts learned elsewhere
+        given.append(f"recovery.from={EACH}")
     yield from composed([*given, *words], sweep=sweep or experiment is not None)
 
 
@@ -278,7 +292,7 @@ def _name(config: Config) -> str:
 
     selector, bank = getattr(config.recovery, "selector", None), getattr(config.recovery, "bank", None)
     parts = [label(config.compressor), config.recovery.kind]
-    parts += [node.kind for node in (bank, selector) if node is not None and len(config.recovery.prompt_lengths()) > 1]
+    parts += [node.kind for node in (bank, selector) if node is not None and len(lengths_of(config.recovery)) > 1]
     return " ".join(parts)
 
 

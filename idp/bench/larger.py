@@ -187,14 +187,14 @@ def training_peaks(config: Config, larger: Larger) -> tuple[float, float] | None
 
 @functools.cache
 def _peaks(shape: str, method: str, distilled: bool, rows: int, tokens: int, length: int) -> tuple[float, float]:
-    from idp.bench.memory import CHECKPOINTED, ONE_BY_ONE, PLAIN, Step, extrapolated, peaks
+    from idp.bench.memory import CHECKPOINTED, PLAIN, Step, peaks
 
     kind = method if method in ("lora", "prefix") else "prompt"
     if distilled and kind == "prompt":
         kind = "distilled prompt"
-    found = peaks(Step(shape, kind, rows, tokens, length or 1), extrapolated)
+    found = peaks(Step(shape, kind, rows, tokens, length or 1))
     beside = found["weights"] if distilled and kind != "distilled prompt" else 0  # a teacher beside it
-    return found[PLAIN] + beside, min(found[CHECKPOINTED], found[ONE_BY_ONE])
+    return found[PLAIN] + beside, found[CHECKPOINTED]
 
 
 def _targets(model: PreTrainedModel, targets: list[str]) -> list[tuple[int, int]]:

@@ -52,6 +52,9 @@ class Machine:
     steps: dict[str, float] = field(default_factory=dict)  # decoding steps of a document, its share of its batch's
 
 
+EACH = "each"  # `recovery.from` where a study takes the repairs of runs that need not be there yet
+
+
 @dataclass(frozen=True)
 class Row:
     """One model that a run measures, as `idp.pipeline.Row`: a key, the tokens of its prompts, its selector."""
@@ -72,7 +75,7 @@ def of_run(config: Config, machine: Machine) -> Iterator[Work]:
     made = identity_of(config)
     yield from _of_compression(config, made)
     recovery, repair = config.recovery, repair_of(config)
-    lengths = tuple(_lengths(recovery))
+    lengths = tuple(lengths_of(recovery))
     if repair is not None:
         yield from _of_training(recovery, repair)
         yield from _of_choice(recovery, repair, lengths)
@@ -112,8 +115,8 @@ def trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int]
                 short = replace(recovery.training, steps=tried.steps)
                 short.evaluate_every = min(short.evaluate_every, tried.steps)
                 count = max(len(tried.learning_rates), 1) * max(len(tried.inits), 1)
-                yield recovery, short, _lengths(recovery.candidate())[:1], count
-            yield recovery, recovery.training, _lengths(recovery), 1
+                yield recovery, short, lengths_of(recovery.candidate())[:1], count
+            yield recovery, recovery.training, lengths_of(recovery), 1
         recovery = recovery.beneath
 
 
@@ -274,8 +277,10 @@ def tasks_of(config: Config) -> list[str]:
     return expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS)))
 
 
-def _lengths(recovery: Recovery) -> list[int]:
-    """Tokens of each prompt; of a written one, and of one that comes from elsewhere, they are not known here."""
+def lengths_of(recovery: Recovery) -> list[int]:
+    """Tokens of each prompt; of a written one, and of those of `EACH`, they are not known here."""
+    if getattr(recovery, "from", None) == EACH:
+        return []
     try:
         return list(recovery.prompt_lengths())
     except TypeError:  # a written prompt wants a tokenizer

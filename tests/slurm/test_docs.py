@@ -16,9 +16,9 @@ def test_they_do_what_the_page_says(here, corpus):
     assert len(commands) >= 8
     for python, dash_m, module, *words in commands:
         assert (python, dash_m) == ("python", "-m")
-        if module == "idp.run":
+        if module in ("idp.run", "idp.fetch"):
             own = [word for word in words if not word.startswith(("hydra.launcher.cpus", "hydra.launcher.mem"))]
-            idp("run", *own, *JOBS[1:], *SMALL, corpus, "tracker=none")
+            idp(module.removeprefix("idp."), *own, *JOBS[1:], *SMALL, corpus, "tracker=none")
         else:
             done = idp(module.removeprefix("idp."), *words)
             if words[0] == "wait":
