@@ -190,14 +190,14 @@ def _compressor(config: Config, store: Store) -> str:
 
 
 def _corpus(name: str, config: Config) -> Callable[[Store], str]:
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
 
     return lambda store: named_corpus(name, config.corpus, config.data_dir, store).place
 
 
 def _tasks(config: Config) -> Iterator[Need]:
-    from idp.evaluate import catalog
-    from idp.evaluate.tasks import GROUPS, expand, find_tasks
+    from idp.tasks import catalog
+    from idp.tasks.tasks import GROUPS, expand, find_tasks
 
     def take(name: str, store: Store) -> str:
         (source,) = find_tasks(replace(config.task, names=[name], documents=1), store)

@@ -21,9 +21,9 @@ from idp.recover import stage as recovering
 from idp.recover.none import NoRecovery
 from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
+from idp.store.verification import Damaged
 from idp.track import record as records
 from idp.track.wandb import WandbTracker
-from idp.verification import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +168,8 @@ def find(config: Config, store: Store | None = None) -> Found:
     Raises:
         UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
     """
-    from idp.corpus import named_corpus, refuse_evaluated
-    from idp.evaluate.tasks import find_tasks
+    from idp.corpora.corpus import named_corpus, refuse_evaluated
+    from idp.tasks.tasks import find_tasks
 
     source = models.find(config.model, store)
     compressed_by_others = external.find(config.compressor, store)
@@ -374,7 +374,7 @@ def _check_forward(config: Config, found: Found, store: Store, folder: Path | No
 
 def _check_perplexity(config: Config, empty: models.LoadedModel, found: Found) -> None:
     """Perplexity counts the same tokens for every method, so a window must leave room for the prompt before it."""
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     window, prompt = config.evaluation.perplexity_window, recovering.longest_prompt(config.recovery, empty)
     room = empty.model.config.get_text_config().max_position_embeddings

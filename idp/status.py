@@ -15,9 +15,9 @@ from pathlib import Path
 from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble, lacks_memory, out_of_memory
-from idp.lease import lease, wait_for
 from idp.preemption import STOP, Stopped
 from idp.store import write_json
+from idp.store.lease import lease, wait_for
 
 log = logging.getLogger("idp")
 

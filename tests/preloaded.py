@@ -70,7 +70,7 @@ def preload() -> dict[str, str]:
     for module in pkgutil.walk_packages(idp.__path__, "idp."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    from idp.evaluate import catalog
+    from idp.tasks import catalog
 
     catalog.scan()
     FOLDERS.extend(each for each in gc.get_objects() if type(each) is tempfile.TemporaryDirectory)

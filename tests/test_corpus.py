@@ -8,9 +8,10 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from idp import hub, text_files
+from idp import hub
 from idp.config import Corpus, conf_dir
-from idp.corpus import PARTS, Text, blocks, named_corpus, open_corpus, part, refuse_evaluated
+from idp.corpora import text_files
+from idp.corpora.corpus import PARTS, Text, blocks, named_corpus, open_corpus, part, refuse_evaluated
 from idp.errors import UserError
 
 
@@ -118,7 +119,7 @@ def test_the_embedded_corpus():
 
 def test_a_corpus_made_from_an_evaluated_task_is_refused():
     from idp.config import Task
-    from idp.evaluate.tasks import find_tasks
+    from idp.tasks.tasks import find_tasks
 
     tasks = find_tasks(Task(names=["piqa", "sciq", "boolq"], data_dir=None, fewshot=None, documents=None))
     piqa, sciq, _ = tasks

@@ -163,7 +163,7 @@ def test_what_is_missing_is_said_in_a_line_each(the_hub, fetching):
 
 
 def test_a_killed_fetch_goes_on_with_the_part_that_it_was_at(the_hub, compose, tmp_path):
-    from idp.corpus import open_corpus
+    from idp.corpora.corpus import open_corpus
 
     corpus, store = compose("corpus=c4").corpus, Store(tmp_path / "store")
     the_hub.killed = "heldout"
@@ -221,7 +221,7 @@ def test_a_copy_that_was_downloaded_by_its_commit_is_found_without_a_network(mon
 
 
 def test_a_column_that_is_not_there(the_hub, compose, tmp_path):
-    from idp.corpus import open_corpus
+    from idp.corpora.corpus import open_corpus
     from idp.errors import UserError
 
     corpus = compose("corpus=c4", "corpus.text_field=body").corpus

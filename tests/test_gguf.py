@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from idp import models, tokenization
+from idp import models
 from idp.errors import UserError
-from idp.gguf_files import header as headers
-from idp.gguf_files import model as ggufs
-from idp.gguf_files import plain, rope, tokenizer
-from idp.gguf_files.pretokenizers import PRE_TOKENIZERS
+from idp.models import tokenization
+from idp.models.gguf import header as headers
+from idp.models.gguf import model as ggufs
+from idp.models.gguf import plain, rope, tokenizer
+from idp.models.gguf.pretokenizers import PRE_TOKENIZERS
 from tests import ggufs as writing
 from tests.conftest import FAMILIES
 

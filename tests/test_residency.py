@@ -9,9 +9,9 @@ import torch
 from idp import models
 from idp.analyze.similarity import compare, compare_apart
 from idp.config import Model
-from idp.gguf_files import model as ggufs
-from idp.gguf_files import tensors
 from idp.memory import peak_bytes, private_bytes, release, start_peak
+from idp.models.gguf import model as ggufs
+from idp.models.gguf import tensors
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store
 

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from idp.errors import UserError
-from idp.lease import TAKEN_AFTER_SECONDS
 from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest, sealed, unsealed, write_json
+from idp.store.lease import TAKEN_AFTER_SECONDS
 
 
 def ask(store, make, parent=None, config=None, version=1):
@@ -186,7 +186,7 @@ def test_a_maker_that_stood_still_loses_its_work_and_does_no_harm(tmp_path, monk
     (lock,) = (tmp_path / "locks").glob("*.lock")
     said = lock.read_text().replace(repr(TAKEN_AFTER_SECONDS), "0.5")  # as if it had promised to show itself as often
     lock.write_text(said)
-    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("idp.store.lease.TAKEN_AFTER_SECONDS", 0.5)
     product = ask(Store(tmp_path), takes_over)
     assert not product.reused and (product.path / "maker").read_text() == "the other"
     (tmp_path / "woken").write_text("")
@@ -203,14 +203,14 @@ def test_a_maker_on_another_node_that_died(tmp_path, monkeypatch, stuck):
     stuck.join()
     (lock,) = (tmp_path / "locks").glob("*.lock")
     lock.write_text(lock.read_text().replace(socket.gethostname(), "node7").replace(repr(TAKEN_AFTER_SECONDS), "2.0"))
-    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 2.0)
+    monkeypatch.setattr("idp.store.lease.TAKEN_AFTER_SECONDS", 2.0)
     started = time.monotonic()
     assert not ask(Store(tmp_path), takes_over).reused
     assert time.monotonic() - started >= 2
 
 
 def test_a_lease_that_a_crash_of_the_node_left_empty_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr("idp.lease.TAKEN_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr("idp.store.lease.TAKEN_AFTER_SECONDS", 0.5)
     key = digest({"stage": "stage", "parent": None, "config": {"a": 1}, "version": 1})
     lock = tmp_path / "locks" / f"stage-{key}.lock"
     lock.parent.mkdir()

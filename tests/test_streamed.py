@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from idp import streamed, weights
 from idp.errors import UserError
+from idp.models import streamed, weights
 
 from .conftest import FAMILIES
 

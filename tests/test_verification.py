@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from idp import models, store, verification
+from idp import models, store
 from idp.config import Model
-from idp.store import Store, damage_of
-from idp.verification import Damaged, Stamps
+from idp.store import Store, damage_of, verification
+from idp.store.verification import Damaged, Stamps
 
 MODEL = Model("tiny", "random", None, None, "float32", "cpu", None, False, "auto", {})
 SHARD = "model/model.safetensors"

@@ -124,8 +124,8 @@ def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: 
     from pyarrow import parquet
     from transformers import AutoConfig, AutoTokenizer
 
-    from idp.evaluate.tasks import document_indices
     from idp.models import bos_of, model_folder
+    from idp.tasks.tasks import document_indices
     from idp.track.record import SAMPLES
 
     place = model_folder(load)

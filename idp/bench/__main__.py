@@ -40,10 +40,10 @@ def main() -> None:
     options = _arguments()
     from idp.bench import scoring
     from idp.evaluate.latency import backend
-    from idp.evaluate.tasks import NINE
     from idp.prompting.repaired import RepairedModel
     from idp.status import set_up_logging
     from idp.store import write_json
+    from idp.tasks.tasks import NINE
 
     set_up_logging()
     loaded = _open(options)

@@ -28,7 +28,7 @@ def main() -> None:
 
     from idp import models
     from idp.config import Corpus, Model
-    from idp.corpus import blocks, named_corpus
+    from idp.corpora.corpus import blocks, named_corpus
 
     options = _options()
     model = Model("bench", "local", options.folder, None, options.dtype, "auto", None, False, "auto", {})

@@ -39,7 +39,7 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
     from idp import models
     from idp.compress import recipe
     from idp.compress.terminal import quiet
-    from idp.corpus import blocks, named_corpus
+    from idp.corpora.corpus import blocks, named_corpus
     from idp.store import Store
 
     config = _config(job)

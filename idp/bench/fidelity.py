@@ -31,7 +31,7 @@ FIGURES = ("mean_kl", "median_kl", "p99_kl")
 def main() -> None:
     """Measures and prints two tables."""
     from idp.config import Task
-    from idp.evaluate.tasks import find_tasks
+    from idp.tasks.tasks import find_tasks
 
     options = _options()
     sources = find_tasks(Task(options.tasks, None, None, options.documents))
@@ -73,8 +73,8 @@ def _open(options: argparse.Namespace) -> LoadedModel:
 
 def _windows(loaded: LoadedModel, options: argparse.Namespace) -> torch.Tensor:
     from idp.config import Corpus
-    from idp.corpus import blocks, open_corpus
-    from idp.evaluate import embedded
+    from idp.corpora.corpus import blocks, open_corpus
+    from idp.tasks import embedded
 
     source = Corpus("embedded", "embedded", None, None, None, None, "text", list(embedded.PASSAGES), None)
     text = open_corpus(source, None)
@@ -162,8 +162,8 @@ def _cost_of_text(dense: LoadedModel, other: LoadedModel, windows: torch.Tensor,
 def _cost_of_task(dense: LoadedModel, other: LoadedModel, source: Any, documents: int) -> list[Any]:
     from idp.evaluate.fidelity import Comparing, Fidelity
     from idp.evaluate.stage import Measured, write_task
-    from idp.evaluate.tasks import run_task
     from idp.store import Store
+    from idp.tasks.tasks import run_task
 
     scorers, seconds = [_scorer(dense), _scorer(other)], {}
     measured = Measured("dense", fidelity=Fidelity())

@@ -69,7 +69,7 @@ def shape_of(model: schema.Model, store: Store | None) -> PretrainedConfig:
     from idp import models
     from idp.bench.shapes import SHAPES, config_of
     from idp.evaluate import guard
-    from idp.gguf_files import model as ggufs
+    from idp.models.gguf import model as ggufs
 
     if model.name in SHAPES:
         return config_of(model.name)
@@ -87,7 +87,7 @@ def tokenizer_of(model: schema.Model, store: Store | None) -> tuple[PreTrainedTo
     from transformers import AutoTokenizer
 
     from idp import models
-    from idp.gguf_files import header, tokenizer
+    from idp.models.gguf import header, tokenizer
 
     embedded = dataclasses.replace(model, source="embedded", path=None)
     for name, tried in ((model.name, model), ("the embedded model", embedded)):

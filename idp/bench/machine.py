@@ -96,7 +96,7 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
     from idp.bench.work import tasks_of
     from idp.evaluate.room import FEWEST
     from idp.evaluate.scorer import Scorer
-    from idp.evaluate.tasks import find_tasks, run_task
+    from idp.tasks.tasks import find_tasks, run_task
 
     machine = Machine({}, {}, said="documents as they are here")
     for config in configs:

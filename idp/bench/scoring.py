@@ -15,13 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from idp.config import Task
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
-from idp.evaluate.tasks import TaskSource, document_indices, find_tasks
 from idp.models import LoadedModel
 from idp.progress import progress
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
 from idp.recover.prompt import initial
+from idp.tasks.tasks import TaskSource, document_indices, find_tasks
 
 if TYPE_CHECKING:
     import torch

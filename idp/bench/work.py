@@ -89,7 +89,7 @@ def of_run(config: Config, machine: Machine) -> Iterator[Work]:
 
 def documents_of(config: Config, machine: Machine) -> dict[str, int]:
     """How many documents a run evaluates of each of its tasks, as far as the machine knows them."""
-    from idp.evaluate import catalog, suites
+    from idp.tasks import catalog, suites
 
     mine = catalog.find_own(config.task.include_path) if config.task.include_path else catalog.NONE
     counts = {}
@@ -268,8 +268,8 @@ def repair_of(config: Config) -> str | None:
 
 def tasks_of(config: Config) -> list[str]:
     """The single tasks of a run."""
-    from idp.evaluate import catalog
-    from idp.evaluate.tasks import GROUPS, expand
+    from idp.tasks import catalog
+    from idp.tasks.tasks import GROUPS, expand
 
     known = {task for tasks in GROUPS.values() for task in tasks}
     if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through

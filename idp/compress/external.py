@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub, models, quantized, verification, weights
+from idp import fetched, hub, models
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
 from idp.compress.recipe import compressed_layers, label
 from idp.config import Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.gguf_files import model as ggufs
-from idp.models import LoadedModel, Source
-from idp.store import Product, Store, write_json
-from idp.weight_files import WeightFiles
+from idp.models import LoadedModel, Source, quantized, weights
+from idp.models.gguf import model as ggufs
+from idp.models.weight_files import WeightFiles
+from idp.store import Product, Store, verification, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import weights
 from idp.errors import UserError
+from idp.models import weights
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from idp.compress.measure import measure_weights, worst
 from idp.errors import UserError
-from idp.unpacking import tensors
-from idp.weight_files import SINGLE, WeightFiles
+from idp.models.unpacking import tensors
+from idp.models.weight_files import SINGLE, WeightFiles
 
 if TYPE_CHECKING:
     import torch

@@ -72,7 +72,7 @@ def calibration_blocks(compressor: Compressor, text: Any, loaded: LoadedModel) -
     Raises:
         UserError: the text is too short.
     """
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     calibration = compressor.calibration
     found = blocks(text, "calibration", loaded.tokenizer, calibration.length, calibration.samples, calibration.seed)
@@ -89,7 +89,7 @@ def compress(
         group_size: as `check` resolved it.
         model: the model's config: its dtype and device decide the numbers.
         dense: the load stage's product.
-        text: the calibration corpus, an `idp.corpus.Text`.
+        text: the calibration corpus, an `idp.corpora.corpus.Text`.
         store: where products live.
 
     Raises:

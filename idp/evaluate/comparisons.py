@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from idp.evaluate.stage import Measured
-    from idp.evaluate.tasks import TaskSource
     from idp.store import Product
+    from idp.tasks.tasks import TaskSource
 
 # What is compared: the model after a step, and the one before it.
 PAIRS = (("compressed", "dense"), ("repaired", "compressed"), ("repaired", "dense"))
@@ -82,8 +82,8 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     import numpy as np
     from pyarrow import parquet
 
-    from idp.evaluate.tasks import main_metric
     from idp.records.outcomes import graded_documents
+    from idp.tasks.tasks import main_metric
 
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])

@@ -41,7 +41,7 @@ def documents(measured: Product) -> list[Document]:
     from pyarrow import parquet
 
     from idp.evaluate import greedy
-    from idp.evaluate.tasks import LONGEST_ANSWER
+    from idp.tasks.tasks import LONGEST_ANSWER
 
     ((task, about),) = measured.read("results.json")["configs"].items()
     kind, new_tokens = about["output_type"], None
@@ -80,7 +80,7 @@ def tokens(scorer: Scorer, document: Document) -> list[int]:
 
 def affordable(texts: Sequence[list[int]]) -> dict[int, list[int]]:
     """Evenly spaced ones of all contexts, by their numbers, as many as the bounds allow, and one at least."""
-    from idp.evaluate.tasks import document_indices
+    from idp.tasks.tasks import document_indices
 
     for count in range(min(DOCUMENTS, max(len(texts) // SHARE, FEW), len(texts)), 0, -1):
         found = {number: texts[number] for number in document_indices(len(texts), count)}

@@ -170,7 +170,7 @@ class Reference:
 
 def _corpus(scorer: Scorer, windows: torch.Tensor, reference: Reference | None, folder: Path) -> None:
     from idp.evaluate.perplexity import window_losses
-    from idp.evaluate.tasks import document_indices
+    from idp.tasks.tasks import document_indices
 
     places = windows.shape[1] - 1
     if reference is None:
@@ -282,7 +282,7 @@ def _right(product: Product) -> dict[int, bool] | None:
     """Whether each document, by its index in the split, was right by the task's main metric."""
     from pyarrow import parquet
 
-    from idp.evaluate.tasks import main_metric
+    from idp.tasks.tasks import main_metric
 
     results = product.read("results.json")
     ((runs, scores),) = results["results"].items()

@@ -6,19 +6,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from idp.evaluate import suites
 from idp.evaluate.comparisons import outcomes_of
-from idp.evaluate.tasks import main_metric
 from idp.stats.matching import matching
 from idp.stats.open_book import open_book
 from idp.stats.significance import comparison
+from idp.tasks import suites
+from idp.tasks.tasks import main_metric
 
 if TYPE_CHECKING:
     import numpy as np
 
     from idp.evaluate.stage import Measured
-    from idp.evaluate.tasks import TaskSource
     from idp.store import Product
+    from idp.tasks.tasks import TaskSource
 
 STEPS = (("compressed", "dense"), ("repaired", "compressed"), ("repaired", "dense"))  # after, before
 GUESSED = ("acc", "acc_norm")  # metrics of choices, of which a guess gets one in so many right

@@ -28,8 +28,8 @@ from idp.evaluate.stage import (
 
 if TYPE_CHECKING:
     from idp import config as schema
-    from idp.evaluate.tasks import TaskSource
     from idp.store import Product, Store
+    from idp.tasks.tasks import TaskSource
 
 RESAMPLES = 1000  # of standard errors without a closed form, as `run_task` has them
 
@@ -58,7 +58,7 @@ def measure(
         evaluation: tokens per batch, and how perplexity is measured.
         tasks: what `find_tasks` found.
         documents: per task; None: all.
-        corpora: `idp.corpus.Text` by name.
+        corpora: `idp.corpora.corpus.Text` by name.
         store: where products live.
         bos: what the model's texts begin with.
 
@@ -126,7 +126,7 @@ def _aggregated(source: TaskSource, results: dict[str, Any], rows: list[dict[str
 
     from lm_eval.api.metrics import stderr_for_metric
 
-    from idp.evaluate.rows import quiet
+    from idp.tasks.rows import quiet
 
     aggregation, kept = source.build([0]).aggregation(), {}
     for key, value in results.items():

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from idp.evaluate.stage import Measured
-    from idp.evaluate.tasks import TaskSource
     from idp.store import Product
+    from idp.tasks.tasks import TaskSource
 
 COLLAPSED = 0.95  # share of a task's documents that were given one prompt
 OUTCOMES = "selection.parquet"
@@ -197,7 +197,7 @@ def outcomes(
 
     A document without a choice written down has -1. None where the main metric is not one of single documents.
     """
-    from idp.evaluate.tasks import main_metric
+    from idp.tasks.tasks import main_metric
 
     results = alone[0].read("results.json")
     metric = main_metric(runs, results["results"][runs])

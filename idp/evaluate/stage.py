@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from idp.evaluate.scorer import Scorer
-    from idp.evaluate.tasks import TaskSource
     from idp.prompting.repaired import RepairedModel
+    from idp.tasks.tasks import TaskSource
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def measure(
         evaluation: tokens per batch, and how perplexity is measured.
         tasks: what `find_tasks` found.
         documents: per task; None: all.
-        corpora: `idp.corpus.Text` by name, for perplexity.
+        corpora: `idp.corpora.corpus.Text` by name, for perplexity.
         store: where products live.
         finished: called with the model's name, the task or corpus, and its product.
         keeps: keep what it predicts, as the dense model that others are held against.
@@ -295,7 +295,7 @@ def _scorer(
 
 def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:
     from idp.evaluate.journal import Journal
-    from idp.evaluate.tasks import run_task
+    from idp.tasks.tasks import run_task
 
     scorer.begin()
     scorer.label = f"{scorer.name} {source.runs}"
@@ -357,7 +357,7 @@ def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, fo
 
 def _windows(text: Any, evaluation: schema.Evaluation, scorer: Scorer) -> torch.Tensor:
     """The windows of a corpus's perplexity, [windows, tokens]."""
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     window = evaluation.perplexity_window
     count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None

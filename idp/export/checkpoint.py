@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import models, weights
+from idp import models
 from idp.compress.recipe import label
 from idp.compress.terminal import quiet
 from idp.errors import UserError
@@ -17,6 +17,7 @@ from idp.export import licence, repair
 from idp.export.card import write_card
 from idp.export.options import Options
 from idp.export.run import Run, find
+from idp.models import weights
 from idp.store import versions, write_json
 
 if TYPE_CHECKING:

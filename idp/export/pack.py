@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.unpacking import SCALE, SHAPE, WORDS, ZERO_POINT, unpack
+from idp.models.unpacking import SCALE, SHAPE, WORDS, ZERO_POINT, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from idp.evaluate.tasks import main_metric
 from idp.report.differences import damage, last_step, share, unchanged
 from idp.report.tables import lower_is_better, main_scores
 from idp.stats.significance import LEVEL
+from idp.tasks.tasks import main_metric
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 

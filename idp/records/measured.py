@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idp.evaluate.tasks import main_metric
 from idp.store import digest
+from idp.tasks.tasks import main_metric
 
 WHOLE_BITS = 16  # per weight that nothing compressed, as `bits_per_weight` counts it whatever the dtype
 DENSE, COMPRESSED, REPAIRED = "dense", "compressed", "repaired"

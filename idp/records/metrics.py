@@ -175,9 +175,9 @@ def tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]
 
 
 def _results(record: dict[str, Any]) -> list[list[Any]]:
-    from idp.evaluate.tasks import main_metric
     from idp.report.differences import last_step
     from idp.report.tables import main_scores, rows_of
+    from idp.tasks.tasks import main_metric
 
     scores = {row: main_scores(record, results) for row, results in rows_of(record).items()}
     step, rows = last_step(record), []

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from idp import config, weights
+from idp import config
 from idp.beginning import begun
 from idp.config import WIDE, option
 from idp.errors import UserError
-from idp.models import LoadedModel
+from idp.models import LoadedModel, weights
 from idp.recover.fitting import Loss
 from idp.recover.objective import Objective, from_the_start
 from idp.recover.training import History, Report, named, train

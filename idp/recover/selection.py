@@ -213,7 +213,7 @@ def _losses(heldout: Product) -> torch.Tensor:
 
 def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch.Tensor:
     """Held-out blocks, the same for every seed and bank, so that losses compare."""
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     return blocks(text, "heldout", loaded.tokenizer, fit.tokens, fit.blocks, 0, at_most=True)
 

@@ -101,7 +101,7 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
         UserError: LoRA targets that match no layer, a selector's layer or heads that do not exist, a prompt longer
             than the window, or too little text.
     """
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     if recovery.beneath is not None:
         check(recovery.beneath, empty, text)
@@ -156,7 +156,7 @@ def recover(
         recovery: what to make.
         model: the model's config.
         compressed: the product of stage 2, whose model stays frozen.
-        text: the training corpus, an `idp.corpus.Text`.
+        text: the training corpus, an `idp.corpora.corpus.Text`.
         seed: everything random draws from it.
         store: where products live.
         report: called with each training step's figures.
@@ -349,7 +349,7 @@ def _text(
 
     Training text is that of `share` prompts, where they share it out among them.
     """
-    from idp.corpus import blocks
+    from idp.corpora.corpus import blocks
 
     wanted = training.steps * training.batch_size * share
     length = training.sequence_length

@@ -25,7 +25,7 @@ from idp.store import MANIFEST, Product, Store, write_json
 from idp.track.record import RECORD
 
 if TYPE_CHECKING:
-    from idp.evaluate.tasks import TaskSource
+    from idp.tasks.tasks import TaskSource
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.config import GRAPH
-from idp.evaluate.tasks import main_metric
 from idp.report import knowledge
 from idp.report.differences import Change, damage, last_step, with_interval
+from idp.tasks.tasks import main_metric
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Statistics of paired outcomes: intervals, tests, power, flips, the share of damage brought back. Of numbers only: nothing here knows a record."""
+"""Statistics of paired outcomes: intervals, tests, power, flips, damage brought back. Nothing here knows a record."""

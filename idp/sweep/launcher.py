@@ -18,7 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from idp.errors import UserError
-from idp.lease import lease, wait_for
+from idp.store.lease import lease, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.standing import Standing, standings, wait
 from idp.track.record import RECORD, heldout_loss

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.lease import TAKEN_AFTER_SECONDS
 from idp.status import LOCK, STATUS, TIME
+from idp.store.lease import TAKEN_AFTER_SECONDS
 from idp.sweep import queue
 from idp.sweep.cells import Cell, Submission, Sweep, last_submissions
 from idp.track.record import RECORD

@@ -20,9 +20,9 @@ from idp.store import peaks as peaks_of
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
-    from idp.evaluate.tasks import TaskSource
     from idp.recover.selection import Selection
     from idp.store import Product
+    from idp.tasks.tasks import TaskSource
 
 RECORD, SAMPLES = "record.json", "samples.parquet"
 SCHEMA_VERSION = 1

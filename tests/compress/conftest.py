@@ -15,7 +15,7 @@ def compress_with(compose, shared):
     """`compress_with(*overrides)`: the compress stage's product for a config, without the stages around it."""
     from idp import models
     from idp.compress import stage
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
     from idp.store import Store
 
     store, texts = Store(shared / "compressed"), {}

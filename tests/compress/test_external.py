@@ -12,8 +12,8 @@ from idp.compress import external
 from idp.compress.formats import claims
 from idp.compress.recipe import label
 from idp.errors import UserError
-from idp.unpacking import tensors
-from idp.weight_files import WeightFiles
+from idp.models.unpacking import tensors
+from idp.models.weight_files import WeightFiles
 from tests.compress import packers
 
 QUICK = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from idp import models, unpacking, weights
+from idp import models
 from idp.compress import kept
 from idp.compress.saved import SavedWeights
 from idp.config import Model, Quantization
 from idp.export import pack
-from idp.weight_files import WeightFiles
+from idp.models import unpacking, weights
+from idp.models.weight_files import WeightFiles
 
 FLOAT32 = Model("tiny", "local", None, None, "float32", "cpu", None, False, "auto", {})
 

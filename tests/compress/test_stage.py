@@ -99,7 +99,7 @@ def test_the_same_config_gives_the_same_weights(compress_with, tmp_path):
 
 
 def test_the_calibration_corpus_may_be_another(compress_with, compose, tmp_path):
-    from idp.corpus import named_corpus, part
+    from idp.corpora.corpus import named_corpus, part
 
     text = tmp_path / "mine.txt"
     text.write_text("\n\n".join(f"Paragraph {number} " + "of my own text, said again. " * 20 for number in range(80)))

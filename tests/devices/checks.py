@@ -271,7 +271,7 @@ def what_does_not_fit_is_refused() -> None:
 def what_was_offloaded_is_refused() -> None:
     from transformers import AutoModelForCausalLM
 
-    from idp.placement import refuse_offloaded
+    from idp.models.placement import refuse_offloaded
 
     parts = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
     parts += [f"model.layers.{number}" for number in range(4)]
@@ -501,7 +501,7 @@ def compressed(compressor: str, device: str, way: str | None) -> tuple[dict[str,
     """The weights of a compressed model, and what is said of them."""
     from idp import models
     from idp.compress import stage
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
     from idp.store import Store
 
     whole = composed(f"compressor={compressor}", "model=tiny_llama")

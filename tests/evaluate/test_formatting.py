@@ -7,7 +7,7 @@ import pytest
 from idp import hub
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate.tasks import find_tasks
+from idp.tasks.tasks import find_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_an_example_that_is_never_drawn_does_not_count(found):
 
 
 def test_tasks_that_cannot_run_here_are_refused_before_their_documents(found, monkeypatch):
-    from idp.evaluate import catalog
+    from idp.tasks import catalog
 
     definition = catalog.definition
     for option, complaint in [

@@ -10,11 +10,11 @@ import yaml
 
 from idp import hub
 from idp.config import Corpus, Task
-from idp.corpus import open_corpus, refuse_evaluated
+from idp.corpora.corpus import open_corpus, refuse_evaluated
 from idp.errors import UserError
-from idp.evaluate import catalog, suites
-from idp.evaluate.own_tasks.answers import exact_match, f1
-from idp.evaluate.tasks import expand, find_tasks, run_task
+from idp.tasks import catalog, suites
+from idp.tasks.own_tasks.answers import exact_match, f1
+from idp.tasks.tasks import expand, find_tasks, run_task
 
 SQUAD = ["squad_closed_book", "squad_open_book"]
 SUBJECTS = {"STEM": 19, "humanities": 13, "social sciences": 12, "other": 13, "MMLU": 57}

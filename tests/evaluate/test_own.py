@@ -9,7 +9,7 @@ import pytest
 from idp import hub
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate.tasks import find_tasks
+from idp.tasks.tasks import find_tasks
 
 from .test_encoding import MERGES, bpe, loaded_with
 

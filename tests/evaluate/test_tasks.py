@@ -9,8 +9,8 @@ import pytest
 from idp import hub
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog, embedded
-from idp.evaluate.tasks import GROUPS, NINE, document_indices, find_tasks, main_metric, run_task
+from idp.tasks import catalog, embedded
+from idp.tasks.tasks import GROUPS, NINE, document_indices, find_tasks, main_metric, run_task
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 
 from idp import models
 from idp.api import LanguageModel
-from idp.corpus import Text, blocks
+from idp.corpora.corpus import Text, blocks
 from idp.errors import UserError
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.perplexity import window_losses

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from idp import models, tokenization
+from idp import models
 from idp.errors import UserError
+from idp.models import tokenization
 from tests.conftest import FAMILIES
 
 

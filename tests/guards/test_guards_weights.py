@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from idp import models, weights
+from idp import models
 from idp.errors import UserError
-from idp.models import _make_random
+from idp.models import _make_random, weights
 from idp.store import Store
 
 UP = "model.layers.1.mlp.up_proj.weight"

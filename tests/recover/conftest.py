@@ -7,7 +7,7 @@ import random
 import pytest
 
 from idp import models
-from idp.corpus import Text
+from idp.corpora.corpus import Text
 from idp.recover import stage
 from idp.store import Store
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import quantized
 from idp.errors import UserError
-from idp.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles, read_json
+from idp.models import quantized
+from idp.models.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch

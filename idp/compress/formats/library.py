@@ -7,13 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import weights
 from idp.compress.formats.checkpoint import Checkpoint, plain
 from idp.compress.formats.claims import Claim, Decompressed
 from idp.compress.terminal import quiet
 from idp.errors import UserError
-from idp.gguf_files import header as headers
-from idp.gguf_files import model as ggufs
+from idp.models import weights
+from idp.models.gguf import header as headers
+from idp.models.gguf import model as ggufs
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ def parts(_: Bench) -> list[str]:
 def run(part: str, bench: Bench) -> Iterator[Line]:
     from idp import models
     from idp.compress import stage
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
     from idp.memory import device_peaks, peak_bytes
     from idp.store import Store
 

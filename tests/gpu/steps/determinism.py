@@ -19,7 +19,7 @@ def parts(_: Bench) -> list[str]:
 
 
 def run(part: str, bench: Bench) -> Iterator[Line]:
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
     from idp.recover.stage import recover
     from idp.store import Store
 

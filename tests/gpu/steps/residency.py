@@ -41,10 +41,10 @@ def _twice(bench: Bench) -> Line:
     from idp import models
     from idp.evaluate.room import batch_tokens
     from idp.evaluate.stage import measure
-    from idp.evaluate.tasks import find_tasks
     from idp.recover import opening
     from idp.recover.none import NoRecovery
     from idp.store import Store
+    from idp.tasks.tasks import find_tasks
 
     folder, store = bench.saved_model(bench.shape), Store(bench.folder / "store")
     config = bench.config(folder)

@@ -24,7 +24,7 @@ def parts(_: Bench) -> list[str]:
 
 
 def run(part: str, bench: Bench) -> Iterator[Line]:
-    from idp.corpus import named_corpus
+    from idp.corpora.corpus import named_corpus
     from idp.memory import device_peaks, peak_bytes
     from idp.recover.stage import recover
     from idp.store import Store

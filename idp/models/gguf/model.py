@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import hub, streamed, weights
+from idp import hub
 from idp.errors import UserError, lacks_memory
-from idp.gguf_files import config as configs
-from idp.gguf_files import header as headers
-from idp.gguf_files import plain, tokenizer
-from idp.gguf_files.header import Header
-from idp.gguf_files.tensors import Tensors
+from idp.models import streamed, weights
+from idp.models.gguf import config as configs
+from idp.models.gguf import header as headers
+from idp.models.gguf import plain, tokenizer
+from idp.models.gguf.header import Header
+from idp.models.gguf.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp.errors import UserError
-from idp.evaluate import greedy, rows
-from idp.evaluate.places import Places, said
+from idp.evaluate import greedy
+from idp.tasks import rows
+from idp.tasks.places import Places, said
 
 METRIC_SECONDS = 5  # spent at most on trying out the metrics of a task: some load models of their own
 NULL = "\N{REPLACEMENT CHARACTER}null\N{REPLACEMENT CHARACTER}"  # stands for null where its text is looked for

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import LACKING, UserError, lacks_memory
+from idp.models.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 from idp.progress import no_stray_bars
-from idp.weight_files import HARMLESS, PACKED, PLAIN, WeightFiles, read_header
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.gguf_files.header import Header
-from idp.gguf_files.pretokenizers import DIGIT, GPT2, PRE_TOKENIZERS, PreTokenizer
+from idp.models.gguf.header import Header
+from idp.models.gguf.pretokenizers import DIGIT, GPT2, PRE_TOKENIZERS, PreTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ import functools
 import heapq
 from collections.abc import Callable, Iterator
 
-from idp.gguf_files.tokenizer import CONTROL, SENTENCEPIECE, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
+from idp.models.gguf.tokenizer import CONTROL, SENTENCEPIECE, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 
 def encode(vocabulary: Vocabulary, text: str) -> list[int]:

@@ -8,7 +8,7 @@ no result depends on it: a maker that lost its lease finds its folder gone, and 
     <root>/<stage>/<key>.<lease>.part/  one being made; what is under `checkpoint/` survives a kill
     <root>/<stage>/<key>.damaged-N/     one that failed its hashes, set aside
     <root>/locks/<stage>-<key>.lock     the lease of its maker
-    <root>/verified/<stage>-<key>.json  when its large files were hashed: see `idp.verification`
+    <root>/verified/<stage>-<key>.json  when its large files were hashed: see `idp.store.verification`
 
 A product's folder has the time at which it was last asked for. `python -m idp.store` lists, verifies and removes.
 """
@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
-from idp.lease import lease, wait_for
 from idp.memory import device_peaks, peak_bytes, start_peak
-from idp.verification import MANIFEST, Stamps, hash_file
+from idp.store.lease import lease, wait_for
+from idp.store.verification import MANIFEST, Stamps, hash_file
 
 if TYPE_CHECKING:
     from filelock import SoftFileLease
@@ -360,9 +360,3 @@ def _clear(part: Path) -> None:
         if path.name == CHECKPOINT:
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-if __name__ == "__main__":
-    from idp.store_command import main
-
-    main()

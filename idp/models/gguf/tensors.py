@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.gguf_files import rope
-from idp.gguf_files.header import Header
+from idp.models.gguf import rope
+from idp.models.gguf.header import Header
 
 if TYPE_CHECKING:
     import torch

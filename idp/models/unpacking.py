@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.weight_files import Entry, WeightFiles, read_json
+from idp.models.weight_files import Entry, WeightFiles, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.evaluate import own
-from idp.evaluate.own import Own
+from idp.tasks import own
+from idp.tasks.own import Own
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import beginning, fetched, hub, placement, quantized, tokenization, unpacking, verification, weights
+from idp import beginning, fetched, hub
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.gguf_files import model as ggufs
-from idp.store import Product, Store, hash_file, versions, write_json
-from idp.weight_files import SINGLE, WeightFiles, read_json
+from idp.models import placement, quantized, tokenization, unpacking, weights
+from idp.models.gguf import model as ggufs
+from idp.models.weight_files import SINGLE, WeightFiles, read_json
+from idp.store import Product, Store, hash_file, verification, versions, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp import fetched, hub
 from idp.errors import UserError
-from idp.evaluate import embedded, jsonl
+from idp.tasks import embedded, jsonl
 
 if TYPE_CHECKING:
     from idp.store import Store

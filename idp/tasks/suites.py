@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog
-from idp.evaluate.own import Own
+from idp.tasks import catalog
+from idp.tasks.own import Own
 
 Value = TypeVar("Value")
 
@@ -67,6 +67,6 @@ def check(cfg: Task, mine: Own) -> None:
 
 
 def _expanded(names: Collection[str], mine: Own) -> list[str]:
-    from idp.evaluate.tasks import expand
+    from idp.tasks.tasks import expand
 
     return expand(names, mine)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.gguf_files import rope
-from idp.gguf_files.header import Header
-from idp.gguf_files.tokenizer import special_id
+from idp.models.gguf import rope
+from idp.models.gguf.header import Header
+from idp.models.gguf.tokenizer import special_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

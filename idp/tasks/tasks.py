@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import catalog, data, formatting, greedy, own, places, rows, suites
-from idp.evaluate.own import Own
-from idp.evaluate.plain import config_of
+from idp.evaluate import greedy
+from idp.tasks import catalog, data, formatting, own, places, rows, suites
+from idp.tasks.own import Own
+from idp.tasks.plain import config_of
 
 if TYPE_CHECKING:
     from idp.store import Store

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import fetched, hub, text_files
+from idp import fetched, hub
 from idp.config import Corpus
+from idp.corpora import text_files
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def read(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> tuple
 
 @functools.cache  # the cells of a sweep read the same
 def _embedded_passages(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    from idp.evaluate import embedded
+    from idp.tasks import embedded
 
     try:
         passages = embedded.passages(tasks)

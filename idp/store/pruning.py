@@ -13,9 +13,9 @@ from pathlib import Path
 from filelock import Timeout
 
 from idp.errors import UserError
-from idp.inventory import Inventory, Item
-from idp.lease import lease
-from idp.verification import Stamps
+from idp.store.inventory import Inventory, Item
+from idp.store.lease import lease
+from idp.store.verification import Stamps
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 

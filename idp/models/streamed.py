@@ -1,4 +1,4 @@
-"""Weights written tensor by tensor: the files that `idp.weights.save` writes, of a model that is nowhere in memory."""
+"""Weights written tensor by tensor: the files of `idp.models.weights.save`, of a model that is nowhere in memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from idp import weights
 from idp.errors import UserError
-from idp.weight_files import INDEX, SINGLE, WeightFiles
+from idp.models import weights
+from idp.models.weight_files import INDEX, SINGLE, WeightFiles
 
 if TYPE_CHECKING:
     import torch

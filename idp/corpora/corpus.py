@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import corpus_sources, text_files
 from idp.config import Corpus, conf_dir
+from idp.corpora import sources as corpus_sources
+from idp.corpora import text_files
 from idp.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from idp.evaluate.tasks import TaskSource
     from idp.store import Store
+    from idp.tasks.tasks import TaskSource
 
 # Shares of the documents. The heldout part chooses the best checkpoint, so perplexity is reported on another.
 SHARES = {"train": 0.7, "calibration": 0.1, "heldout": 0.1, "perplexity": 0.1}

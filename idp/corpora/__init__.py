@@ -1,0 +1,1 @@
+"""Running text, for calibration, training and perplexity."""

@@ -1,0 +1,5 @@
+"""`python -m idp.store`."""
+
+from idp.store.command import main
+
+main()
