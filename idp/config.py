@@ -92,6 +92,9 @@ class Model:
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 
 
+CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")  # the methods of compression that look at calibration text
+
+
 @dataclass
 class Sparsity:
     method: Optional[str] = option(

@@ -122,7 +122,7 @@ def splits(
     Raises:
         whatever `datasets` raises: the caller knows what to tell the user.
     """
-    from idp.tasks.plain import plain
+    from idp.store.plain import plain
 
     def make(folder: Path) -> None:
         loaded = hub.load_dataset(dataset, name=name, **options)

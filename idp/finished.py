@@ -11,8 +11,8 @@ from idp.config import Compressor, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
 from idp.kinds import restore
 from idp.records import reading
+from idp.records.record import RECORD
 from idp.store import Product, Store
-from idp.track.record import RECORD
 
 if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.models.weight_files import read_json
+from idp.store import read_json
 
 SECONDS_TO_ANSWER = 4
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

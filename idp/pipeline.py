@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from idp import memory, models
+from idp import recording as records
 from idp.compress import external
 from idp.compress import stage as compressing
 from idp.compress.recipe import label
@@ -22,7 +23,6 @@ from idp.recover.none import NoRecovery
 from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
 from idp.store.verification import Damaged
-from idp.track import record as records
 from idp.track.wandb import WandbTracker
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import conf_dir
 from idp.errors import UserError
 from idp.kinds import register
-from idp.track.record import heldout_loss
+from idp.records.record import heldout_loss
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -41,7 +41,7 @@ def job(composed: DictConfig) -> float | None:
     try:
         config = check(composed)
         from idp.pipeline import run
-        from idp.report.tables import run_summary, run_table
+        from idp.records.tables import run_summary, run_table
 
         with requeued():
             record, place = run(config)

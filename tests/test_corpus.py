@@ -8,9 +8,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from idp import hub
+from idp import hub, text_files
 from idp.config import Corpus, conf_dir
-from idp.corpora import text_files
 from idp.corpora.corpus import PARTS, Text, blocks, named_corpus, open_corpus, part, refuse_evaluated
 from idp.errors import UserError
 

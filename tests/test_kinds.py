@@ -84,8 +84,8 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
     from idp.api import load
     from idp.export.card import _meaning
     from idp.records.collect import collect
+    from idp.records.tables import run_summary
     from idp.report.page import data
-    from idp.report.tables import run_summary
     from idp.report.view import views
 
     found = added("idp.prompting.selectors", "recovery/selector", "hindsight", HINDSIGHT, HINDSIGHT_YAML)

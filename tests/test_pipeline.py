@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from idp.report.tables import run_summary
-from idp.track.record import comparable
+from idp.records.record import comparable
+from idp.records.tables import run_summary
 
 from .conftest import record_of
 from .processes import Process, python

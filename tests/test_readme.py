@@ -128,7 +128,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         done = python(*words[1:], *dry, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "dashboard.json").exists(), done.stderr
     elif words[:3] == ["python", "-m", "idp.store"]:
-        from idp.store.command import main
+        from idp.store_command import main
 
         run, _ = finished_run(*IDP)
         monkeypatch.chdir(tmp_path)

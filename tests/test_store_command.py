@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from idp import store_command as store_command
 from idp.store import Store, digest
-from idp.store import command as store_command
 
 DAY = 86400
 

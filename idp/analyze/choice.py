@@ -137,7 +137,7 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
     from pyarrow import parquet
 
     from idp.evaluate.selection import OUTCOMES, greater
-    from idp.track.record import SAMPLES
+    from idp.records.record import SAMPLES
 
     about = run.record["idp"]
     controls = about.get("controls")

@@ -125,8 +125,8 @@ def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: 
     from transformers import AutoConfig, AutoTokenizer
 
     from idp.models import bos_of, model_folder
+    from idp.records.record import SAMPLES
     from idp.tasks.tasks import document_indices
-    from idp.track.record import SAMPLES
 
     place = model_folder(load)
     tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=run.model.trust_remote_code)

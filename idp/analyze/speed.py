@@ -9,8 +9,8 @@ from typing import Any
 from idp.config import EAGER
 from idp.records.cells import Cell
 from idp.records.measured import Measured
+from idp.records.record import RECORD
 from idp.stats.significance import Interval
-from idp.track.record import RECORD
 
 MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a median, in those of a mean
 WIDE = 1.96  # standard errors to either side of a 95 % interval

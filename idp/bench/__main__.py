@@ -41,9 +41,9 @@ def main() -> None:
     from idp.bench import scoring
     from idp.evaluate.latency import backend
     from idp.prompting.repaired import RepairedModel
+    from idp.records.scores import NINE
     from idp.status import set_up_logging
     from idp.store import write_json
-    from idp.tasks.tasks import NINE
 
     set_up_logging()
     loaded = _open(options)
@@ -214,7 +214,7 @@ def _costs(row: dict[str, Any]) -> list[str]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from idp.report.tables import latency_table
+    from idp.records.tables import latency_table
 
     lines = []
     for row in found["scoring"]:

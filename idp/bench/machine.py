@@ -42,7 +42,7 @@ def machine_of(run: Finished, place: str) -> Machine:
     from transformers import AutoTokenizer
 
     from idp.models import model_folder
-    from idp.track.record import SAMPLES
+    from idp.records.record import SAMPLES
 
     about = run.record["idp"]
     path = Path(place).expanduser()

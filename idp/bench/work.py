@@ -268,8 +268,9 @@ def repair_of(config: Config) -> str | None:
 
 def tasks_of(config: Config) -> list[str]:
     """The single tasks of a run."""
+    from idp.records.scores import GROUPS
     from idp.tasks import catalog
-    from idp.tasks.tasks import GROUPS, expand
+    from idp.tasks.tasks import expand
 
     known = {task for tasks in GROUPS.values() for task in tasks}
     if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through

@@ -41,8 +41,7 @@ def save(
     Returns:
         how many layers are `packed`, and how many quantised ones are kept `dense`.
     """
-    from idp.compress import experts
-    from idp.export import pack
+    from idp.compress import experts, pack
 
     layers = pack.packed_layers(grids)
     if not layers:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import Compressor, Quantization, Sparsity, n_of_m
+from idp.config import CALIBRATED, Compressor, Quantization, Sparsity, n_of_m
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 GROUP_SIZES = (128, 64, 32)
 BLOCK_COLUMNS = 128  # GPTQ and SparseGPT update the columns behind a block of this many at once, as in the papers
-CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")
 
 
 def label(compressor: Compressor) -> str:

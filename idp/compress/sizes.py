@@ -75,7 +75,7 @@ def in_bytes(
 def layer_bytes(
     rows: int, columns: int, dtype_bits: int, bits: int | None, group_size: int | None, symmetric: bool
 ) -> int:
-    """Bytes of one layer's tensors as `idp.export.pack` writes them; dense where `bits` is None."""
+    """Bytes of one layer's tensors as `idp.compress.pack` writes them; dense where `bits` is None."""
     if bits is None:
         return rows * columns * dtype_bits // 8
     groups = 1 if group_size in (-1, None) else columns // group_size

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp import text_files
 from idp.config import Corpus, conf_dir
 from idp.corpora import sources as corpus_sources
-from idp.corpora import text_files
 from idp.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp import fetched, hub
+from idp import fetched, hub, text_files
 from idp.config import Corpus
-from idp.corpora import text_files
 from idp.errors import UserError
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     from pyarrow import parquet
 
     from idp.records.outcomes import graded_documents
-    from idp.tasks.tasks import main_metric
+    from idp.records.scores import main_metric
 
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])

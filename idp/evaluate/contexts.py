@@ -40,7 +40,7 @@ def documents(measured: Product) -> list[Document]:
     """What was scored of a task, from its product."""
     from pyarrow import parquet
 
-    from idp.evaluate import greedy
+    from idp.models import greedy
     from idp.tasks.tasks import LONGEST_ANSWER
 
     ((task, about),) = measured.read("results.json")["configs"].items()

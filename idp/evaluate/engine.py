@@ -15,9 +15,9 @@ from idp.errors import lacks_memory
 from idp.evaluate.batching import Row, split_at
 from idp.evaluate.divergence import Ask, Observer
 from idp.evaluate.generation import decode
-from idp.evaluate.greedy import not_followed
 from idp.memory import release
 from idp.models import keep_freed_memory
+from idp.models.greedy import not_followed
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
 from idp.prompting.packing import Packed, pack

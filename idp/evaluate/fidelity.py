@@ -282,7 +282,7 @@ def _right(product: Product) -> dict[int, bool] | None:
     """Whether each document, by its index in the split, was right by the task's main metric."""
     from pyarrow import parquet
 
-    from idp.tasks.tasks import main_metric
+    from idp.records.scores import main_metric
 
     results = product.read("results.json")
     ((runs, scores),) = results["results"].items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
-from idp.evaluate.greedy import ends_of
+from idp.models.greedy import ends_of
 from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention

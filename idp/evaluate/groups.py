@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.evaluate.comparisons import outcomes_of
+from idp.records.scores import main_metric
 from idp.stats.matching import matching
 from idp.stats.open_book import open_book
 from idp.stats.significance import comparison
 from idp.tasks import suites
-from idp.tasks.tasks import main_metric
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,11 +20,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from idp.beginning import Encoder
 from idp.errors import UserError
-from idp.evaluate import greedy
 from idp.evaluate.batching import Request, Row, common_length, make_row, plan
 from idp.evaluate.divergence import Watched
 from idp.evaluate.engine import Engine
 from idp.evaluate.journal import Journal
+from idp.models import greedy
 from idp.progress import progress
 
 if TYPE_CHECKING:

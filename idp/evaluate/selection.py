@@ -197,7 +197,7 @@ def outcomes(
 
     A document without a choice written down has -1. None where the main metric is not one of single documents.
     """
-    from idp.tasks.tasks import main_metric
+    from idp.records.scores import main_metric
 
     results = alone[0].read("results.json")
     metric = main_metric(runs, results["results"][runs])

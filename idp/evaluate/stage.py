@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
-from idp.evaluate import greedy
 from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
 from idp.memory import release
+from idp.models import greedy
 from idp.prompting.attention import fused
 from idp.store import CHECKPOINT, Product, Store, digest, peaks, write_json
 

@@ -13,7 +13,7 @@ from idp.compress.recipe import label
 from idp.export.licence import UNKNOWN, Licence
 from idp.export.repair import LORA, PROMPTS
 from idp.export.run import Run
-from idp.report.tables import run_table
+from idp.records.tables import run_table
 
 SOURCES = {
     "embedded": "from its 4-bit Q4_1 GGUF file, whose weights are the dense reference here",

@@ -97,8 +97,7 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     """The checkpoint and its tokenizer; whether it is packed."""
     from safetensors.torch import load_file
 
-    from idp.compress import experts
-    from idp.export import pack
+    from idp.compress import experts, pack
 
     loaded.tokenizer.save_pretrained(folder)
     like = run.dense_folder if run.compressor.path is None else None  # its generation settings

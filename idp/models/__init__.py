@@ -19,8 +19,8 @@ from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
-from idp.models.weight_files import SINGLE, WeightFiles, read_json
-from idp.store import Product, Store, hash_file, verification, versions, write_json
+from idp.models.weight_files import SINGLE, WeightFiles
+from idp.store import Product, Store, hash_file, read_json, verification, versions, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.models.weight_files import PACKED, read_json
+from idp.models.weight_files import PACKED
+from idp.store import read_json
 
 METHODS = ("compressed-tensors", "gptq", "awq")  # those that compressor=external reads
 READ = "compressed-tensors, gptq, awq, GGUF files and plain weights"

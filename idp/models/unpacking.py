@@ -1,7 +1,7 @@
 """Packed weights read as plain ones: integers, scales and zero points become the very numbers that were packed.
 
-The packed form is compressed-tensors' `pack-quantized`, as `idp.export.pack` writes it and transformers reads it. Here
-it is unpacked tensor by tensor, into a model without the library's machinery: plain layers with plain weights.
+The packed form is compressed-tensors' `pack-quantized`, as `idp.compress.pack` writes it and transformers reads it.
+Here it is unpacked tensor by tensor, into a model without the library's machinery: plain layers with plain weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.models.weight_files import Entry, WeightFiles, read_json
+from idp.models.weight_files import Entry, WeightFiles
+from idp.store import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idp.errors import UserError
+from idp.store import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -224,21 +225,6 @@ def read_header(file: Path) -> dict[str, Entry]:
             " download or copy was cut short"
         )
     return entries
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it cannot be read as one.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return found
 
 
 def _dtype(entry: Entry) -> torch.dtype:

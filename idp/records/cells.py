@@ -11,8 +11,8 @@ from idp.records.collect import Collection
 from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Measured, Setting
 from idp.records.naming import name as give_names
 from idp.records.naming import natural
+from idp.records.scores import GROUPS, NINE
 from idp.records.seeds import TRAINING, by_chance, identities, seed_said, seeds_of, seeds_said, weights_of
-from idp.tasks.tasks import GROUPS, NINE
 
 
 @dataclass

@@ -17,11 +17,11 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.records.measured import Measured, Setting, groups_of, models_of, sample_of
+from idp.records.record import RECORD, SCHEMA_VERSION, comparable
+from idp.records.sweeps import SWEEP
+from idp.records.sweeps import read as cells_of_sweep
 from idp.status import STATUS
 from idp.store import digest
-from idp.sweep.cells import SWEEP
-from idp.sweep.cells import read as cells_of_sweep
-from idp.track.record import RECORD, SCHEMA_VERSION, comparable
 
 RUNS, SWEEPS = "runs", "sweeps"
 IN_NAMES = ("model", "compressor", "recovery", "budget")  # of runs

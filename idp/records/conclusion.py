@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from idp.report.differences import damage, last_step, share, unchanged
-from idp.report.tables import lower_is_better, main_scores
+from idp.records.differences import damage, last_step, share, unchanged
+from idp.records.scores import lower_is_better, main_metric, main_scores
 from idp.stats.significance import LEVEL
-from idp.tasks.tasks import main_metric
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 
@@ -126,7 +125,7 @@ def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
 
 def _draws(record: dict[str, Any]) -> list[str]:
     """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
-    from idp.compress.recipe import CALIBRATED
+    from idp.config import CALIBRATED
 
     about = record["idp"]
     drawn: dict[str, str] = {}

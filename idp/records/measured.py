@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from idp.records.scores import main_metric
 from idp.store import digest
-from idp.tasks.tasks import main_metric
 
 WHOLE_BITS = 16  # per weight that nothing compressed, as `bits_per_weight` counts it whatever the dtype
 DENSE, COMPRESSED, REPAIRED = "dense", "compressed", "repaired"
@@ -279,7 +279,7 @@ def _made_by(row: str, about: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _scores(record: dict[str, Any], results: dict[str, Any], row: str, folder: Path) -> dict[str, Score]:
-    from idp.track.record import SAMPLES
+    from idp.records.record import SAMPLES
 
     samples = folder / SAMPLES
     scores = {}

@@ -42,7 +42,7 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     that was repaired, `damage/...` dense less compressed, each with the ends of its 95 % interval.
     `latency/<part>_ms` is the run's own model at the first batch size and length that were timed.
     """
-    from idp.report.tables import main_scores
+    from idp.records.scores import main_scores
 
     about = record["idp"]
     values: dict[str, float | None] = {
@@ -84,7 +84,7 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
 
 def _differences(record: dict[str, Any]) -> dict[str, float | None]:
     """What the repair gained and what compression took, over all tasks and of each."""
-    from idp.report.differences import damage, last_step
+    from idp.records.differences import damage, last_step
 
     values: dict[str, float | None] = {}
     gain = last_step(record) if record["idp"]["row"] == "repaired" else None
@@ -175,9 +175,8 @@ def tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]
 
 
 def _results(record: dict[str, Any]) -> list[list[Any]]:
-    from idp.report.differences import last_step
-    from idp.report.tables import main_scores, rows_of
-    from idp.tasks.tasks import main_metric
+    from idp.records.differences import last_step
+    from idp.records.scores import main_metric, main_scores, rows_of
 
     scores = {row: main_scores(record, results) for row, results in rows_of(record).items()}
     step, rows = last_step(record), []

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.records.record import RECORD
 from idp.status import STATUS
-from idp.track.record import RECORD
 
 
 def read(place: str | Path, said: str) -> tuple[dict[str, Any], Path]:

@@ -99,7 +99,7 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
 
 def by_chance(model: Measured) -> bool:
     """Whether another seed would have made another model: of what was trained, or compressed by what text showed."""
-    from idp.compress.recipe import CALIBRATED
+    from idp.config import CALIBRATED
 
     if model.role != COMPRESSED:
         return model.role == REPAIRED

@@ -20,9 +20,9 @@ from idp.config import Fitting, Selector, keyword_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank, beginning_of
 from idp.records import reading
+from idp.records.record import RECORD
 from idp.status import STATUS
 from idp.store import MANIFEST, Product, Store, write_json
-from idp.track.record import RECORD
 
 if TYPE_CHECKING:
     from idp.tasks.tasks import TaskSource

@@ -8,9 +8,9 @@ from tabulate import tabulate
 
 from idp.records.cells import Cell, cells
 from idp.records.collect import Collection
+from idp.records.differences import last_step, with_interval
 from idp.records.measured import Measured
-from idp.report.differences import last_step, with_interval
-from idp.report.tables import main_scores
+from idp.records.scores import main_scores
 
 
 def sweep_table(found: Collection) -> str:

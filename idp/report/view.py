@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from idp.records.cells import Cell, cells, groups, task_order
 from idp.records.collect import Collection, Unfinished
+from idp.records.differences import NO_DAMAGE
 from idp.records.measured import REPAIRED, Setting
 from idp.report.comparisons import Comparison, compare, compare_to_dense, share_of_damage
-from idp.report.differences import NO_DAMAGE
 
 if TYPE_CHECKING:
     from idp.stats.damage import Share

@@ -112,6 +112,21 @@ def unsealed(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it cannot be read as one.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it.
 

@@ -1,5 +1,5 @@
 """`python -m idp.store`."""
 
-from idp.store.command import main
+from idp.store_command import main
 
 main()

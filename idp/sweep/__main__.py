@@ -14,7 +14,7 @@ from idp.command import failures_in_one_line
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.sweep.cells import Sweep
+    from idp.records.sweeps import Sweep
 
 HELP = {
     "status": "list the cells: done, running, queued, failed (and why), missing",

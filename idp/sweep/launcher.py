@@ -18,10 +18,10 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from idp.errors import UserError
+from idp.records.record import RECORD, heldout_loss
 from idp.store.lease import lease, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.standing import Standing, standings, wait
-from idp.track.record import RECORD, heldout_loss
 
 LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
 

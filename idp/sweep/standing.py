@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.records.record import RECORD
+from idp.records.sweeps import Cell, Submission, Sweep, last_submissions
 from idp.status import LOCK, STATUS, TIME
 from idp.store.lease import TAKEN_AFTER_SECONDS
 from idp.sweep import queue
-from idp.sweep.cells import Cell, Submission, Sweep, last_submissions
-from idp.track.record import RECORD
 
 STATES = ("done", "running", "queued", "failed", "missing")
 KILLED, UNBORN = "killed", "ended before the run began"  # what no status file can say

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp.errors import UserError
-from idp.evaluate import greedy
+from idp.models import greedy
 from idp.tasks import rows
 from idp.tasks.places import Places, said
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from idp.corpora.text_files import is_unicode
 from idp.errors import UserError
+from idp.text_files import is_unicode
 
 LONGEST = 2**63  # Arrow's integers
 

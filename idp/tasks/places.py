@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.store.plain import ADDRESS
 from idp.tasks import rows
 from idp.tasks.data import Found
-from idp.tasks.plain import ADDRESS
 
 READERS = {"doc_to_text", "doc_to_target", "doc_to_choice"}  # lm-eval's functions that read a document
 

@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Any
 
-from idp.tasks.plain import plain
+from idp.store.plain import plain
 
 KEPT = ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 

@@ -16,30 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.evaluate import greedy
+from idp.models import greedy
+from idp.records.scores import GROUPS
+from idp.store.plain import config_of
 from idp.tasks import catalog, data, formatting, own, places, rows, suites
 from idp.tasks.own import Own
-from idp.tasks.plain import config_of
 
 if TYPE_CHECKING:
     from idp.store import Store
 
 log = logging.getLogger(__name__)
-
-GROUPS = {
-    "world_knowledge": ("arc_easy", "arc_challenge", "sciq", "webqs", "triviaqa"),
-    "commonsense": ("hellaswag", "piqa"),
-    "language_understanding": ("lambada_openai", "winogrande"),
-}
-NINE = tuple(name for names in GROUPS.values() for name in names)  # the tasks of Hoang et al.
-GROUPS = {"all": NINE, **GROUPS}
-
-MAIN_METRIC = dict.fromkeys(NINE, "acc") | {
-    "hellaswag": "acc_norm",
-    "webqs": "exact_match",
-    "triviaqa": "exact_match",
-    "nq_open": "exact_match",
-}
 
 STAND_INS = {"webqs": "nq_open"}  # both ask short questions about the world; neither fits in for anything else
 LONGEST_ANSWER = 256  # tokens, where a task does not say: lm-eval's own default
@@ -126,24 +112,6 @@ def find_tasks(cfg: Task, store: Store | None = None) -> list[TaskSource]:
             "task.data_dir=FOLDER, or leave the task out of task.names"
         )
     return found
-
-
-def main_metric(task_name: str, results: dict[str, Any]) -> str:
-    """The result key of the metric that tables show, such as `acc_norm,none`.
-
-    Args:
-        task_name: any lm-eval task; beside the nine: exact_match, acc_norm, acc, or the first metric that there is.
-        results: one task's entry in lm-eval's `results`, or one document's metrics.
-    """
-    keys = [key for key in results if "," in key and "_stderr," not in key]
-    wanted = [MAIN_METRIC[task_name]] if task_name in MAIN_METRIC else ["exact_match", "acc_norm", "acc"]
-    for metric in wanted:
-        for key in keys:
-            if key.split(",")[0] == metric:
-                return key
-    if not keys:
-        raise KeyError(f"{task_name}: no metric among {sorted(results)}")
-    return keys[0]
 
 
 def document_indices(total: int, wanted: int | None) -> list[int]:

@@ -11,9 +11,9 @@ from torch import nn
 from idp.compress import experts, recipe
 from idp.compress.joint import quantize_kept
 from idp.compress.magnitude import smallest
+from idp.compress.pack import pack
 from idp.compress.saved import SavedWeights
 from idp.compress.terminal import quiet
-from idp.export.pack import pack
 from tests.compress.mixtures import MIXTURES, make_mixture
 
 

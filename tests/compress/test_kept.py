@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from idp import models
-from idp.compress import kept
+from idp.compress import kept, pack
 from idp.compress.saved import SavedWeights
 from idp.config import Model, Quantization
-from idp.export import pack
 from idp.models import unpacking, weights
 from idp.models.weight_files import WeightFiles
 

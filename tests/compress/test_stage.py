@@ -12,7 +12,7 @@ from idp import models
 from idp.compress import recipe, stage
 from idp.compress.saved import SavedWeights
 from idp.errors import UserError
-from idp.report.tables import run_summary
+from idp.records.tables import run_summary
 from idp.usage import options
 
 from ..processes import Process

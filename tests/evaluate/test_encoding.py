@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from idp.api import LanguageModel
-from idp.evaluate import greedy, stage
+from idp.evaluate import stage
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
-from idp.models import LoadedModel
+from idp.models import LoadedModel, greedy
 from idp.prompting.repaired import RepairedModel
 
 from ..conftest import FAMILIES

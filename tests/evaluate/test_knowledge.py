@@ -206,7 +206,7 @@ def test_a_corpus_that_holds_the_passages_is_refused():
 
 
 def test_a_run_tells_groups_matching_and_closed_from_open_book(run_here, bridges):
-    from idp.report.tables import run_summary, run_table
+    from idp.records.tables import run_summary, run_table
 
     names = ["mmlu_anatomy", "mmlu_virology", "mmlu_astronomy", "jeopardy", *SQUAD]
     record = run_here(

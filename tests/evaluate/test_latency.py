@@ -12,7 +12,7 @@ from idp.evaluate.generation import prefill, step
 from idp.evaluate.graph import FixedDecoding
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
-from idp.report.tables import latency_table, run_summary
+from idp.records.tables import latency_table, run_summary
 from idp.store import Store
 
 from ..conftest import FAMILIES

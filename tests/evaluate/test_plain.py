@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from idp.errors import UserError
+from idp.store.plain import config_of, plain
 from idp.tasks import catalog
-from idp.tasks.plain import config_of, plain
 
 ADDRESS = re.compile(r"0x[0-9a-f]{4,}|memory:|object at")
 

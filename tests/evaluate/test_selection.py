@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from idp.evaluate.selection import collapsed, entropy, gaps, greater, interval, of_task
-from idp.report.tables import controls_table
+from idp.records.tables import controls_table
 
 
 def outcomes(documents=60, prompts=3, seed=0):

@@ -9,8 +9,9 @@ import pytest
 from idp import hub
 from idp.config import Task
 from idp.errors import UserError
+from idp.records.scores import GROUPS, NINE, main_metric
 from idp.tasks import catalog, embedded
-from idp.tasks.tasks import GROUPS, NINE, document_indices, find_tasks, main_metric, run_task
+from idp.tasks.tasks import document_indices, find_tasks, run_task
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from idp.compress import pack
 from idp.errors import UserError
-from idp.export import pack
 
 
 def on_grid(bits, groups, dtype, symmetric, rows=48, columns=128):

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from idp.progress import progress
+from idp.records.record import RECORD, SAMPLES, comparable
 from idp.status import STATUS
 from idp.store import MANIFEST
-from idp.track.record import RECORD, SAMPLES, comparable
 
 # Every stage makes a product, training has several checkpoints, and tasks are of several batches.
 WORDS = (

@@ -12,9 +12,9 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from idp.errors import UserError
+from idp.records.tables import run_summary, run_table
 from idp.recover import selection
 from idp.recover.opening import open_repaired
-from idp.report.tables import run_summary, run_table
 from idp.store import Store
 from idp.usage import options
 

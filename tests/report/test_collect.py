@@ -8,9 +8,9 @@ import pytest
 from idp.errors import UserError
 from idp.records.collect import collect
 from idp.records.outcomes import outcomes, paired
+from idp.records.sweeps import Cell, Sweep
 from idp.report.nine_tasks import score_table
 from idp.report.view import views
-from idp.sweep.cells import Cell, Sweep
 
 
 def another_repair(record):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from idp.report.differences import compared
-from idp.report.tables import run_summary, run_table
+from idp.records.differences import compared
+from idp.records.tables import run_summary, run_table
 
 from ..outcomes import hits, record
 

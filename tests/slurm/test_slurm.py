@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from idp.track.record import comparable
+from idp.records.record import comparable
 
 from ..processes import Process, python
 from ..track.read_wandb import read

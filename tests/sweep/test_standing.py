@@ -7,10 +7,11 @@ import time
 import pytest
 
 from idp.errors import UserError
+from idp.records.record import RECORD
+from idp.records.sweeps import Cell, Submission, Sweep, newest, read
 from idp.status import Status
-from idp.sweep.cells import Cell, Submission, Sweep, newest, read, submit, submitted
+from idp.sweep.cells import submit, submitted
 from idp.sweep.standing import standings, table
-from idp.track.record import RECORD
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from idp.records import metrics
-from idp.report.differences import compared, damage
+from idp.records.differences import compared, damage
 
 from ..outcomes import hits, record
 

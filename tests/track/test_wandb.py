@@ -12,8 +12,8 @@ import pytest
 import wandb
 
 from idp.records import metrics
+from idp.records.record import identity
 from idp.track import wandb as tracking
-from idp.track.record import identity
 
 from ..conftest import record_of
 from ..processes import python

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import quantized
-from idp.models.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles, read_json
+from idp.models.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles
+from idp.store import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,7 @@
-"""The record: the one JSON that a run leaves, in lm-eval's result schema plus an `idp` block."""
+"""The record of a run, made of what its stages left."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import platform
@@ -15,20 +14,15 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.evaluate import comparisons, groups
-from idp.store import digest, versions, write_json
+from idp.records.record import RECORD, SAMPLES, SCHEMA_VERSION
 from idp.store import peaks as peaks_of
+from idp.store import versions, write_json
 
 if TYPE_CHECKING:
     from idp.evaluate.stage import Measured
     from idp.recover.selection import Selection
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
-
-RECORD, SAMPLES = "record.json", "samples.parquet"
-SCHEMA_VERSION = 1
-# What may differ between two runs of one config: when and how fast, not what came out.
-TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
-NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
 def build(
@@ -161,41 +155,10 @@ def write(
     return folder / RECORD
 
 
-def comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without timings, machine, places: equal for two runs of one config, however often they were killed."""
-    result = copy.deepcopy(record)
-    for name in NOT_OF_THE_RESULT:
-        result["idp"]["config"].pop(name, None)
-
-    def strip(node: Any) -> None:
-        if isinstance(node, dict):
-            for key in [key for key in node if key in TIMINGS]:
-                del node[key]
-            for value in node.values():
-                strip(value)
-        elif isinstance(node, list):
-            for value in node:
-                strip(value)
-
-    strip(result)
-    return result
-
-
-def identity(config: dict[str, Any]) -> str:
-    """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
-    return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
-
-
 def _counted(measured: Measured, name: str) -> dict[str, int]:
     """What was counted under a name while measuring, by task, where it is not nothing."""
     counts = {task: product.read("results.json")["idp"].get(name) for task, product in measured.tasks.items()}
     return {task: count for task, count in counts.items() if count}
-
-
-def heldout_loss(record: dict[str, Any]) -> float | None:
-    """What a sweeper minimises: the best held-out loss in nats per token, as a mean over the trained parts."""
-    losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
-    return sum(losses) / len(losses) if losses else None
 
 
 def own_dtype(measured: Measured) -> str:

@@ -7,24 +7,9 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.config import GRAPH
-from idp.report import knowledge
-from idp.report.differences import Change, damage, last_step, with_interval
-from idp.tasks.tasks import main_metric
-
-
-def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """lm-eval's `results` of each model of a run, baselines first: dense, compressed, repaired as far as measured."""
-    about = record["idp"]
-    return {row: found["results"] for row, found in about["baselines"].items()} | {about["row"]: record["results"]}
-
-
-def main_scores(record: dict[str, Any], results: dict[str, Any]) -> dict[str, float]:
-    """Each task's main score, by the name that was asked for."""
-    scores = {}
-    for task, data in record["idp"]["data"].items():
-        metrics = results[data["stand_in"] or task]
-        scores[task] = metrics[main_metric(data["stand_in"] or task, metrics)]
-    return scores
+from idp.records import knowledge
+from idp.records.differences import Change, damage, last_step, with_interval
+from idp.records.scores import lower_is_better, main_metric, main_scores, rows_of
 
 
 def run_table(record: dict[str, Any]) -> str:
@@ -53,13 +38,6 @@ def run_table(record: dict[str, Any]) -> str:
         place = headers.index("stderr")
         headers, lines = headers[:place] + headers[place + 1 :], [line[:place] + line[place + 1 :] for line in lines]
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + _not_compared(record, change)
-
-
-def lower_is_better(record: dict[str, Any], task: str) -> bool:
-    """Whether a task's main metric is better where it is lower."""
-    runs = record["idp"]["data"][task]["stand_in"] or task
-    metric = main_metric(runs, record["results"][runs]).split(",")[0]
-    return record.get("higher_is_better", {}).get(runs, {}).get(metric) is False
 
 
 def run_summary(record: dict[str, Any]) -> str:

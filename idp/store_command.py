@@ -11,10 +11,10 @@ from pathlib import Path
 
 from idp.command import failures_in_one_line
 from idp.errors import UserError
+from idp.inventory import Inventory, Item
 from idp.progress import progress
+from idp.pruning import choose, remove
 from idp.store import damage_of
-from idp.store.inventory import Inventory, Item
-from idp.store.pruning import choose, remove
 
 HELP = {
     "list": "list the products: what each is, its size, when it was made and last used, how many runs need it",

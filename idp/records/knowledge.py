@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.report.differences import with_interval
+from idp.records.differences import with_interval
 from idp.stats.matching import AT_CHANCE
 from idp.stats.open_book import KNOWLEDGE, READING
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from idp.errors import UserError
-from idp.store.inventory import Inventory, Item
+from idp.inventory import Inventory, Item
 from idp.store.lease import lease
 from idp.store.verification import Stamps
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.records.record import RECORD
 from idp.status import LOCK, STATUS, TIME
 from idp.store import MANIFEST
 from idp.store.lease import TAKEN_AFTER_SECONDS
 from idp.store.verification import VERIFIED
-from idp.track.record import RECORD
 
 KEY = re.compile(r"[0-9a-f]{64}")
 # Of a folder that is no product: damaged and set aside, being made or left by a killed run, or half removed.

@@ -1,0 +1,99 @@
+"""What a sweep's folder holds: the command and its cells, and what of them was given to SLURM.
+
+<output>/sweeps/<id>/sweep.json           the command and its cells; the id is the hash of the command's words
+<output>/sweeps/<id>/submissions/*.json   written before SLURM is asked, so that no job is ever unknown
+<output>/sweeps/<id>/jobs/                SLURM's output of each job
+<output>/runs/<name>/                     a cell's own folder, whichever sweeps it belongs to
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from idp.errors import UserError
+from idp.store import write_json
+
+SWEEP, SUBMISSIONS = "sweep.json", "submissions"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its overrides, and its folder or, where its config is not valid, what is wrong with it."""
+
+    overrides: list[str]
+    folder: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Cells given to SLURM together: the job's name, which no other job has, and the runs' folders in the array.
+
+    `time` is in seconds since 1970. `job` is the number that SLURM gave, where it could still be written down.
+    """
+
+    name: str
+    time: float
+    folders: list[str]
+    job: str | None = None
+
+    def number(self, index: int) -> str | None:
+        """The number of one of its jobs, as squeue shows it."""
+        return self.job if self.job is None or len(self.folders) == 1 else f"{self.job}_{index}"
+
+
+@dataclass
+class Sweep:
+    """A sweep's folder and what its `sweep.json` says; `directory` is where its command was given."""
+
+    folder: Path
+    command: list[str]
+    directory: str
+    launcher: str
+    cells: list[Cell]
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SWEEP, {key: value for key, value in asdict(self).items() if key != "folder"})
+
+
+def read(folder: Path) -> Sweep:
+    """The sweep of a folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        values = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        cells = [Cell(**cell) for cell in values.pop("cells")]
+        return Sweep(folder, cells=cells, **values)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no sweep here ({SWEEP} is missing); name a folder of outputs/sweeps") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / SWEEP}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def newest(sweeps: Path) -> Path:
+    """The folder of the sweep whose command was given last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UserError(
+            f"no sweep under {sweeps}; start one with `python -m idp.run -m hydra/launcher=slurm ...`, or name its"
+            " folder"
+        )
+    return found[-1].parent
+
+
+def last_submissions(sweeps: Path) -> dict[str, tuple[Submission, int]]:
+    """Of each run's folder, the last submission that it was in, by whichever sweep, and its place there."""
+    last: dict[str, tuple[Submission, int]] = {}
+    files = sweeps.glob(f"*/{SUBMISSIONS}/*.json")
+    for made in sorted((Submission(**json.loads(file.read_text())) for file in files), key=lambda made: made.time):
+        last |= {folder: (made, index) for index, folder in enumerate(made.folders)}
+    return last
