@@ -198,7 +198,8 @@ def _corpus(name: str, config: Config) -> Callable[[Store], str]:
 def _tasks(config: Config) -> Iterator[Need]:
     from idp.records.scores import GROUPS
     from idp.tasks import catalog
-    from idp.tasks.tasks import expand, find_tasks
+    from idp.tasks.suites import expand
+    from idp.tasks.tasks import find_tasks
 
     def take(name: str, store: Store) -> str:
         (source,) = find_tasks(replace(config.task, names=[name], documents=1), store)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import Measured
 
 Outcomes = dict[str, tuple[list[int], np.ndarray, np.ndarray]]  # of each task: documents, best, chosen

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from idp.records import cells
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.collect import Collection
 from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Score, Setting
 from idp.records.outcomes import Outcomes, graded, outcomes, paired

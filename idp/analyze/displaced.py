@@ -28,7 +28,7 @@ from idp.analyze.cells import (
     weights_of,
 )
 from idp.analyze.second import Second, second_dense, shared
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.collect import Collection
 from idp.records.outcomes import graded, outcomes, paired
 from idp.stats.flips import flips

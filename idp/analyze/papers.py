@@ -12,7 +12,7 @@ from idp.analyze import bank, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import COMPRESSED, DENSE
 from idp.stats.significance import LEVEL, Paired, equivalence, paired_interval, unseen
 

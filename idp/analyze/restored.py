@@ -14,7 +14,7 @@ from idp.analyze.displaced import COMMAND, Fate, fate_of
 from idp.analyze.evidence import UNDECIDED, Claim, Evidence
 from idp.analyze.papers import HOANG, document_count, need
 from idp.analyze.second import Second, second_dense
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.collect import Collection
 from idp.stats.significance import LEVEL, Interval, paired_interval, unseen
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from idp.config import EAGER
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import Measured
 from idp.records.record import RECORD
 from idp.stats.significance import Interval

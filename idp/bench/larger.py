@@ -149,7 +149,7 @@ def repair_bytes(config: Config, larger: Larger) -> float:
     """Bytes of a repair: prompts as float32 embeddings, prefixes as keys and values, adapters."""
     if larger.model is None:
         return 0.0
-    from idp.prompting.prefix import prefix_width
+    from idp.prompting.shapes import prefix_width
 
     shape, total, recovery = larger.model.config.get_text_config(), 0.0, config.recovery
     while recovery is not None:

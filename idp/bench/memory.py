@@ -118,7 +118,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
     """A step's loss, what it trains, and the bytes of the model; to be called within `memory`."""
     import torch
 
-    from idp.prompting.prefix import prefix_width
+    from idp.prompting.shapes import prefix_width
     from idp.recover import lora
     from idp.recover.fitting import Loss
     from idp.recover.nets.reparameterization import Itself

@@ -270,7 +270,7 @@ def tasks_of(config: Config) -> list[str]:
     """The single tasks of a run."""
     from idp.records.scores import GROUPS
     from idp.tasks import catalog
-    from idp.tasks.tasks import expand
+    from idp.tasks.suites import expand
 
     known = {task for tasks in GROUPS.values() for task in tasks}
     if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through

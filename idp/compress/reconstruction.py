@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from idp.compress.saved import SavedWeights
 
 TOKENS = 2048
+
+
+class Tensors(Protocol):
+    """Tensors by their names, wherever they lie."""
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
 
 
 def reconstruction_errors(
     model: nn.Module,
     layers: dict[str, nn.Linear],
-    compressed: SavedWeights,
+    compressed: Tensors,
     inputs: torch.Tensor,
     scales: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.prompting.prefix import kv_shape
+from idp.prompting.shapes import kv_shape
 
 if TYPE_CHECKING:
     import torch

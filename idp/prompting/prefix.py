@@ -18,10 +18,11 @@ from idp.beginning import Beginning, begun
 from idp.errors import UserError
 from idp.prompting import finite
 from idp.prompting.frequencies import frequencies, switch_of
+from idp.prompting.shapes import kv_shape, prefix_width
 
 if TYPE_CHECKING:
     import torch
-    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
     from idp.prompting.bank import PromptBank
 
@@ -179,20 +180,6 @@ def embedded(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
     embeddings = model.get_input_embeddings()
     with torch.no_grad():
         return embeddings(torch.tensor(list(tokens), device=embeddings.weight.device))
-
-
-def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
-    """Key/value heads of a layer and the width of one."""
-    config = config.get_text_config()
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return getattr(config, "num_key_value_heads", None) or heads, head_dim
-
-
-def prefix_width(config: PretrainedConfig) -> int:
-    """Numbers that a trained prefix takes per token: 2 * layers * kv_heads * head_dim."""
-    heads, head_dim = kv_shape(config)
-    return 2 * config.get_text_config().num_hidden_layers * heads * head_dim
 
 
 def flatten(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

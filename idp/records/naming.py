@@ -11,7 +11,7 @@ from idp.records.measured import Measured
 from idp.records.seeds import SAME_MODEL, compressed_by, repaired_by
 
 if TYPE_CHECKING:
-    from idp.records.cells import Cell
+    from idp.records.cell import Cell
 
 FOLLOWS = {"warmup_steps": "steps"}  # settings that are chosen by another one
 NOT_NAMED = ("kind", "made_from", *SAME_MODEL)  # never what sets two rows apart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.outcomes import paired
 from idp.report.formats import Column, Entry, Table
 from idp.report.view import View

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.outcomes import paired
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.report.formats import MISSING, Column, Entry, Table
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View

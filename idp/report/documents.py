@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import Score
 from idp.records.outcomes import outcomes
 from idp.report.view import View

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import COMPRESSED, DENSE, REPAIRED
 from idp.report.view import View
 

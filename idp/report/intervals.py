@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.outcomes import paired
 from idp.report.comparisons import LEVEL, Difference
 from idp.report.formats import Column, Entry, Table, signed

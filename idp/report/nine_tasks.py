@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.collect import Unfinished
 from idp.report.comparisons import Comparison, Difference
 from idp.report.formats import MISSING, Column, Entry, Table, percent, signed

@@ -7,7 +7,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.measured import REPAIRED
 from idp.report.drawing import (
     COLOURS,

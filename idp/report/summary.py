@@ -6,7 +6,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.records.cells import Cell, cells
+from idp.records.cell import Cell
+from idp.records.cells import cells
 from idp.records.collect import Collection
 from idp.records.differences import last_step, with_interval
 from idp.records.measured import Measured

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idp.records.cells import Cell, cells, groups, task_order
+from idp.records.cell import Cell
+from idp.records.cells import cells, groups, task_order
 from idp.records.collect import Collection, Unfinished
 from idp.records.differences import NO_DAMAGE
 from idp.records.measured import REPAIRED, Setting

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from idp.config import Task
 from idp.errors import UserError
+from idp.records.scores import GROUPS
 from idp.tasks import catalog
 from idp.tasks.own import Own
 
@@ -18,7 +19,7 @@ def value_of(values: Mapping[str, Value] | None, task: str, mine: Own) -> Value 
     for name, value in (values or {}).items():
         if name == task:
             return value
-    return next((value for name, value in (values or {}).items() if task in _expanded([name], mine)), None)
+    return next((value for name, value in (values or {}).items() if task in expand([name], mine)), None)
 
 
 def groups(config: Mapping[str, Any], tasks: Collection[str]) -> dict[str, list[str]]:
@@ -31,7 +32,7 @@ def groups(config: Mapping[str, Any], tasks: Collection[str]) -> dict[str, list[
     asked, found = config.get("groups") or {}, {}
     mine = catalog.find_own(config.get("include_path")) if asked else catalog.NONE
     for group, names in asked.items():
-        members = set(_expanded(names, mine))
+        members = set(expand(names, mine))
         found[group] = [task for task in tasks if task in members]
     return {group: members for group, members in found.items() if members}
 
@@ -57,7 +58,7 @@ def check(cfg: Task, mine: Own) -> None:
     for option, names in named.items():
         for name in names:
             try:
-                _expanded([name], mine)
+                expand([name], mine)
             except UserError as error:
                 raise UserError(str(error).replace("task.names", f"task.{option}", 1)) from None
     for option, least in (("documents_of", 1), ("fewshot_of", 0)):
@@ -66,7 +67,9 @@ def check(cfg: Task, mine: Own) -> None:
                 raise UserError(f"task.{option}.{name}={value}: at least {least}")
 
 
-def _expanded(names: Collection[str], mine: Own) -> list[str]:
-    from idp.tasks.tasks import expand
-
-    return expand(names, mine)
+def expand(names: Iterable[str], mine: Own) -> list[str]:
+    """Single tasks in the order asked for, each once."""
+    leaves: list[str] = []
+    for name in names:
+        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, tuple(GROUPS), mine)
+    return list(dict.fromkeys(leaves))

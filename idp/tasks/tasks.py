@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from idp.records.scores import GROUPS
 from idp.store.plain import config_of
 from idp.tasks import catalog, data, formatting, own, places, rows, suites
 from idp.tasks.own import Own
+from idp.tasks.suites import expand
 
 if TYPE_CHECKING:
     from idp.store import Store
@@ -146,14 +147,6 @@ def run_task(
         sample["doc_id"] = indices[sample["doc_id"]]
     results["n-samples"][source.runs]["original"] = source.documents
     return rows.results_of_task(results, samples, source.runs), rows.of_documents(task, source.runs, samples)
-
-
-def expand(names: Iterable[str], mine: Own) -> list[str]:
-    """Single tasks in the order asked for, each once."""
-    leaves: list[str] = []
-    for name in names:
-        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, tuple(GROUPS), mine)
-    return list(dict.fromkeys(leaves))
 
 
 def _find_or_stand_in(name: str, cfg: Task, mine: Own, store: Store | None) -> TaskSource:

@@ -486,7 +486,7 @@ def trained(name: str, way: str | None, what: str) -> tuple[float, dict[str, Any
             loaded.model, batch.to(loaded.device), {"input_ids": batch.to(loaded.device), "use_cache": False}
         )
     else:
-        from idp.prompting.prefix import prefix_width
+        from idp.prompting.shapes import prefix_width
         from idp.recover.nets.reparameterization import Itself
 
         width = prefix_width(loaded.model.config) if kind == "prefix" else 64

@@ -14,7 +14,8 @@ from idp.corpora.corpus import open_corpus, refuse_evaluated
 from idp.errors import UserError
 from idp.tasks import catalog, suites
 from idp.tasks.own_tasks.answers import exact_match, f1
-from idp.tasks.tasks import expand, find_tasks, run_task
+from idp.tasks.suites import expand
+from idp.tasks.tasks import find_tasks, run_task
 
 SQUAD = ["squad_closed_book", "squad_open_book"]
 SUBJECTS = {"STEM": 19, "humanities": 13, "social sciences": 12, "other": 13, "MMLU": 57}

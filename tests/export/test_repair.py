@@ -9,8 +9,8 @@ from idp.config import Storage
 from idp.export.repair import _save_prompts
 from idp.prompting import peft_files
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import prefix_width
 from idp.prompting.repaired import RepairedModel
+from idp.prompting.shapes import prefix_width
 
 
 def test_names_of_others_folders_and_prompts_in_four_bits(open_tiny, make_bank, tmp_path):

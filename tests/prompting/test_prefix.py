@@ -7,9 +7,10 @@ import torch
 
 from idp.prompting.bank import PromptBank
 from idp.prompting.packing import TRUNK, pack
-from idp.prompting.prefix import bind, prefix_width
+from idp.prompting.prefix import bind
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector
+from idp.prompting.shapes import prefix_width
 
 from ..conftest import FAMILIES
 

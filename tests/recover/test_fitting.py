@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from idp.prompting.prefix import prefix_width
+from idp.prompting.shapes import prefix_width
 from idp.recover import lora
 from idp.recover.banks.specialists import SpecialistsBank
 from idp.recover.determinism import deterministic, give_up

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from idp import models
 from idp.config import conf_dir
-from idp.prompting.prefix import prefix_width
+from idp.prompting.shapes import prefix_width
 from idp.recover.lora import adapt
 
 SHAPES = {

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from idp.records.cells import Cell
+from idp.records.cell import Cell
 from idp.records.collect import collect
 from idp.records.measured import Perplexity
 from idp.report.comparisons import compare

@@ -13,89 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models.gguf import rope
-from idp.models.gguf.header import Header
+from idp.models.gguf.header import Header, Reader
 from idp.models.gguf.tokenizer import special_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-# Keys that change nothing that is computed.
-HARMLESS = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.dimension_count")
-# Keys that change nothing at this value; at any other, an architecture must read them.
-NEUTRAL = {
-    "attention.causal": True,
-    "attention.clamp_kqv": 0.0,
-    "attention.max_alibi_bias": 0.0,
-    "attention.sliding_window": 0,
-    "attn_logit_softcapping": 0.0,
-    "embedding_scale": 1.0,
-    "expert_count": 0,
-    "expert_feed_forward_length": 0,
-    "expert_shared_count": 0,
-    "expert_used_count": 0,
-    "final_logit_softcapping": 0.0,
-    "leading_dense_block_count": 0,
-    "logit_scale": 1.0,
-    "nextn_predict_layers": 0,
-    "pooling_type": 0,
-    "residual_scale": 1.0,
-    "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.factor": 1.0,
-    "tensor_data_layout": "Meta AI original pth",
-    "use_parallel_residual": False,
-}
-
-
-class Reader:
-    """Reads a file's `<architecture>.*` keys, and remembers which."""
-
-    def __init__(self, header: Header):
-        self.header, self.where = header, f"{header.file}"
-        self._read: set[str] = set()
-
-    def __call__(self, name: str, *default: Any) -> Any:
-        """The value of `<architecture>.<name>`.
-
-        Raises:
-            UserError: it is not there, and there is no default.
-        """
-        self._read.add(name)
-        value = self.header.get(name)
-        if value is None and not default:
-            raise UserError(f"{self.where}: it does not say {self.header.architecture}.{name}")
-        return default[0] if value is None else value
-
-    def whole(self, name: str, *default: Any) -> int:
-        """A number that is the same for every layer.
-
-        Raises:
-            UserError: it is missing, or differs from layer to layer.
-        """
-        value = self(name, *default)
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                raise UserError(f"{self.where}: {name} differs from layer to layer ({value[:4]}...), which is not read")
-            value = value[0]
-        return int(value)
-
-    def refuse_unread(self) -> None:
-        """Refuses what the file says of the function and nobody read.
-
-        Raises:
-            UserError: names the first such key.
-        """
-        prefix = f"{self.header.architecture}."
-        for key, value in self.header.metadata.items():
-            name = key.removeprefix(prefix)
-            if not key.startswith(prefix) or name in self._read or name in HARMLESS:
-                continue
-            if name in NEUTRAL and value == NEUTRAL[name]:
-                continue
-            what = "a mixture of experts" if name.startswith("expert_") else f"{key}={str(value)[:40]}"
-            raise UserError(
-                f"{self.where}: {what} is not read from GGUF files, and the model would be another without it; take it"
-                " as safetensors"
-            )
 
 
 def settings(header: Header) -> dict[str, Any]:

@@ -21,6 +21,30 @@ FLOAT32 = 0
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
+# Keys that change nothing at this value; at any other, an architecture must read them.
+NEUTRAL = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.sliding_window": 0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_scale": 1.0,
+    "expert_count": 0,
+    "expert_feed_forward_length": 0,
+    "expert_shared_count": 0,
+    "expert_used_count": 0,
+    "final_logit_softcapping": 0.0,
+    "leading_dense_block_count": 0,
+    "logit_scale": 1.0,
+    "nextn_predict_layers": 0,
+    "pooling_type": 0,
+    "residual_scale": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.factor": 1.0,
+    "tensor_data_layout": "Meta AI original pth",
+    "use_parallel_residual": False,
+}
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -29,6 +53,10 @@ class Tensor:
     shape: tuple[int, ...]
     kind: int
     start: int  # byte in the file
+
+
+# Keys that change nothing that is computed.
+HARMLESS = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.dimension_count")
 
 
 @dataclass(frozen=True)
@@ -157,3 +185,55 @@ def _refuse_parts(file: Path, metadata: dict[str, Any]) -> None:
             f"{file}: part {number} of a model that is split into {count} files; merge them into one"
             " (llama-gguf-split --merge <first part> <whole.gguf>) and name that"
         )
+
+
+class Reader:
+    """Reads a file's `<architecture>.*` keys, and remembers which."""
+
+    def __init__(self, header: Header):
+        self.header, self.where = header, f"{header.file}"
+        self._read: set[str] = set()
+
+    def __call__(self, name: str, *default: Any) -> Any:
+        """The value of `<architecture>.<name>`.
+
+        Raises:
+            UserError: it is not there, and there is no default.
+        """
+        self._read.add(name)
+        value = self.header.get(name)
+        if value is None and not default:
+            raise UserError(f"{self.where}: it does not say {self.header.architecture}.{name}")
+        return default[0] if value is None else value
+
+    def whole(self, name: str, *default: Any) -> int:
+        """A number that is the same for every layer.
+
+        Raises:
+            UserError: it is missing, or differs from layer to layer.
+        """
+        value = self(name, *default)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise UserError(f"{self.where}: {name} differs from layer to layer ({value[:4]}...), which is not read")
+            value = value[0]
+        return int(value)
+
+    def refuse_unread(self) -> None:
+        """Refuses what the file says of the function and nobody read.
+
+        Raises:
+            UserError: names the first such key.
+        """
+        prefix = f"{self.header.architecture}."
+        for key, value in self.header.metadata.items():
+            name = key.removeprefix(prefix)
+            if not key.startswith(prefix) or name in self._read or name in HARMLESS:
+                continue
+            if name in NEUTRAL and value == NEUTRAL[name]:
+                continue
+            what = "a mixture of experts" if name.startswith("expert_") else f"{key}={str(value)[:40]}"
+            raise UserError(
+                f"{self.where}: {what} is not read from GGUF files, and the model would be another without it; take it"
+                " as safetensors"
+            )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.models.gguf.config import Reader
+    from idp.models.gguf.header import Reader
 
 FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FACTORS, LONG_FACTORS, SHORT_FACTORS)
