@@ -19,7 +19,7 @@ from idp.store import peaks as peaks_of
 from idp.store import versions, write_json
 
 if TYPE_CHECKING:
-    from idp.evaluate.stage import Measured
+    from idp.evaluate.measured import Measured
     from idp.recover.selection import Selection
     from idp.store import Product
     from idp.tasks.tasks import TaskSource

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from idp.evaluate import comparisons
-from idp.evaluate.stage import Measured, write_task
+from idp.evaluate.measured import Measured
+from idp.evaluate.stage import write_task
 from idp.records.conclusion import conclusion
 
 Models = Mapping[str, Mapping[str, Sequence[float]]]  # dense, compressed, repaired -> task -> of each document

@@ -137,15 +137,15 @@ def test_the_page_s_recovery(added, run_here, tmp_path):
 
 
 def test_the_page_s_bank(added, run_here, monkeypatch):
-    from idp.recover.banks import independent
+    from idp.recover import tuning
 
-    seen, tune = [], independent.tune
+    seen, tune = [], tuning.tune
 
     def watched(loaded, start, text, *rest, **about):
         seen.append({tuple(block.tolist()) for block in text[0]})
         return tune(loaded, start, text, *rest, **about)
 
-    monkeypatch.setattr(independent, "tune", watched)
+    monkeypatch.setattr(tuning, "tune", watched)
     found = added("idp.recover.banks", "recovery/bank", "turns", TURNS, TURNS_YAML)
     idp = ("recovery=idp", "recovery/bank=turns", "recovery.lengths=[2,3]", "recovery.controls=false")
     record = run_here(found, *TINY, *idp)

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from idp.bench.shapes import SHAPES, config_of
 from idp.evaluate.room import FEWEST, fitting
 from idp.prompting.attention import fused, plain
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.weighing import Weighing
 from idp.prompting.packed import packed_attention
-from idp.prompting.packing import TRUNK, Packed, pack
+from idp.prompting.packing import Packed, pack
 from idp.prompting.prefix import Prefixes
 
 ANSWERS, ANSWER = 4, 5  # of a row, and tokens of each

@@ -75,7 +75,7 @@ def _options() -> Any:
 
 
 def _start(loaded: Any, tokens: int, seed: int) -> torch.Tensor:
-    from idp.recover.prompt import initial
+    from idp.recover.tuning import initial
 
     return initial(loaded, tokens, "vocabulary", "", seed)
 
@@ -99,7 +99,7 @@ def _loss(loaded: Any, prompt: torch.Tensor, heldout: torch.Tensor, beginning: B
 
 def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, seed: int, options: Any) -> Any:
     from idp.config import Training
-    from idp.recover.prompt import tune
+    from idp.recover.tuning import tune
 
     training = Training(
         options.steps,

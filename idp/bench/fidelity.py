@@ -105,8 +105,8 @@ def _precision(
     import torch
 
     from idp.evaluate.divergence import TOP, divergence, figures
-    from idp.evaluate.fidelity import FIDELITY, Comparing, Fidelity
-    from idp.evaluate.stage import Measured
+    from idp.evaluate.fidelity import FIDELITY, Comparing
+    from idp.evaluate.measured import Fidelity, Measured
     from idp.store import Store
 
     exact, bound = [], []
@@ -160,8 +160,9 @@ def _cost_of_text(dense: LoadedModel, other: LoadedModel, windows: torch.Tensor,
 
 
 def _cost_of_task(dense: LoadedModel, other: LoadedModel, source: Any, documents: int) -> list[Any]:
-    from idp.evaluate.fidelity import Comparing, Fidelity
-    from idp.evaluate.stage import Measured, write_task
+    from idp.evaluate.fidelity import Comparing
+    from idp.evaluate.measured import Fidelity, Measured
+    from idp.evaluate.stage import write_task
     from idp.store import Store
     from idp.tasks.tasks import run_task
 

@@ -123,7 +123,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
     from idp.recover.fitting import Loss
     from idp.recover.nets.reparameterization import Itself
     from idp.recover.objective import Objective, from_the_start
-    from idp.recover.prompt import loss_with
+    from idp.recover.tuning import loss_with
 
     distilled = step.recovery == "distilled prompt"
     options = _training(step, "distill" if distilled else "lm")

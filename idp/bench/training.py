@@ -246,7 +246,7 @@ class _Way:
 
 
 def _start(loaded: Any, options: argparse.Namespace) -> Any:
-    from idp.recover.prompt import initial
+    from idp.recover.tuning import initial
 
     return initial(loaded, options.length, "vocabulary", "", 0)
 
@@ -255,7 +255,7 @@ def _ours(loaded: Any, options: argparse.Namespace) -> tuple[Any, Callable]:
     """The prompt and its loss as `recovery=prompt` trains it."""
     from idp.config import Training
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.prompt import loss_with
+    from idp.recover.tuning import loss_with
 
     settings = Training(
         **dict.fromkeys(("steps", "warmup_steps", "evaluate_every", "heldout_sequences", "checkpoint_every"), 1),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from idp.prompting.packing import TRUNK
+from idp.prompting.attention.group import TRUNK
 
 
 @dataclass

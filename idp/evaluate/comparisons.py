@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from idp.evaluate.stage import Measured
+    from idp.evaluate.measured import Measured
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
 

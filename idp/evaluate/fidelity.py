@@ -8,7 +8,7 @@ On text this is the forward pass of the perplexity itself, which is then read fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,14 @@ from idp.store import CHECKPOINT, Product, Store, write_json
 if TYPE_CHECKING:
     import torch
 
+    from idp.evaluate.measured import Fidelity, Measured
     from idp.evaluate.scorer import Scorer
-    from idp.evaluate.stage import Measured
 
 VERSION = 1
 REFERENCE, FIDELITY, DIVERGENCES = "reference.safetensors", "fidelity.json", "divergences.safetensors"
 WINDOWS = "windows.json"
 TEXT_POSITIONS = 65_536  # at most, in evenly spaced windows; with 128 tokens each they are a file of 67 MB
 FIGURES = ("mean_kl", "median_kl", "p99_kl", "same_top", "tokens", "stderr")
-
-
-@dataclass
-class Fidelity:
-    """Products by task and by corpus: of the dense model what it predicts, of others how far they are from that."""
-
-    tasks: dict[str, Product] = field(default_factory=dict)
-    corpora: dict[str, Product] = field(default_factory=dict)
-
-    @property
-    def products(self) -> list[Product]:
-        return [*self.tasks.values(), *self.corpora.values()]
 
 
 @dataclass

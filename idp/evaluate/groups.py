@@ -16,7 +16,7 @@ from idp.tasks import suites
 if TYPE_CHECKING:
     import numpy as np
 
-    from idp.evaluate.stage import Measured
+    from idp.evaluate.measured import Measured
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
 

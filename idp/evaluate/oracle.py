@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.evaluate.measured import Measured
 from idp.evaluate.selection import outcomes
 from idp.evaluate.stage import (
     PERPLEXITY_VERSION,
     VERSION,
-    Measured,
     conditions,
     corpus_config,
     mended,

@@ -13,7 +13,7 @@ from idp.stats.bootstrap import RESAMPLES, resampled_means
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from idp.evaluate.stage import Measured
+    from idp.evaluate.measured import Measured
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
 

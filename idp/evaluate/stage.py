@@ -9,18 +9,19 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
-from idp.evaluate.fidelity import WINDOWS, Comparing, Fidelity
+from idp.evaluate.fidelity import WINDOWS, Comparing
+from idp.evaluate.measured import Fidelity, Measured
 from idp.memory import release
 from idp.models import greedy
 from idp.prompting.attention import fused
-from idp.store import CHECKPOINT, Product, Store, digest, peaks, write_json
+from idp.store import CHECKPOINT, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -35,38 +36,6 @@ VERSION = 1
 PERPLEXITY_VERSION = 2  # 2: the windows' own losses
 RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
 ENDS, MERGED_CHOICES = MENDED = "ends", "merged_choices"
-
-
-@dataclass
-class Measured:
-    """What one model scored: a product per task and per corpus."""
-
-    name: str  # dense, compressed or repaired
-    tasks: dict[str, Product] = field(default_factory=dict)
-    corpora: dict[str, Product] = field(default_factory=dict)
-    fidelity: Fidelity | None = None  # what it predicts, of the dense model; of others how far they are from that
-
-    @property
-    def products(self) -> list[Product]:
-        return [*self.tasks.values(), *self.corpora.values()]
-
-    def summary(self) -> dict[str, Any]:
-        """Key of the scores; reuse, seconds and peaks of the stage as a whole."""
-        made = self._made
-        return {
-            "key": digest([product.key for product in self.products]),
-            "reused": all(product.reused for product in made),
-            "seconds": round(sum(product.seconds for product in made), 3),
-            **self.peaks(),
-        }
-
-    def peaks(self) -> dict[str, Any]:
-        """The most memory that making any of it took: `peak_memory_bytes` and, of accelerators, `device_peak_bytes`."""
-        return peaks(self._made)
-
-    @property
-    def _made(self) -> list[Product]:
-        return [*self.products, *(self.fidelity.products if self.fidelity is not None else [])]
 
 
 def measure(

@@ -13,7 +13,8 @@ from idp.beginning import Beginning
 from idp.config import WIDE, option
 from idp.models import LoadedModel
 from idp.prompting.prefix import flatten, run_prompt
-from idp.recover.prompt import PromptTuning, initial, make_with
+from idp.recover.prompt import PromptTuning
+from idp.recover.tuning import initial, make_with
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from idp.config import WIDE, option
 from idp.models import LoadedModel
-from idp.recover.prompt import PromptTuning, initial, make_with
+from idp.recover.prompt import PromptTuning
+from idp.recover.tuning import initial, make_with
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:

@@ -461,7 +461,7 @@ def trained(name: str, way: str | None, what: str) -> tuple[float, dict[str, Any
     from idp.config import Training
     from idp.recover import lora
     from idp.recover.objective import Objective
-    from idp.recover.prompt import loss_with
+    from idp.recover.tuning import loss_with
 
     loaded, distilled = opened(name, way), what.startswith("distilled")
     teacher = opened(name, way) if distilled else None

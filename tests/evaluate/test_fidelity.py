@@ -15,9 +15,10 @@ from idp.errors import UserError
 from idp.evaluate import contexts, divergence
 from idp.evaluate.divergence import Keep, Kept, Observer, figures
 from idp.evaluate.engine import LocalEngine
-from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, Fidelity, flips
+from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, flips
+from idp.evaluate.measured import Fidelity, Measured
 from idp.evaluate.perplexity import window_losses
-from idp.evaluate.stage import Measured, write_task
+from idp.evaluate.stage import write_task
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store

@@ -10,8 +10,8 @@ from idp.evaluate.batching import Request, common_length, make_row, plan
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.perplexity import perplexity
 from idp.evaluate.scorer import Scorer
+from idp.prompting.attention.group import Group
 from idp.prompting.bank import PromptBank
-from idp.prompting.packing import Group
 from idp.prompting.repaired import RepairedModel
 
 from ..conftest import FAMILIES

@@ -8,9 +8,10 @@ from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.pool import PooledEngine
 from idp.evaluate.scorer import Scorer
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.plain import attend_group
 from idp.prompting.attention.weighing import Weighing
-from idp.prompting.packing import TRUNK, pack
+from idp.prompting.packing import pack
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
 

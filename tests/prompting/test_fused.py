@@ -11,8 +11,9 @@ from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.prompting.attention import fused, plain
 from idp.prompting.attention.fused import Kernel, kernel_for
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.weighing import Weighing
-from idp.prompting.packing import TRUNK, pack
+from idp.prompting.packing import pack
 from idp.prompting.prefix import Prefixes
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector

@@ -13,9 +13,10 @@ from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.models import LoadedModel
 from idp.prompting.attention import plain
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.weighing import Weighing
 from idp.prompting.packed import Reached, attend, packed_attention
-from idp.prompting.packing import CPU_SCORES, TRUNK, in_groups, pack
+from idp.prompting.packing import CPU_SCORES, in_groups, pack
 from idp.prompting.prefix import Prefixes, bind
 from idp.prompting.repaired import RepairedModel, logits_at
 from idp.prompting.selectors.attention import Attention

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.bank import PromptBank
-from idp.prompting.packing import TRUNK, pack
+from idp.prompting.packing import pack
 from idp.prompting.prefix import bind
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector

@@ -15,8 +15,8 @@ from idp.recover.determinism import deterministic, give_up
 from idp.recover.fitting import Loss
 from idp.recover.nets.reparameterization import Itself, PromptEncoder
 from idp.recover.objective import Objective
-from idp.recover.prompt import initial, loss_with, tune
 from idp.recover.training import train
+from idp.recover.tuning import initial, loss_with, tune
 
 from ..conftest import FAMILIES
 from .test_training import adapter, blocks, options  # noqa: F401

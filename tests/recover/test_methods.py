@@ -130,7 +130,8 @@ def test_both_halves_of_lora_idp_are_in_the_model(recovered):
     tokens = [5, 6, 7, 8]
 
     def logits(repaired):
-        from idp.prompting.packing import TRUNK, pack
+        from idp.prompting.attention.group import TRUNK
+        from idp.prompting.packing import pack
 
         choice = None if repaired.bank is None else [0]
         packed = pack([tokens], [range(4)], [[TRUNK] * 4], choice, repaired.prefixes, repaired.model, repaired.device)

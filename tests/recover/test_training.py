@@ -8,8 +8,8 @@ from idp.errors import UserError
 from idp.prompting.prefix import attention_mask
 from idp.recover import lora
 from idp.recover.lora import Lora
-from idp.recover.prompt import embed, initial, tune
 from idp.recover.training import schedule, train
+from idp.recover.tuning import embed, initial, tune
 
 
 def options(**changes):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from idp.prompting.packing import VECTOR, Group, Packed
+from idp.prompting.attention.group import VECTOR, Group
+from idp.prompting.packing import Packed
 
 if TYPE_CHECKING:
     import torch

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from idp.prompting.packing import PADDING, TRUNK
+from idp.prompting.attention.group import PADDING, TRUNK
 
 if TYPE_CHECKING:
     import torch
 
-    from idp.prompting.packing import Group
+    from idp.prompting.attention.group import Group
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Optional
 from idp import config
 from idp.config import option
 from idp.errors import UserError
+from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.plain import own_mass
 from idp.prompting.attention.weighing import Weighing
 from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import queries_and_keys
-from idp.prompting.packing import TRUNK, pack
+from idp.prompting.packing import pack
 from idp.prompting.selectors.base import Selector
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idp import config
-from idp.prompting.packing import TRUNK, pack
+from idp.prompting.attention.group import TRUNK
+from idp.prompting.packing import pack
 from idp.prompting.repaired import head_is_bare, logits_at
 from idp.prompting.selectors.base import Selector
 

@@ -19,8 +19,8 @@ from idp.config import option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.progress import progress
-from idp.recover.banks import independent
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint
+from idp.recover.tuning import tune_each
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ClusterBank(config.Bank):
         members = fill_up(found["labels"], found["distances"], self.smallest)
         judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
         texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
-        made = independent.make(recovery, recovery.lengths, texts, work)
+        made = tune_each(recovery, recovery.lengths, texts, work)
         texts = begun(blocks, work.beginning.ahead_of_text)  # as a selector will read them
         made.bank.centres = centres(work.loaded, [texts[own] for own in members])
         counts = found["labels"].bincount(minlength=prompts).tolist()

@@ -25,11 +25,10 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
-from idp.recover.banks.independent import name_of, seed_of
 from idp.recover.fitting import Loss
-from idp.recover.prompt import behind, initial
 from idp.recover.saving import Saving
 from idp.recover.training import named, train
+from idp.recover.tuning import behind, initial, name_of, seed_of
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:

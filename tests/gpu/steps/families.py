@@ -106,7 +106,7 @@ def _ways(loaded: LoadedModel) -> dict[str, RepairedModel]:
     from idp.prompting.prefix import flatten, run_prompt
     from idp.prompting.repaired import RepairedModel
     from idp.prompting.selectors.attention import Attention
-    from idp.recover.prompt import initial
+    from idp.recover.tuning import initial
 
     prompts = [initial(loaded, length, "vocabulary", "", seed) for seed, length in enumerate(LENGTHS)]
     prefix = flatten(run_prompt(loaded.model, prompts[1], [])).float().cpu()
@@ -125,7 +125,7 @@ def _gradient(loaded: LoadedModel, kind: str) -> torch.Tensor:
     from idp.config import Training
     from idp.prompting.prefix import flatten, run_prompt
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.prompt import initial, loss_with
+    from idp.recover.tuning import initial, loss_with
 
     start = initial(loaded, 7, "vocabulary", "", 0)
     if kind == "prefix":

@@ -7,7 +7,7 @@ from idp import models
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import flatten, run_prompt, unflatten
 from idp.recover import prefix, ptune, stage
-from idp.recover.prompt import initial, loss_with
+from idp.recover.tuning import initial, loss_with
 
 
 def maker_of(config, loaded):
