@@ -13,6 +13,7 @@ from typing import Any
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.errors import UserError
 from idp.records import metrics
+from idp.records.schema import Record
 from idp.store import write_json
 
 TITLE = "Repairs of compressed models"
@@ -31,7 +32,7 @@ class Logged:
     compressors: list[str] = field(default_factory=list)
 
     @classmethod
-    def by(cls, records: list[dict[str, Any]]) -> Logged:
+    def by(cls, records: list[Record]) -> Logged:
         """What the runs of these records have logged."""
         found = cls()
         for record in records:
@@ -61,7 +62,7 @@ class Logged:
         return [key for key in keys if key in self.summary]
 
 
-def specification(records: list[dict[str, Any]], entity: str, project: str) -> tuple[Any, Any]:
+def specification(records: list[Record], entity: str, project: str) -> tuple[Any, Any]:
     """The workspace and the report, unsaved; making them needs no server.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from idp.beginning import AUTO
 from idp.config import Compressor, Model, Recovery, Selector, conf_dir
@@ -12,6 +12,7 @@ from idp.errors import UserError
 from idp.kinds import restore
 from idp.records import reading
 from idp.records.record import RECORD
+from idp.records.schema import Record
 from idp.store import Product, Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Finished:
     """
 
     said: str  # how the user named it
-    record: dict[str, Any]
+    record: Record
     model: Model
     compressor: Compressor
     recovery: Made
@@ -147,7 +148,7 @@ def find(place: str | Path, store: str | Path | None = None) -> Finished:
 
 
 def of_record(
-    record: dict[str, Any], store: str | Path | None = None, said: str = "record", file: Path | None = None
+    record: Record, store: str | Path | None = None, said: str = "record", file: Path | None = None
 ) -> Finished:
     """The run of a record that has been read.
 
@@ -206,7 +207,7 @@ def newest(output: str | Path | None = None) -> Path:
     return records[-1]
 
 
-def command_of(record: dict[str, Any]) -> str | None:
+def command_of(record: Record) -> str | None:
     """The command line that made a record; None where it was made from Python."""
     words = record["idp"].get("environment", {}).get("command", "").split(" ", 1)
     program = Path(words[0])

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import idp
 from idp.compress.sizes import recorded
 from idp.evaluate import comparisons, groups
-from idp.records.record import RECORD, SAMPLES, SCHEMA_VERSION
+from idp.records.record import SAMPLES, save
+from idp.records.schema import SCHEMA_VERSION, Record
 from idp.store import peaks as peaks_of
-from idp.store import versions, write_json
+from idp.store import versions
 
 if TYPE_CHECKING:
     from idp.evaluate.measured import Measured
@@ -39,7 +40,7 @@ def build(
     documents: int | None,
     transfer: dict[str, Any] | None = None,
     bos: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """The record of a run.
 
     Args:
@@ -128,7 +129,7 @@ def build(
 
 def write(
     folder: Path,
-    record: dict[str, Any],
+    record: Record,
     measured: dict[str, Measured],
     alone: list[Measured],
     sources: list[TaskSource],
@@ -151,8 +152,7 @@ def write(
         from idp.evaluate.selection import OUTCOMES, write_outcomes
 
         write_outcomes(folder / OUTCOMES, list(measured.values())[-1], alone, sources)
-    write_json(folder / RECORD, record)
-    return folder / RECORD
+    return save(folder, record)
 
 
 def _counted(measured: Measured, name: str) -> dict[str, int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from idp.config import EAGER
 from idp.records.cell import Cell
 from idp.records.measured import Measured
-from idp.records.record import RECORD
+from idp.records.record import RECORD, load
 from idp.stats.significance import Interval
 
 MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a median, in those of a mean
@@ -60,7 +59,7 @@ def _error(row: dict[str, Any], rounds: int) -> float:
 def _rounds(run: Measured) -> int:
     """Over how many rounds a run's latency was taken, as its record says."""
     for folder in run.folders:
-        about = json.loads((folder / RECORD).read_text(encoding="utf-8"))["idp"]
+        about = load(folder / RECORD)["idp"]
         if about["latency"]:
             return int(about["config"]["latency"]["rounds"])
     raise ValueError(f"{run.runs}: a latency without a record")

@@ -13,6 +13,7 @@ from idp.compress.recipe import label
 from idp.export.licence import UNKNOWN, Licence
 from idp.export.repair import LORA, PROMPTS
 from idp.export.run import Run
+from idp.records.schema import Record
 from idp.records.tables import run_table
 
 SOURCES = {
@@ -97,7 +98,7 @@ def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
     return [*rows, ("dtype", run.model.dtype)]
 
 
-def _meaning(record: dict[str, Any]) -> str:
+def _meaning(record: Record) -> str:
     about = record["idp"]
     said = (
         f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
@@ -111,7 +112,7 @@ def _meaning(record: dict[str, Any]) -> str:
     return said
 
 
-def _weights(record: dict[str, Any], disk_bytes: int) -> list[tuple[str, str]]:
+def _weights(record: Record, disk_bytes: int) -> list[tuple[str, str]]:
     weights = record["idp"]["weights"]
     return [
         ("zeros", f"{weights['sparsity']:.2%} of the compressed layers' weights"),
@@ -159,5 +160,5 @@ def _licence(base: Licence) -> str:
     return f"That of the base model: {base.name}.{beside}"
 
 
-def _versions(record: dict[str, Any]) -> str:
+def _versions(record: Record) -> str:
     return ", ".join(f"{name} {version}" for name, version in record["idp"]["environment"]["versions"].items())

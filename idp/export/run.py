@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from idp import finished, models
 from idp.config import Compressor, Model
 from idp.export.options import Options
+from idp.records.schema import Record
 from idp.store import Product
 
 
@@ -16,7 +16,7 @@ from idp.store import Product
 class Run:
     """A finished run: its record, its compressed model and repair, and where its dense model's own files are."""
 
-    record: dict[str, Any]
+    record: Record
     model: Model
     compressor: Compressor
     compressed: Product

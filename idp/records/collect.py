@@ -17,7 +17,8 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.records.measured import Measured, Setting, groups_of, models_of, sample_of
-from idp.records.record import RECORD, SCHEMA_VERSION, comparable
+from idp.records.record import RECORD, comparable, load
+from idp.records.schema import Record
 from idp.records.sweeps import SWEEP
 from idp.records.sweeps import read as cells_of_sweep
 from idp.status import STATUS
@@ -53,7 +54,7 @@ class Collection:
 
     models: list[Measured] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)  # by name; the same run once
+    records: list[Record] = field(default_factory=list)  # by name; the same run once
     unfinished: list[Unfinished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
 
@@ -93,7 +94,7 @@ def collect(places: Sequence[str | Path]) -> Collection:
         UserError: nothing is there, or nothing of it can be used.
     """
     found = Collection()
-    read: list[tuple[Path, dict[str, Any]]] = []
+    read: list[tuple[Path, Record]] = []
     faults: list[str] = []
     sweeps: list[Path] = []
     files = _files(places, found.unfinished, sweeps)
@@ -190,13 +191,7 @@ def _settings_said(overrides: Iterable[str]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        version = record["idp"]["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a record ({type(error).__name__}: {error})") from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{file}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
+    record = load(file)
     record.pop("configs", None)  # lm-eval's task definitions: most of the file, and nothing reads them here
     try:
         setting = Setting("", record["config"]["model"], record["config"]["model_dtype"], sample_of(record))
@@ -216,9 +211,9 @@ def _nothing(places: Sequence[str | Path], unfinished: list[Unfinished], faults:
     raise UserError(f"{place}: no record here; {EXAMPLE} makes one")
 
 
-def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+def _once(read: list[tuple[Path, Record]], notes: list[str]) -> list[tuple[Path, Record]]:
     """Each run once, by name: the newer of two records."""
-    newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    newest: dict[str, tuple[Path, Record]] = {}
     same: list[tuple[Path, Path]] = []
     for file, record in sorted(read, key=lambda pair: pair[0].stat().st_mtime, reverse=True):
         name = record["idp"]["name"]
@@ -236,7 +231,7 @@ def _once(read: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> list[tup
     return [newest[name] for name in sorted(newest)]
 
 
-def _settings(kept: list[tuple[Path, dict[str, Any]]], notes: list[str]) -> tuple[list[Setting], list[Setting]]:
+def _settings(kept: list[tuple[Path, Record]], notes: list[str]) -> tuple[list[Setting], list[Setting]]:
     """Groups of runs that may be compared, and that of each record; those with the most tasks come first."""
     settings: list[Setting] = []
     bases: list[str] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from idp.records.differences import damage, last_step, share, unchanged
+from idp.records.schema import Record
 from idp.records.scores import lower_is_better, main_metric, main_scores
 from idp.stats.significance import LEVEL
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 
 
-def conclusion(record: dict[str, Any]) -> str:
+def conclusion(record: Record) -> str:
     """What the run's differences say, with their intervals; what stays undecided, and what it would take to decide it.
 
     Only what was measured is claimed: of documents that stand in for a task's, of one training seed, of an upper bound
@@ -25,7 +26,7 @@ def conclusion(record: dict[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def _alone(record: dict[str, Any]) -> list[str]:
+def _alone(record: Record) -> list[str]:
     """Of a run that compares nothing."""
     about, scores = record["idp"], main_scores(record, record["results"])
     row, made = about["row"], about["compressor"]
@@ -44,7 +45,7 @@ def _alone(record: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _cost(record: dict[str, Any]) -> list[str]:
+def _cost(record: Record) -> list[str]:
     """What compression did."""
     found, name = damage(record), record["idp"]["compressor"]
     if found is None or found["mean"] is None:
@@ -59,7 +60,7 @@ def _cost(record: dict[str, Any]) -> list[str]:
     return [f"{name} changes {subject} by {_signed(found, mean)}, a gain"]
 
 
-def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+def _effect(record: Record, step: dict[str, Any]) -> list[str]:
     """What the repair did."""
     if step["after"] != "repaired":
         return []
@@ -82,7 +83,7 @@ def _effect(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     return [f"{name} adds {signed}, where there was no damage beyond noise to bring back"]
 
 
-def _beyond_luck(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+def _beyond_luck(record: Record, step: dict[str, Any]) -> list[str]:
     """How much of such a bound's lead over a random prompt is more than equal prompts would give it."""
     mean = (record["idp"].get("controls") or {}).get("mean") or {}
     if mean.get("beyond_luck") is None:
@@ -92,7 +93,7 @@ def _beyond_luck(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     return [f"of its lead over a random prompt {beyond} is beyond luck"]
 
 
-def _graded(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+def _graded(record: Record, step: dict[str, Any]) -> list[str]:
     """What the sharper outcome decides where hits do not."""
     graded = (step.get("graded") or {}).get("mean")
     if graded is None or _peeks(record) or _decided(record, step["mean"]) or not _decided(record, graded):
@@ -100,7 +101,7 @@ def _graded(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
 
 
-def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
+def _reach(record: Record, step: dict[str, Any]) -> list[str]:
     """The least difference that the run would have shown, and what an undecided one would take."""
     if _peeks(record):
         return []
@@ -123,7 +124,7 @@ def _reach(record: dict[str, Any], step: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _draws(record: dict[str, Any]) -> list[str]:
+def _draws(record: Record) -> list[str]:
     """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
     from idp.config import CALIBRATED
 
@@ -145,17 +146,17 @@ def _draws(record: dict[str, Any]) -> list[str]:
     return [f"{', '.join(drawn)}: the interval holds for {which} only"]
 
 
-def _repair(record: dict[str, Any]) -> str:
+def _repair(record: Record) -> str:
     about = record["idp"]
     kind, selector = about["config"]["recovery"]["kind"], about.get("selector")
     return f"{kind} ({selector['kind']})" if selector else kind
 
 
-def _peeks(record: dict[str, Any]) -> bool:
+def _peeks(record: Record) -> bool:
     return bool((record["idp"].get("selector") or {}).get("peeks"))
 
 
-def _subject(record: dict[str, Any], left_out: list[str] | tuple = ()) -> str:
+def _subject(record: Record, left_out: list[str] | tuple = ()) -> str:
     """What differences are of: `mean accuracy over 9 tasks (nq_open in place of webqs)`."""
     data = {task: each for task, each in record["idp"]["data"].items() if task not in left_out}
     runs = {task: each["stand_in"] or task for task, each in data.items()}
@@ -169,12 +170,12 @@ def _subject(record: dict[str, Any], left_out: list[str] | tuple = ()) -> str:
     return f"mean {kind} over {len(runs)} tasks" + (f" ({'; '.join(beside)})" if beside else "")
 
 
-def _decided(record: dict[str, Any], test: dict[str, Any]) -> bool:
+def _decided(record: Record, test: dict[str, Any]) -> bool:
     apart = test["low"] > 0 or test["high"] < 0
     return apart and test["p"] < LEVEL and _spread_known(record)
 
 
-def _spread_known(record: dict[str, Any]) -> bool:
+def _spread_known(record: Record) -> bool:
     return all(data["documents"] > 1 for data in record["idp"]["data"].values())
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from idp.records.schema import Record
+
 NO_DAMAGE = "no damage beyond noise"
 
 
-def compared(record: dict[str, Any], after: str, before: str) -> dict[str, Any] | None:
+def compared(record: Record, after: str, before: str) -> dict[str, Any] | None:
     """One model of a run against another, as the record has it; None where it has not."""
     known = record["idp"].get("comparisons") or []
     return next((each for each in known if (each["after"], each["before"]) == (after, before)), None)
 
 
-def damage(record: dict[str, Any]) -> dict[str, Any] | None:
+def damage(record: Record) -> dict[str, Any] | None:
     """The compressed model against the dense one."""
     return compared(record, "compressed", "dense")
 
 
-def last_step(record: dict[str, Any]) -> dict[str, Any] | None:
+def last_step(record: Record) -> dict[str, Any] | None:
     """The run's own model against the one that it was made from: a repaired one against what it repairs."""
     own = record["idp"]["row"]
     others = {"repaired": ("compressed", "dense"), "compressed": ("dense",)}.get(own, ())
@@ -65,7 +67,7 @@ class Change:
         record: the run's.
     """
 
-    def __init__(self, record: dict[str, Any]):
+    def __init__(self, record: Record):
         self.step = last_step(record)
         self.fidelity = record["idp"].get("fidelity") or {}
 

@@ -7,13 +7,14 @@ from typing import Any
 from tabulate import tabulate
 
 from idp.records.differences import with_interval
+from idp.records.schema import IdpBlock, Record
 from idp.stats.matching import AT_CHANCE
 from idp.stats.open_book import KNOWLEDGE, READING
 
 NAMES = {"verdict": "LLM-KICK's verdict", "ours": "with its interval"}
 
 
-def folded(about: dict[str, Any]) -> set[str]:
+def folded(about: IdpBlock) -> set[str]:
     """Tasks that a table leaves to the rows of their groups: those of groups too large to be read one by one.
 
     Args:
@@ -27,7 +28,7 @@ def folded(about: dict[str, Any]) -> set[str]:
 LONG = 9  # the nine tasks of Hoang et al. are read one by one
 
 
-def sections(record: dict[str, Any]) -> list[str]:
+def sections(record: Record) -> list[str]:
     """The tables of a record, each with a line before it; nothing where it has no groups and no pairs."""
     about = record["idp"]
     lines: list[str] = []
@@ -39,7 +40,7 @@ def sections(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def matching_section(about: dict[str, Any]) -> list[str]:
+def matching_section(about: IdpBlock) -> list[str]:
     """Each group's scores, and what share of dense's each model keeps: matched by the point, and by the interval."""
     rows = list(about["matching"]["mean"])
     lines = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from idp.records.schema import IdpBlock, Record
 from idp.records.scores import main_metric
 from idp.store import digest
 
@@ -150,7 +151,7 @@ class Setting:
         return all(self.sample.get(name, read) == read for name, read in sample.items())
 
 
-def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
+def sample_of(record: Record) -> dict[str, tuple]:
     """What a run read of each task (what ran, fingerprint, documents) and of each text (tokens, window)."""
     about = record["idp"]
     read: dict[str, tuple] = {
@@ -162,7 +163,7 @@ def sample_of(record: dict[str, Any]) -> dict[str, tuple]:
     return read
 
 
-def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
+def groups_of(record: Record) -> dict[str, list[str]]:
     """The groups of tasks that a run names, each with its tasks."""
     named = (record["idp"]["config"].get("task") or {}).get("groups") or {}
     found = {group: list(tasks) for group, tasks in named.items()}
@@ -172,7 +173,7 @@ def groups_of(record: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Measured]:
+def models_of(record: Record, folder: Path, setting: Setting) -> list[Measured]:
     """The models that one record tells of, baselines first.
 
     Args:
@@ -194,7 +195,7 @@ def models_of(record: dict[str, Any], folder: Path, setting: Setting) -> list[Me
     return list(found.values())
 
 
-def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> Measured:
+def _model(record: Record, row: str, folder: Path, setting: Setting) -> Measured:
     about = record["idp"]
     config, stages, own = about["config"], about["stages"], row == about["row"]
     repaired = row == REPAIRED
@@ -243,7 +244,7 @@ def _model(record: dict[str, Any], row: str, folder: Path, setting: Setting) -> 
     )
 
 
-def peaks_of(about: dict[str, Any], row: str) -> dict[str, int]:
+def peaks_of(about: IdpBlock, row: str) -> dict[str, int]:
     """The most memory that making and measuring a row took, in bytes: of the process, and of any one accelerator.
 
     Making a row is the last stage of it: loading, compressing, repairing and choosing. A figure that the record does
@@ -264,7 +265,7 @@ def peaks_of(about: dict[str, Any], row: str) -> dict[str, int]:
     return {name: peak for name, peak in found.items() if peak}
 
 
-def _identity(record: dict[str, Any], row: str, setting: Setting) -> str:
+def _identity(record: Record, row: str, setting: Setting) -> str:
     """Of what a model was made of: the keys of its products, and how a prompt is chosen."""
     about = record["idp"]
     keys = [about["stages"][stage]["key"] for stage in _made_by(row, about) if about["stages"].get(stage)]
@@ -272,13 +273,13 @@ def _identity(record: dict[str, Any], row: str, setting: Setting) -> str:
     return digest([setting.id, row, keys, chooser])[:12]
 
 
-def _made_by(row: str, about: dict[str, Any]) -> tuple[str, ...]:
+def _made_by(row: str, about: IdpBlock) -> tuple[str, ...]:
     if row == REPAIRED:
         return "load", "compress", "recover", "select"
     return ("load",) if row == DENSE or about["compressor"] == "none" else ("load", "compress")
 
 
-def _scores(record: dict[str, Any], results: dict[str, Any], row: str, folder: Path) -> dict[str, Score]:
+def _scores(record: Record, results: dict[str, Any], row: str, folder: Path) -> dict[str, Score]:
     from idp.records.record import SAMPLES
 
     samples = folder / SAMPLES
@@ -304,7 +305,7 @@ def _scores(record: dict[str, Any], results: dict[str, Any], row: str, folder: P
     return scores
 
 
-def _perplexities(about: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Perplexity]:
+def _perplexities(about: IdpBlock, baseline: dict[str, Any] | None) -> dict[str, Perplexity]:
     values = about["perplexity"] if baseline is None else baseline["perplexity"]
     details = about.get("perplexity_details", {})
     return {
@@ -318,7 +319,7 @@ def _perplexities(about: dict[str, Any], baseline: dict[str, Any] | None) -> dic
     }
 
 
-def _whole(about: dict[str, Any]) -> dict[str, Any]:
+def _whole(about: IdpBlock) -> dict[str, Any]:
     """The weights of a model that nothing compressed, counted as its compressed one's are."""
     size = about["parameters"]["model"] * about["weights"].get("dense_bits", WHOLE_BITS) // 8
     return {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from idp.records.schema import IdpBlock, Record
+
 # The columns of the tables that every finished run logs, the second where prompts were chosen.
 TABLES = {
     "results": (
@@ -35,7 +37,7 @@ def key_of(task: str, data: dict[str, Any]) -> str:
     return f"{data['stand_in']}_for_{task}" if data["stand_in"] else task
 
 
-def summary(record: dict[str, Any]) -> dict[str, float]:
+def summary(record: Record) -> dict[str, float]:
     """The figures that a run ends with; a baseline's stand below its name, such as `dense/score/mean`.
 
     `score/<task>` is a task's main score, the task called as by `key_of`. `gain/...` is the repaired model less the one
@@ -82,7 +84,7 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _differences(record: dict[str, Any]) -> dict[str, float | None]:
+def _differences(record: Record) -> dict[str, float | None]:
     """What the repair gained and what compression took, over all tasks and of each."""
     from idp.records.differences import damage, last_step
 
@@ -112,7 +114,7 @@ def _signed(key: str, sign: int, test: dict[str, Any]) -> dict[str, float]:
     return {key: sign * test["difference"] + 0.0, f"{key}_low": low, f"{key}_high": high}
 
 
-def _fidelity(about: dict[str, Any]) -> dict[str, float]:
+def _fidelity(about: IdpBlock) -> dict[str, float]:
     """How far each model is from dense, on texts and on the tasks' own contexts: `fidelity/<text or task>/mean_kl`."""
     values = {}
     for row, parts in (about.get("fidelity") or {}).items():
@@ -132,7 +134,7 @@ def _flat(found: dict[str, Any]) -> dict[str, float]:
     return parts
 
 
-def _groups(about: dict[str, Any]) -> dict[str, float]:
+def _groups(about: IdpBlock) -> dict[str, float]:
     """Means over groups of tasks: `group/<name>`, a baseline's below its own name."""
     values = {}
     for group, rows in (about.get("groups") or {}).items():
@@ -142,7 +144,7 @@ def _groups(about: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def _cost(about: dict[str, Any]) -> dict[str, float]:
+def _cost(about: IdpBlock) -> dict[str, float]:
     """Seconds and peak memory of each stage, of the process that made it."""
     values = {f"seconds/{stage}": found["seconds"] for stage, found in about["stages"].items() if found is not None}
     values |= {f"peak_memory_bytes/{stage}": peak for stage, peak in about["peak_memory_bytes"].items()}
@@ -162,7 +164,7 @@ def _latency(latency: dict[str, Any] | None) -> dict[str, float]:
     return values
 
 
-def tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+def tables(record: Record) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Columns and rows of each table: one row per task; one per task and prompt. What was not measured is None."""
     found = {"results": _results(record)}
     if record["idp"]["selection"]:
@@ -174,7 +176,7 @@ def tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]
     return {name: (list(TABLES[name]), rows) for name, rows in found.items()}
 
 
-def _results(record: dict[str, Any]) -> list[list[Any]]:
+def _results(record: Record) -> list[list[Any]]:
     from idp.records.differences import last_step
     from idp.records.scores import main_metric, main_scores, rows_of
 

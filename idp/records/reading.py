@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from idp.errors import UserError
-from idp.records.record import RECORD
+from idp.records.record import RECORD, load
+from idp.records.schema import Record
 from idp.status import STATUS
 
 
-def read(place: str | Path, said: str) -> tuple[dict[str, Any], Path]:
+def read(place: str | Path, said: str) -> tuple[Record, Path]:
     """The record of a run, and its file.
 
     Args:
@@ -22,10 +22,10 @@ def read(place: str | Path, said: str) -> tuple[dict[str, Any], Path]:
         UserError: there is no record, because the run failed perhaps, or it is not one.
     """
     file = _file(Path(place).expanduser(), said)
+    record = load(file, said)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
         record["idp"]["config"]["store"], record["idp"]["stages"]["load"]["key"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
     return record, file
 

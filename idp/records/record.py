@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
-from idp.store import digest
+from idp.errors import UserError
+from idp.records.schema import SCHEMA_VERSION, Record
+from idp.store import digest, write_json
 
 RECORD, SAMPLES = "record.json", "samples.parquet"
-SCHEMA_VERSION = 1
 # What may differ between two runs of one config: when and how fast, not what came out.
 TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
 NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
-def comparable(record: dict[str, Any]) -> dict[str, Any]:
+def load(file: Path, said: str | None = None) -> Record:
+    """The record in a file.
+
+    Args:
+        file: the record.
+        said: how the user named it, for messages; None: by its path.
+
+    Raises:
+        UserError: it is not one, or one of another schema, whose fields may mean something else.
+    """
+    said = said or str(file)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        version = record["idp"]["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{said}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
+    return record
+
+
+def save(folder: Path, record: Record) -> Path:
+    """Writes a record into its run's folder, whole or not at all, and gives its place."""
+    write_json(folder / RECORD, record)
+    return folder / RECORD
+
+
+def comparable(record: Record) -> dict[str, Any]:
     """The record without timings, machine, places: equal for two runs of one config, however often they were killed."""
-    result = copy.deepcopy(record)
+    result: Any = copy.deepcopy(record)
     for name in NOT_OF_THE_RESULT:
         result["idp"]["config"].pop(name, None)
 
@@ -39,7 +69,7 @@ def identity(config: dict[str, Any]) -> str:
     return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
 
 
-def heldout_loss(record: dict[str, Any]) -> float | None:
+def heldout_loss(record: Record) -> float | None:
     """What a sweeper minimises: the best held-out loss in nats per token, as a mean over the trained parts."""
     losses = [part["heldout_loss"] for part in (record["idp"]["training"] or {}).values()]
     return sum(losses) / len(losses) if losses else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from idp.records.schema import Record
+
 GROUPS = {
     "world_knowledge": ("arc_easy", "arc_challenge", "sciq", "webqs", "triviaqa"),
     "commonsense": ("hellaswag", "piqa"),
@@ -38,13 +40,13 @@ def main_metric(task_name: str, results: dict[str, Any]) -> str:
     return keys[0]
 
 
-def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def rows_of(record: Record) -> dict[str, dict[str, Any]]:
     """lm-eval's `results` of each model of a run, baselines first: dense, compressed, repaired as far as measured."""
     about = record["idp"]
     return {row: found["results"] for row, found in about["baselines"].items()} | {about["row"]: record["results"]}
 
 
-def main_scores(record: dict[str, Any], results: dict[str, Any]) -> dict[str, float]:
+def main_scores(record: Record, results: dict[str, Any]) -> dict[str, float]:
     """Each task's main score, by the name that was asked for."""
     scores = {}
     for task, data in record["idp"]["data"].items():
@@ -53,7 +55,7 @@ def main_scores(record: dict[str, Any], results: dict[str, Any]) -> dict[str, fl
     return scores
 
 
-def lower_is_better(record: dict[str, Any], task: str) -> bool:
+def lower_is_better(record: Record, task: str) -> bool:
     """Whether a task's main metric is better where it is lower."""
     runs = record["idp"]["data"][task]["stand_in"] or task
     metric = main_metric(runs, record["results"][runs]).split(",")[0]

@@ -9,10 +9,11 @@ from tabulate import tabulate
 from idp.config import GRAPH
 from idp.records import knowledge
 from idp.records.differences import Change, damage, last_step, with_interval
+from idp.records.schema import IdpBlock, Record
 from idp.records.scores import lower_is_better, main_metric, main_scores, rows_of
 
 
-def run_table(record: dict[str, Any]) -> str:
+def run_table(record: Record) -> str:
     """The table that ends a run: each task's score dense, compressed and repaired, and what the last step changed.
 
     That is the difference of the run's own model to the one that it was made from, on the same documents, with its 95 %
@@ -40,7 +41,7 @@ def run_table(record: dict[str, Any]) -> str:
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True) + _not_compared(record, change)
 
 
-def run_summary(record: dict[str, Any]) -> str:
+def run_summary(record: Record) -> str:
     """What stands below the table: budget, parameters, weights, stand-ins, and which prompts were chosen."""
     about = record["idp"]
     parameters, weights = about["parameters"], about["weights"]
@@ -130,7 +131,7 @@ def latency_table(latency: dict[str, Any]) -> str:
     return f"{tabulate(lines, headers=headers, tablefmt='github', disable_numparse=True)}\n\n{note}"
 
 
-def selection_notes(about: dict[str, Any]) -> list[str]:
+def selection_notes(about: IdpBlock) -> list[str]:
     """Lines on how evenly prompts were chosen: one that names the tasks on which the selector collapsed."""
     selector = about.get("selector")
     if not selector or not selector["collapsed"]:
@@ -144,7 +145,7 @@ def selection_notes(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def controls_table(about: dict[str, Any]) -> str:
+def controls_table(about: IdpBlock) -> str:
     """What each way to choose a prompt scores on the same documents, per task and as the mean over tasks."""
     controls, kind = about["controls"], about["selector"]["kind"]
     rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
@@ -178,7 +179,7 @@ def controls_table(about: dict[str, Any]) -> str:
     return "\n\n".join(said)
 
 
-def _task_line(record: dict[str, Any], task: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
+def _task_line(record: Record, task: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
     data = record["idp"]["data"][task]
     runs = data["stand_in"] or task
     key = main_metric(runs, record["results"][runs])
@@ -193,7 +194,7 @@ def _task_line(record: dict[str, Any], task: str, scores: dict[str, dict[str, fl
     ]
 
 
-def _group_line(record: dict[str, Any], group: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
+def _group_line(record: Record, group: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
     """The unweighted mean over a group's tasks."""
     found, data = record["idp"]["groups"][group], record["idp"]["data"]
     tasks = found[record["idp"]["row"]]["tasks"]
@@ -208,7 +209,7 @@ def _group_line(record: dict[str, Any], group: str, scores: dict[str, dict[str, 
     ]
 
 
-def _text_line(record: dict[str, Any], corpus: str, rows: list[str], change: Change) -> list[str]:
+def _text_line(record: Record, corpus: str, rows: list[str], change: Change) -> list[str]:
     about = record["idp"]
     values = {row: found["perplexity"].get(corpus) for row, found in about["baselines"].items()}
     values[about["row"]] = about["perplexity"][corpus]
@@ -216,7 +217,7 @@ def _text_line(record: dict[str, Any], corpus: str, rows: list[str], change: Cha
     return [corpus, "perplexity", *shown, *change.of_text(corpus), "", ""]
 
 
-def _not_compared(record: dict[str, Any], change: Change) -> str:
+def _not_compared(record: Record, change: Change) -> str:
     """Why the table has no differences, or which of its tasks have none."""
     about = record["idp"]
     if change.step is not None:

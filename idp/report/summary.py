@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tabulate import tabulate
 
 from idp.records.cell import Cell
@@ -11,6 +9,7 @@ from idp.records.cells import cells
 from idp.records.collect import Collection
 from idp.records.differences import last_step, with_interval
 from idp.records.measured import Measured
+from idp.records.schema import Record
 from idp.records.scores import main_scores
 
 
@@ -58,13 +57,13 @@ def sweep_table(found: Collection) -> str:
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def _difference(record: dict[str, Any]) -> str:
+def _difference(record: Record) -> str:
     """The run's own model against what it was made from, in the mean over tasks."""
     step = last_step(record)
     return f"{with_interval(step['mean'])} to {step['before']}" if step and step["mean"] else ""
 
 
-def _kl(record: dict[str, Any]) -> dict[str, float]:
+def _kl(record: Record) -> dict[str, float]:
     """Mean KL divergence of the run's own model from dense on each text, in nats per token."""
     own = (record["idp"].get("fidelity") or {}).get(record["idp"]["row"]) or {}
     known = {corpus: found["mean_kl"] for corpus, found in own.get("texts", {}).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shlex
@@ -18,7 +17,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from idp.errors import UserError
-from idp.records.record import RECORD, heldout_loss
+from idp.records.record import RECORD, heldout_loss, load
 from idp.store.lease import lease, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.standing import Standing, standings, wait
@@ -110,7 +109,7 @@ def _result(stands: Standing) -> JobReturn:
     """What the sweeper is told of a cell: the held-out loss, or the reason why there is none."""
     done = JobReturn(overrides=stands.cell.overrides)
     if stands.state == "done":
-        record = json.loads((Path(stands.cell.folder or "") / RECORD).read_text(encoding="utf-8"))
+        record = load(Path(stands.cell.folder or "") / RECORD)
         done.status, done.return_value = JobStatus.COMPLETED, heldout_loss(record)
     else:
         done.status, done.return_value = JobStatus.FAILED, UserError(f"a cell failed: {stands.remark}")

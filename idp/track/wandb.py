@@ -14,6 +14,7 @@ from typing import Any
 
 from idp.config import Tracker
 from idp.records import metrics
+from idp.records.schema import Record
 from idp.store import write_json
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class WandbTracker:
             self.run.log({"training_step": row["step"], **values})
 
     @_never_fatal
-    def finish(self, record: dict[str, Any], place: Path, repair: Path | None) -> None:
+    def finish(self, record: Record, place: Path, repair: Path | None) -> None:
         """Summary, tables and artifacts from the record, then the end of the run.
 
         Args:
