@@ -16,6 +16,7 @@ from idp.compress.recipe import label
 from idp.config import GRAPH, Config, Evaluation, Recovery
 from idp.errors import UserError
 from idp.prompting.variants import Variants
+from idp.records.record import identity
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -155,7 +156,7 @@ def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
 
 def whereabouts(config: Config) -> tuple[str, Path]:
     """A run's id, from the hash of its config, and its folder."""
-    run_id = records.identity(asdict(config))[:12]
+    run_id = identity(asdict(config))[:12]
     name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
     return run_id, Path(config.output).expanduser() / "runs" / name
 
