@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "experiments").rglob("*.md")),
 ]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOOLS = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python")
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
@@ -156,6 +158,24 @@ def test_the_site_fetches_nothing_from_other_hosts(site):
         assert not away, (path, away)
     for path in site.rglob("*.css"):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\s]+", path.read_text()), path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH, such as Debian's package")
+def test_it_can_be_read_and_searched_from_its_folder_without_a_network(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev packages")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, fetched, errors = browser.new_page(), [], []
+        page.on("request", lambda request: fetched.append(request.url))
+        page.on("pageerror", lambda error: errors.append(error))
+        page.goto((site / "index.html").as_uri())
+        page.locator(".md-search__input").fill("act-order")
+        found = page.locator(".md-search-result__link").first
+        found.wait_for(state="attached")
+        assert "compression.html" in found.get_attribute("href")
+        browser.close()
+    assert not errors
+    assert fetched and all(address.startswith(("file:", "data:", "blob:")) for address in fetched), fetched
 
 
 def test_the_changelog_has_this_version():
