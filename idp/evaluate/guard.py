@@ -210,7 +210,7 @@ def _identity(config: PretrainedConfig) -> dict[str, Any]:
         values.pop(name, None)
     source = inspect.getsourcefile(type(config))
     package = Path(__file__).parent.parent
-    own = [*package.glob("prompting/*.py"), *(package / "evaluate" / name for name in OWN)]
+    own = [*package.glob("prompting/**/*.py"), *(package / "evaluate" / name for name in OWN)]
     return {
         "class": f"{type(config).__module__}.{type(config).__qualname__}",
         "code": hash_file(Path(source)) if source else None,
