@@ -14,7 +14,7 @@ FLOORS = (
     {"beginning", "command", "store", "text_files"},
     {"config", "hub", "status"},
     {"fetched", "kinds", "records"},
-    {"checks", "models", "usage"},
+    {"checks", "models", "tracking", "usage"},
     {"composed", "prompting", "tasks"},
     {"corpora"},
     {"compress", "evaluate"},
