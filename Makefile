@@ -41,6 +41,10 @@ $(GPU_SITE)/.ready: $(WHEELS)
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $(GPU_SITE) $(WHEELS)
 	@touch $@
 
+bounds: $(READY) ## both ends of the ranges in pyproject.toml: resolved, installed, tried; BOUNDS=options
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bounds $(BOUNDS)
+
 lint: $(READY) ## style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -48,4 +52,4 @@ lint: $(READY) ## style and formatting
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick bench gpu lint clean
+.PHONY: help setup demo test quick bench gpu bounds lint clean
