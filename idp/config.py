@@ -505,18 +505,21 @@ class Latency:
 
 @dataclass
 class Tracker:
-    mode: str = option("auto: online when logged in, else offline", choices=("auto", "offline", "online", "disabled"))
-    project: str = option("W&B project")
-    entity: Optional[str] = option("W&B user or team")
-    study: Optional[str] = option("the study that the run is part of: a tag, and its runs' W&B group")
-    group: Optional[str] = option("W&B group; null: the study, or model and compressor where there is none")
-    tags: list[str] = option("W&B tags, beside those of study, model, compressor, recovery and budget")
-    artifacts: str = option(
-        "the record and the repair as W&B artifacts; reference: names and hashes of files that stay where they are;"
-        " upload: the files themselves",
-        choices=("none", "reference", "upload"),
-    )
-    system_metrics: bool = option("also log the load of CPU, GPU, memory, disk and network")
+    """What a run asks of a tracker's options; each kind is a file in `idp/track`."""
+
+    title: ClassVar[str] = ""  # what it is called in warnings; "": by its kind
+
+    kind: str = option("where runs are followed; choose with tracker=...")
+    study: Optional[str] = option("the study that the run is part of: a label, and its runs' W&B group")
+    tags: list[str] = option("labels of your own, beside study, model, compressor, recovery and budget")
+
+    def start(self, run: Any) -> Any:
+        """Begins to follow a run, an `idp.tracking.Followed`; whatever it raises becomes a warning.
+
+        Returns:
+            an `idp.tracking.Tracker`; None where nothing is to follow the run.
+        """
+        raise NotImplementedError
 
 
 @dataclass

@@ -233,7 +233,7 @@ def main() -> None:
 
         records = collect(options.places).records
         tracker = records[-1]["idp"]["config"]["tracker"]
-        project, entity = options.project or tracker["project"], options.entity or tracker["entity"]
+        project, entity = options.project or tracker.get("project") or "idp", options.entity or tracker.get("entity")
         if options.dry_run:
             file = Path(options.dry_run)
             write_json(file, as_json(*specification(records, entity or "", project)))

@@ -1,8 +1,9 @@
-"""The kinds of recovery, bank and selector that there are: one file each, known by its name.
+"""The kinds of recovery, bank, selector and tracker that there are: one file each, known by its name.
 
-A file of `idp/recover`, `idp/recover/banks` or `idp/prompting/selectors` that has a subclass of `config.Recovery`,
-`config.Bank` or `config.Selector` is a kind; the subclass has its options and says how it is made. With a YAML of that
-name in `conf/recovery`, `conf/recovery/bank` or `conf/recovery/selector` it can be chosen: nothing else knows of it.
+A file of `idp/recover`, `idp/recover/banks`, `idp/prompting/selectors` or `idp/track` that has a subclass of
+`config.Recovery`, `config.Bank`, `config.Selector` or `config.Tracker` is a kind; the subclass has its options and says
+how it is made. With a YAML of that name in `conf/recovery`, `conf/recovery/bank`, `conf/recovery/selector` or
+`conf/tracker` it can be chosen: nothing else knows of it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ def selectors() -> dict[str, type[config.Selector]]:
     return _kinds("idp.prompting.selectors", config.Selector)
 
 
+@functools.cache
+def trackers() -> dict[str, type[config.Tracker]]:
+    """Every tracker's options, by its kind."""
+    return _kinds("idp.track", config.Tracker)
+
+
 def register() -> None:
     """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
     store = ConfigStore.instance()
@@ -58,6 +65,8 @@ def register() -> None:
         store.store(group="schema/selector", name=kind, node=node)
     for kind, node in banks().items():
         store.store(group="schema/bank", name=kind, node=node)
+    for kind, node in trackers().items():
+        store.store(group="schema/tracker", name=kind, node=node)
 
 
 def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
@@ -87,7 +96,7 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     return node(**{**values, **made})
 
 
-def kind_of(node: config.Recovery | config.Bank | config.Selector) -> str:
+def kind_of(node: config.Recovery | config.Bank | config.Selector | config.Tracker) -> str:
     """The kind that options belong to: the name of their file."""
     return type(node).__module__.rsplit(".", 1)[-1]
 

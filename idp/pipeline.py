@@ -16,6 +16,8 @@ from idp.compress.recipe import label
 from idp.config import GRAPH, Config, Evaluation, Recovery
 from idp.errors import UserError
 from idp.prompting.variants import Variants
+from idp.records import metrics
+from idp.records.record import identity
 from idp.recover import opening, transfer
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -23,7 +25,7 @@ from idp.recover.none import NoRecovery
 from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
 from idp.store.verification import Damaged
-from idp.track.wandb import WandbTracker
+from idp.tracking import Followed, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +93,8 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
         _check_perplexity(config, empty, found)
         _check_latency(config, empty)
         _check_generation(config, empty, found)
-        tracker = WandbTracker(
-            config.tracker,
-            folder,
-            name=name,
-            run_id=run_id,
-            config=values,
-            compressor=label(config.compressor),
-        )
+        labels = metrics.labels(values, label(config.compressor))
+        tracker = Tracking(config.tracker, Followed(name, run_id, folder, values, labels))
 
         def stage(name: str) -> None:
             memory.release()  # what the last stage had in memory: the next one may start processes of its own
@@ -140,7 +136,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             tracker.fail()
             raise
         except BaseException:  # stopped from outside: the same command continues it
-            tracker.flush()
+            tracker.stop()
             raise
         status.update(record=str(place))
     return record, place
@@ -155,7 +151,7 @@ def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
 
 def whereabouts(config: Config) -> tuple[str, Path]:
     """A run's id, from the hash of its config, and its folder."""
-    run_id = records.identity(asdict(config))[:12]
+    run_id = identity(asdict(config))[:12]
     name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
     return run_id, Path(config.output).expanduser() / "runs" / name
 
@@ -429,14 +425,14 @@ def _compress(config: Config, group_size: int | None, dense: Product, found: Fou
 
 
 def _recover(
-    config: Config, dense: Product, compressed: Product, found: Found, store: Store, tracker: WandbTracker
+    config: Config, dense: Product, compressed: Product, found: Found, store: Store, tracker: Tracking
 ) -> Product | None:
     repair = recovering.recover(
-        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log_training, dense=dense
+        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log, dense=dense
     )
     if repair is not None and repair.reused:  # its curves belong to this run as well
         for row in recovering.training_rows(repair):
-            tracker.log_training(row)
+            tracker.log(row)
     return repair
 
 

@@ -14,7 +14,7 @@ from .processes import python
 ROOT = Path(__file__).parent.parent
 IDP = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
 QUICK = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands():
@@ -137,6 +137,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         assert "products" in capsys.readouterr().out
     elif words[0] == "sh":
         assert subprocess.run(["sh", "-n", words[1]], cwd=ROOT).returncode == 0
+    elif words[:1] == ["eval"] and "--shell-completion" in words[1]:  # what it then completes: tests/test_cli.py
+        assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
     elif words[0] in ("git", "cd", "pip"):
         pytest.skip("sets up the checkout")
     elif words[0] == "wandb":

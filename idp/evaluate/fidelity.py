@@ -17,12 +17,13 @@ import numpy as np
 from idp.errors import UserError
 from idp.evaluate import contexts
 from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
+from idp.evaluate.measured import Fidelity
 from idp.store import CHECKPOINT, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
 
-    from idp.evaluate.measured import Fidelity, Measured
+    from idp.evaluate.measured import Measured
     from idp.evaluate.scorer import Scorer
 
 VERSION = 1

@@ -1,8 +1,8 @@
 """The record's fields, as types; `docs/record.schema.json` is made of them.
 
 A record is lm-eval's result (`results`, `versions`, `n-shot`, ...) and one more block, `idp`. Fields that came later
-are `NotRequired`: older records lack them, and are read all the same. What reads a record takes these types, so that a type
-checker finds a misspelt field, and not a user.
+are `NotRequired`: older records lack them, and are read all the same. What reads a record takes these types, so that a
+type checker finds a misspelt field, and not a user.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from idp.tasks.own import Own
 
 log = logging.getLogger(__name__)
 
-OUR_TASKS = Path(__file__).parent / "own_tasks"  # what lm-eval does not define, in its form
+# What lm-eval does not define, in its form. Their functions are part of their scores' keys, by module and name.
+OUR_TASKS = Path(__file__).parent.parent / "evaluate" / "own_tasks"
 
 # A definition's own name stands at the start of a line; a group's list of tasks has nothing after the colon.
 NAME = re.compile(rb"""^["']?(task|group)["']?:[ \t]*["']?([^"'\s#\[!]+)""", re.MULTILINE)

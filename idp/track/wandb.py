@@ -1,4 +1,4 @@
-"""Weights & Biases: config, curves, summary, tables and artifacts of each run. No trouble of W&B's ever costs a run."""
+"""Weights & Biases: config, curves, summary, tables and artifacts of each run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Optional
 
-from idp.config import Tracker
+from idp import config
+from idp.config import option
 from idp.records import metrics
 from idp.records.schema import Record
 from idp.store import write_json
+from idp.tracking import Followed
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +30,26 @@ LEAST_BYTES = 2**20
 SERVICE = "WANDB_SERVICE"
 
 
-def _never_fatal(method: Callable) -> Callable:
-    """Turns any error into one warning, after which tracking is off; the record on disk is what counts."""
+@dataclass
+class Wandb(config.Tracker):
+    title: ClassVar[str] = "W&B"
 
-    @functools.wraps(method)
-    def guarded(self: WandbTracker, *args: Any, **kwargs: Any) -> None:
-        if self.off:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:
-            self.off = True
-            log.warning("W&B: %s; the run goes on without it, and its record is written all the same", _said(error))
+    mode: str = option("auto: online when logged in, else offline", choices=("auto", "offline", "online", "disabled"))
+    project: str = option("W&B project")
+    entity: Optional[str] = option("W&B user or team")
+    group: Optional[str] = option("W&B group; null: the study, or model and compressor where there is none")
+    artifacts: str = option(
+        "the record and the repair as W&B artifacts; reference: names and hashes of files that stay where they are;"
+        " upload: the files themselves",
+        choices=("none", "reference", "upload"),
+    )
+    system_metrics: bool = option("also log the load of CPU, GPU, memory, disk and network")
 
-    return guarded
+    def start(self, run: Followed) -> WandbTracker | None:
+        if self.mode == "disabled":
+            return None
+        tracker = WandbTracker(self, run)
+        return None if tracker.run.disabled else tracker  # by W&B's own settings: nothing arrives anywhere
 
 
 class WandbTracker:
@@ -52,26 +60,14 @@ class WandbTracker:
 
     Args:
         options: mode, project, entity, study, group, tags, artifacts and system metrics.
-        folder: the run's folder; W&B writes below it.
-        name: the run's name.
-        run_id: 8 or more hex digits.
-        config: the resolved config.
-        compressor: what the compressor does, in a word.
+        run: the run; W&B writes below its folder.
     """
 
-    def __init__(
-        self, options: Tracker, folder: Path, *, name: str, run_id: str, config: dict[str, Any], compressor: str
-    ):
-        self.off, self.run, self.folder = options.mode == "disabled", None, folder / "wandb"
-        self.options = options
-        self.logged: dict[str, int] = {}
-        self._start(name, run_id, config, metrics.labels(config, compressor))
-
-    @_never_fatal
-    def _start(self, name: str, run_id: str, config: dict[str, Any], labels: dict[str, str]) -> None:
+    def __init__(self, options: Wandb, run: Followed):
         _forget_others_service()
         import wandb
 
+        self.options, self.folder, labels = options, run.folder / "wandb", run.labels
         self.folder.mkdir(exist_ok=True)
         self._check_room()
         start = functools.partial(
@@ -80,11 +76,11 @@ class WandbTracker:
             entity=self.options.entity,
             group=self.options.group or self.options.study or f"{labels['model']}-{labels['compressor']}",
             job_type=labels["recovery"],
-            name=name,
-            id=run_id,
+            name=run.name,
+            id=run.run_id,
             resume="allow",
             tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*labels.values(), *self.options.tags))),
-            config={**config, "labels": labels},
+            config={**run.config, "labels": dict(labels)},
             dir=str(self.folder.parent),
             reinit="create_new",  # a run that was not ended, earlier in this process, is no reason to join it
             settings=wandb.Settings(
@@ -98,7 +94,7 @@ class WandbTracker:
         )
         mode = "online"
         try:
-            mode = mode_of(self.options.mode)
+            mode = mode_of(options.mode)
             self.run = start(mode=mode)
         except Exception as error:
             if mode != "online":
@@ -106,15 +102,14 @@ class WandbTracker:
             log.warning("W&B: %s; the run is logged offline: send it later with `wandb sync`", _said(error))
             wandb.teardown(exit_code=1)  # W&B's own process still holds the id of the run that it failed to start
             self.run = start(mode="offline")
-        if self.run.disabled:  # by W&B's own settings: nothing arrives anywhere
-            self.off = True
+        self.logged: dict[str, int] = {}
+        if self.run.disabled:
             return
         for part in ("train/*", "heldout/*"):
             self.run.define_metric(part, step_metric="training_step")
         self.logged = self._delivered().get(self._place, {})
 
-    @_never_fatal
-    def log_training(self, row: dict[str, float]) -> None:
+    def log(self, row: dict[str, float]) -> None:
         """One training step or held-out evaluation: `train/<part>/loss`, `heldout/<part>/loss` and so on.
 
         A point that was logged before, in this attempt or one that ended in good order, is left out.
@@ -131,9 +126,8 @@ class WandbTracker:
             self.logged[curve] = int(row["step"])
             self.run.log({"training_step": row["step"], **values})
 
-    @_never_fatal
-    def finish(self, record: Record, place: Path, repair: Path | None) -> None:
-        """Summary, tables and artifacts from the record, then the end of the run.
+    def summary(self, record: Record, place: Path, repair: Path | None) -> None:
+        """Summary, tables and artifacts from the record.
 
         Args:
             record: the record.
@@ -147,15 +141,16 @@ class WandbTracker:
         self.run.log({name: wandb.Table(columns=columns, data=rows) for name, (columns, rows) in tables.items()})
         if self.options.artifacts != "none":
             self._log_artifacts(place, repair)
+
+    def finish(self) -> None:
+        """Ends the run as finished."""
         self._end(0)
 
-    @_never_fatal
     def fail(self) -> None:
         """Ends the run as failed; what was logged so far is kept."""
         self._end(1)
 
-    @_never_fatal
-    def flush(self) -> None:
+    def stop(self) -> None:
         """Ends this process's part of a run that is to be continued; W&B shows the run as preempted until then.
 
         On return everything logged is whole in the run's folder and, online, with the server. Where the server does not
@@ -166,14 +161,9 @@ class WandbTracker:
         self._end(1)
 
     def _end(self, exit_code: int) -> None:
-        run, self.off = self.run, True
-        try:
-            run.finish(exit_code=exit_code)
-            self._check_room()
-            write_json(self.folder / LOGGED, {**self._delivered(), self._place: self.logged})
-        except Exception:
-            self.off = False  # the warning is still to come
-            raise
+        self.run.finish(exit_code=exit_code)
+        self._check_room()
+        write_json(self.folder / LOGGED, {**self._delivered(), self._place: self.logged})
 
     def _log_artifacts(self, record: Path, repair: Path | None) -> None:
         """The record, and the repair's folder, as artifacts that name their files or hold them."""

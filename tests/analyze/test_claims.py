@@ -105,7 +105,7 @@ def timed(**ratios):
 
 @pytest.mark.parametrize(("idp", "verdict"), [(0.9, SUPPORTED), (2.5, NOT_SUPPORTED), (1.2, UNDECIDED)])
 def test_lower_latency(study, draw, verdicts, idp, verdict):
-    rounds = {"idp": {"latency": True, "config": {"latency": {"rounds": 25}}}}
+    rounds = {"idp": {"schema_version": 1, "latency": True, "config": {"latency": {"rounds": 25}}}}
     for recovery, latency in ((IDP, timed(compressed=1.0, idp=idp)), (LORA, timed(lora=3.0, lora_merged=1.0))):
         model = study.add("repaired", {"t": draw(0.5)}, "gptq3", recovery, latency=latency)
         (model.folders[0] / "record.json").write_text(json.dumps(rounds))

@@ -13,7 +13,7 @@ from idp.config import Corpus, Task
 from idp.corpora.corpus import open_corpus, refuse_evaluated
 from idp.errors import UserError
 from idp.tasks import catalog, suites
-from idp.tasks.own_tasks.answers import exact_match, f1
+from idp.evaluate.own_tasks.answers import exact_match, f1
 from idp.tasks.suites import expand
 from idp.tasks.tasks import find_tasks, run_task
 

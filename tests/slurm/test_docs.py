@@ -8,6 +8,7 @@ from .test_slurm import BASE, JOBS, cells, idp, pytestmark, states  # noqa: F401
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
 SMALL = [word for word in BASE if not word.startswith(("compressor=", "recovery="))]
+ONE_CELL = ("compressor=rtn3", "recovery=none", "seed=0")  # of a study
 
 
 def test_they_do_what_the_page_says(here, corpus):
@@ -18,7 +19,8 @@ def test_they_do_what_the_page_says(here, corpus):
         assert (python, dash_m) == ("python", "-m")
         if module in ("idp.run", "idp.fetch"):
             own = [word for word in words if not word.startswith(("hydra.launcher.cpus", "hydra.launcher.mem"))]
-            idp(module.removeprefix("idp."), *own, *JOBS[1:], *SMALL, corpus, "tracker=none")
+            cells_of = ONE_CELL if any(word.startswith("+experiment=") for word in words) else ()
+            idp(module.removeprefix("idp."), *own, *JOBS[1:], *SMALL, *cells_of, corpus, "tracker=none")
         else:
             done = idp(module.removeprefix("idp."), *words)
             if words[0] == "wait":

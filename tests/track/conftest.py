@@ -21,14 +21,14 @@ def stop_at(step, part, monkeypatch):
     """Makes the next run stop when it has logged a step of a part's training."""
     from idp.track.wandb import WandbTracker
 
-    log_training = WandbTracker.log_training
+    log = WandbTracker.log
 
     def log_and_stop(self, row):
-        log_training(self, row)
+        log(self, row)
         if row["step"] == step and f"{part}/loss" in row:
             raise Stop
 
-    monkeypatch.setattr(WandbTracker, "log_training", log_and_stop)
+    monkeypatch.setattr(WandbTracker, "log", log_and_stop)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import wandb
 from idp.records import metrics
 from idp.records.record import identity
 from idp.track import wandb as tracking
+from idp.tracking import Followed, Tracking
 
 from ..conftest import record_of
 from ..processes import python
@@ -95,11 +96,11 @@ def test_a_stopped_run_goes_on_with_the_next_point(run_here, tmp_path, monkeypat
 def test_a_killed_run_loses_no_point(run_here, tmp_path):
     """Nobody knows what W&B had written, so all points come again."""
     code = (
-        "import os, signal; from idp.track.wandb import WandbTracker as T; log = T.log_training\n"
+        "import os, signal; from idp.track.wandb import WandbTracker as T; log = T.log\n"
         "def log_and_die(self, row):\n"
         "    log(self, row)\n"
         "    if 'prompt_1/loss' in row and row['step'] == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "T.log_training = log_and_die\n"
+        "T.log = log_and_die\n"
         "from idp.run import main; main()"
     )
     options = (*QUICK, "recovery=idp", "recovery.lengths=[3,5]", "tracker.mode=offline")
@@ -199,14 +200,14 @@ def test_a_full_disk_costs_a_warning(run_here, tmp_path, monkeypatch, caplog, co
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs to be allowed")
     try:
-        log_training = tracking.WandbTracker.log_training
+        log = tracking.WandbTracker.log
 
         def fill_and_log(self, row):
             with open(folder / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
                 filler.write(bytes(2**21))
-            log_training(self, row)
+            log(self, row)
 
-        monkeypatch.setattr(tracking.WandbTracker, "log_training", fill_and_log)
+        monkeypatch.setattr(tracking.WandbTracker, "log", fill_and_log)
         _, place = run(config)
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
@@ -236,9 +237,9 @@ def test_errors_of_wandb_at_any_moment_are_warnings(moment, monkeypatch, tmp_pat
 
     monkeypatch.setattr(wandb, "init", init)
     tracker = tracker_of(compose().tracker, tmp_path)
-    tracker.log_training({"step": 1, "loss": 2.0})
+    tracker.log({"step": 1, "loss": 2.0})
     tracker.fail()
-    tracker.log_training({"step": 2, "loss": 2.0})
+    tracker.log({"step": 2, "loss": 2.0})
     assert caplog.text.count("W&B: ") == 1
 
 
@@ -249,7 +250,7 @@ def tracker_of(options, folder, run_id="0" * 12):
         "budget": {"name": "smoke"},
         "tracker": {"study": None},
     }
-    return tracking.WandbTracker(options, folder, name="n", run_id=run_id, config=config, compressor="rtn3")
+    return Tracking(options, Followed("n", run_id, folder, config, metrics.labels(config, "rtn3")))
 
 
 def test_long_words_are_no_trouble_and_runs_do_not_join_one_that_was_not_ended(compose, tmp_path, caplog):
@@ -259,7 +260,7 @@ def test_long_words_are_no_trouble_and_runs_do_not_join_one_that_was_not_ended(c
         options = compose("tracker.mode=offline", f"tracker.tags=[{'long' * 40}]").tracker
         trackers.append(tracker_of(options, tmp_path / f"outputs/runs/{number}", f"{number}" * 12))
     for number, tracker in enumerate(trackers):
-        tracker.log_training({"step": number, "loss": 2.0})
+        tracker.log({"step": number, "loss": 2.0})
     for tracker in trackers:
         tracker.fail()
     first, second = logged(tmp_path)
@@ -270,9 +271,9 @@ def test_long_words_are_no_trouble_and_runs_do_not_join_one_that_was_not_ended(c
 def test_what_wandb_did_not_take_is_not_taken_for_delivered(compose, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = tracker_of(compose("tracker.mode=auto").tracker, tmp_path)
-    tracker.log_training({"step": 1, "loss": 2.0})
-    tracker.flush()
-    assert tracker.off and not (tmp_path / "wandb" / tracking.LOGGED).exists()
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.stop()
+    assert tracker.tracker is None and not (tmp_path / "wandb" / tracking.LOGGED).exists()
 
 
 def test_disabled_means_disabled(run_here, tmp_path):
