@@ -138,7 +138,7 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
             command = [python, "-m", *words]
             done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=place, env=environment)
         seconds = f"{time.monotonic() - started:.0f} s"
-        told[name] = f"ok, {seconds}" if done.returncode == 0 else f"failed, {seconds}: {log.relative_to(ROOT)}"
+        told[name] = f"ok, {seconds}" if done.returncode == 0 else f"failed, {seconds}: {os.path.relpath(log, ROOT)}"
     return told
 
 
