@@ -41,6 +41,10 @@ $(GPU_SITE)/.ready: $(WHEELS)
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $(GPU_SITE) $(WHEELS)
 	@touch $@
 
+bounds: $(READY) ## both ends of the ranges in pyproject.toml: resolved, installed, tried; BOUNDS=options
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bounds $(BOUNDS)
+
 lint: $(READY) ## style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -51,4 +55,4 @@ docs: $(READY) ## the documentation site, in build/docs; warnings are errors
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick bench gpu lint docs clean
+.PHONY: help setup demo test quick bench gpu bounds lint docs clean

@@ -12,6 +12,7 @@ from typing import Any
 
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.errors import UserError
+from idp.extras import needs
 from idp.records import metrics
 from idp.records.schema import Record
 from idp.store import write_json
@@ -68,11 +69,9 @@ def specification(records: list[Record], entity: str, project: str) -> tuple[Any
     Raises:
         UserError: `wandb-workspaces` is not installed.
     """
-    try:
+    with needs("idp.dashboard", "wandb-workspaces", "dashboard"):
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
-    except ImportError as error:
-        raise UserError("the dashboard needs wandb-workspaces: pip install wandb-workspaces") from error
 
     logged = Logged.by(records)
     columns = ["score/mean", "score/mean_tasks", "score/mean_stand_ins"]

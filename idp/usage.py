@@ -10,6 +10,7 @@ from typing import Any
 
 from idp import config, kinds
 from idp.config import conf_dir, one_line
+from idp.extras import lacks
 
 GROUPS = (
     "model",
@@ -24,6 +25,12 @@ GROUPS = (
     "tracker",
     "optuna",
 )
+SUBMITIT = ("hydra-submitit-launcher", "slurm")
+LAUNCHERS = {  # the package of each that is none of Hydra's own, and the extra that has it
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "submitit_local": SUBMITIT,
+    "submitit_slurm": SUBMITIT,
+}
 
 
 def text() -> str:
@@ -67,10 +74,11 @@ def options(group: str) -> list[str]:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
-    if re.search(r"hydra/sweeper[/'=\s]+optuna|hydra_optuna_sweeper", str(error)):
-        return "the Optuna sweeper is not installed: pip install 'idp[sweep]'"
     if "schema/slurm_launcher" in str(error):
-        return "hydra/launcher=slurm: the launcher is not installed: pip install hydra-submitit-launcher"
+        return lacks("hydra/launcher=slurm", *LAUNCHERS["submitit_slurm"])
+    absent = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
+    if absent and absent[1] in LAUNCHERS:
+        return lacks(f"hydra/launcher={absent[1]}", *LAUNCHERS[absent[1]])
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

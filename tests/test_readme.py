@@ -64,7 +64,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         if "task=knowledge" in overrides and not any(word.startswith("task.names=") for word in overrides):
             small.append("task.names=[mmlu_anatomy,jeopardy,squad_closed_book,squad_open_book]")
         if any("optuna" in word for word in overrides):
-            pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+            pytest.importorskip("optuna", minversion="4.4")
             small.append("hydra.sweeper.n_trials=2")
         if any(word.startswith("-") for word in overrides):
             idp_run(*overrides, *small)

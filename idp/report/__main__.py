@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from idp.command import failures_in_one_line, help_text, parse, word
 from idp.errors import UserError
+from idp.extras import lacks
 from idp.report.write import FORMATS, PAGE
 
 OPENING = """usage: python -m idp.report [FOLDER or RECORD ...] [key=value ...]
@@ -40,10 +42,20 @@ def main(words: Sequence[str] | None = None) -> None:
         formats = [name for name in options.formats.split(",") if name]
         if unknown := set(formats) - set(FORMATS):
             raise UserError(f"formats={options.formats}: {sorted(unknown)[0]} is none of {', '.join(FORMATS)}")
-        _report(places or ["outputs/runs"], Path(options.output).expanduser(), formats, options.title)
+        undrawn = _plots_cannot_be_drawn() if options.formats == Options.formats else None
+        if undrawn:
+            formats.remove("plots")
+        _report(places or ["outputs/runs"], Path(options.output).expanduser(), formats, options.title, undrawn)
 
 
-def _report(places: list[str], folder: Path, formats: list[str], title: str) -> None:
+def _plots_cannot_be_drawn() -> str | None:
+    """Why not, where matplotlib is not installed: a report without plots is better than none."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        return None
+    return f"no plots: {lacks('drawing them', 'matplotlib', 'plots')}"
+
+
+def _report(places: list[str], folder: Path, formats: list[str], title: str, undrawn: str | None) -> None:
     from idp.records.collect import collect
     from idp.report.summary import sweep_table
     from idp.report.write import write
@@ -52,7 +64,7 @@ def _report(places: list[str], folder: Path, formats: list[str], title: str) -> 
     written = write(found, folder, formats, title)
     print(sweep_table(found))
     print()
-    for note in found.notes:
+    for note in [*found.notes, *filter(None, [undrawn])]:
         print(f"note: {note}")
     for run in found.unfinished:
         print(run.line)

@@ -7,6 +7,7 @@ from collections.abc import Collection as Names
 from pathlib import Path
 
 from idp.errors import UserError
+from idp.extras import needs
 from idp.records.collect import Collection
 from idp.report.behaviours import behaviour_table
 from idp.report.costs import cost_table
@@ -32,7 +33,7 @@ def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title:
         the files, the plots' folder as one.
 
     Raises:
-        UserError: the folder cannot be written in.
+        UserError: the folder cannot be written in, or plots cannot be drawn.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,8 @@ def _write(found: Collection, made: list[View], folder: Path, formats: Names[str
     if "plots" in formats:
         from idp.report.plots import draw_all
 
+        with needs("idp.report with formats=plots", "matplotlib", "plots"):
+            import matplotlib  # noqa: F401
         for number, view in enumerate(made):
             place = folder / PLOTS / str(number + 1) if len(made) > 1 else folder / PLOTS
             plots[view.setting.id] = draw_all(view, place)

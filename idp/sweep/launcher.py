@@ -49,7 +49,7 @@ class SlurmLauncher(SubmititLauncher):
         """Submits the cells that are missing or failed.
 
         Returns:
-            nothing, or with `wait` the result of every cell.
+            nothing, or with `wait` the result of every cell, in the order of `job_overrides`.
 
         Raises:
             UserError: SLURM is not here or refuses, or the sweeper needs results and nobody waits for them.
@@ -66,7 +66,10 @@ class SlurmLauncher(SubmititLauncher):
             for start in range(0, len(todo), LARGEST_ARRAY):
                 self._submit(sweep, todo[start : start + LARGEST_ARRAY], wanted)
         _say(sweep, found, len(todo))
-        return [_result(stands) for stands in wait(sweep)] if self.wait else []
+        if not self.wait:
+            return []
+        ended = {tuple(stands.cell.overrides): stands for stands in wait(sweep)}  # earlier batches' cells come first
+        return [_result(ended[tuple(words)]) for words in job_overrides]
 
     def _submit(self, sweep: listing.Sweep, cells: list[listing.Cell], numbers: dict[tuple[str, ...], int]) -> None:
         """Submits cells as one job array, whose name no other job has."""

@@ -36,7 +36,7 @@ WHEELS = (
 
 def requirements() -> list[str]:
     """WHEELS with the versions of `constraints.txt`, else those that are installed here: they go together."""
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
     pinned = {normal(name): version for name, version in pinned.items()}
     return [f"{name}=={pinned.get(name) or metadata.version(name)}" for name in WHEELS]
 

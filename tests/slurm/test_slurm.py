@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from idp.records.record import comparable
+from idp.records.record import comparable, heldout_loss
 
 from ..processes import Process, python
 from ..track.read_wandb import read
@@ -126,6 +126,32 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     assert wider.stdout.startswith("2 of 6 cells submitted, 4 done")
     idp("sweep", "wait")
     assert len([place for place in Path("outputs/sweeps").iterdir() if place.is_dir()]) == 2
+
+
+def test_a_killed_search_goes_on_and_each_trial_is_told_its_own_loss(here, corpus):
+    optuna = pytest.importorskip("optuna", minversion="4.4")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    grid = ("recovery.training.learning_rate=choice(0.01,0.03)", "recovery.length=choice(3,2000)")  # 2000 do not fit
+    search = ("optuna=prompt", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=2", "hydra.launcher.wait=true")
+    words = ("-m", *search, *JOBS, *BASE, corpus, "tracker=none", *grid)
+    controller = Process("-m", "idp.run", *words)
+    until(lambda: statuses(state="running"))
+    controller.kill()
+    controller.wait()
+    idp("run", *words)
+
+    (journal,) = Path("outputs/sweeps").glob("*/study.log")
+    trials = optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(journal)))).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+    assert all("do not fit in the model's window" in trial.user_attrs["failed"] for trial in (trials[1], trials[3]))
+    losses = {}
+    for file in Path("outputs/runs").glob("*/record.json"):
+        made = json.loads(file.read_text())
+        losses[made["idp"]["config"]["recovery"]["training"]["learning_rate"]] = heldout_loss(made)
+    assert {float(trial.params[grid[0].split("=")[0]]): trial.value for trial in (trials[0], trials[2])} == losses
+    assert len(set(losses.values())) == 2
 
 
 def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed):

@@ -135,4 +135,4 @@ def test_without_the_package_the_error_says_what_to_install(swept):
     code = "import sys; sys.modules['wandb_workspaces'] = None; from idp.dashboard import main; main()"
     done = python("-c", code, swept[0], "--dry-run", "d.json")
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: the dashboard needs wandb-workspaces: pip install wandb-workspaces"
+    assert done.stderr.strip() == "error: idp.dashboard needs wandb-workspaces: pip install 'idp[dashboard]'"
