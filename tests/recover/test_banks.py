@@ -99,7 +99,7 @@ def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, mo
         seen.append(text)
         return start, History(heldout=[{"step": 0, "loss": 1.0}])
 
-    monkeypatch.setattr("idp.recover.banks.independent.tune", tune)
+    monkeypatch.setattr("idp.recover.tuning.tune", tune)
     made(options(ClusterBank("cluster", None, 2, 0.25)), open_tiny("llama"), text, tmp_path)
     for part in (0, 1):
         found = {tuple(block.tolist()) for block in seen[0][part]} | {tuple(block.tolist()) for block in seen[1][part]}
