@@ -6,6 +6,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from idp.sweep import search
 
+ConfigStore.instance().store(group="schema", name="optuna_sweeper", node=search.Options)
+
 
 class OptunaSweeper(search.OptunaSweeper):
     """As in `idp.sweep.search`."""

@@ -56,7 +56,6 @@ def register() -> None:
     store.store(group="schema", name="search", node=config.Search)
     store.store(group="schema", name="fit", node=config.Fitting)
     store.store(group="schema", name="storage", node=config.Storage)
-    store.store(group="schema", name="optuna_sweeper", node=_optuna_sweeper())
     if (launcher := _slurm_launcher()) is not None:
         store.store(group="schema", name="slurm_launcher", node=launcher)
     for kind, node in recoveries().items():
@@ -109,12 +108,6 @@ def _kinds(package: str, base: type) -> dict[str, Any]:
             if isinstance(node, type) and issubclass(node, base) and node.__module__ == module.__name__:
                 found[file.name] = node
     return found
-
-
-def _optuna_sweeper() -> type:
-    from idp.sweep.search import Options
-
-    return Options
 
 
 def _slurm_launcher() -> type | None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "idp"
 # From the ground up. Whatever stands on a floor may import what is below it and, on its own floor, itself.
 FLOORS = (
     {"errors", "memory", "preemption", "progress", "stats"},
-    {"beginning", "command", "store", "text_files"},
+    {"beginning", "command", "extras", "store", "text_files"},
     {"config", "hub", "status"},
     {"fetched", "kinds", "records"},
     {"checks", "models", "tracking", "usage"},
