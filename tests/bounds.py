@@ -22,12 +22,11 @@ import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from tests.gpu.packages import asked_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "outputs" / "bounds"
@@ -89,14 +88,15 @@ def lower(needed: Requirement) -> tuple[int, ...] | None:
     return starts[0] if starts else None
 
 
-def resolve(resolution: str) -> dict[str, str]:
-    """The version of every package, by name, at one end of all ranges.
+def resolve(resolution: str, lines: list[str] | None = None) -> dict[str, str]:
+    """The version of every package, by name, at one end of all ranges, or of what `lines` asks for.
 
     Raises:
         SystemExit: the ranges cannot be met together; uv's reason is on standard error.
     """
     words = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--resolution", resolution]
-    done = uv(*words, "--python", sys.executable, "--extra", "dev", "pyproject.toml", stdout=subprocess.PIPE)
+    what = ["-"] if lines else ["--extra", "dev", "pyproject.toml"]
+    done = uv(*words, "--python", sys.executable, *what, stdout=subprocess.PIPE, input="\n".join(lines or ()))
     return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", done, re.M)}
 
 
@@ -108,9 +108,9 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
     path = [str(ROOT)]
     if keep:
         direct = requirements()
-        here = {name for name in asked_for(keep) if name not in direct} | {canonicalize_name(name) for name in keep}
+        alone = resolve("highest", [f"{name}=={versions[canonicalize_name(name)]}" for name in keep])
+        here = {name for name in alone if name not in direct} | {canonicalize_name(name) for name in keep}
         wanted = [f"{name}=={version}" for name, version in versions.items() if name not in here]
-        wanted = [line for line in wanted if canonicalize_name(line.split("==")[0]) in direct]
         uv(
             "pip",
             "install",
@@ -142,11 +142,11 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
     return told
 
 
-def uv(*words: str, stdout: int | None = None) -> str:
+def uv(*words: str, **options: Any) -> str:
     """Runs uv, from the path or as a module of this Python, in the project's folder."""
     found = shutil.which("uv")
     command = [found] if found else [sys.executable, "-m", "uv"]
-    done = subprocess.run([*command, *words], stdout=stdout, cwd=ROOT, text=True)
+    done = subprocess.run([*command, *words], cwd=ROOT, text=True, **options)
     if done.returncode:
         sys.exit(f"uv {words[0]} {words[1]} failed; uv itself: pip install uv")
     return done.stdout or ""
