@@ -80,7 +80,7 @@ def build(
         "config": config,
         "stages": {
             **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
-            "measure": {name: own.summary()[name] for name in ("key", "reused", "seconds")},
+            "measure": own.summary(),
         },
         # Of the process that made a stage, and of the accelerators that it used, while it did.
         "peak_memory_bytes": {stage: each["peak_memory_bytes"] for stage, each in peaks.items()},
@@ -114,7 +114,7 @@ def build(
             row: {
                 "results": _merged(scores)["results"],
                 "perplexity": _perplexity(scores, "perplexity"),
-                "stage": scores.summary(),
+                "stage": scores.summary() | scores.peaks(),
             }
             for row, scores in measured.items()
             if scores is not own

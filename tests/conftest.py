@@ -23,6 +23,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TQDM_DISABLE", "1")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores out: threads that fight for them crawl
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs the tests: theirs would speak of folders
+    os.environ.pop(name, None)
 
 
 RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs

@@ -104,15 +104,6 @@ def test_a_failed_maker_leaves_nothing_but_its_checkpoint(tmp_path):
     assert sorted(path.name for path in product.path.iterdir()) == [MANIFEST, "whole"]
 
 
-def slow_maker(root, number, out):
-    def make(folder):
-        time.sleep(0.3)
-        (folder / "maker").write_text(str(number))
-
-    product = ask(Store(root), make)
-    (out / f"{number}").write_text(json.dumps([product.reused, (product.path / "maker").read_text()]))
-
-
 @pytest.mark.parametrize("checkpoint", [None, "empty"])
 def test_one_that_fails_without_a_checkpoint_leaves_nothing(tmp_path, checkpoint):
     def half(folder):
@@ -124,6 +115,15 @@ def test_one_that_fails_without_a_checkpoint_leaves_nothing(tmp_path, checkpoint
     with pytest.raises(ValueError, match="broken"):
         ask(Store(tmp_path), half)
     assert not list((tmp_path / "stage").iterdir())
+
+
+def slow_maker(root, number, out):
+    def make(folder):
+        time.sleep(0.3)
+        (folder / "maker").write_text(str(number))
+
+    product = ask(Store(root), make)
+    (out / f"{number}").write_text(json.dumps([product.reused, (product.path / "maker").read_text()]))
 
 
 def test_many_processes_one_maker(tmp_path):

@@ -21,6 +21,7 @@ COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train",
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
 LOAD = "load weights"
 KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
+EACH = "each"  # `recovery.from` where a study takes the repairs of runs that need not be there yet
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,6 @@ class Machine:
     said: str = ""  # which machine
     contexts: dict[str, float] = field(default_factory=dict)  # tokens of a document's context, where they are known
     steps: dict[str, float] = field(default_factory=dict)  # decoding steps of a document, its share of its batch's
-
-
-EACH = "each"  # `recovery.from` where a study takes the repairs of runs that need not be there yet
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,12 @@ class Measured:
         return [*self.tasks.values(), *self.corpora.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Key of the scores; reuse, seconds and peaks of the stage as a whole."""
+        """Key of the scores; reuse and seconds of the stage as a whole."""
         made = self._made
         return {
             "key": digest([product.key for product in self.products]),
             "reused": all(product.reused for product in made),
             "seconds": round(sum(product.seconds for product in made), 3),
-            **self.peaks(),
         }
 
     def peaks(self) -> dict[str, Any]:
