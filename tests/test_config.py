@@ -84,7 +84,8 @@ def test_no_yaml_is_left_out():
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
     covered |= {f"experiment/{name}" for name in options("experiment")}
     covered |= {"hydra/launcher/slurm"}  # tests/sweep
-    covered |= {f"optuna/{name}" for name in ("prompt", "bank")}  # tests/test_sweepers.py
+    covered |= {f"optuna/{name}" for name in ("prompt", "bank")} | {"hydra/sweeper/optuna"}  # tests/test_sweepers.py
+    covered |= {f"hydra/sweeper/sampler/{name}" for name in ("grid", "random", "tpe")}  # tests/sweep
     for group in ("selector", "bank", "training", "search", "fit", "storage"):
         covered |= {f"recovery/{group}/{name}" for name in options(f"recovery/{group}")}
     assert shipped == covered
