@@ -15,7 +15,6 @@ import pkgutil
 import typing
 from typing import Any, TypeVar
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from idp import config
@@ -50,6 +49,8 @@ def trackers() -> dict[str, type[config.Tracker]]:
 
 def register() -> None:
     """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
+    from hydra.core.config_store import ConfigStore  # with it comes all of Hydra, and help has no need of that
+
     store = ConfigStore.instance()
     store.store(name="schema", node=config.Config)
     store.store(group="schema", name="training", node=config.Training)

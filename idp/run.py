@@ -72,12 +72,13 @@ def _next(place: Path) -> str:
 
 def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    from idp.usage import explain, text
+    from idp.usage import check_flags, explain, text
 
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra would list every group's options first, for seven seconds
         print(text())
         return
     with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
+        check_flags(sys.argv[1:])
         job()
         if FAILED:
             raise FAILED.pop()

@@ -6,10 +6,13 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from idp import config, kinds
+from idp.command import nearest
 from idp.config import conf_dir, one_line
+from idp.errors import UserError
 from idp.extras import lacks
 
 GROUPS = (
@@ -38,21 +41,22 @@ def text() -> str:
     groups = "\n".join(f"  {group + '=':<20} {' '.join(options(group))}" for group in GROUPS)
     return f"""idp: repairing compressed language models with prompts
 
-  python -m idp.run compressor=gptq4 recovery=idp task=all
-  python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
-  python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
+  idp run compressor=gptq4 recovery=idp task=all
+  idp run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
+  idp run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora                 (a sweep)
 
 Beforehand, with the same words:
-  python -m idp.bench.cost ...                       GPU hours, disk and memory of a run or a sweep
-  python -m idp.fetch ...                            fetches what it takes from the hub, once
+  idp plan ...                                       what would be made or reused, GPU hours, disk and memory
+  idp fetch ...                                      downloads what it takes from the hub, once
 
 Afterwards:
-  python -m idp.report outputs/runs                  one table over many runs
-  python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume
-  python -m idp.dashboard outputs/runs               a W&B workspace and report over them
-  python -m idp.analyze claims runs=outputs          what the papers claim, and what these runs say
-  python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
-  python -m idp.export record=... out=...            the model as others can load it
+  idp report outputs/runs                            one table over many runs
+  idp sweep status                                   where each cell of the last sweep stands; wait, resume
+  idp dashboard outputs/runs                         a W&B workspace and report over them
+  idp compare outputs/runs                           every repair and compressor: effect, interval, test
+  idp analyze claims runs=outputs                    what the papers claim, and what these runs say
+  idp generate prompt="Water boils at"               dense, compressed and repaired answers side by side
+  idp export record=... out=...                      the model as others can load it
   idp.load("outputs/runs/...")                       the model from Python
 
 Choices:
@@ -72,6 +76,28 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def check_flags(words: Sequence[str]) -> None:
+    """Refuses what begins with dashes and is none of Hydra's flags, whose own message has many lines.
+
+    Args:
+        words: of a run's command line.
+
+    Raises:
+        UserError: such a word.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    known = [*get_args_parser()._option_string_actions, "--plan"]
+    for given in words:
+        name = given.partition("=")[0]
+        if not given.startswith("--") or any(flag.startswith(name) for flag in known):
+            continue
+        option = name.removeprefix("--").replace("-", "_")
+        if option in GROUPS or option.partition(".")[0] in typing.get_type_hints(config.Config):
+            raise UserError(f"{given}: options of a run have no dashes; write {option}=...")
+        raise UserError(f"{given}: no such option of the command line{nearest(name, known)}")
+
+
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
     if "schema/slurm_launcher" in str(error):
@@ -83,8 +109,9 @@ def explain(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     missing = re.search(r"Could not find '([\w/]+)/([^']*)'", str(error))
-    if missing and options(missing[1]):
-        return f"{missing[1]}={missing[2]}: no such option; choose one of {', '.join(options(missing[1]))}"
+    if missing and (known := options(missing[1])):
+        group, name = missing[1], missing[2]
+        return f"{group}={name}: no such option; choose one of {', '.join(known)}{nearest(name, known)}"
     unknown = re.search(r"Could not override '([\w.@/]+)'", str(error))
     message = one_line(error)
     if unknown and (mapping := _mapping(unknown[1])) is not None:
@@ -104,7 +131,7 @@ def _unknown(key: str, message: str) -> str:
     names = _all_names()
     last = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(last, names, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see python -m idp.run --help for what there is"
+    hint = f"did you mean {' or '.join(near)}?" if near else "see idp run --help for what there is"
     return f"there is no such option here; {hint}"
 
 
