@@ -80,12 +80,17 @@ def word(help: str, *, positional: bool = False, **default: Any) -> Any:
 
 def help_text(options: type, opening: str) -> str:
     """The text of `--help`: `opening`, then a line for each option."""
-    return "\n".join([opening, *(f"  {_shown(item):<20} {item.metadata['help']}" for item in fields(options))])
+    lines = [(_shown(item), item.metadata["help"]) for item in fields(options)]
+    width = max([20, *(len(name) for name, _ in lines)])
+    return "\n".join([opening, *(f"  {name:<{width}} {help}" for name, help in lines)])
 
 
 def _shown(item: Field[Any]) -> str:
-    name = f"--{_dashed(item.name)}" if item.default is False else f"{item.name}=..."
-    return f"{item.name.upper()} or {name}" if item.metadata["positional"] else name
+    names = [item.name.upper()] if item.metadata["positional"] else []
+    names.append(f"{item.name}=...")
+    if isinstance(item.default, bool):
+        names.append(f"--{_dashed(item.name)}")
+    return " or ".join(names)
 
 
 def wants_help(words: Sequence[str]) -> bool:

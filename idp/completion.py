@@ -49,10 +49,14 @@ def offers(line: str) -> list[str] | None:
     command = COMMANDS.get(words[0])
     if command is None or command.hydra:
         return None
-    return [each for each in _of(command, words[1:]) if each.startswith(started)]
+    return [each for each in _of(command, words[1:], started.startswith("--")) if each.startswith(started)]
 
 
-def _of(command: Command, words: Sequence[str]) -> Iterator[str]:
+def _of(command: Command, words: Sequence[str], dashed: bool) -> Iterator[str]:
+    if command.name == "bench" and not words:
+        from idp.bench import BENCHMARKS
+
+        yield from BENCHMARKS
     if command.options is None:
         return
     options = getattr(importlib.import_module(command.module), command.options)
@@ -61,6 +65,7 @@ def _of(command: Command, words: Sequence[str]) -> Iterator[str]:
             yield from options
             return
         options = options.get(words[0])
-    given = {word.partition("=")[0] for word in words}
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     if is_dataclass(options):
-        yield from (f"{item.name}=" for item in fields(options) if item.name not in given)
+        names = [item.name for item in fields(options) if item.name not in given]
+        yield from (f"--{name.replace('_', '-')}" if dashed else f"{name}=" for name in names)

@@ -193,6 +193,7 @@ def _compressor(config: Config, store: Store) -> str:
     from idp.compress import external
 
     source = external.find(config.compressor, store)
+    assert source is not None  # `needs` asks only where a checkpoint is named
     place = external.place_of(config.compressor, source, store)
     if source.kind != "hub":
         return str(place)

@@ -96,6 +96,7 @@ def texts(cfg: Corpus, store: Store | None) -> dict[str, list[str]]:
     parts = list(cfg.files or cfg.splits or ["train"])
     if store is None:
         return {part: _rows(cfg, part, cfg.revision) for part in parts}
+    assert cfg.path is not None  # `idp.checks` asks for it where the source is the hub
     commit = _commit(cfg.path, cfg.revision, store)
 
     def make(folder: Path) -> None:
@@ -223,6 +224,7 @@ def _rows(cfg: Corpus, part: str, revision: str | None) -> list[str]:
         options |= {"data_files": {part: cfg.files[part]}, "split": part}
     else:
         options["split"] = cfg.splits[part] if cfg.splits else part
+    assert cfg.path is not None
     rows = hub.load_dataset(cfg.path, **options)
     found = []
     with progress(cfg.documents or 0, f"fetch {cfg.name} {part}", "documents", disable=not cfg.documents) as bar:

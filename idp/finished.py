@@ -71,7 +71,9 @@ class Finished:
         if variant == "repaired" and self.recovery.selector is not None and self.record["idp"].get("selector"):
             self.recovery.selector.check_usable()
         for stage in self._stages(variant):
-            self._store(stage)
+            if (made := self.record["idp"]["stages"].get(stage)) is None:
+                raise UserError(f"{self.said}: the run has no stage {stage}")
+            self._store(stage, made["key"])
 
     def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
         """One of the run's models in memory.
@@ -91,7 +93,7 @@ class Finished:
         model = replace(self.model, dtype=dtype or self.model.dtype)
         if device is not None:
             model = replace(model, device=device, device_map=None)
-        weights = self.product(self._weights(variant))
+        weights = self.made(self._weights(variant))
         repair, fitted = (self.product(stage) if variant == "repaired" else None for stage in ("recover", "select"))
         with out_of_memory_is_explained("load"):
             return open_repaired(model, weights, repair, self.recovery, fitted=fitted)
@@ -105,12 +107,23 @@ class Finished:
         about = self.record["idp"]["stages"].get(stage)
         if about is None:
             return None
-        store = self._store(stage)
+        store = self._store(stage, about["key"])
         try:
             return store.get(stage, about["key"])
         except UserError as error:
             command = command_of(self.record)
             raise UserError(f"{error}: {command}" if command else str(error)) from error
+
+    def made(self, stage: str) -> Product:
+        """As `product`, of a stage that the run went through.
+
+        Raises:
+            UserError: it did not, or the product is not in the store, or damaged.
+        """
+        product = self.product(stage)
+        if product is None:
+            raise UserError(f"{self.said}: the run has no stage {stage}")
+        return product
 
     def _weights(self, variant: str) -> str:
         return "load" if variant == "dense" or "compressed" not in self.variants else "compress"
@@ -121,8 +134,7 @@ class Finished:
         selects = self.record["idp"]["stages"].get("select") is not None
         return [self._weights(variant), "recover", *(["select"] if selects else [])]
 
-    def _store(self, stage: str) -> Store:
-        key = self.record["idp"]["stages"][stage]["key"]
+    def _store(self, stage: str, key: str) -> Store:
         found = [place for place in self.places if (place / stage / key).is_dir()]
         if not found:
             raise UserError(

@@ -80,6 +80,7 @@ def prompts_of(options: Options) -> list[str]:
         raise UserError(f"{both} give prompt=... or file=...")
     if options.prompt is not None:
         return listed(options.prompt)
+    assert options.file is not None  # one of the two is given
     try:
         text = Path(options.file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

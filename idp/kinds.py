@@ -59,14 +59,15 @@ def register() -> None:
     store.store(group="schema", name="storage", node=config.Storage)
     if (launcher := _slurm_launcher()) is not None:
         store.store(group="schema", name="slurm_launcher", node=launcher)
-    for kind, node in recoveries().items():
-        store.store(group="schema/recovery", name=kind, node=node)
-    for kind, node in selectors().items():
-        store.store(group="schema/selector", name=kind, node=node)
-    for kind, node in banks().items():
-        store.store(group="schema/bank", name=kind, node=node)
-    for kind, node in trackers().items():
-        store.store(group="schema/tracker", name=kind, node=node)
+    groups: dict[str, dict[str, Any]] = {
+        "recovery": {**recoveries()},
+        "selector": {**selectors()},
+        "bank": {**banks()},
+        "tracker": {**trackers()},
+    }
+    for group, known in groups.items():
+        for kind, node in known.items():
+            store.store(group=f"schema/{group}", name=kind, node=node)
 
 
 def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
@@ -83,8 +84,8 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     if node is config.Selector:
         if values.get("kind") not in selectors():
             raise UserError(f"{name}.kind={values.get('kind')}: this version has {', '.join(selectors())}")
-        node = selectors()[values["kind"]]
-    known = {item.name: item for item in dataclasses.fields(node)}
+        node = typing.cast("type[Node]", selectors()[values["kind"]])
+    known = {item.name: item for item in dataclasses.fields(typing.cast(Any, node))}
     hints = typing.get_type_hints(node)
     if unknown := [key for key in values if key not in known]:
         raise UserError(f"{name}.{unknown[0]}: this version has no such option; the run was made by another one")

@@ -106,7 +106,7 @@ def explain(error: Exception) -> str:
     if absent and absent[1] in LAUNCHERS:
         return lacks(f"hydra/launcher={absent[1]}", *LAUNCHERS[absent[1]])
     cause = error
-    while cause.__cause__ is not None:
+    while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     missing = re.search(r"Could not find '([\w/]+)/([^']*)'", str(error))
     if missing and (known := options(missing[1])):
@@ -166,7 +166,7 @@ def _fields(prefix: str, node: type) -> str:
     lines, hints = [], typing.get_type_hints(node)
     for item in dataclasses.fields(node):
         types = [hints[item.name], *typing.get_args(hints[item.name])]
-        if (nested := next(filter(dataclasses.is_dataclass, types), None)) is not None:
+        if (nested := next((each for each in types if _is_node(each)), None)) is not None:
             if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
@@ -175,6 +175,10 @@ def _fields(prefix: str, node: type) -> str:
         known = f" [{', '.join('null' if choice is None else str(choice) for choice in choices)}]" if choices else ""
         lines.append(f"  {prefix + item.name:<40} {help}{known}")
     return "\n".join(filter(None, lines))
+
+
+def _is_node(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _own_fields(prefix: str, node: type, base: type) -> str:

@@ -24,6 +24,8 @@ FLOORS = (
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
     {"api", "bench", "fetch", "pruning", "run"},
     {"generate", "store_command", "sweep"},
+    {"cli"},
+    {"__main__", "completion"},
 )
 ROOMS = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

@@ -96,7 +96,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.bench.attention"]:
-        from idp.bench.attention import main
+        from benchmarks.attention import main
 
         main(words[3:])
         assert "evaluation.batch_tokens=null: " in capsys.readouterr().out

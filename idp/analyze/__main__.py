@@ -72,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(0 if words else "error: which analysis?")
     with failures_in_one_line(command="analyze"):
         name, options = parse_action(OPTIONS, words, "analysis")
-        written = _of_run(name, options) if isinstance(options, Run) else _of_runs(name, options)
+        written = _of_run(name, options) if isinstance(options, (Choice, Similarity)) else _of_runs(name, options)
         print("\n".join(f"written: {file}" for file in written))
 
 
@@ -81,7 +81,7 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
     from idp.analyze.files import write
     from idp.records.collect import collect
 
-    margin = _margin(options.margin) if isinstance(options, Claims) else None
+    margin = _margin(options.margin) if isinstance(options, Claims) else Claims.margin / 100
     places = options.runs or ["outputs/runs"]
     collection = collect(places)
     if name == "claims":

@@ -171,6 +171,7 @@ def prefill(
         if choice is None:
             inputs |= {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         else:
+            assert repaired.prefixes is not None  # one of them was chosen
             valid = repaired.prefixes.valid(choice)
             seen = torch.cat([valid, seen], dim=1)
             before = torch.arange(valid.shape[1], device=tokens.device).expand(rows, -1)

@@ -44,7 +44,7 @@ def check(model: PreTrainedModel, device: torch.device) -> None:
         )
     stated = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     every = [stated, *(inner for inner in stated.values() if isinstance(inner, dict))]
-    if kinds := {rope.get("rope_type") for rope in every} & CHANGING:
+    if kinds := {str(rope.get("rope_type")) for rope in every} & CHANGING:
         raise UserError(
             f"latency.decode=graph: {type(model).__name__} has rotary frequencies ({', '.join(sorted(kinds))}) that"
             " change with the length, which no graph follows; use latency.decode=eager"

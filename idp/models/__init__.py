@@ -108,15 +108,18 @@ def load(config: Model, source: Source, store: Store) -> Product:
     where = f"model.path={config.path}"
 
     def make(folder: Path) -> None:
+        place = source.place
         if source.kind == "gguf":
-            ggufs.convert(source.place, folder / "model")
+            assert place is not None
+            ggufs.convert(place, folder / "model")
         elif source.kind == "random":
             _make_random(source.identity["architecture"], folder / "model")
-        place = source.place
         if source.kind == "hub":
             commit, code = source.identity["commit"], config.trust_remote_code
+            assert config.path is not None
             place = _checked(fetched.model(config.path, commit, "model", store, code=code), where)
         if source.kind in ("folder", "hub"):
+            assert place is not None
             weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
 
@@ -144,7 +147,7 @@ def _hold_tokenizer(config: Model, source: Source, product: Product, store: Stor
     """
 
     def make(folder: Path) -> None:
-        plain = ggufs.encoding(source.place) if source.kind == "gguf" else None
+        plain = ggufs.encoding(source.place) if source.kind == "gguf" and source.place is not None else None
         tokenization.check(model_folder(product), config.trust_remote_code, plain)
         write_json(folder / "held.json", {"plain": plain is not None})
 

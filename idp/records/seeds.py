@@ -87,7 +87,7 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
     for model in models:
         made = seedless(repaired_by(model, by_key)) if model.role == REPAIRED else None
         together[digest([model.setting, model.role, weights[model.id], made])[:12]].append(model)
-    found = {}
+    found: dict[str, str] = {}
     for identity, members in together.items():
         seeds = [sorted(seeds_of(model).items()) for model in members]
         if members[0].role == DENSE or any(seeds.count(each) > 1 for each in seeds):
@@ -153,7 +153,7 @@ def _size(model: Measured) -> dict[str, Any]:
 
 def _named(options: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Seeds within a repair's options, by where they stand."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in options.items():
         if isinstance(value, dict):
             found |= _named(value, f"{above}{key} ")

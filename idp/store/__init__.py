@@ -210,6 +210,7 @@ class Store:
             try:
                 if place.exists() and not self._set_aside(place):
                     continue
+                assert held.token is not None  # of a lease that is held
                 part = _adopted(place, held.token)
                 try:
                     return Product(place, key, False, self._make(part, place, identity, key, make, label))

@@ -73,9 +73,10 @@ def act(action: str, options: Status | Resume, launcher: Sequence[str] = ()) -> 
     Raises:
         UserError: there is no such sweep, or `launcher` has options of anything else.
     """
-    from idp.sweep import cells, standing
+    from idp.records.sweeps import newest, read
+    from idp.sweep import standing
 
-    sweep = cells.read(Path(options.folder) if options.folder else cells.newest(_sweeps()))
+    sweep = read(Path(options.folder) if options.folder else newest(_sweeps()))
     if isinstance(options, Resume):
         return resume(sweep, list(launcher))
     found = standing.wait(sweep, _progress) if action == "wait" else standing.standings(sweep)

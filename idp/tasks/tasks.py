@@ -171,6 +171,7 @@ def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> Ta
     shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
     found = data.find(runs, config, cfg.data_dir, store)
     split = data.evaluated_split(config, found)
+    assert split is not None  # `data.find` finds a place that has it, or none
     examples, note = data.example_split(runs, config, found, split, shots)
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}
     config["process_docs"] = _remembered(config.get("process_docs"))

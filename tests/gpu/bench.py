@@ -86,7 +86,7 @@ class Bench:
 
     def model(self, **changed: Any) -> LoadedModel:
         """A random model of the shape, drawn on the device."""
-        from idp.bench.random_model import random_model
+        from benchmarks.random_model import random_model
 
         return random_model(self.arguments(**changed), self.dtype, self.device)
 

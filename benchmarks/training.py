@@ -1,4 +1,4 @@
-"""`python -m idp.bench.training`: a training step of `prompt` against PEFT's PromptTuning in a plain loop.
+"""`idp bench training`: a training step of `prompt` against PEFT's PromptTuning in a plain loop.
 
 Each way trains the same prompt on the same batches in a process of its own, so that its peak memory is its own, and the
 processes take turns, a few steps at a time, so that whatever else the machine does falls on all of them alike. Each has
@@ -116,7 +116,7 @@ class _Worker:
     """One way in a process of its own, asked over its standard input."""
 
     def __init__(self, way: str):
-        command = [sys.executable, "-m", "idp.bench.training", "--worker", way, *sys.argv[1:]]
+        command = [sys.executable, "-m", "benchmarks.training", "--worker", way, *sys.argv[1:]]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: str) -> dict[str, Any]:
@@ -191,10 +191,10 @@ class _Way:
     def __init__(self, options: argparse.Namespace, kept: _Kept):
         import torch
 
-        from idp.bench.__main__ import _open
+        from benchmarks.speed import open_model
 
         self.options, self.kept = options, kept
-        self.loaded = _open(options)
+        self.loaded = open_model(options)
         self.cuda = self.loaded.device.type == "cuda"
         generator = torch.Generator().manual_seed(0)
         total = options.steps * (options.rounds + 1)
@@ -293,9 +293,9 @@ def _peft(loaded: Any, options: argparse.Namespace) -> tuple[Any, Callable]:
 
 
 def _arguments() -> argparse.Namespace:
-    from idp.bench.__main__ import SHAPES
+    from benchmarks.speed import SHAPES
 
-    parser = argparse.ArgumentParser(prog="python -m idp.bench.training", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="idp bench training", description=__doc__.split("\n")[0])
     parser.add_argument("--length", type=int, default=20, help="prompt tokens")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per step")
     parser.add_argument("--sequence-length", type=int, default=128, help="tokens per sequence")

@@ -1,4 +1,4 @@
-"""`python -m idp.bench.attention`: what attention takes of a layer of the packed pass, in FLOP and in kernels.
+"""`idp bench attention`: what attention takes of a layer of the packed pass, in FLOP and in kernels.
 
 Both are counted, on tensors without numbers: no card is needed, and none says how long they take. A row is a question
 with its answers, behind a prompt.
@@ -138,7 +138,7 @@ def _launched(run: Callable[[], Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The table on standard output, and the tokens of a forward pass where the user does not say."""
-    parser = argparse.ArgumentParser(prog="python -m idp.bench.attention", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="idp bench attention", description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama_7b", help="the model's")
     parser.add_argument("--tokens", type=int, nargs="+", default=[100, 500, 1000, 2000], help="of each row")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of all rows of a batch")

@@ -1,4 +1,4 @@
-"""`python -m idp.bench.compress`: our compression against llmcompressor called plainly, and how it grows.
+"""`idp bench compress`: our compression against llmcompressor called plainly, and how it grows.
 
 Two tables. The first runs each compressor twice on the same calibration blocks in the same batches, by this project
 and by llmcompressor's own recipe, and compares perplexity and seconds; where it prunes and quantises also a third time,
@@ -18,7 +18,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.bench.compress_jobs import in_its_own_process
+from benchmarks.compress_jobs import in_its_own_process
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m idp.bench.compress", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="idp bench compress", description=__doc__.split("\n")[0])
     parser.add_argument("--compressors", nargs="*", default=COMPRESSORS, help="names of conf/compressor")
     parser.add_argument("--model", default="smollm2_135m", help="the model of the first table")
     parser.add_argument("--corpus", help="calibration text, as compressor.calibration.corpus; default: embedded")

@@ -19,7 +19,7 @@ VOCABULARY = 257
 def in_its_own_process(job: dict[str, Any]) -> dict[str, Any]:
     """Runs `job` in a new interpreter; its findings, with `peak_bytes` of that process."""
     done = subprocess.run(
-        [sys.executable, "-m", "idp.bench.compress_jobs", json.dumps(job)], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.compress_jobs", json.dumps(job)], capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(f"{job}: {done.stderr.strip().splitlines()[-1]}\n{done.stderr}")
@@ -127,7 +127,7 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
     if way != "plain":
         names = list(recipe.compressed_layers(model))
         if way == "mask_after":
-            from idp.bench.mask_after import mask_after
+            from benchmarks.mask_after import mask_after
 
             modifiers = mask_after([_plain(modifier) for modifier in modifiers], names)
         started = time.perf_counter()

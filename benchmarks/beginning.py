@@ -1,6 +1,6 @@
 """Where a model's BOS belongs, measured: dense losses with and without it, and prompts trained with it at each place.
 
-    python -m idp.bench.beginning FOLDER --data-dir DATA --corpus c4 --bits 4 --steps 60 --seeds 0 1
+    idp bench beginning FOLDER --data-dir DATA --corpus c4 --bits 4 --steps 60 --seeds 0 1
 
 Prints one JSON line for each loss, in nats per token of held-out text: `untrained`, behind random tokens, the model as
 it is; `trained`, behind a prompt trained with the model's weights rounded to `--bits` (none: as they are).

@@ -1,6 +1,6 @@
 """How near measured divergences are to exact ones, and what measuring them costs; on the embedded model.
 
-    python -m idp.bench.fidelity
+    idp bench fidelity
 
 Copies of the model with weights rounded to nearest are held against it. Exact: KL(dense || copy) over the whole
 vocabulary, from logits of whole windows. Cost: processor seconds that keeping and comparing add to those of the
@@ -82,7 +82,7 @@ def _windows(loaded: LoadedModel, options: argparse.Namespace) -> torch.Tensor:
 
 
 def _rounded(other: LoadedModel, dense: LoadedModel, bits: int) -> LoadedModel:
-    from idp.bench.beginning import rounded_in_place
+    from benchmarks.beginning import rounded_in_place
 
     other.model.load_state_dict(dense.model.state_dict())
     rounded_in_place(other.model, bits)

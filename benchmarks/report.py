@@ -1,4 +1,4 @@
-"""`python -m idp.bench.report record=<run folder>`: time, memory and page size of a report over many records.
+"""`idp bench report record=<run folder>`: time, memory and page size of a report over many records.
 
 The records are copies of one real run in which keys, names and outcomes differ: several compressors, several repairs
 of each, every one with its own documents' outcomes. With playwright and a Chromium, the page is opened as well.
