@@ -49,10 +49,13 @@ lint: $(READY) ## style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+types: $(READY) ## the types of the package: 30 seconds, later 5
+	$(BIN)/python -m mypy
+
 docs: $(READY) ## the documentation site, in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick bench gpu bounds lint docs clean
+.PHONY: help setup demo test quick bench gpu bounds lint types docs clean
