@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
-from idp.cli import COMMANDS, Command
+from idp.commands import COMMANDS, Command
 
 
 def answer(words: Sequence[str]) -> None:

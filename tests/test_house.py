@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "idp"
 # From the ground up. Whatever stands on a floor may import what is below it and, on its own floor, itself.
 FLOORS = (
     {"errors", "memory", "preemption", "progress", "stats"},
-    {"beginning", "command", "extras", "store", "text_files"},
+    {"beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
     {"fetched", "kinds", "records"},
     {"checks", "models", "tracking", "usage"},
@@ -24,8 +24,9 @@ FLOORS = (
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
     {"api", "bench", "fetch", "pruning", "run"},
     {"generate", "store_command", "sweep"},
+    {"completion"},
     {"cli"},
-    {"__main__", "completion"},
+    {"__main__"},
 )
 ROOMS = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
