@@ -41,10 +41,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run(command: Command, words: Sequence[str]) -> None:
     """Runs a command as `python -m` would run its module."""
-    if command.module == "idp.run" and wants_help(words):
-        from idp.usage import text as help_of_runs  # without Hydra's second
-
-        return print(help_of_runs())
+    if command.help_of is not None and wants_help(words):
+        return print(_help(command.help_of))
     module = importlib.import_module(command.module)
     sys.argv = [str(module.__file__), *command.before, *words, *command.after]
     module.main()
@@ -78,6 +76,15 @@ def version() -> str:
         except metadata.PackageNotFoundError:
             found.append(f"no {name}")
     return f"idp {idp.__version__} ({', '.join(found)})"
+
+
+def _help(place: str) -> str:
+    module, name = place.split(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:  # a plan is a run's, and so is its help
+        from idp.usage import text as found
+    return found if isinstance(found, str) else str(found())
 
 
 def _is_override(given: str) -> bool:

@@ -15,6 +15,8 @@ class Command:
         module: whose `main` reads the words of `sys.argv`.
         options: what in that module is the dataclass of its options, or a mapping of such by action; None: its words
             are those of a run, or each benchmark's own.
+        help_of: `module:name` of its `--help`, a text or a function that gives one, where the module itself would take
+            long to import.
         before: words that are put in front of the user's.
         after: words that are put behind them.
         hydra: whether its words are those of a run's config.
@@ -24,15 +26,19 @@ class Command:
     help: str
     module: str
     options: str | None = None
+    help_of: str | None = None
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     hydra: bool = False
 
 
 ANALYZE = "idp.analyze.__main__"
+RUN_HELP, PLAN_HELP = "idp.usage:text", "idp.plan.command:HELP"
 _ALL = (
-    Command("run", "compress, repair and evaluate a model; with -m, a sweep", "idp.run", hydra=True),
-    Command("plan", "what a run would make or reuse, and what it takes", "idp.run", hydra=True, after=("--plan",)),
+    Command("run", "compress, repair and evaluate a model; with -m, a sweep", "idp.run", None, RUN_HELP, hydra=True),
+    Command(
+        "plan", "what a run would make or reuse, and what it takes", "idp.run", None, PLAN_HELP, (), ("--plan",), True
+    ),
     Command("sweep", "status, wait or resume: the cells of a sweep", "idp.sweep.__main__", "OPTIONS"),
     Command("report", "tables, plots and a page over many runs", "idp.report.__main__", "Options"),
     Command("compare", "every repair and compressor: effect, interval, test", ANALYZE, "Runs", before=("compare",)),

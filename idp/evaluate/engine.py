@@ -127,7 +127,8 @@ class LocalEngine:
             given, order = rows, None
             if (switch := switch_of(self.config)) is not None:
                 before = [0] * len(rows)
-                if followed is not None and prefixes is not None:
+                if followed is not None:
+                    assert prefixes is not None
                     before = prefixes.lengths[followed].tolist()
                 rows, sources, order = split_at(rows, [switch - length for length in before])
                 followed = followed[torch.tensor(sources, device=followed.device)] if followed is not None else None

@@ -92,15 +92,15 @@ class PromptBank:
             place.mkdir(parents=True, exist_ok=True)
             prompt = prompt.detach().float().cpu()
             prompt = (prompt if ahead is None else torch.cat([ahead.detach().float().cpu(), prompt])).contiguous()
-            if not storage.peft_reads(stored):
+            if stored is not None and not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
             save_file({peft_files.TENSOR: prompt.to(storage.float_type(stored))}, place / peft_files.WEIGHTS)
             write_json(place / peft_files.CONFIG, peft_files.config_of(self.kind, prompt, config, base_model))
-        described = {"kind": self.kind, "names": self.names, "lengths": self.lengths}
+        described: dict[str, Any] = {"kind": self.kind, "names": self.names, "lengths": self.lengths}
         described["width"] = self.prompts[0].shape[1]
         described |= {"base_model_name_or_path": base_model, "made": self.made}
-        if not storage.is_plain(stored):
+        if stored is not None and not storage.is_plain(stored):
             described["storage"] = storage.described(stored)
         if self.beginning is not None:
             described["bos"] = self.beginning.described()
@@ -155,6 +155,6 @@ def beginning_of(described: dict[str, Any]) -> tuple[Beginning | None, int]:
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
     from safetensors.torch import load_file
 
-    if storage.peft_reads(stored):
+    if stored is None or storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
     return storage.unpack(load_file(place / storage.PACKED), stored, shape)

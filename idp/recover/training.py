@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def train(
                 rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
+                loss = fitting.attempt(step, functools.partial(backward, step))
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
                 if not (math.isfinite(loss) and math.isfinite(norm.item())):
                     write_tensors(checkpoint / "best.safetensors", best)
