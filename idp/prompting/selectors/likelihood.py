@@ -63,8 +63,8 @@ def log_probabilities(
     import torch
 
     m, size = len(prefixes.lengths), 0
-    parts: list[list[Sequence[int]]] = []
-    part: list[Sequence[int]] = []
+    parts: list[list[list[int]]] = []
+    part: list[list[int]] = []
     for context in contexts:
         if part and size + m * len(context) > TOGETHER:
             parts.append(part)
