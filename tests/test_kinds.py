@@ -141,9 +141,9 @@ def test_the_page_s_bank(added, run_here, monkeypatch):
 
     seen, tune = [], tuning.tune
 
-    def watched(loaded, start, text, *rest, **about):
-        seen.append({tuple(block.tolist()) for block in text[0]})
-        return tune(loaded, start, text, *rest, **about)
+    def watched(work, *about):
+        seen.append({tuple(block.tolist()) for block in work.text[0]})
+        return tune(work, *about)
 
     monkeypatch.setattr(tuning, "tune", watched)
     found = added("idp.recover.banks", "recovery/bank", "turns", TURNS, TURNS_YAML)

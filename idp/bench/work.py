@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from idp.config import Compressor, Config, Recovery, Trained, Training
+from idp.config import WEIGHTS, Compressor, Config, Recovery, Trained, Training
 from idp.store import digest
 
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
@@ -141,7 +141,7 @@ def _of_compression(config: Config, made: str) -> Iterator[Work]:
 
 
 def _of_training(recovery: Recovery, repair: str) -> Iterator[Work]:
-    if recovery.reads_weights:
+    if WEIGHTS in recovery.needs:
         yield Work(LOAD, repair, 0, 0, opened=1)
     for number, (of, training, lengths, count) in enumerate(trainings(recovery)):
         key = digest([repair, of.kind, number])
@@ -296,9 +296,7 @@ def _corpus(config: Config, name: str) -> Any:
 
 def _learned(recovery: Recovery) -> dict[str, Any]:
     """What decides a repair: all options but those of choosing among its prompts and of storing them."""
-    from idp.recover.stage import CHOICE
-
-    return {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
+    return recovery.options() | {"bos": getattr(recovery, "bos", None)}
 
 
 def identity_of(config: Config) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from idp.export.run import Run
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import embedded, flatten, run_prompt
+from idp.prompting.states import embedded, flatten, run_prompt
 from idp.recover.selection import DESCRIPTION, STATE
 from idp.store import Product, write_json
 

@@ -17,11 +17,6 @@ from idp.errors import UserError
 from idp.recover.training import Diverged, History
 
 
-def wanted(recovery: config.Trained) -> bool:
-    """Whether there is anything to search for."""
-    return bool(recovery.search.learning_rates or recovery.search.inits)
-
-
 def search(
     recovery: config.Trained, train: Callable[[config.Trained, Path, str], History], checkpoint: Path
 ) -> tuple[config.Trained, dict[str, Any]]:
