@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from idp.config import Compressor, Config, Quantization, Recovery, Sparsity, n_of_m, one_line
 from idp.errors import UserError
-from idp.kinds import kind_of
+from idp.kinds import corpus, kind_of
 
 
 def check(config: DictConfig) -> Config:
@@ -26,6 +26,7 @@ def check(config: DictConfig) -> Config:
         typed = OmegaConf.to_object(config)
     except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
         raise UserError(one_line(error)) from error
+    typed.corpus = corpus(typed.corpus)
     _check_fields(typed, "")
     _check_together(typed)
     return typed
@@ -149,6 +150,7 @@ def _check_together(config: Config) -> None:
     for name in ("batch_sizes", "input_tokens"):
         if not getattr(config.latency, name):
             raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
+    config.corpus.check()
     _check_kinds(recovery)
     recovery.check()
     _check_teacher(recovery, config.model.device_map)

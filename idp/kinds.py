@@ -48,6 +48,34 @@ def trackers() -> dict[str, type[config.Tracker]]:
     return _kinds("idp.track", config.Tracker)
 
 
+@functools.cache
+def sources() -> dict[str, type[config.Corpus]]:
+    """Every source of a corpus, by its name."""
+    return _kinds("idp.corpora.sources", config.Corpus)
+
+
+def corpus(options: config.Corpus) -> config.Corpus:
+    """A corpus's options as those of its source; a YAML that names no schema has options without one.
+
+    Raises:
+        UserError: there is no such source, or the options are another's, or lack some of its own.
+    """
+    node = sources().get(options.source)
+    if node is None:
+        raise UserError(f"corpus.source={options.source}: choose one of {', '.join(sources())}")
+    if isinstance(options, node):
+        return options
+    if type(options) is not config.Corpus:
+        raise UserError(f"corpus.source={options.source}: its options are those of {kind_of(options)}; drop it")
+    found = node(**vars(options))
+    if lacking := [item.name for item in dataclasses.fields(node) if getattr(found, item.name) == MISSING]:
+        raise UserError(
+            f"corpus.{lacking[0]} is not set: give it in the YAML, below `defaults: [/schema/corpus/{options.source}"
+            "@_here_, _self_]`"
+        )
+    return found
+
+
 def register() -> None:
     """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own."""
     store = ConfigStore.instance()
@@ -64,6 +92,8 @@ def register() -> None:
         store.store(group="schema/selector", name=kind, node=node)
     for kind, node in banks().items():
         store.store(group="schema/bank", name=kind, node=node)
+    for kind, node in sources().items():
+        store.store(group="schema/corpus", name=kind, node=node)
     for kind, node in trackers().items():
         store.store(group="schema/tracker", name=kind, node=node)
 
@@ -95,7 +125,7 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     return node(**{**values, **made})
 
 
-def kind_of(node: config.Recovery | config.Bank | config.Selector | config.Tracker) -> str:
+def kind_of(node: config.Recovery | config.Bank | config.Selector | config.Tracker | config.Corpus) -> str:
     """The kind that options belong to: the name of their file."""
     return type(node).__module__.rsplit(".", 1)[-1]
 
