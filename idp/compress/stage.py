@@ -216,15 +216,17 @@ def _apply(
     total = model.config.get_text_config().num_hidden_layers
     with progress(total, f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet() as said:
         from idp.compress import oneshot
-        from idp.compress.dead import DeadInputsModifier
-        from idp.compress.reach import ReachModifier
+        from idp.compress.dead import DeadInputs
+        from idp.compress.reach import Reach
 
         modifiers = recipe.build(compressor, group_size, model)
         (folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
-        dead = DeadInputsModifier(names=list(layers))
-        reach = ReachModifier(names=list(layers), tokens=inputs.numel()).before(modifiers)
+        dead: dict[str, DeadInputs] = {}
+        reach: dict[str, Reach] = {}
         if recipe.needs_data(compressor):
-            oneshot.run(model, [dead, reach, *modifiers, counting(bar)], inputs)
+            dead = {name: DeadInputs() for name in layers}
+            reach = {name: Reach(inputs.numel(), modifiers) for name in layers}
+            oneshot.run(model, [oneshot.Watching().of(dead, reach), *modifiers, counting(bar)], inputs)
         else:
             oneshot.run(model, [*modifiers, counting(bar)], None)
         grids = freeze(model)
@@ -241,8 +243,10 @@ def _apply(
         save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
     failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
     lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
-    counts = {name: count for name, count in dead.counts.items() if name not in reach.few}
-    return scales, Singular(counts, lines, reach.reached, reach.few), stored
+    few = [name for name, each in reach.items() if each.few]
+    counts = {name: each.count for name, each in dead.items() if each.count and name not in few}
+    tokens = {name: each.count for name, each in reach.items() if not each.whole}
+    return scales, Singular(counts, lines, tokens, few), stored
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:
