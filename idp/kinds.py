@@ -54,6 +54,12 @@ def sources() -> dict[str, type[config.Corpus]]:
     return _kinds("idp.corpora.sources", config.Corpus)
 
 
+@functools.cache
+def suites() -> dict[str, type[config.Suite]]:
+    """Every task suite, by its name."""
+    return _kinds("idp.tasks.known", config.Suite)
+
+
 def corpus(options: config.Corpus) -> config.Corpus:
     """A corpus's options as those of its source; a YAML that names no schema has options without one.
 

@@ -266,14 +266,13 @@ def repair_of(config: Config) -> str | None:
 
 def tasks_of(config: Config) -> list[str]:
     """The single tasks of a run."""
-    from idp.records.scores import GROUPS
     from idp.tasks import catalog
     from idp.tasks.suites import expand
 
-    known = {task for tasks in GROUPS.values() for task in tasks}
+    known = {task for tasks in catalog.aliases().values() for task in tasks}
     if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through
         return list(dict.fromkeys(config.task.names))
-    return expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS)))
+    return expand(config.task.names, catalog.find_own(config.task.include_path))
 
 
 def lengths_of(recovery: Recovery) -> list[int]:

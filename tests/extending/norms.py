@@ -1,4 +1,4 @@
-"""Norms and biases alone are trained (BitFit, Ben Zaken et al., 2106.10199); all matrices stay as they were compressed."""
+"""Norms and biases alone are trained (BitFit, Ben Zaken et al., 2106.10199); matrices stay as they were compressed."""
 
 from __future__ import annotations
 
