@@ -118,12 +118,8 @@ def test_a_closed_form_from_end_to_end(outside, run_here, bridges, tmp_path, mon
     assert about["repair_bytes"] == 4 * sizes[0] and about["training"] is None
     far = {row: each["perplexity"]["bridges"] for row, each in about["baselines"].items()}
     assert abs(about["perplexity"]["bridges"] - far["dense"]) < abs(far["compressed"] - far["dense"]) / 2
-    assert {row["variant"] for row in about["latency"]["rows"]} == {
-        "dense",
-        "compressed",
-        "low_rank",
-        "low_rank_merged",
-    }
+    timed = {"dense", "compressed", "low_rank", "low_rank_merged"}
+    assert {row["variant"] for row in about["latency"]["rows"]} == timed
     manifest = json.loads((product(record, tmp_path) / "manifest.json").read_text())["config"]
     assert manifest["recovery"] == {"kind": "low_rank", "rank": 8} and "seed" not in manifest
     assert manifest["calibration"]["seed"] == 0 and manifest["teacher"] == about["stages"]["load"]["key"]
@@ -179,10 +175,8 @@ def test_norms_are_trained_resumed_and_put_back(made):
     values = load_file(whole.repair.path / "values" / "values.safetensors")
     other = load_file(found.repair.path / "values" / "values.safetensors")
     assert values.keys() == other.keys() and all(torch.equal(values[name], other[name]) for name in values)
-    history = whole.repair.read("history.json")["norms"]
-    assert (
-        history["best_loss"] < history["heldout"][0]["loss"] and history == found.repair.read("history.json")["norms"]
-    )
+    history, again = (each.repair.read("history.json")["norms"] for each in (whole, found))
+    assert history["best_loss"] < history["heldout"][0]["loss"] and history == again
 
     plain = models.open_model(models.model_folder(whole.compressed), whole.config.model).model
     tokens = whole.blocks[:1, :16]
@@ -228,9 +222,7 @@ def test_values_that_a_checkpoint_packs_are_not_exported_with_it(outside, run_he
     file = elsewhere / "norms.py"
     file.write_text(file.read_text().replace("if parameter.dim() == 1", 'if name.endswith("q_proj.weight")'))
     record = run_here(*words, *TINY, *bridges, "compressor=gptq4", "recovery=norms", *SHORT)
-    with pytest.raises(
-        UserError, match=r"recovery=norms cannot be exported .*: it changes model.layers.0.self_attn.q_p"
-    ):
+    with pytest.raises(UserError, match=r"recovery=norms cannot be exported .*: it changes model.layers.0"):
         exported(folder_of(record, tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists() and idp.load(folder_of(record, tmp_path)).generate(TEXT, 2)
 
@@ -305,9 +297,7 @@ def test_a_form_that_nobody_here_knows_is_refused(outside, elsewhere, made, monk
     copy.mkdir()
     monkeypatch.setattr(plugins, "_LOADED", {})
     kinds.forget()
-    with pytest.raises(
-        UserError, match=r"made by recovery=norms, .* name the module that has it with plugins=\[module"
-    ):
+    with pytest.raises(UserError, match=r"made by recovery=norms, .* name the module that has it with plugins=\["):
         opening.open_repaired(found.config.model, found.compressed, found.repair, None)
     copy.rmdir()
     assert opening.open_repaired(found.config.model, found.compressed, found.repair, None)  # values need no kind
