@@ -12,8 +12,8 @@ from idp.errors import UserError
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", "compressor=rtn3")
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
-BY_LENGTH, DOUBLED, TURNS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-BY_LENGTH_YAML, DOUBLED_YAML, TURNS_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+BY_LENGTH, DOUBLED, TURNS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[:3]
+BY_LENGTH_YAML, DOUBLED_YAML, TURNS_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[:3]
 
 
 @pytest.fixture

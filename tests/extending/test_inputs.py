@@ -65,3 +65,25 @@ def test_a_source_is_known_by_its_name(outside, compose):
         compose(*words, "corpus=local", "corpus.source=sqlite")
     with pytest.raises(UserError, match="corpus.source=hub: its options are those of sqlite"):
         compose(*words, "corpus=sqlite", "corpus.source=hub")
+
+
+def test_a_task_suite(outside, elsewhere, run_here, tmp_path):
+    """Its name stands for its tasks, whose definitions and documents it brings; lm-eval's rules score them."""
+    import shutil
+    from pathlib import Path
+
+    shutil.copytree(Path(__file__).parent / "proverbs_tasks", elsewhere / "proverbs_tasks")
+    words = (*outside("proverbs"), *TINY[:2], *TINY[3:], "task=proverbs", "recovery=none", "evaluation.perplexity=[]")
+    record = run_here(*words)
+    assert set(record["results"]) == {"proverb_endings", "proverb_words"}
+    assert {data["source"] for data in record["idp"]["data"].values()} == {"proverbs"}
+    assert record["idp"]["data"]["proverb_endings"]["documents"] == 2
+    assert record["idp"]["groups"]["sayings"]["compressed"]["tasks"] == ["proverb_endings", "proverb_words"]
+    before = record["idp"]["data"]["proverb_endings"]["fingerprint"]
+    file = elsewhere / "proverbs_tasks" / "proverb_endings.yaml"
+    file.write_text(file.read_text().replace("{{begins}}", "Proverb: {{begins}}"))
+    again = run_here(*words)["idp"]["data"]
+    assert again["proverb_endings"]["fingerprint"] != before
+    assert again["proverb_words"]["fingerprint"] == record["idp"]["data"]["proverb_words"]["fingerprint"]
+    with pytest.raises(UserError, match="named proverb_ending; did you mean proverb_endings"):
+        run_here(*words, "task.names=[proverb_ending]")
