@@ -119,10 +119,9 @@ def _check_external(compressor: Compressor) -> None:
 
 
 def _check_kinds(recovery: Recovery) -> None:
-    parts = {"recovery": recovery, "recovery/selector": getattr(recovery, "selector", None)}
-    parts["recovery/bank"] = getattr(recovery, "bank", None)
+    parts = {"recovery": recovery, **{f"recovery/{group}": node for group, node in recovery.parts.items()}}
     for group, node in parts.items():
-        if node is not None and node.kind != kind_of(node):
+        if node.kind != kind_of(node):
             name = group.replace("/", ".")
             raise UserError(
                 f"{name}.kind={node.kind}: its options are those of {kind_of(node)}; say {group}={node.kind}"
@@ -154,7 +153,7 @@ def _check_together(config: Config) -> None:
     _check_kinds(recovery)
     recovery.check()
     _check_teacher(recovery, config.model.device_map)
-    selector = getattr(recovery, "selector", None)
+    selector = recovery.choice.selector if recovery.choice is not None else None
     if selector is not None and selector.peeks and config.latency.enabled:
         raise UserError(
             f"recovery.selector={selector.kind} chooses with the answers in hand and runs no model: it has no latency;"

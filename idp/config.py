@@ -460,6 +460,11 @@ class Recovery:
         return None
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """The kinds that are chosen within it, by their config group below `recovery`."""
+        return {}
+
+    @property
     def stored(self) -> Storage | None:
         """In how few bits its prompts are kept; None: as they were made."""
         return None
@@ -581,6 +586,14 @@ class Trained(Recovery):
     def texts(self) -> int:
         """How many times the text of one training it reads."""
         return 1
+
+    def judged(self, prompts: int) -> int:
+        """How often an evaluation on held-out text reads that text."""
+        return prompts
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
+        return 0
 
     def options(self) -> dict[str, Any]:
         """What a search chooses is no part of it: what is searched is."""

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from idp import config
-from idp.config import DENSE, Bank, Choice, Fitting, Selector, Storage, bos_option, controls_option, option, part
+from idp.config import (
+    DENSE,
+    Bank,
+    Choice,
+    Fitting,
+    Selector,
+    Storage,
+    Training,
+    bos_option,
+    controls_option,
+    option,
+    part,
+)
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover.initial import Start
@@ -43,6 +55,16 @@ class Idp(config.Trained):
     @property
     def choice(self) -> Choice:
         return Choice(self.selector, self.fit, self.controls)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"bank": self.bank, "selector": self.selector}
+
+    def judged(self, prompts: int) -> int:
+        return self.bank.judged(prompts)
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        return self.bank.also_read(prompts, training)
 
     @property
     def stored(self) -> Storage:

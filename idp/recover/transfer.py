@@ -57,6 +57,10 @@ class Transfer(config.Recovery):
         return Choice(self.selector, self.fit, self.controls) if self.selector is not None else None
 
     @property
+    def parts(self) -> dict[str, Any]:
+        return {"selector": self.selector} if self.selector is not None else {}
+
+    @property
     def label(self) -> str:
         return f"transfer of {self._source.origin[:12]}"
 
