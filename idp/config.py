@@ -369,10 +369,10 @@ class Bank:
         """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
         return 0
 
-    def check(self, recovery: Recovery) -> None:
+    def check(self, recovery: Any) -> None:
         """Raises a UserError where the options, or the recovery's, do not go together."""
 
-    def find(self, recovery: Recovery) -> tuple[Recovery, Any]:
+    def find(self, recovery: Any) -> tuple[Recovery, Any]:
         """As `Recovery.find`, for the recovery whose bank it is."""
         return recovery, None
 
@@ -380,7 +380,7 @@ class Bank:
         """As `Recovery.content`."""
         return None
 
-    def make(self, recovery: Recovery, work: Any) -> Any:
+    def make(self, recovery: Any, work: Any) -> Any:
         """Makes the bank, a prompt for each of the recovery's lengths; `work` and result as of `Recovery.make`."""
         raise NotImplementedError
 
@@ -433,6 +433,11 @@ class Recovery:
     def trains(self) -> bool:
         """Whether it trains anything."""
         return False
+
+    @property
+    def trained(self) -> Trained | None:
+        """Itself, where it trains anything: with `training` and `search`."""
+        return None
 
     @property
     def seeded(self) -> bool:
@@ -581,6 +586,10 @@ class Trained(Recovery):
     @property
     def trains(self) -> bool:
         return True
+
+    @property
+    def trained(self) -> Trained | None:
+        return self if self.trains else None
 
     @property
     def texts(self) -> int:

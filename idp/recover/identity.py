@@ -32,7 +32,7 @@ def identity(recovery: schema.Recovery, sources: Sources) -> dict[str, Any]:
         found["corpus"] = sources.text.fingerprint
     if DENSE in read:
         found["teacher"] = sources.dense.key
-    if CALIBRATION in read:
+    if CALIBRATION in read and sources.calibration is not None:
         found["calibration"] = sources.calibration.identity()
     return found
 

@@ -25,7 +25,7 @@ from idp.memory import release
 from idp.prompting import storage
 from idp.recover import search, weight_side
 from idp.recover.teacher import open_teacher
-from idp.recover.training import History, Report, named, rows
+from idp.recover.training import History, Report, report_rows
 from idp.recover.weight_side import FOLDERS, WeightSide
 from idp.recover.work import CalibrationText, Made, Work
 from idp.store import CHECKPOINT, MANIFEST, Product, write_json
@@ -73,7 +73,7 @@ def make(
     work.beginning = beginning
     beneath = _take_over(first, work) if first is not None else Made()
     _provide(recovery, sources, work)
-    made = _searched_and_made(recovery, work) if recovery.trains else recovery.make(work)
+    made: Made = _searched_and_made(recovery.trained, work) if recovery.trained is not None else recovery.make(work)
     base = str(models.model_folder(sources.compressed))
     if made.whole is not None:
         _take_whole(made.whole, folder, base, beginning, recovery.content() or {})
@@ -106,17 +106,17 @@ def _provide(recovery: schema.Recovery, sources: Sources, work: Work) -> None:
     """Gives the work what the recovery says that it needs."""
     if TEXT in recovery.needs:
         work.corpus = sources.text
-    if CALIBRATION in recovery.needs:
+    if CALIBRATION in recovery.needs and sources.calibration is not None:
         work.calibration = sources.calibration.blocks(work.loaded)
     if DENSE in recovery.needs:
         work.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
-    if recovery.trains:
+    if (trained := recovery.trained) is not None:
         if work.loaded.device.type == "cpu":
             models.keep_freed_memory()
-        work.text = _text(recovery.training, sources.text, work.loaded, sources.seed, recovery.texts)
-        if recovery.training.objective == "distill":
+        work.text = _text(trained.training, sources.text, work.loaded, sources.seed, trained.texts)
+        if trained.training.objective == "distill":
             folder = models.model_folder(sources.dense)
-            work.teacher = open_teacher(folder, sources.model, recovery.training, work.loaded)
+            work.teacher = open_teacher(folder, sources.model, trained.training, work.loaded)
 
 
 def _text(
@@ -140,9 +140,7 @@ def _text(
 def _take_over(first: Product, work: Work) -> Made:
     """Puts the repair beneath on the model and into the product, and gives what became of it when it was made."""
     if first.reused and work.report is not None:
-        for name, history in first.read(HISTORY).items():
-            for row in rows(History(**history)):
-                named(work.report, name)(row)
+        report_rows(first.read(HISTORY), work.report)
     for part in WeightSide.of(first.path).parts:
         shutil.copytree(part, work.folder / part.name, dirs_exist_ok=True)
     work.loaded = WeightSide.of(first.path).attach(work.loaded)

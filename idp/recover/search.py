@@ -38,7 +38,7 @@ def search(
     """
     options = recovery.search
     rates = options.learning_rates or [recovery.training.learning_rate]
-    inits = options.inits or [getattr(recovery, "init", None)]
+    inits: list[str | None] = [*options.inits] or [getattr(recovery, "init", None)]
     candidates: list[dict[str, Any]] = []
     for number, (rate, init) in enumerate(itertools.product(rates, inits)):
         found: dict[str, Any] = {"learning_rate": rate} | ({"init": init} if init is not None else {})

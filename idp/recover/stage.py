@@ -14,7 +14,7 @@ from idp.recover import few_bits, making
 from idp.recover.given import Given
 from idp.recover.identity import identity, needs
 from idp.recover.making import Sources
-from idp.recover.training import History, Report, named, rows
+from idp.recover.training import Report, report_rows
 from idp.recover.work import CalibrationText
 from idp.store import Product, Store
 
@@ -87,7 +87,7 @@ def check(
         check(recovery.beneath, empty, text, calibration)
     recovery.check_model(empty)
     longest, bos = longest_prompt(recovery, empty), len(recovery.beginning(empty.bos))
-    training = recovery.training if recovery.trains else None
+    training = recovery.trained.training if recovery.trained is not None else None
     length = training.sequence_length if training is not None else 0
     window = empty.model.config.get_text_config().max_position_embeddings
     if longest + bos + length > window:
@@ -183,9 +183,10 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
             make=make,
             label=recovery.label,
         )
-    if storage.is_plain(recovery.stored):
+    stored = recovery.stored
+    if stored is None or storage.is_plain(stored):
         return repair
-    return few_bits.stored(repair, recovery.stored, sources, store)
+    return few_bits.stored(repair, stored, sources, store)
 
 
 def prompts(repair: Product | None) -> int:
@@ -198,7 +199,5 @@ def prompts(repair: Product | None) -> int:
 def training_rows(repair: Product) -> list[dict[str, float]]:
     """The training curves of a stored repair, as `report` was given them when it was made."""
     found: list[dict[str, float]] = []
-    for name, history in repair.read("history.json").items():
-        for row in rows(History(**history)):
-            named(found.append, name)(row)
+    report_rows(repair.read("history.json"), found.append)
     return found

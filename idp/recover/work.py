@@ -70,11 +70,11 @@ class Work:
     seed: int
     checkpoint: Path
     folder: Path
-    text: tuple[torch.Tensor, torch.Tensor] | None = None
+    text: tuple[torch.Tensor, torch.Tensor] = None  # type: ignore[assignment]  # there, where a recovery trains
     report: Report | None = None
     teacher: LoadedModel | None = None
     label: str | None = None
-    beginning: Beginning | None = None
+    beginning: Beginning = None  # type: ignore[assignment]  # the model's, unless it is given
     corpus: Text | None = None
     calibration: torch.Tensor | None = None
     open_dense: Callable[[], LoadedModel] | None = None

@@ -64,7 +64,7 @@ class SpecialistsBank(config.Bank):
         last = min(LAST_BATCHES, training.steps) * batch + training.heldout_sequences  # assigned at the end
         return (training.steps * batch + last) * prompts  # each sequence behind each prompt, to find its own
 
-    def check(self, recovery: config.Recovery) -> None:
+    def check(self, recovery: Idp) -> None:
         if recovery.training.objective != "lm":
             raise UserError(
                 f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
