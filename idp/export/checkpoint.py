@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import models
 from idp.compress.recipe import label
@@ -86,7 +86,7 @@ def _write(run: Run, folder: Path, options: Options) -> float:
     card = write_card(run, base, name=options.called, packed=packed, beside=beside, disk_bytes=_weight_bytes(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     about = run.record["idp"]
-    provenance = {"run": about["name"], "stages": about["stages"], "compressor": label(run.compressor)}
+    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": label(run.compressor)}
     provenance |= {"packed": packed, "repair": list(beside), "recovery": _made_by(run)}
     provenance |= {"dtype": run.model.dtype, "licence": base.name}
     provenance |= {"bos": run.model.bos}

@@ -63,8 +63,8 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
     if run.repair is None:
         return made
     side = WeightSide.of(run.repair.path)
-    if side.values is not None:  # first: an adapter changes the names of what it goes on
-        made[VALUES] = _save_values(side, folder)
+    if side.values is not None:
+        made[VALUES] = _save_values(side.kind, side.values, folder)
     if side.adapter is not None:
         _save_lora(run.repair, folder / LORA, base)
         made[LORA] = "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."
@@ -92,16 +92,16 @@ def weight_side(folder: Path, beside: Collection[str], kind: str) -> WeightSide:
     return WeightSide(kind, *(folder / name if name in beside else None for name in (LORA, VALUES, OWN)))
 
 
-def _save_values(side: WeightSide, folder: Path) -> str:
+def _save_values(kind: str, stored: Path, folder: Path) -> str:
     """New values of parameters that the checkpoint has under the same names, so that anybody can put them in."""
     written = WeightFiles(folder, str(folder)).entries
-    for name, value in values.load(side.values).items():
+    for name, value in values.load(stored).items():
         if name not in written or tuple(written[name].shape) != tuple(value.shape):
             raise UserError(
-                f"recovery={side.kind} cannot be exported with this checkpoint: it changes {name}, which is not written"
+                f"recovery={kind} cannot be exported with this checkpoint: it changes {name}, which is not written"
                 " as a plain tensor (packed, or under another name); idp.load opens the run itself"
             )
-    shutil.copytree(side.values, folder / VALUES)
+    shutil.copytree(stored, folder / VALUES)
     return (
         "Under `values/` are the repaired values of some of its parameters. To put them in:"
         f' `model.load_state_dict(safetensors.torch.load_file("{VALUES}/{values.FILE}"), strict=False)`.'

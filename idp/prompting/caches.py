@@ -73,7 +73,8 @@ def attended(model: PreTrainedModel, layers: Layers, long: bool | None) -> Layer
 
     length, device = layers[0][0].shape[2], model.get_input_embeddings().weight.device
     config = model.config.get_text_config()
-    before, given = config._attn_implementation, {}
+    before = config._attn_implementation
+    given: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     position = torch.tensor([[length]], device=device)
     mask = torch.zeros(1, 1, 1, length + 1, device=device)
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -77,6 +77,7 @@ def open_variants(
         if merged and side.adapter is not None:
             variants.stand_in(f"{name}_merged", "compressed", variants[name])
         return variants
+    assert bank is not None  # a repair has one side at least
     variants[bank.kind] = RepairedModel(plain, bank.first())
     if len(bank) > 1:
         variants["idp"] = RepairedModel(plain, bank, _selector(bank, recovery, fitted))
@@ -92,4 +93,4 @@ def _selector(bank: PromptBank | None, recovery: schema.Recovery | None, fitted:
     choice = recovery.choice if recovery is not None else None
     if bank is None or len(bank) < 2 or choice is None:
         return None
-    return selection.restored(choice.selector, fitted and fitted.path)
+    return selection.restored(choice.selector, fitted.path if fitted is not None else None)

@@ -97,7 +97,7 @@ def select(
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
     """
     prompts, choice = prompts_of(repair), recovery.choice
-    if len(prompts) < 2 or choice is None:
+    if repair is None or len(prompts) < 2 or choice is None:
         return None
     options, fit = choice.selector, choice.fit
     options.check_prompts(len(prompts))
@@ -129,7 +129,7 @@ def select(
             make=lambda folder: (
                 _take(options, brought, repair.path / "bank", len(prompts), folder)
                 if brought is not None
-                else _fit(options, opened, fit, text, _losses(heldout), folder)
+                else _fit(options, opened, fit, text, heldout, folder)
             ),
             label=options.kind,
         )
@@ -161,7 +161,8 @@ class _Once:
     """Opens model and bank when first asked, and binds them."""
 
     def __init__(self, open_bank: OpenBank):
-        self.open_bank, self.made = open_bank, None
+        self.open_bank = open_bank
+        self.made: tuple[models.LoadedModel, Any] | None = None
 
     def __call__(self) -> tuple[models.LoadedModel, Any]:
         from idp.prompting.prefix import bind
@@ -209,11 +210,12 @@ def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch
 
 
 def _fit(
-    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, losses: torch.Tensor, folder: Path
+    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, heldout: Product | None, folder: Path
 ) -> None:
     from safetensors.torch import save_file
 
-    loaded, prefixes = opened()
+    assert heldout is not None  # what fits is compared on held-out text first
+    (loaded, prefixes), losses = opened(), _losses(heldout)
     blocks = _blocks(fit, text, loaded)[:, : fit.reads]
     contexts = begun(blocks, prefixes.beginning.ahead_of_text).tolist()  # as texts begin in scoring
 
