@@ -31,6 +31,7 @@ def check(config: DictConfig) -> Config:
     except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
         raise UserError(one_line(error)) from error
     typed.compressor = typed.compressor.resolved()
+    typed.corpus = kinds.corpus(typed.corpus)
     _check_fields(typed, "")
     _check_together(typed)
     return typed
@@ -72,16 +73,19 @@ def _typed(config: DictConfig) -> DictConfig:
         return config
     node = kinds.named(Compressor, values.get("kind"), "compressor")
     typed = copy.deepcopy(config)
-    typed.compressor = OmegaConf.merge(OmegaConf.structured(node), values)
+    try:
+        typed.compressor = OmegaConf.merge(OmegaConf.structured(node), values)
+    except Exception as error:  # as above; the key is that within the part
+        raise UserError(f"compressor.{one_line(error)}") from error
     return typed
 
 
 def _check_kinds(config: Config) -> None:
     recovery = config.recovery
     parts = {"compressor": config.compressor, "recovery": recovery}
-    parts |= {f"recovery/{part}": getattr(recovery, part, None) for part in ("selector", "bank")}
+    parts |= {f"recovery/{group}": node for group, node in recovery.parts.items()}
     for group, node in parts.items():
-        if node is not None and node.kind != (kind := kinds.kind_of(node)):
+        if node.kind != (kind := kinds.kind_of(node)):
             name = group.replace("/", ".")
             raise UserError(f"{name}.kind={node.kind}: its options are those of {kind}; say {group}={node.kind}")
 
@@ -117,9 +121,10 @@ def _check_together(config: Config) -> None:
     for name in ("batch_sizes", "input_tokens"):
         if not getattr(config.latency, name):
             raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
+    config.corpus.check()
     recovery.check()
     _check_teacher(recovery, config.model.device_map)
-    selector = getattr(recovery, "selector", None)
+    selector = recovery.choice.selector if recovery.choice is not None else None
     if selector is not None and selector.peeks and config.latency.enabled:
         raise UserError(
             f"recovery.selector={selector.kind} chooses with the answers in hand and runs no model: it has no latency;"

@@ -194,7 +194,6 @@ def _corpus(name: str, config: Config) -> Callable[[Store], str]:
 
 
 def _tasks(config: Config) -> Iterator[Need]:
-    from idp.records.scores import GROUPS
     from idp.tasks import catalog
     from idp.tasks.suites import expand
     from idp.tasks.tasks import find_tasks
@@ -206,7 +205,7 @@ def _tasks(config: Config) -> Iterator[Need]:
         return f"{source.source}, split {source.split} of {source.documents:,} documents"
 
     options = {key: value for key, value in asdict(config.task).items() if key not in ("names", "documents")}
-    for name in expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS))):
+    for name in expand(config.task.names, catalog.find_own(config.task.include_path)):
         yield Need("task", name, [name, options], lambda store, name=name: take(name, store))
 
 

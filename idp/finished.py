@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idp.beginning import AUTO
-from idp.config import Compressor, Model, Recovery, Selector, conf_dir
+from idp.config import Choice, Compressor, Fitting, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
 from idp.kinds import load_plugins, restore
 from idp.records import reading
@@ -26,6 +26,10 @@ class Made(Recovery):
     """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
 
     selector: Selector | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        return Choice(self.selector, Fitting(), False) if self.selector is not None else None
 
 
 @dataclass

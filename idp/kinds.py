@@ -71,6 +71,8 @@ register_kind_package(config.Quantizer, "idp.compress.quantizers", "idp.quantize
 register_kind_package(config.Recovery, "idp.recover", "idp.recoveries")
 register_kind_package(config.Bank, "idp.recover.banks", "idp.banks")
 register_kind_package(config.Selector, "idp.prompting.selectors", "idp.selectors")
+register_kind_package(config.Corpus, "idp.corpora.sources", "idp.corpora")
+register_kind_package(config.Suite, "idp.tasks.known", "idp.suites", composed=False)
 register_kind_package(config.Tracker, "idp.track", "idp.trackers")
 
 
@@ -114,6 +116,38 @@ def trackers() -> dict[str, type[config.Tracker]]:
 def compressors() -> dict[str, type[config.Compressor]]:
     """Every compressor's options, by its kind."""
     return find(config.Compressor)
+
+
+def sources() -> dict[str, type[config.Corpus]]:
+    """Every source of a corpus, by its name."""
+    return find(config.Corpus)
+
+
+def suites() -> dict[str, type[config.Suite]]:
+    """Every task suite, by its name."""
+    return find(config.Suite)
+
+
+def corpus(options: config.Corpus) -> config.Corpus:
+    """A corpus's options as those of its source; a YAML that names no schema has options without one.
+
+    Raises:
+        UserError: there is no such source, or the options are another's, or lack some of its own.
+    """
+    node = sources().get(options.source)
+    if node is None:
+        raise UserError(f"corpus.source={options.source}: choose one of {', '.join(sources())}")
+    if isinstance(options, node):
+        return options
+    if type(options) is not config.Corpus:
+        raise UserError(f"corpus.source={options.source}: its options are those of {kind_of(options)}; drop it")
+    found = node(**vars(options))
+    if lacking := [item.name for item in dataclasses.fields(node) if getattr(found, item.name) == MISSING]:
+        raise UserError(
+            f"corpus.{lacking[0]} is not set: give it in the YAML, below `defaults: [/schema/corpus/{options.source}"
+            "@_here_, _self_]`"
+        )
+    return found
 
 
 def register(words: Sequence[str] = ()) -> None:

@@ -13,13 +13,14 @@ from idp import recording as records
 from idp.compress import stage as compressing
 from idp.config import GRAPH, Config, Evaluation, Recovery, values_of
 from idp.errors import UserError
+from idp.prompting.selectors.fixed import fixed
 from idp.prompting.variants import Variants
 from idp.records import metrics
 from idp.records.record import identity
-from idp.recover import opening, transfer
+from idp.recover import opening
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
-from idp.recover.none import NoRecovery
+from idp.recover.work import CalibrationText
 from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
 from idp.store.verification import Damaged
@@ -72,8 +73,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
         config = replace(config, recovery=recovery)
         values = values_of(config)
         found = find(config, store)
-        if given.source is not None:
-            transfer.refuse_evaluated(given.source, found.tasks)
+        given.refuse_evaluated(found.tasks)
         _check_forward(config, found, store)
 
         status.stage("load")
@@ -84,7 +84,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         config = replace(config, evaluation=_sized(config, empty))
         resolved = compressing.check(config.compressor, empty, found.calibration, config.model, found.external, store)
-        recovering.check(config.recovery, empty, found.corpus)
+        recovering.check(config.recovery, empty, found.corpus, _calibration(config, found))
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
         _check_latency(config, empty)
@@ -123,7 +123,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
                 latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
-                transfer=given.source.provenance() if given.source is not None else None,
+                transfer=given.provenance(),
                 bos=_bos(config, empty, repair),
             )
             place = records.write(folder, record, measured, alone, found.tasks)
@@ -176,7 +176,7 @@ def find(config: Config, store: Store | None = None) -> Found:
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")
-    if compressing.works(config.compressor):
+    if compressing.works(config.compressor) or recovering.reads_calibration(config.recovery):
         refuse_evaluated(calibration, tasks)
     if recovering.reads_corpus(config.recovery):
         refuse_evaluated(text("corpus"), tasks)
@@ -190,7 +190,7 @@ class Row:
 
     weights: Product
     repair: Product | None
-    recovery: Recovery
+    recovery: Recovery | None
     selection: selecting.Selection | None = None  # how one of several prompts is chosen
 
     @property
@@ -213,13 +213,12 @@ def compared(
     store: Store,
 ) -> dict[str, Row]:
     """The run's own model, last, and before it, unless `baselines=false`, the dense and the compressed one."""
-    plain = NoRecovery(kind="none")
     uncompressed = not config.compressor.needs
     rows = {}
     if config.baselines and not uncompressed:
-        rows["dense"] = Row(compressing.uncompressed(config.model, dense, store), None, plain)
+        rows["dense"] = Row(compressing.uncompressed(config.model, dense, store), None, None)
     if config.baselines or repair is None:
-        rows["dense" if uncompressed else "compressed"] = Row(compressed, None, plain)
+        rows["dense" if uncompressed else "compressed"] = Row(compressed, None, None)
     if repair is not None:
         rows["repaired"] = Row(compressed, repair, config.recovery, selection)
     return rows
@@ -263,11 +262,11 @@ def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store
     row = list(rows.values())[-1]
     if row.selection is None:
         return []
-    if not (config.recovery.controls or row.selection.options.peeks):
+    if not (config.recovery.choice.controls or row.selection.options.peeks):
         return []
     measured = []
     for number, prompt in enumerate(row.selection.prompts):
-        options = selecting.fixed(number)
+        options = fixed(number)
         only = replace(
             row,
             recovery=replace(row.recovery, selector=options),
@@ -424,12 +423,24 @@ def _recover(
     config: Config, dense: Product, compressed: Product, found: Found, store: Store, tracker: Tracking
 ) -> Product | None:
     repair = recovering.recover(
-        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log, dense=dense
+        config.recovery,
+        config.model,
+        compressed,
+        found.corpus,
+        config.seed,
+        store,
+        tracker.log,
+        dense=dense,
+        calibration=_calibration(config, found),
     )
     if repair is not None and repair.reused:  # its curves belong to this run as well
         for row in recovering.training_rows(repair):
             tracker.log(row)
     return repair
+
+
+def _calibration(config: Config, found: Found) -> CalibrationText:
+    return CalibrationText(config.compressor.calibration, found.calibration)
 
 
 def _select(

@@ -177,7 +177,7 @@ def _recoveries() -> str:
         "\n".join(
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
             for kind, node in kinds.recoveries().items()
-            if kind != "none"
+            if _own_fields("recovery.", node, config.Recovery)  # none has nothing to say
         )
         + "".join(
             f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in kinds.banks().items()

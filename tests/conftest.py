@@ -156,7 +156,7 @@ def open_bos(bos_folders):
 def make_bank():
     """`make_bank(loaded, lengths)`: prompts made of vocabulary rows, each drawn from its own seed."""
     from idp.prompting.bank import PromptBank
-    from idp.recover.tuning import initial
+    from idp.recover.initial import initial
 
     def bank(loaded, lengths):
         prompts = [initial(loaded, length, "vocabulary", "", 7 + i) for i, length in enumerate(lengths)]

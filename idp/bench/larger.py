@@ -148,17 +148,13 @@ def repair_bytes(config: Config, larger: Larger) -> float:
     """Bytes of a repair: prompts as float32 embeddings, prefixes as keys and values, adapters."""
     if larger.model is None:
         return 0.0
-    from idp.prompting.shapes import prefix_width
+    from idp.models import LoadedModel
 
-    shape, total, recovery = larger.model.config.get_text_config(), 0.0, config.recovery
+    empty, numbers, recovery = LoadedModel(larger.model, None, ()), 0, config.recovery
     while recovery is not None:
-        if recovery.adapts and recovery.beneath is None:
-            total += sum(recovery.rank * sum(size) * FLOAT for size in _targets(larger.model, recovery.targets))
-        elif recovery.trains:
-            width = prefix_width(shape) if recovery.method == "prefix" else shape.hidden_size
-            total += sum(recovery.prompt_lengths()) * width * FLOAT
+        numbers += recovery.numbers(empty)
         recovery = recovery.beneath
-    return total
+    return float(numbers * FLOAT)
 
 
 def training_peaks(config: Config, larger: Larger) -> tuple[float, float] | None:
@@ -194,15 +190,6 @@ def _peaks(shape: str, method: str, distilled: bool, rows: int, tokens: int, len
     found = peaks(Step(shape, kind, rows, tokens, length or 1))
     beside = found["weights"] if distilled and kind != "distilled prompt" else 0  # a teacher beside it
     return found[PLAIN] + beside, found[CHECKPOINTED]
-
-
-def _targets(model: PreTrainedModel, targets: list[str]) -> list[tuple[int, int]]:
-    """The shapes of the layers that an adapter goes on."""
-    return [
-        tuple(module.weight.shape)
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in targets and hasattr(module, "weight")
-    ]
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:

@@ -136,7 +136,7 @@ def compress(
     config, claims = compressor.identity(resolved), compressor.claims(resolved)
     if sizes.claims_of(config) != claims:  # what is read of a product without knowing its kind
         config["claims"] = asdict(claims)
-    config |= kinds.code_of(compressor, *compressor.parts)
+    config |= kinds.code_of(compressor, *compressor.parts.values())
     config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
     config |= models.numerics(model)
     config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()

@@ -10,7 +10,7 @@ from tabulate import tabulate
 import idp
 from idp.compress.sizes import claims_of
 from idp.export.licence import UNKNOWN, Licence
-from idp.export.repair import LORA, PROMPTS
+from idp.export.repair import LORA
 from idp.export.run import Run
 from idp.records.schema import Record
 from idp.records.tables import run_table
@@ -23,7 +23,7 @@ SOURCES = {
 }
 
 
-def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list[str], disk_bytes: int) -> str:
+def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: dict[str, str], disk_bytes: int) -> str:
     """The card as Markdown with the hub's front matter.
 
     Args:
@@ -31,7 +31,7 @@ def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list
         base: the base model's licence.
         name: what the checkpoint is called by those who load it: a path or a hub id.
         packed: whether the weights are stored as packed codes.
-        beside: the repairs beside it, of `lora` and `prompts`.
+        beside: the parts of a repair beside it, as `repair.save` gives them: how each is loaded.
         disk_bytes: what the weight files take.
     """
     record, made = run.record, run.compressor.label
@@ -123,7 +123,7 @@ def _table(rows: list[tuple[str, Any]], subject: str) -> str:
     return tabulate(rows, headers=[subject, value], tablefmt="github", disable_numparse=True)
 
 
-def _loading(name: str, packed: bool, beside: list[str]) -> str:
+def _loading(name: str, packed: bool, beside: dict[str, str]) -> str:
     dense = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if packed and LORA in beside else ""
     imports = "AutoModelForCausalLM, AutoTokenizer" + (", CompressedTensorsConfig" if dense else "")
     lines = [
@@ -134,16 +134,9 @@ def _loading(name: str, packed: bool, beside: list[str]) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         "```",
     ]
-    if PROMPTS in beside:
-        lines += [
-            "",
-            "Under `prompts/` are the soft prompts that repair it, each an adapter for"
-            " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
-            " for an input; PEFT itself holds one prompt for a whole batch.",
-        ]
-    if LORA in beside:
-        lines += ["", "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."]
-        if packed:
+    for part, said in beside.items():
+        lines += ["", said]
+        if part == LORA and packed:
             lines[-1] += " PEFT wants plain layers, hence the decompression at load."
     return "\n".join(lines)
 

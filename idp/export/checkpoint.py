@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import models
 from idp.compress.sizes import claims_of
@@ -54,6 +54,7 @@ def export(options: Options) -> Done:
     out = Path(options.out).expanduser()
     _check_place(out, options.overwrite)
     run = find(options)
+    repair.check(run)
     part = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -86,12 +87,18 @@ def _write(run: Run, folder: Path, options: Options) -> float:
     card = write_card(run, base, name=options.called, packed=packed, beside=beside, disk_bytes=_weight_bytes(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     about = run.record["idp"]
-    provenance = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
-    provenance |= {"packed": packed, "repair": beside, "dtype": run.model.dtype, "licence": base.name}
+    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
+    provenance |= {"packed": packed, "repair": list(beside), "recovery": _made_by(run)}
+    provenance |= {"dtype": run.model.dtype, "licence": base.name}
     provenance |= {"bos": run.model.bos}
     provenance |= {"largest_logit_difference": difference, "versions": versions()}
     write_json(folder / PROVENANCE, provenance)
     return difference
+
+
+def _made_by(run: Run) -> str:
+    """The kind of recovery that made the run's repair, which may be another run's that was transferred."""
+    return run.repair.read("repair.json")["kind"] if run.repair is not None else "none"
 
 
 def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:

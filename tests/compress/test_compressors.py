@@ -63,7 +63,7 @@ def test_what_a_compressor_says_and_what_a_record_has_of_it(words, needs, label,
     values = values_of(config)
     assert values["compressor"].keys() == OLD and "plugins" not in values  # as before there were kinds
     assert restore(Compressor, values["compressor"], "compressor") == compressor
-    assert code_of(compressor, *compressor.parts) == {}
+    assert code_of(compressor, *compressor.parts.values()) == {}
 
 
 def test_a_yaml_of_before_is_what_it_was(yamls, compose):

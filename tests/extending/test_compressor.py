@@ -93,7 +93,7 @@ def test_it_is_opened_and_exported(compressed, tmp_path):
     from idp.export.options import Options
 
     folder, _ = compressed
-    assert idp.load(folder, "compressed").generate(["The bridge"], 2)
+    assert idp.load(folder, variant="compressed").generate(["The bridge"], 2)
     done = export(Options(record=str(folder), out=str(tmp_path / "out")))
     assert done.difference < 1e-4
     card = (tmp_path / "out" / "README.md").read_text()

@@ -122,7 +122,7 @@ def test_a_pruner_of_one_s_own_is_a_method(elsewhere, compose):
         compose(*words)
     compressor = compose(*words, "plugins=[checkered]").compressor
     assert compressor.label == "checkered50_rtn4" and compressor.needs == {"dense", "calibration"}
-    assert [code["module"] for code in kinds.code_of(compressor, *compressor.parts)["plugin"]] == ["checkered"]
+    assert [code["module"] for code in kinds.code_of(compressor, *compressor.parts.values())["plugin"]] == ["checkered"]
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,12 @@ class PruningQuantization(config.Compressor):
     def needs(self) -> frozenset[str]:
         if not (self.sparsity.method or self.quantization.method):
             return frozenset()
-        return frozenset({DENSE, CALIBRATION} if any(part.reads_text for part in self.parts) else {DENSE})
+        return frozenset({DENSE, CALIBRATION} if any(part.reads_text for part in self.parts.values()) else {DENSE})
 
     @property
-    def parts(self) -> list[Any]:
-        return [each for each in (self.sparsity.pruner, self.quantization.quantizer) if each is not None]
+    def parts(self) -> dict[str, Any]:
+        found = {"sparsity": self.sparsity.pruner, "quantization": self.quantization.quantizer}
+        return {name: part for name, part in found.items() if part is not None}
 
     @property
     def label(self) -> str:
@@ -65,7 +66,7 @@ class PruningQuantization(config.Compressor):
 
     @property
     def operations(self) -> float:
-        return max((part.operations for part in self.parts), default=0.0)
+        return max((part.operations for part in self.parts.values()), default=0.0)
 
     def check_model(self, empty: Any, **_: Any) -> None:
         from idp.compress import recipe
