@@ -57,7 +57,7 @@ def test_a_run_with_an_installed_kind(outside, elsewhere, run_here):
 
 def test_from_the_command_line_in_another_folder(outside, elsewhere, idp_run):
     outside("svd", "jsonl")
-    words = ("plugins=[svd,jsonl]", "--config-dir", "conf", "compressor=svd", "tracker=jsonl", "recovery=none")
+    words = ("--config-dir", "conf", "plugins=[svd,jsonl]", "compressor=svd", "tracker=jsonl", "recovery=none")
     done = idp_run(*words, *[word for word in TINY if "tracker" not in word], cwd=elsewhere)
     record = record_of(done)
     assert record["idp"]["compressor"] == "svd50" and record["idp"]["config"]["tracker"]["kind"] == "jsonl"
@@ -111,7 +111,7 @@ def test_the_cells_of_a_sweep_know_them_too(outside, compose):
 def test_a_sweep_of_joblib_s(outside, elsewhere, idp_run):
     outside("svd")
     sweep = ("-m", "hydra/launcher=joblib", "compressor=svd", "compressor.kept=0.25,0.5", "recovery=none")
-    done = idp_run(*sweep, "plugins=[svd]", "--config-dir", "conf", *TINY, cwd=elsewhere)
+    done = idp_run("--config-dir", "conf", *sweep, "plugins=[svd]", *TINY, cwd=elsewhere)
     assert done.stdout.count("record: ") == 2 and "svd25" in done.stdout and "svd50" in done.stdout
 
 
