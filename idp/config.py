@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
@@ -32,20 +32,27 @@ def conf_dir() -> Path:
 def option(
     help: str,
     *,
-    choices: tuple = (),
+    choices: tuple | Callable[[], tuple] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     default: Any = MISSING,
+    unsaid: bool = False,
     decides: bool = True,
 ) -> Any:
     """A config field with its help and the values that it takes.
 
-    `default` is for an option that came later: a YAML of the user's own that does not know it means that. `decides`:
-    whether what is made depends on it; else it is no part of a key (`decisive`).
+    Args:
+        help: in a line.
+        choices: the values; a function where they are known only once kinds are found.
+        minimum, maximum: of a number.
+        default: for an option that came later: a YAML of the user's own that does not know it means that.
+        unsaid: whether records and hashes are silent about it while it has its default, as they were before it came.
+        decides: whether what is made depends on it; else it is no part of a key (`decisive`).
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "decides": decides}
-    if isinstance(default, dict):  # empty rather than null, which words on the command line cannot be merged into
-        return field(default_factory=dict, metadata=metadata)
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    metadata |= {"unsaid": unsaid, "decides": decides}
+    if isinstance(default, (dict, list)):  # of each its own; {} rather than null, which words can be merged into
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -57,16 +64,43 @@ def part(node: type, *, keyword: bool = False) -> Any:
 def decisive(node: Any) -> dict[str, Any]:
     """The options of a dataclass that what is made by it depends on, those of its parts likewise, as plain values.
 
-    Left out are fields that do not decide (`option(..., decides=False)`), and those that a node's property `unused`
-    names: options that decide nothing as the others are set. So the same work has one key.
+    Left out are fields that do not decide (`option(..., decides=False)`), those that are `unsaid`, and those that a
+    node's property `unused` names: options that decide nothing as the others are set. So the same work has one key.
     """
     found = {}
     for item in dataclasses.fields(node):
-        if item.metadata.get("decides", True) and item.name not in getattr(node, "unused", ()):
-            value = getattr(node, item.name)
+        value = getattr(node, item.name)
+        unsaid = item.metadata.get("unsaid") and value == _default(item)
+        if item.metadata.get("decides", True) and not unsaid and item.name not in getattr(node, "unused", ()):
             own = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
             found[item.name] = own() if callable(own) else decisive(value) if dataclasses.is_dataclass(value) else value
     return copy.deepcopy(found)
+
+
+def choices_of(item: dataclasses.Field) -> tuple:
+    """The values that a field takes; empty where they are not named."""
+    choices = item.metadata.get("choices", ())
+    return choices() if callable(choices) else choices
+
+
+def values_of(node: Any) -> dict[str, Any]:
+    """Options as a record holds them and a run is known by: `asdict`, without what is `unsaid`."""
+    values = dataclasses.asdict(node)
+
+    def strip(node: Any, values: dict[str, Any]) -> None:
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            if dataclasses.is_dataclass(value):
+                strip(value, values[item.name])
+            elif item.metadata.get("unsaid") and value == _default(item):
+                del values[item.name]
+
+    strip(node, values)
+    return values
+
+
+def _default(item: dataclasses.Field) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 def bos_option() -> Any:
@@ -123,28 +157,43 @@ class Model:
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 
 
-CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")  # the methods of compression that look at calibration text
+class Pruner:
+    """A method of pruning, as `compressor.sparsity.method` names it; each is a file in `idp/compress/pruners`."""
+
+    reads_text: ClassVar[bool] = False  # whether it looks at the layers' inputs on calibration text
+    operations: ClassVar[float] = 3.0  # as `Compressor.operations`
+
+    def modifier(self, sparsity: Any, layers: dict[str, Any], behind: list[Any]) -> Any:
+        """The llmcompressor modifier that prunes.
+
+        Args:
+            sparsity: how much, and in which pattern.
+            layers: the `torch.nn.Linear` modules to prune, by name.
+            behind: the modifiers that quantise afterwards.
+        """
+        raise NotImplementedError
 
 
-@dataclass
-class Sparsity:
-    method: Optional[str] = option(
-        "how weights are pruned; null: not at all", choices=(None, "magnitude", "wanda", "sparsegpt")
-    )
-    level: float = option("share of weights set to zero", minimum=0.0, maximum=0.999)
-    pattern: Optional[str] = option("N:M, such as 2:4; null: unstructured")
+class Quantizer:
+    """A method of rounding, as `compressor.quantization.method` names it; a file in `idp/compress/quantizers`."""
 
+    reads_text: ClassVar[bool] = False  # whether it looks at the layers' inputs on calibration text
+    operations: ClassVar[float] = 3.0  # as `Compressor.operations`
+    orders: ClassVar[bool] = False  # whether it goes through columns in an order of its own: `actorder`
 
-@dataclass
-class Quantization:
-    method: Optional[str] = option("how weights are rounded; null: not at all", choices=(None, "gptq", "rtn", "awq"))
-    bits: Optional[int] = option("bits per weight; null: not quantised", choices=(2, 3, 4, 8, None))
-    group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
-    symmetric: bool = option("symmetric grid (no zero points)")
-    actorder: Optional[str] = option(
-        "GPTQ's order of columns; static: those with the largest inputs first; null: as they stand",
-        choices=(None, "static"),
-    )
+    def check_model(self, model: Any) -> None:
+        """Raises a UserError where it cannot quantise a model, a transformers one whose weights need not be there."""
+
+    def modifiers(self, quantization: Any, scheme: dict[str, Any], model: Any, keep_zeros: bool) -> list[Any]:
+        """The llmcompressor modifiers that quantise, in order.
+
+        Args:
+            quantization: the options.
+            scheme: `config_groups` and `ignore`, as llmcompressor's modifiers take them.
+            model: the model that they will run on.
+            keep_zeros: whether a pruner was there before, whose zeros must stay.
+        """
+        raise NotImplementedError
 
 
 @dataclass
@@ -155,13 +204,136 @@ class Calibration:
     seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
+# What a kind may need beside its options: the run's training text, calibration text as the inputs of layers, the dense
+# model, and weights: of a compressor those that others made, of a recovery the compressed model's.
+TEXT, CALIBRATION, DENSE, WEIGHTS = "text", "calibration", "dense", "weights"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a compressor says of the weights that it leaves: held against them, and what their size follows from.
+
+    Attributes:
+        sparsity: the least share of zeros in every layer.
+        pattern: N:M, in every group of M consecutive weights of a row at most N that are not zero.
+        bits: of each weight on a uniform grid; None where weights are plain numbers.
+        group_size: weights that share a scale; -1: a whole row.
+        symmetric: whether the grid has no zero points.
+        actorder: the order of columns, as a packed checkpoint says it.
+    """
+
+    sparsity: float = 0.0
+    pattern: Optional[str] = None
+    bits: Optional[int] = None
+    group_size: Optional[int] = None
+    symmetric: bool = True
+    actorder: Optional[str] = None
+
+
 @dataclass
 class Compressor:
-    sparsity: Sparsity = field(default_factory=Sparsity)
-    quantization: Quantization = field(default_factory=Quantization)
+    """What the stages ask of a compressor's options; each kind is a file in `idp/compress/compressors`."""
+
+    kind: str = option("how the model is compressed; choose with compressor=...")
     calibration: Calibration = field(default_factory=Calibration)
-    path: Optional[str] = option("compressor=external: a folder, hub id or GGUF file that someone else compressed")
-    revision: Optional[str] = option("compressor=external: hub revision: a branch, tag or commit")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it is made of, of `DENSE`, `CALIBRATION` and `WEIGHTS`; nothing: the dense model stays as it is.
+
+        One that needs `DENSE` changes that model in place (`apply`), and is then measured on the calibration text.
+        Where it needs `CALIBRATION` as well, that text decides what comes out.
+        """
+        return frozenset({DENSE})
+
+    @property
+    def label(self) -> str:
+        """A short name made from what it does, for tables and run folders."""
+        return self.kind
+
+    @property
+    def operations(self) -> float:
+        """Of each of two passes over the calibration text, in those of a forward pass, where that text is read.
+
+        As it is, a forward pass, and half of the second moments of the layers' inputs.
+        """
+        return 3.0
+
+    @property
+    def parts(self) -> list[Any]:
+        """What its options name that is of a kind as well, such as a pruner: its code decides the weights, too."""
+        return []
+
+    def resolved(self) -> Compressor:
+        """The options as the kind that they are of, where older ones did not say it."""
+        return self
+
+    def check(self) -> None:
+        """Raises a UserError where the options do not go together."""
+
+    def find(self, store: Any = None) -> Any:
+        """Where weights that others made are, an `idp.models.Source` known by its content; None where none are wanted.
+
+        Raises:
+            UserError: they are not there.
+        """
+        return None
+
+    def check_model(self, empty: Any, *, model: Model | None = None, source: Any = None, store: Any = None) -> None:
+        """Checks the options against the model.
+
+        Args:
+            empty: the model without weights, an `idp.models.LoadedModel`.
+            model: its config.
+            source: what `find` gave.
+            store: which knows what has been fetched.
+
+        Raises:
+            UserError: what does not fit.
+        """
+
+    def resolve(self, model: Any) -> Any:
+        """What the options come to with this model of transformers, whose weights need not be there.
+
+        Returns:
+            plain JSON values, which `identity`, `claims` and `apply` are given; None where all is said by the options.
+        """
+        return None
+
+    def identity(self, resolved: Any) -> dict[str, Any]:
+        """All that decides the compressed weights, but for the model and the calibration text: its part of the key."""
+        options = values_of(self)
+        del options["calibration"]
+        return {
+            "compressor": {"kind": self.kind, **options},
+            **({"resolved": resolved} if resolved is not None else {}),
+        }
+
+    def claims(self, resolved: Any) -> Claims:
+        """What is claimed of the weights that it leaves."""
+        return Claims()
+
+    def apply(self, work: Any) -> None:
+        """Changes the dense model in place: the weights of `work.layers`; `work` is an `idp.compress.work.Work`."""
+        raise NotImplementedError
+
+    @property
+    def origin(self) -> str:
+        """Of one that needs `WEIGHTS`: what the user calls the place that they are from."""
+        return self.label
+
+    def fetch(self, source: Any, store: Any) -> Path:
+        """Of one that needs `WEIGHTS`: the place of what `find` gave, downloaded if need be."""
+        raise NotImplementedError
+
+    def take(self, source: Any, model: Model, dense: Any, store: Any) -> Any:
+        """Of one that needs `WEIGHTS`: the product of what `find` gave, for the model of the product `dense`."""
+        raise NotImplementedError
+
+    def settings(self) -> list[tuple[str, Any]]:
+        """Names and values of its options for a model card."""
+        options = values_of(self)
+        return [(name, value) for name, value in options.items() if name not in ("kind", "calibration")]
 
 
 @dataclass
@@ -385,11 +557,6 @@ class Bank:
         raise NotImplementedError
 
 
-# What making something reads, beside its own options: the run's training text, activations on its calibration text, the
-# dense model, the compressed model's weights.
-TEXT, CALIBRATION, DENSE, WEIGHTS = "text", "calibration", "dense", "weights"
-
-
 @dataclass(frozen=True)
 class Choice:
     """How one of several prompts is chosen, and what is measured of that choice."""
@@ -564,7 +731,8 @@ class Recovery:
         Raises:
             UserError: there is no format that could hold it; so it is unless a kind says how.
         """
-        kind = cls.__module__.rpartition(".")[2]
+        stated = cls.__dict__.get("kind")
+        kind = stated if isinstance(stated, str) and stated != MISSING else cls.__module__.rpartition(".")[2]
         raise UserError(
             f"recovery={kind} cannot be exported: its repair is neither prompts, a low-rank update nor new values of"
             " parameters, and it does not say how it is exported; idp.load opens the run itself"
@@ -813,7 +981,10 @@ class Tracker:
 @dataclass
 class Config:
     model: Model = field(default_factory=Model)
-    compressor: Compressor = field(default_factory=Compressor)
+    if TYPE_CHECKING:
+        compressor: Compressor = field(default_factory=Compressor)
+    else:  # a YAML that names no schema is typed once all is composed: compressors had no kinds before
+        compressor: Any = field(default_factory=dict, metadata={"node": Compressor})
     recovery: Recovery = field(default_factory=Recovery)
     task: Task = field(default_factory=Task)
     corpus: Corpus = field(default_factory=Corpus)
@@ -828,6 +999,9 @@ class Config:
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")
     store: str = option("folder of stored artifacts, shared by all runs")
+    plugins: list[str] = option(
+        "modules with kinds of your own, imported before anything is composed", default=[], unsaid=True
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from idp import fetched, hub
 from idp.command import failures_in_one_line, quiet_libraries
-from idp.config import Config
+from idp.config import WEIGHTS, Config, values_of
 from idp.errors import UserError
 from idp.store import Product, Store, digest
 
@@ -120,9 +120,8 @@ def needs(config: Config) -> Iterator[Need]:
     """
     model, compressor = config.model, config.compressor
     yield Need("model", model.name, asdict(model), lambda store: _model(config, store))
-    if compressor.path is not None:
-        asked = [compressor.path, compressor.revision]
-        yield Need("compressor", compressor.path, asked, lambda store: _compressor(config, store))
+    if WEIGHTS in compressor.needs:
+        yield Need("compressor", compressor.origin, values_of(compressor), lambda store: _compressor(config, store))
     corpora = ["corpus", compressor.calibration.corpus or "corpus", *config.evaluation.perplexity]
     for name in dict.fromkeys(config.corpus.name if name == "corpus" else name for name in corpora):
         own = asdict(config.corpus) if name == config.corpus.name else None
@@ -180,13 +179,12 @@ def _model(config: Config, store: Store) -> str:
 
 
 def _compressor(config: Config, store: Store) -> str:
-    from idp.compress import external
-
-    source = external.find(config.compressor, store)
-    place = external.place_of(config.compressor, source, store)
+    compressor = config.compressor
+    source = compressor.find(store)
+    place = compressor.fetch(source, store)
     if source.kind != "hub":
         return str(place)
-    return f"{config.compressor.path} at {source.identity['commit'][:SHORT]}, in {place}"
+    return f"{compressor.origin} at {source.identity['commit'][:SHORT]}, in {place}"
 
 
 def _corpus(name: str, config: Config) -> Callable[[Store], str]:

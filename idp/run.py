@@ -16,17 +16,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from idp import plugins
 from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import conf_dir
 from idp.errors import UserError
-from idp.kinds import register
+from idp.kinds import load_plugins, register
 from idp.records.record import heldout_loss
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
-register()
 
 FAILED: list[UserError] = []
 
@@ -75,9 +75,12 @@ def main() -> None:
     from idp.usage import explain, text
 
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra would list every group's options first, for seven seconds
-        print(text())
+        with failures_in_one_line():
+            load_plugins(plugins.named(sys.argv[1:]))
+            print(text())
         return
     with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
+        register(sys.argv[1:])
         job()
         if FAILED:
             raise FAILED.pop()

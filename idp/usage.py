@@ -60,6 +60,7 @@ Choices:
 
 Options (any can be overridden, such as recovery.training.steps=200):
 {_fields("", config.Config)}
+{_compressors()}
 {_recoveries()}
   --cfg job            print the config and exit
   -m, --multirun       run every combination of comma-separated values
@@ -126,25 +127,26 @@ def _mapping(key: str) -> str | None:
 
 def _all_names() -> set[str]:
     nodes = [getattr(config, name) for name in dir(config)]
-    nodes += [node for kind in (kinds.recoveries, kinds.banks, kinds.selectors) for node in kind().values()]
-    return {
-        item.name
-        for node in nodes
-        if isinstance(node, type) and dataclasses.is_dataclass(node)
-        for item in dataclasses.fields(node)
-    }
+    nodes += [node for sort in kinds.SORTS.values() if sort.composed for node in kinds.find(sort.base).values()]
+    found: set[str] = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, type) and dataclasses.is_dataclass(node):
+            found |= (names := {item.name for item in dataclasses.fields(node)})
+            nodes += [hint for name, hint in typing.get_type_hints(node).items() if name in names]
+    return found
 
 
 def _fields(prefix: str, node: type) -> str:
     lines, hints = [], typing.get_type_hints(node)
     for item in dataclasses.fields(node):
-        types = [hints[item.name], *typing.get_args(hints[item.name])]
+        types = [item.metadata.get("node"), hints[item.name], *typing.get_args(hints[item.name])]
         if (nested := next(filter(dataclasses.is_dataclass, types), None)) is not None:
             if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
         help = item.metadata.get("help", "")
-        choices = item.metadata.get("choices", ())
+        choices = config.choices_of(item)
         known = f" [{', '.join('null' if choice is None else str(choice) for choice in choices)}]" if choices else ""
         lines.append(f"  {prefix + item.name:<40} {help}{known}")
     return "\n".join(filter(None, lines))
@@ -155,6 +157,19 @@ def _own_fields(prefix: str, node: type, base: type) -> str:
     inherited = {item.name for item in dataclasses.fields(base)}
     lines = _fields(prefix, node).splitlines()
     return "\n".join(line for line in lines if line.split()[0].removeprefix(prefix) not in inherited)
+
+
+def _compressors() -> str:
+    """The options of each kind of compressor, without those that an earlier one has as well."""
+    said, known = [], _fields("compressor.", config.Compressor)
+    for kind, node in sorted(
+        kinds.compressors().items(), key=lambda item: item[0] != kinds.SORTS[config.Compressor].unsaid
+    ):
+        own = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
+        known = f"{known}\n{own}"
+        if own:
+            said.append(f"with a compressor of the kind {kind}:\n{own}")
+    return "\n".join(said)
 
 
 def _recoveries() -> str:

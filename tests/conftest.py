@@ -175,13 +175,8 @@ def compose():
     from idp.checks import check
     from idp.config import conf_dir
 
-    registered = ()
-
     def composed(*overrides: str):
-        nonlocal registered
-        if (known := (kinds.recoveries(), kinds.banks(), kinds.selectors())) != registered:  # a third of composing
-            kinds.register()
-            registered = known
+        kinds.register(overrides)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))

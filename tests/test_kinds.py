@@ -28,13 +28,11 @@ def added(tmp_path, monkeypatch):
         (choices / f"{name}.yaml").write_text(yaml)
         home = importlib.import_module(package)
         monkeypatch.setattr(home, "__path__", [*home.__path__, str(folder)])
-        for known in (kinds.recoveries, kinds.banks, kinds.selectors):
-            known.cache_clear()
+        kinds.forget()
         return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
 
     yield add
-    for known in (kinds.recoveries, kinds.banks, kinds.selectors):
-        known.cache_clear()
+    kinds.forget()
 
 
 def test_the_page_s_selector(added, run_here):

@@ -108,7 +108,7 @@ def _config(job: dict[str, Any]) -> Any:
     from idp.config import conf_dir
     from idp.kinds import register
 
-    register()
+    register(job["overrides"])
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
         return check(hydra.compose("config", overrides=job["overrides"]))
 

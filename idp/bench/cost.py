@@ -288,9 +288,7 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
 
 
 def _name(config: Config) -> str:
-    from idp.compress.recipe import label
-
-    parts = [label(config.compressor), config.recovery.kind]
+    parts = [config.compressor.label, config.recovery.kind]
     parts += [node.kind for node in config.recovery.parts.values() if len(lengths_of(config.recovery)) > 1]
     return " ".join(parts)
 

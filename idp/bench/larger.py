@@ -107,13 +107,12 @@ def tokenizer_of(model: schema.Model, store: Store | None) -> tuple[PreTrainedTo
 def stored(config: Config, larger: Larger) -> dict[str, float]:
     """What a run keeps in the store, in bytes, each product by a key: runs that share it keep it once."""
     from idp.bench.work import identity_of, repair_of
-    from idp.compress.stage import works
 
     made, repair = identity_of(config), repair_of(config)
     found = {}
     if larger.converted:
         found["load"] = larger.bytes
-    if config.compressor.path or works(config.compressor):
+    if config.compressor.needs:
         found[f"compress {made}"] = compressed_bytes(config, larger)
     if repair is not None:
         found[f"recover {repair}"] = repair_bytes(config, larger)
@@ -131,15 +130,15 @@ def compressed_bytes(config: Config, larger: Larger) -> float:
     from idp.compress import recipe
     from idp.compress.sizes import layer_bytes
 
-    quantization = config.compressor.quantization
-    if quantization.method is None:
+    resolved = config.compressor.resolve(larger.model) if larger.model is not None else None
+    claims = config.compressor.claims(resolved)
+    if claims.bits is None:
         return larger.bytes
     if larger.model is None:
-        return larger.parameters * quantization.bits / 8
+        return larger.parameters * claims.bits / 8
     layers = recipe.compressed_layers(larger.model)
-    size = recipe.resolve_group_size(quantization, layers)
     packed = sum(
-        layer_bytes(*layer.weight.shape, BITS, quantization.bits, size, quantization.symmetric)
+        layer_bytes(*layer.weight.shape, BITS, claims.bits, claims.group_size, claims.symmetric)
         for layer in layers.values()
     )
     return packed + (larger.parameters - sum(layer.weight.numel() for layer in layers.values())) * BITS / 8

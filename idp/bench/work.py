@@ -15,8 +15,6 @@ from idp.config import TEXT, WEIGHTS, Compressor, Config, Recovery, Trained, Tra
 from idp.store import digest
 
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
-CALIBRATION = 3  # of each of the two passes over calibration text: a forward pass, and half of the second moments'
-AWQ = 29  # the same where every layer's scales are searched on a grid of 20, each time by running the layer
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
 LOAD = "load weights"
@@ -130,8 +128,8 @@ def _of_compression(config: Config, made: str) -> Iterator[Work]:
     samples, length = config.compressor.calibration.samples, config.compressor.calibration.length
     looked = min(samples, max(1, TOKENS // length)) * length  # for the error of each layer's outputs
     if recipe.needs_data(config.compressor):
-        operations = AWQ if config.compressor.quantization.method == "awq" else CALIBRATION
-        yield Work(COMPRESS, made, operations, 2 * samples * length)  # before and after each layer is compressed
+        # Before and after each layer is compressed.
+        yield Work(COMPRESS, made, config.compressor.operations, 2 * samples * length)
         # The first batch plainly, as calibration calls the layers, and twice more to hold the one to the other.
         looked += 4 * min(samples, max(1, BATCH_TOKENS // length)) * length
     else:
@@ -304,6 +302,6 @@ def identity_of(config: Config) -> str:
     """What a run's compressed model is known by: the dense one's name where nothing is compressed."""
     compressor: Compressor = config.compressor
     model = asdict(config.model)
-    if not (compressor.sparsity.method or compressor.quantization.method or compressor.path):
+    if not compressor.needs:
         return digest([model, "dense"])
     return digest([model, json.loads(json.dumps(asdict(compressor)))])

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
-from idp.compress.recipe import label
+from idp.compress.sizes import claims_of
 from idp.compress.terminal import quiet
+from idp.config import WEIGHTS
 from idp.errors import UserError
 from idp.export import licence, repair
 from idp.export.card import write_card
@@ -86,7 +87,7 @@ def _write(run: Run, folder: Path, options: Options) -> float:
     card = write_card(run, base, name=options.called, packed=packed, beside=beside, disk_bytes=_weight_bytes(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     about = run.record["idp"]
-    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": label(run.compressor)}
+    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
     provenance |= {"packed": packed, "repair": list(beside), "recovery": _made_by(run)}
     provenance |= {"dtype": run.model.dtype, "licence": base.name}
     provenance |= {"bos": run.model.bos}
@@ -107,16 +108,16 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     from idp.compress import experts, pack
 
     loaded.tokenizer.save_pretrained(folder)
-    like = run.dense_folder if run.compressor.path is None else None  # its generation settings
+    like = None if WEIGHTS in run.compressor.needs else run.dense_folder  # whose generation settings are kept
     grids_file = run.compressed.path / "grids.safetensors"
     if not grids_file.is_file():
         weights.save(loaded.model, folder, like)
         return False
-    grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
+    grids, made = load_file(grids_file), claims_of(run.compressed.manifest["config"])
     places = experts.places(loaded.model)
-    state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
+    state = pack.packed_state(loaded.model, grids, bits=made.bits, symmetric=made.symmetric, places=places)
     weights.save(loaded.model, folder, like, state)
-    arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
+    arguments = {name: getattr(made, name) for name in ("bits", "group_size", "symmetric", "actorder")}
     pack.describe(folder, loaded.model, grids, **arguments)
     return True
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from idp import config as schema
-from idp import models
+from idp import kinds, models
 from idp.config import CALIBRATION, DENSE, TEXT
 from idp.recover.making import Sources
 
@@ -34,7 +35,15 @@ def identity(recovery: schema.Recovery, sources: Sources) -> dict[str, Any]:
         found["teacher"] = sources.dense.key
     if CALIBRATION in read and sources.calibration is not None:
         found["calibration"] = sources.calibration.identity()
-    return found
+    return found | kinds.code_of(*_kinds(recovery))
+
+
+def _kinds(recovery: schema.Recovery) -> Iterator[Any]:
+    """What makes a repair, whose code its key knows where it is another's: not what chooses among its prompts."""
+    yield recovery
+    yield getattr(recovery, "bank", None)
+    if recovery.beneath is not None:
+        yield from _kinds(recovery.beneath)
 
 
 def _seeded(recovery: schema.Recovery) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
-from idp import models
+from idp import kinds, models
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
@@ -47,9 +47,9 @@ class Selection:
     def identity(self) -> dict[str, Any]:
         """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
         if self.fitted is None:
-            return asdict(self.options)
+            return asdict(self.options) | kinds.code_of(self.options)
         settled = self.options.settled(self.fitted.read(DESCRIPTION))
-        return asdict(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
+        return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def select(
         fitted = store.get_or_make(
             "select",
             parent=repair.key,
-            config={"selector": asdict(options), **source},
+            config={"selector": asdict(options), **source, **kinds.code_of(options)},
             version=VERSION,
             make=lambda folder: (
                 _take(options, brought, repair.path / "bank", len(prompts), folder)
