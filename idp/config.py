@@ -56,6 +56,27 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def part(node: type, *, keyword: bool = False) -> Any:
+    """A config field that is a choice of its own, made once the rest exists: no part of what that is known by."""
+    return field(default_factory=node, kw_only=keyword, metadata={"decides": False})
+
+
+def decisive(node: Any) -> dict[str, Any]:
+    """The options of a dataclass that what is made by it depends on, those of its parts likewise, as plain values.
+
+    Left out are fields that do not decide (`option(..., decides=False)`), those that are `unsaid`, and those that a
+    node's property `unused` names: options that decide nothing as the others are set. So the same work has one key.
+    """
+    found = {}
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        unsaid = item.metadata.get("unsaid") and value == _default(item)
+        if item.metadata.get("decides", True) and not unsaid and item.name not in getattr(node, "unused", ()):
+            own = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
+            found[item.name] = own() if callable(own) else decisive(value) if dataclasses.is_dataclass(value) else value
+    return copy.deepcopy(found)
+
+
 def choices_of(item: dataclasses.Field) -> tuple:
     """The values that a field takes; empty where they are not named."""
     choices = item.metadata.get("choices", ())
@@ -80,26 +101,6 @@ def values_of(node: Any) -> dict[str, Any]:
 
 def _default(item: dataclasses.Field) -> Any:
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-
-
-def part(node: type, *, keyword: bool = False) -> Any:
-    """A config field that is a choice of its own, made once the rest exists: no part of what that is known by."""
-    return field(default_factory=node, kw_only=keyword, metadata={"decides": False})
-
-
-def decisive(node: Any) -> dict[str, Any]:
-    """The options of a dataclass that what is made by it depends on, those of its parts likewise, as plain values.
-
-    Left out are fields that do not decide (`option(..., decides=False)`), and those that a node's property `unused`
-    names: options that decide nothing as the others are set. So the same work has one key.
-    """
-    found = {}
-    for item in dataclasses.fields(node):
-        if item.metadata.get("decides", True) and item.name not in getattr(node, "unused", ()):
-            value = getattr(node, item.name)
-            own = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
-            found[item.name] = own() if callable(own) else decisive(value) if dataclasses.is_dataclass(value) else value
-    return copy.deepcopy(found)
 
 
 def bos_option() -> Any:
@@ -203,8 +204,8 @@ class Calibration:
     seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
-# What making something reads, beside its own options: the run's training text; activations on its calibration text;
-# the dense model; weights: a recovery those of the compressed model, a compressor those that others made.
+# What a kind may need beside its options: the run's training text, calibration text as the inputs of layers, the dense
+# model, and weights: of a compressor those that others made, of a recovery the compressed model's.
 TEXT, CALIBRATION, DENSE, WEIGHTS = "text", "calibration", "dense", "weights"
 
 
@@ -730,7 +731,8 @@ class Recovery:
         Raises:
             UserError: there is no format that could hold it; so it is unless a kind says how.
         """
-        kind = cls.__module__.rpartition(".")[2]
+        stated = cls.__dict__.get("kind")
+        kind = stated if isinstance(stated, str) and stated != MISSING else cls.__module__.rpartition(".")[2]
         raise UserError(
             f"recovery={kind} cannot be exported: its repair is neither prompts, a low-rank update nor new values of"
             " parameters, and it does not say how it is exported; idp.load opens the run itself"

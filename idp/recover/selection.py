@@ -49,7 +49,7 @@ class Selection:
         if self.fitted is None:
             return asdict(self.options) | kinds.code_of(self.options)
         settled = self.options.settled(self.fitted.read(DESCRIPTION))
-        return asdict(settled) | ({"fitted": self.fitted.key} if settled.fits else {}) | kinds.code_of(settled)
+        return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
