@@ -75,7 +75,7 @@ def _options() -> Any:
 
 
 def _start(loaded: Any, tokens: int, seed: int) -> torch.Tensor:
-    from idp.recover.tuning import initial
+    from idp.recover.initial import initial
 
     return initial(loaded, tokens, "vocabulary", "", seed)
 
@@ -100,6 +100,7 @@ def _loss(loaded: Any, prompt: torch.Tensor, heldout: torch.Tensor, beginning: B
 def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, seed: int, options: Any) -> Any:
     from idp.config import Training
     from idp.recover.tuning import tune
+    from idp.recover.work import Work
 
     training = Training(
         options.steps,
@@ -118,8 +119,8 @@ def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, s
     )
     with tempfile.TemporaryDirectory() as folder:
         start, beginning = _start(loaded, options.tokens, seed), Beginning(loaded.bos, place)
-        arguments = {"seed": seed, "checkpoint": Path(folder), "label": f"{place} {seed}", "beginning": beginning}
-        return tune(loaded, start, text, training, **arguments)[1]
+        work = Work(loaded, seed, Path(folder), Path(folder), text, label=f"{place} {seed}", beginning=beginning)
+        return tune(work, start, training)[1]
 
 
 def rounded_in_place(model: Any, bits: int) -> None:

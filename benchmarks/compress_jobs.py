@@ -108,7 +108,7 @@ def _config(job: dict[str, Any]) -> Any:
     from idp.config import conf_dir
     from idp.kinds import register
 
-    register()
+    register(job["overrides"])
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
         return check(hydra.compose("config", overrides=job["overrides"]))
 
@@ -120,7 +120,7 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
     falls the other way and its error goes on from layer to layer, to a percent or two of perplexity at 3 bits.
     """
     from idp.compress import oneshot, recipe
-    from idp.compress.dead import DeadInputsModifier
+    from idp.compress.dead import DeadInputs
     from idp.compress.freeze import freeze
 
     modifiers = recipe.build(compressor, group_size, model)
@@ -132,7 +132,8 @@ def _timed(way: str, compressor: Any, group_size: int | None, model: Any, inputs
             modifiers = mask_after([_plain(modifier) for modifier in modifiers], names)
         started = time.perf_counter()
         if recipe.needs_data(compressor):
-            oneshot.run(model, [DeadInputsModifier(names=names), *modifiers], inputs)
+            watching = oneshot.Watching().of({name: DeadInputs() for name in names})
+            oneshot.run(model, [watching, *modifiers], inputs)
         else:
             oneshot.run(model, modifiers, None)
         freeze(model)

@@ -20,7 +20,7 @@ from idp.progress import progress
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
-from idp.recover.tuning import initial
+from idp.recover.initial import initial
 from idp.tasks.tasks import TaskSource, document_indices, find_tasks
 
 if TYPE_CHECKING:

@@ -130,18 +130,19 @@ def _latency(loaded: Any, options: argparse.Namespace) -> dict[str, Any]:
     from idp.evaluate.latency import measure_latency
     from idp.models import LoadedModel
     from idp.prompting.repaired import RepairedModel
-    from idp.prompting.variants import Adapters, Variants
+    from idp.prompting.variants import Attached, Variants
 
     scorers = make_scorers(loaded, options.lengths, options.batch_tokens)
     ways = {"compressed": "none", "prompt": "prompt", "idp": "idp"}
     variants = Variants(**{name: scorers[way].engine.repaired for name, way in ways.items()})
-    adapted = get_peft_model(
-        loaded.model,
-        LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
-        autocast_adapter_dtype=False,
-    )
+    with Attached(loaded.model) as attached:
+        adapted = get_peft_model(
+            loaded.model,
+            LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+            autocast_adapter_dtype=False,
+        )
     base = adapted.get_base_model().eval().requires_grad_(False)
-    variants.adapters, variants.adapted = Adapters(base), {"lora"}
+    variants.attached, variants.adapted = attached, {"lora"}
     variants["lora"] = RepairedModel(LoadedModel(base, loaded.tokenizer))
     return measure_latency(variants, Latency(True, [1, 8], [128], 16, 3, options.latency_rounds, False, "eager"))
 

@@ -246,7 +246,7 @@ class _Way:
 
 
 def _start(loaded: Any, options: argparse.Namespace) -> Any:
-    from idp.recover.tuning import initial
+    from idp.recover.initial import initial
 
     return initial(loaded, options.length, "vocabulary", "", 0)
 

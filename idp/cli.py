@@ -42,7 +42,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def run(command: Command, words: Sequence[str]) -> None:
     """Runs a command as `python -m` would run its module."""
     if command.help_of is not None and wants_help(words):
-        return print(_help(command.help_of))
+        with failures_in_one_line():
+            return print(_help(command.help_of, words))
     module = importlib.import_module(command.module)
     sys.argv = [str(module.__file__), *command.before, *words, *command.after]
     module.main()
@@ -78,13 +79,13 @@ def version() -> str:
     return f"idp {idp.__version__} ({', '.join(found)})"
 
 
-def _help(place: str) -> str:
+def _help(place: str, words: Sequence[str]) -> str:
     module, name = place.split(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError:  # a plan is a run's, and so is its help
-        from idp.usage import text as found
-    return found if isinstance(found, str) else str(found())
+        from idp.usage import help_of as found
+    return found if isinstance(found, str) else str(found(words))
 
 
 def _is_override(given: str) -> bool:

@@ -15,8 +15,8 @@ class Command:
         module: whose `main` reads the words of `sys.argv`.
         options: what in that module is the dataclass of its options, or a mapping of such by action; None: its words
             are those of a run, or each benchmark's own.
-        help_of: `module:name` of its `--help`, a text or a function that gives one, where the module itself would take
-            long to import.
+        help_of: `module:name` of its `--help`, a text or a function of the words that gives one, where the module
+            itself would take long to import.
         before: words that are put in front of the user's.
         after: words that are put behind them.
         hydra: whether its words are those of a run's config.
@@ -33,7 +33,7 @@ class Command:
 
 
 ANALYZE = "idp.analyze.__main__"
-RUN_HELP, PLAN_HELP = "idp.usage:text", "idp.plan.command:HELP"
+RUN_HELP, PLAN_HELP = "idp.usage:help_of", "idp.plan.command:HELP"
 _ALL = (
     Command("run", "compress, repair and evaluate a model; with -m, a sweep", "idp.run", None, RUN_HELP, hydra=True),
     Command(

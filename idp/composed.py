@@ -26,7 +26,7 @@ def configs(words: Sequence[str], sweep: bool = False) -> Iterator[Config]:
     from idp.checks import check
     from idp.kinds import register
 
-    register()
+    register(words)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
         for cell in _cells(list(words)) if sweep else [list(words)]:

@@ -124,11 +124,12 @@ def needs(config: Config) -> Iterator[Need]:
     Args:
         config: the run's.
     """
+    from idp.config import WEIGHTS, values_of
+
     model, compressor = config.model, config.compressor
     yield Need("model", model.name, asdict(model), lambda store: _model(config, store))
-    if compressor.path is not None:
-        asked = [compressor.path, compressor.revision]
-        yield Need("compressor", compressor.path, asked, lambda store: _compressor(config, store))
+    if WEIGHTS in compressor.needs:
+        yield Need("compressor", compressor.origin, values_of(compressor), lambda store: _compressor(config, store))
     corpora = ["corpus", compressor.calibration.corpus or "corpus", *config.evaluation.perplexity]
     for name in dict.fromkeys(config.corpus.name if name == "corpus" else name for name in corpora):
         own = asdict(config.corpus) if name == config.corpus.name else None
@@ -190,14 +191,13 @@ def _model(config: Config, store: Store) -> str:
 
 
 def _compressor(config: Config, store: Store) -> str:
-    from idp.compress import external
-
-    source = external.find(config.compressor, store)
+    compressor = config.compressor
+    source = compressor.find(store)
     assert source is not None  # `needs` asks only where a checkpoint is named
-    place = external.place_of(config.compressor, source, store)
+    place = compressor.fetch(source, store)
     if source.kind != "hub":
         return str(place)
-    return f"{config.compressor.path} at {source.identity['commit'][:SHORT]}, in {place}"
+    return f"{compressor.origin} at {source.identity['commit'][:SHORT]}, in {place}"
 
 
 def _corpus(name: str, config: Config) -> Callable[[Store], str]:
@@ -207,7 +207,6 @@ def _corpus(name: str, config: Config) -> Callable[[Store], str]:
 
 
 def _tasks(config: Config) -> Iterator[Need]:
-    from idp.records.scores import GROUPS
     from idp.tasks import catalog
     from idp.tasks.suites import expand
     from idp.tasks.tasks import find_tasks
@@ -219,7 +218,7 @@ def _tasks(config: Config) -> Iterator[Need]:
         return f"{source.source}, split {source.split} of {source.documents:,} documents"
 
     options = {key: value for key, value in asdict(config.task).items() if key not in ("names", "documents")}
-    for name in expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS))):
+    for name in expand(config.task.names, catalog.find_own(config.task.include_path)):
         yield Need("task", name, [name, options], functools.partial(take, name))
 
 

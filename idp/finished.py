@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idp.beginning import AUTO
-from idp.config import Compressor, Model, Recovery, Selector, conf_dir
+from idp.config import Choice, Compressor, Fitting, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
-from idp.kinds import restore
+from idp.kinds import load_plugins, restore
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.records.schema import Record
@@ -26,6 +26,10 @@ class Made(Recovery):
     """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
 
     selector: Selector | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        return Choice(self.selector, Fitting(), False) if self.selector is not None else None
 
 
 @dataclass
@@ -173,8 +177,10 @@ def of_record(
     Raises:
         UserError: it is not a record.
     """
+    absent: list[UserError] = []
     try:
         config = record["idp"]["config"]
+        absent += _load_plugins(config.get("plugins", []))
         places = [Path(store).expanduser()] if store else reading.stores(config["store"], file and file.parent)
         recovery = config["recovery"]
         chosen = recovery.get("selector")
@@ -191,9 +197,20 @@ def of_record(
             places,
         )
     except UserError as error:
-        raise UserError(f"{said}: {error}") from error
+        raise UserError(f"{said}: {next(iter(absent), error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+
+
+def _load_plugins(names: list[str]) -> list[UserError]:
+    """Imports the plug-ins of a run, whose kinds it may be of; what is wrong with those that do not import."""
+    found = []
+    for name in names:
+        try:
+            load_plugins([name])
+        except UserError as error:  # its tracker may be all that is missing
+            found.append(error)
+    return found
 
 
 def newest(output: str | Path | None = None) -> Path:

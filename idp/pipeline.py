@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from idp import memory, models
 from idp import recording as records
-from idp.compress import external
 from idp.compress import stage as compressing
-from idp.compress.recipe import label
-from idp.config import GRAPH, Config, Evaluation, Recovery
+from idp.config import GRAPH, Config, Evaluation, Recovery, values_of
 from idp.errors import UserError
+from idp.prompting.selectors.fixed import fixed
 from idp.prompting.variants import Variants
 from idp.records import metrics
 from idp.records.record import identity
-from idp.recover import opening, transfer
+from idp.recover import opening
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
-from idp.recover.none import NoRecovery
+from idp.recover.work import CalibrationText
 from idp.status import Status, run_folder
 from idp.store import Product, Store, digest
 from idp.store.verification import Damaged
@@ -72,10 +71,9 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
         status.stage("find")
         recovery, given = recovering.find(config.recovery)
         config = replace(config, recovery=recovery)
-        values = asdict(config)
+        values = values_of(config)
         found = find(config, store)
-        if given.source is not None:
-            transfer.refuse_evaluated(given.source, found.tasks)
+        given.refuse_evaluated(found.tasks)
         _check_forward(config, found, store)
 
         status.stage("load")
@@ -85,15 +83,13 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
         empty = models.open_empty(models.model_folder(dense), config.model)
         models.device_map(models.model_folder(dense), config.model)  # before hours of work: does it fit?
         config = replace(config, evaluation=_sized(config, empty))
-        group_size = compressing.check(config.compressor, empty, found.calibration)
-        if found.external is not None:
-            external.check(config.compressor, found.external, config.model, empty, store)
-        recovering.check(config.recovery, empty, found.corpus)
+        resolved = compressing.check(config.compressor, empty, found.calibration, config.model, found.external, store)
+        recovering.check(config.recovery, empty, found.corpus, _calibration(config, found))
         recovering.check_given(given, config.model, dense, empty, config.recovery)
         _check_perplexity(config, empty, found)
         _check_latency(config, empty)
         _check_generation(config, empty, found)
-        labels = metrics.labels(values, label(config.compressor))
+        labels = metrics.labels(values, config.compressor.label)
         tracker = Tracking(config.tracker, Followed(name, run_id, folder, values, labels))
 
         def stage(name: str) -> None:
@@ -102,7 +98,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
 
         try:
             stage("compress")
-            compressed = _compress(config, group_size, dense, found, store)
+            compressed = _compress(config, resolved, dense, found, store)
             stage("recover")
             repair = _recover(config, dense, compressed, found, store, tracker)
             stage("select")
@@ -118,7 +114,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
             stage("track")
             record = records.build(
                 name=name,
-                compressor=label(config.compressor),
+                compressor=config.compressor.label,
                 config=values,
                 stages={"load": dense, "compress": compressed, "recover": repair},
                 selection=selection,
@@ -127,7 +123,7 @@ def _run(config: Config) -> tuple[dict[str, Any], Path]:
                 latency=latency,
                 sources=found.tasks,
                 documents=config.task.documents,
-                transfer=given.source.provenance() if given.source is not None else None,
+                transfer=given.provenance(),
                 bos=_bos(config, empty, repair),
             )
             place = records.write(folder, record, measured, alone, found.tasks)
@@ -151,8 +147,8 @@ def _sized(config: Config, empty: models.LoadedModel) -> Evaluation:
 
 def whereabouts(config: Config) -> tuple[str, Path]:
     """A run's id, from the hash of its config, and its folder."""
-    run_id = identity(asdict(config))[:12]
-    name = f"{config.model.name}-{label(config.compressor)}-{config.recovery.kind}-{config.budget.name}-{run_id}"
+    run_id = identity(values_of(config))[:12]
+    name = f"{config.model.name}-{config.compressor.label}-{config.recovery.kind}-{config.budget.name}-{run_id}"
     return run_id, Path(config.output).expanduser() / "runs" / name
 
 
@@ -168,7 +164,7 @@ def find(config: Config, store: Store | None = None) -> Found:
     from idp.tasks.tasks import find_tasks
 
     source = models.find(config.model, store)
-    compressed_by_others = external.find(config.compressor, store)
+    compressed_by_others = compressing.find(config.compressor, store)
     models.dtype_of(config.model)
     models.devices(config.model, config.evaluation.processes)
     tasks = find_tasks(config.task, store)
@@ -180,7 +176,7 @@ def find(config: Config, store: Store | None = None) -> Found:
         return texts[name]
 
     calibration = text(config.compressor.calibration.corpus or "corpus")
-    if compressing.works(config.compressor):
+    if compressing.works(config.compressor) or recovering.reads_calibration(config.recovery):
         refuse_evaluated(calibration, tasks)
     if recovering.reads_corpus(config.recovery):
         refuse_evaluated(text("corpus"), tasks)
@@ -194,7 +190,7 @@ class Row:
 
     weights: Product
     repair: Product | None
-    recovery: Recovery
+    recovery: Recovery | None
     selection: selecting.Selection | None = None  # how one of several prompts is chosen
 
     @property
@@ -217,13 +213,12 @@ def compared(
     store: Store,
 ) -> dict[str, Row]:
     """The run's own model, last, and before it, unless `baselines=false`, the dense and the compressed one."""
-    plain = NoRecovery(kind="none")
-    uncompressed = label(config.compressor) == "none"
+    uncompressed = not config.compressor.needs
     rows = {}
     if config.baselines and not uncompressed:
-        rows["dense"] = Row(_uncompressed(dense, config, found, store), None, plain)
+        rows["dense"] = Row(compressing.uncompressed(config.model, dense, store), None, None)
     if config.baselines or repair is None:
-        rows["dense" if uncompressed else "compressed"] = Row(compressed, None, plain)
+        rows["dense" if uncompressed else "compressed"] = Row(compressed, None, None)
     if repair is not None:
         rows["repaired"] = Row(compressed, repair, config.recovery, selection)
     return rows
@@ -267,11 +262,11 @@ def each_prompt(config: Config, rows: dict[str, Row], found: Found, store: Store
     row = list(rows.values())[-1]
     if row.selection is None:
         return []
-    if not (config.recovery.controls or row.selection.options.peeks):
+    if not (config.recovery.choice.controls or row.selection.options.peeks):
         return []
     measured = []
     for number, prompt in enumerate(row.selection.prompts):
-        options = selecting.fixed(number)
+        options = fixed(number)
         only = replace(
             row,
             recovery=replace(row.recovery, selector=options),
@@ -418,17 +413,25 @@ def _check_generation(config: Config, empty: models.LoadedModel, found: Found) -
             )
 
 
-def _compress(config: Config, group_size: int | None, dense: Product, found: Found, store: Store) -> Product:
-    if found.external is not None:
-        return external.compress(config.compressor, found.external, config.model, dense, store)
-    return compressing.compress(config.compressor, group_size, config.model, dense, found.calibration, store)
+def _compress(config: Config, resolved: Any, dense: Product, found: Found, store: Store) -> Product:
+    return compressing.compress(
+        config.compressor, resolved, config.model, dense, found.calibration, store, found.external
+    )
 
 
 def _recover(
     config: Config, dense: Product, compressed: Product, found: Found, store: Store, tracker: Tracking
 ) -> Product | None:
     repair = recovering.recover(
-        config.recovery, config.model, compressed, found.corpus, config.seed, store, tracker.log, dense=dense
+        config.recovery,
+        config.model,
+        compressed,
+        found.corpus,
+        config.seed,
+        store,
+        tracker.log,
+        dense=dense,
+        calibration=_calibration(config, found),
     )
     if repair is not None and repair.reused:  # its curves belong to this run as well
         for row in recovering.training_rows(repair):
@@ -436,20 +439,12 @@ def _recover(
     return repair
 
 
+def _calibration(config: Config, found: Found) -> CalibrationText:
+    return CalibrationText(config.compressor.calibration, found.calibration)
+
+
 def _select(
     config: Config, compressed: Product, repair: Product | None, found: Found, store: Store
 ) -> selecting.Selection | None:
     open_bank = functools.partial(opening.open_bank, config.model, compressed, repair)
     return selecting.select(config.recovery, config.model, repair, found.corpus, open_bank, store)
-
-
-def _uncompressed(dense: Product, config: Config, found: Found, store: Store) -> Product:
-    """The dense model as a product of the compress stage, which measures its weights."""
-    from omegaconf import OmegaConf
-
-    from idp.config import Calibration, Compressor, Quantization, Sparsity, conf_dir
-
-    nothing = OmegaConf.load(conf_dir() / "compressor" / "none.yaml")
-    parts = Sparsity(**nothing.sparsity), Quantization(**nothing.quantization), Calibration(None, 1, 8, 0)
-    compressor = Compressor(*parts, path=None, revision=None)
-    return compressing.compress(compressor, None, config.model, dense, found.calibration, store)

@@ -213,8 +213,9 @@ def _merged(measured: Measured) -> dict[str, Any]:
 
 
 def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
-    """What a repair is made of: tokens of each of its prompts, whether it has an adapter; and the method that it is."""
+    """What a repair is made of: tokens of each of its prompts, whether it changes layers; and the method that it is."""
     from idp.kinds import recoveries
+    from idp.recover.weight_side import has_weight_side
 
     if repair is None:
         return None
@@ -222,7 +223,7 @@ def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
     return {
         "method": recoveries()[kind].method or kind,
         "prompts": repair.read("bank/bank.json")["lengths"] if banked else [],
-        "adapter": (repair.path / "adapter").is_dir(),
+        "adapter": has_weight_side(repair.path),
     }
 
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from idp import config, kinds
+from idp import config, kinds, plugins
 from idp.command import nearest
 from idp.config import conf_dir, one_line
 from idp.errors import UserError
@@ -64,11 +64,23 @@ Choices:
 
 Options (any can be overridden, such as recovery.training.steps=200):
 {_fields("", config.Config)}
+{_compressors()}
 {_recoveries()}
   --cfg job            print the config and exit
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
 """
+
+
+def help_of(words: Sequence[str]) -> str:
+    """The text of `--help` with the kinds of the plug-ins that a command line names.
+
+    Raises:
+        UserError: a plug-in does not import, or has no kind.
+    """
+    if others := [word for word in words if word not in ("-h", "--help")]:
+        kinds.load_plugins(plugins.named(others))  # which takes Hydra
+    return text()
 
 
 def options(group: str) -> list[str]:
@@ -153,25 +165,26 @@ def _mapping(key: str) -> str | None:
 
 def _all_names() -> set[str]:
     nodes = [getattr(config, name) for name in dir(config)]
-    nodes += [node for kind in (kinds.recoveries, kinds.banks, kinds.selectors) for node in kind().values()]
-    return {
-        item.name
-        for node in nodes
-        if isinstance(node, type) and dataclasses.is_dataclass(node)
-        for item in dataclasses.fields(node)
-    }
+    nodes += [node for sort in kinds.SORTS.values() if sort.composed for node in kinds.find(sort.base).values()]
+    found: set[str] = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, type) and dataclasses.is_dataclass(node):
+            found |= (names := {item.name for item in dataclasses.fields(node)})
+            nodes += [hint for name, hint in typing.get_type_hints(node).items() if name in names]
+    return found
 
 
 def _fields(prefix: str, node: type) -> str:
     lines, hints = [], typing.get_type_hints(node)
     for item in dataclasses.fields(node):
-        types = [hints[item.name], *typing.get_args(hints[item.name])]
+        types = [item.metadata.get("node"), hints[item.name], *typing.get_args(hints[item.name])]
         if (nested := next((each for each in types if _is_node(each)), None)) is not None:
             if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
         help = item.metadata.get("help", "")
-        choices = item.metadata.get("choices", ())
+        choices = config.choices_of(item)
         known = f" [{', '.join('null' if choice is None else str(choice) for choice in choices)}]" if choices else ""
         lines.append(f"  {prefix + item.name:<40} {help}{known}")
     return "\n".join(filter(None, lines))
@@ -188,12 +201,25 @@ def _own_fields(prefix: str, node: type, base: type) -> str:
     return "\n".join(line for line in lines if line.split()[0].removeprefix(prefix) not in inherited)
 
 
+def _compressors() -> str:
+    """The options of each kind of compressor, without those that an earlier one has as well."""
+    said, known = [], _fields("compressor.", config.Compressor)
+    for kind, node in sorted(
+        kinds.compressors().items(), key=lambda item: item[0] != kinds.SORTS[config.Compressor].unsaid
+    ):
+        own = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
+        known = f"{known}\n{own}"
+        if own:
+            said.append(f"with a compressor of the kind {kind}:\n{own}")
+    return "\n".join(said)
+
+
 def _recoveries() -> str:
     return (
         "\n".join(
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
             for kind, node in kinds.recoveries().items()
-            if kind != "none"
+            if _own_fields("recovery.", node, config.Recovery)  # none has nothing to say
         )
         + "".join(
             f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in kinds.banks().items()

@@ -156,7 +156,7 @@ def open_bos(bos_folders):
 def make_bank():
     """`make_bank(loaded, lengths)`: prompts made of vocabulary rows, each drawn from its own seed."""
     from idp.prompting.bank import PromptBank
-    from idp.recover.tuning import initial
+    from idp.recover.initial import initial
 
     def bank(loaded, lengths):
         prompts = [initial(loaded, length, "vocabulary", "", 7 + i) for i, length in enumerate(lengths)]
@@ -175,13 +175,8 @@ def compose():
     from idp.checks import check
     from idp.config import conf_dir
 
-    registered = ()
-
     def composed(*overrides: str):
-        nonlocal registered
-        if (known := (kinds.recoveries(), kinds.banks(), kinds.selectors())) != registered:  # a third of composing
-            kinds.register()
-            registered = known
+        kinds.register(overrides)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))

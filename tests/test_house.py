@@ -13,6 +13,7 @@ FLOORS = (
     {"errors", "memory", "preemption", "progress", "stats"},
     {"beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
+    {"plugins"},
     {"fetched", "kinds", "records"},
     {"checks", "models", "tracking", "usage"},
     {"composed", "prompting", "tasks"},

@@ -288,11 +288,8 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
 
 
 def _name(config: Config) -> str:
-    from idp.compress.recipe import label
-
-    selector, bank = getattr(config.recovery, "selector", None), getattr(config.recovery, "bank", None)
-    parts = [label(config.compressor), config.recovery.kind]
-    parts += [node.kind for node in (bank, selector) if node is not None and len(lengths_of(config.recovery)) > 1]
+    parts = [config.compressor.label, config.recovery.kind]
+    parts += [node.kind for node in config.recovery.parts.values() if len(lengths_of(config.recovery)) > 1]
     return " ".join(parts)
 
 

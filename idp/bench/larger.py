@@ -107,13 +107,12 @@ def tokenizer_of(model: schema.Model, store: Store | None) -> tuple[PreTrainedTo
 def stored(config: Config, larger: Larger) -> dict[str, float]:
     """What a run keeps in the store, in bytes, each product by a key: runs that share it keep it once."""
     from idp.bench.work import identity_of, repair_of
-    from idp.compress.stage import works
 
     made, repair = identity_of(config), repair_of(config)
     found = {}
     if larger.converted:
         found["load"] = larger.bytes
-    if config.compressor.path or works(config.compressor):
+    if config.compressor.needs:
         found[f"compress {made}"] = compressed_bytes(config, larger)
     if repair is not None:
         found[f"recover {repair}"] = repair_bytes(config, larger)
@@ -131,15 +130,15 @@ def compressed_bytes(config: Config, larger: Larger) -> float:
     from idp.compress import recipe
     from idp.compress.sizes import layer_bytes
 
-    quantization = config.compressor.quantization
-    if quantization.method is None:
+    resolved = config.compressor.resolve(larger.model) if larger.model is not None else None
+    claims = config.compressor.claims(resolved)
+    if claims.bits is None:
         return larger.bytes
     if larger.model is None:
-        return larger.parameters * quantization.bits / 8
+        return larger.parameters * claims.bits / 8
     layers = recipe.compressed_layers(larger.model)
-    size = recipe.resolve_group_size(quantization, layers)
     packed = sum(
-        layer_bytes(*layer.weight.shape, BITS, quantization.bits, size, quantization.symmetric)
+        layer_bytes(*layer.weight.shape, BITS, claims.bits, claims.group_size, claims.symmetric)
         for layer in layers.values()
     )
     return packed + (larger.parameters - sum(layer.weight.numel() for layer in layers.values())) * BITS / 8
@@ -149,17 +148,13 @@ def repair_bytes(config: Config, larger: Larger) -> float:
     """Bytes of a repair: prompts as float32 embeddings, prefixes as keys and values, adapters."""
     if larger.model is None:
         return 0.0
-    from idp.prompting.shapes import prefix_width
+    from idp.models import LoadedModel
 
-    shape, total, recovery = larger.model.config.get_text_config(), 0.0, config.recovery
+    empty, numbers, recovery = LoadedModel(larger.model, None, ()), 0, config.recovery
     while recovery is not None:
-        if recovery.adapts and recovery.beneath is None:
-            total += sum(recovery.rank * sum(size) * FLOAT for size in _targets(larger.model, recovery.targets))
-        elif recovery.trains:
-            width = prefix_width(shape) if recovery.method == "prefix" else shape.hidden_size
-            total += sum(recovery.prompt_lengths()) * width * FLOAT
+        numbers += recovery.numbers(empty)
         recovery = recovery.beneath
-    return total
+    return float(numbers * FLOAT)
 
 
 def training_peaks(config: Config, larger: Larger) -> tuple[float, float] | None:
@@ -195,15 +190,6 @@ def _peaks(shape: str, method: str, distilled: bool, rows: int, tokens: int, len
     found = peaks(Step(shape, kind, rows, tokens, length or 1))
     beside = found["weights"] if distilled and kind != "distilled prompt" else 0  # a teacher beside it
     return found[PLAIN] + beside, found[CHECKPOINTED]
-
-
-def _targets(model: PreTrainedModel, targets: list[str]) -> list[tuple[int, int]]:
-    """The shapes of the layers that an adapter goes on."""
-    return [
-        tuple(module.weight.shape)
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in targets and hasattr(module, "weight")
-    ]
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:

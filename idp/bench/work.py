@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from idp.config import Compressor, Config, Recovery, Trained, Training
+from idp.config import TEXT, WEIGHTS, Compressor, Config, Recovery, Trained, Training
 from idp.store import digest
 
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
-CALIBRATION = 3  # of each of the two passes over calibration text: a forward pass, and half of the second moments'
-AWQ = 29  # the same where every layer's scales are searched on a grid of 20, each time by running the layer
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
 LOAD = "load weights"
@@ -130,8 +128,8 @@ def _of_compression(config: Config, made: str) -> Iterator[Work]:
     samples, length = config.compressor.calibration.samples, config.compressor.calibration.length
     looked = min(samples, max(1, TOKENS // length)) * length  # for the error of each layer's outputs
     if recipe.needs_data(config.compressor):
-        operations = AWQ if config.compressor.quantization.method == "awq" else CALIBRATION
-        yield Work(COMPRESS, made, operations, 2 * samples * length)  # before and after each layer is compressed
+        # Before and after each layer is compressed.
+        yield Work(COMPRESS, made, config.compressor.operations, 2 * samples * length)
         # The first batch plainly, as calibration calls the layers, and twice more to hold the one to the other.
         looked += 4 * min(samples, max(1, BATCH_TOKENS // length)) * length
     else:
@@ -141,11 +139,10 @@ def _of_compression(config: Config, made: str) -> Iterator[Work]:
 
 
 def _of_training(recovery: Recovery, repair: str) -> Iterator[Work]:
-    if recovery.reads_weights:
+    if WEIGHTS in recovery.needs:
         yield Work(LOAD, repair, 0, 0, opened=1)
     for number, (of, training, lengths, count) in enumerate(trainings(recovery)):
         key = digest([repair, of.kind, number])
-        bank = getattr(of, "bank", None)
         prompts = max(len(lengths), 1)
         rows, width, batch = training.heldout_sequences, training.sequence_length, training.batch_size
         passes = math.ceil(batch / (training.micro_batch_size or batch))
@@ -153,10 +150,10 @@ def _of_training(recovery: Recovery, repair: str) -> Iterator[Work]:
         operations = TRAINED + (FORWARD if training.checkpointing else 0)
         yield Work(TRAIN, key, operations, count * training.steps * step)
         evaluations = 1 + math.ceil(training.steps / training.evaluate_every)
-        judged = bank.judged(prompts) if bank is not None else prompts
+        judged = of.judged(prompts)
         batches = math.ceil(rows / (training.micro_batch_size or batch))
         heldout = evaluations * (judged * rows * width + batches * sum(lengths))
-        extra = bank.also_read(prompts, training) * width if bank is not None else 0
+        extra = of.also_read(prompts, training) * width
         yield Work(JUDGE, key, FORWARD, count * (heldout + extra))
         if training.objective == "distill":
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
@@ -165,17 +162,17 @@ def _of_training(recovery: Recovery, repair: str) -> Iterator[Work]:
 
 
 def _of_choice(recovery: Recovery, repair: str, lengths: tuple[int, ...]) -> Iterator[Work]:
-    selector = getattr(recovery, "selector", None)
-    if len(lengths) < 2 or selector is None or not (recovery.controls or (selector.fits and not selector.peeks)):
+    choice = recovery.choice
+    if len(lengths) < 2 or choice is None or not (choice.controls or TEXT in choice.selector.needs):
         return
-    fit = recovery.fit
+    fit = choice.fit
     yield Work(HELDOUT, repair, FORWARD, len(lengths) * fit.blocks * fit.tokens + sum(lengths))
     yield Work(LOAD, f"{repair} fit", 0, 0, opened=1)
 
 
 def _of_controls(config: Config, machine: Machine, row: Row) -> Iterator[Work]:
     """Each prompt of a bank alone."""
-    if len(row.lengths) < 2 or row.selector is None or not (config.recovery.controls or row.selector.peeks):
+    if len(row.lengths) < 2 or row.selector is None or not (config.recovery.choice.controls or row.selector.peeks):
         return
     for number in range(len(row.lengths)):
         alone = Row(f"prompt {number}", digest([row.key.split()[0], number]), row.lengths)
@@ -186,7 +183,9 @@ def _of_row(config: Config, machine: Machine, row: Row, compares: bool) -> Itera
     """One model on all tasks and corpora."""
     if row.selector is not None and row.selector.peeks:
         return  # read off from the prompts alone
-    chosen = row.selector is not None and row.selector.constant and config.recovery.controls  # one of the prompts alone
+    chosen = (
+        row.selector is not None and row.selector.constant and config.recovery.choice.controls
+    )  # one of the prompts alone
     counts = documents_of(config, machine)
     copies = len(row.lengths) * row.selector.passes if row.selector is not None else 0
     contexts = {task: machine.contexts.get(task, machine.tokens[task]) for task in counts}
@@ -249,7 +248,8 @@ def _rows(config: Config, made: str, repair: str | None, lengths: tuple[int, ...
     if config.baselines or repair is None:
         rows.append(Row("dense" if made == dense else "compressed", made))
     if repair is not None:
-        selector = getattr(config.recovery, "selector", None) if len(lengths) > 1 else None
+        choice = config.recovery.choice if len(lengths) > 1 else None
+        selector = choice.selector if choice is not None else None
         key = f"{repair} {digest(asdict(selector))}" if selector is not None else repair
         rows.append(Row("repaired", key, lengths, selector))
     return rows
@@ -266,14 +266,13 @@ def repair_of(config: Config) -> str | None:
 
 def tasks_of(config: Config) -> list[str]:
     """The single tasks of a run."""
-    from idp.records.scores import GROUPS
     from idp.tasks import catalog
     from idp.tasks.suites import expand
 
-    known = {task for tasks in GROUPS.values() for task in tasks}
+    known = {task for tasks in catalog.aliases().values() for task in tasks}
     if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through
         return list(dict.fromkeys(config.task.names))
-    return expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS)))
+    return expand(config.task.names, catalog.find_own(config.task.include_path))
 
 
 def lengths_of(recovery: Recovery) -> list[int]:
@@ -296,15 +295,13 @@ def _corpus(config: Config, name: str) -> Any:
 
 def _learned(recovery: Recovery) -> dict[str, Any]:
     """What decides a repair: all options but those of choosing among its prompts and of storing them."""
-    from idp.recover.stage import CHOICE
-
-    return {name: value for name, value in asdict(recovery).items() if name not in CHOICE}
+    return recovery.options() | {"bos": getattr(recovery, "bos", None)}
 
 
 def identity_of(config: Config) -> str:
     """What a run's compressed model is known by: the dense one's name where nothing is compressed."""
     compressor: Compressor = config.compressor
     model = asdict(config.model)
-    if not (compressor.sparsity.method or compressor.quantization.method or compressor.path):
+    if not compressor.needs:
         return digest([model, "dense"])
     return digest([model, json.loads(json.dumps(asdict(compressor)))])

@@ -10,8 +10,9 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from idp.models.greedy import ends_of
 from idp.prompting import finite
+from idp.prompting.caches import empty_cache
 from idp.prompting.frequencies import frequencies, switch_of
-from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention
+from idp.prompting.masks import attention_mask, has_local_attention
 from idp.prompting.repaired import RepairedModel, head_only_at
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError, lacks_memory
 from idp.evaluate.generation import Decoding
 from idp.hub import first_line
-from idp.prompting.prefix import attention_mask
+from idp.prompting.masks import attention_mask
 from idp.prompting.repaired import RepairedModel
 
 if TYPE_CHECKING:

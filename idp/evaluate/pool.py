@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, cast
 
+from idp import kinds, plugins
 from idp.errors import UserError, lacks_memory
 from idp.evaluate.batching import Row
 from idp.evaluate.divergence import Ask
@@ -49,7 +50,8 @@ class PooledEngine:
         self.workers: list[tuple[Any, Connection]] = []
         for device in devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, open_model, device, len(devices)), daemon=True)
+            given = (theirs, open_model, device, len(devices), list(plugins.loaded()))
+            process = context.Process(target=_work, args=given, daemon=True)
             process.start()
             theirs.close()
             self.workers.append((process, ours))
@@ -114,10 +116,12 @@ class PooledEngine:
             ) from error
 
 
-def _work(connection: Connection, open_model: OpenModel, device: str, processes: int) -> None:
-    """What each process does: opens the model, then answers jobs until the pipe is closed."""
+def _work(connection: Connection, open_model: OpenModel, device: str, processes: int, modules: list[str]) -> None:
+    """What each process does: opens the model, by kinds of the user's own perhaps, then answers jobs until the pipe is
+    closed."""
     import torch
 
+    kinds.load_plugins(modules)
     if device == "cpu":  # share the cores out instead of fighting for them
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     engine = None

@@ -12,9 +12,10 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
+from idp.prompting.masks import attention_mask
 from idp.prompting.packed import packed_attention
 from idp.prompting.packing import Packed
-from idp.prompting.prefix import Prefixes, attention_mask, bind
+from idp.prompting.prefix import Prefixes, bind
 
 if TYPE_CHECKING:
     import torch

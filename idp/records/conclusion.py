@@ -8,6 +8,7 @@ from typing import Any
 from idp.records.differences import damage, last_step, share, unchanged
 from idp.records.schema import Comparison, Record, Test
 from idp.records.scores import lower_is_better, main_metric, main_scores
+from idp.records.seeds import calibrated
 from idp.stats.significance import LEVEL
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
@@ -127,8 +128,6 @@ def _reach(record: Record, step: Comparison) -> list[str]:
 
 def _draws(record: Record) -> list[str]:
     """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
-    from idp.config import CALIBRATED
-
     about = record["idp"]
     drawn: dict[str, str] = {}
     if about["row"] == "repaired":
@@ -138,8 +137,7 @@ def _draws(record: Record) -> list[str]:
             drawn["one training seed"] = "seed"
         if "seed" in (about["config"]["recovery"].get("selector") or {}):
             drawn["one draw of prompts"] = "draw"
-    compressor = about["config"]["compressor"]
-    if {compressor["sparsity"]["method"], compressor["quantization"]["method"]} & set(CALIBRATED):
+    if calibrated(about["weights"], about["config"]["compressor"]):
         drawn["one draw of calibration text"] = "draw"
     if not drawn:
         return []

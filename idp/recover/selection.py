@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
-from idp import models
+from idp import kinds, models
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
 from idp.prompting.bank import beginning_of
-from idp.prompting.selectors.fixed import FixedSelector
-from idp.prompting.selectors.nearest import NearestSelector
 from idp.store import Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 STATE, DESCRIPTION, LOSSES = "selector.safetensors", "selector.json", "losses.safetensors"
-CENTRES = "centres.safetensors"  # in a bank's folder, where the bank was made by cluster: [prompts, hidden_size]
 
 OpenBank = Callable[[], "tuple[models.LoadedModel, PromptBank]"]
 
@@ -49,10 +46,10 @@ class Selection:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
-        if isinstance(self.options, FixedSelector) and self.fitted is not None:
-            return asdict(fixed(self.fitted.read(DESCRIPTION)["prompt"]))
-        options = asdict(self.options)
-        return options if self.fitted is None else options | {"fitted": self.fitted.key}
+        if self.fitted is None:
+            return asdict(self.options) | kinds.code_of(self.options)
+        settled = self.options.settled(self.fitted.read(DESCRIPTION))
+        return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
@@ -83,11 +80,6 @@ def prompts_of(repair: Product | None) -> list[str]:
     return repair.read("bank/bank.json")["names"]
 
 
-def fixed(prompt: int) -> FixedSelector:
-    """The selector that always takes one prompt."""
-    return FixedSelector(kind="fixed", prompt=prompt)
-
-
 def select(
     recovery: schema.Recovery, model: schema.Model, repair: Product | None, text: Any, open_bank: OpenBank, store: Store
 ) -> Selection | None:
@@ -104,22 +96,20 @@ def select(
     Raises:
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
     """
-    prompts = prompts_of(repair)
-    options = getattr(recovery, "selector", None)
-    if len(prompts) < 2 or options is None:
+    prompts, choice = prompts_of(repair), recovery.choice
+    if repair is None or len(prompts) < 2 or choice is None:
         return None
-    if isinstance(options, FixedSelector):
-        options.check_model(None, len(prompts))
-    fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
+    options, fit = choice.selector, choice.fit
+    options.check_prompts(len(prompts))
+    about = {"corpus": text.fingerprint, **models.numerics(model)}
     beginning, _ = beginning_of(repair.read("bank/bank.json"))
     about |= beginning.identity() if beginning is not None else {}
     opened = _Once(open_bank)
-    centres = repair.path / "bank" / CENTRES
-    given = isinstance(options, NearestSelector) and centres.exists()
     fits = options.fits and not options.peeks
+    brought = options.brought_by(repair.path / "bank") if fits else None
     heldout = None
     with out_of_memory_is_explained("select"):
-        if recovery.controls or (fits and not given):
+        if choice.controls or (fits and brought is None):
             heldout = store.get_or_make(
                 "heldout",
                 parent=repair.key,
@@ -130,16 +120,16 @@ def select(
             )
         if not fits:
             return Selection(options, prompts, None, heldout)
-        source = {} if given else {"fit": asdict(fit), **about}
+        source = {} if brought is not None else {"fit": asdict(fit), **about}
         fitted = store.get_or_make(
             "select",
             parent=repair.key,
-            config={"selector": asdict(options), **source},
+            config={"selector": asdict(options), **source, **kinds.code_of(options)},
             version=VERSION,
             make=lambda folder: (
-                _take_centres(options, centres, len(prompts), folder)
-                if given
-                else _fit(options, opened, fit, text, _losses(heldout), folder)
+                _take(options, brought, repair.path / "bank", len(prompts), folder)
+                if brought is not None
+                else _fit(options, opened, fit, text, heldout, folder)
             ),
             label=options.kind,
         )
@@ -171,7 +161,8 @@ class _Once:
     """Opens model and bank when first asked, and binds them."""
 
     def __init__(self, open_bank: OpenBank):
-        self.open_bank, self.made = open_bank, None
+        self.open_bank = open_bank
+        self.made: tuple[models.LoadedModel, Any] | None = None
 
     def __call__(self) -> tuple[models.LoadedModel, Any]:
         from idp.prompting.prefix import bind
@@ -219,11 +210,12 @@ def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch
 
 
 def _fit(
-    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, losses: torch.Tensor, folder: Path
+    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, heldout: Product | None, folder: Path
 ) -> None:
     from safetensors.torch import save_file
 
-    loaded, prefixes = opened()
+    assert heldout is not None  # what fits is compared on held-out text first
+    (loaded, prefixes), losses = opened(), _losses(heldout)
     blocks = _blocks(fit, text, loaded)[:, : fit.reads]
     contexts = begun(blocks, prefixes.beginning.ahead_of_text).tolist()  # as texts begin in scoring
 
@@ -252,9 +244,7 @@ def _fit(
         halves = [slice(0, None, 2), slice(1, None, 2)]
         unseen = [_chosen(fitted(mine), contexts[other], losses[other]) for mine, other in (halves, reversed(halves))]
         described["chosen_loss_unseen"] = float(sum(part.sum() for part in unseen) / len(contexts))
-    if isinstance(options, FixedSelector):
-        described["prompt"] = int(state["prompt"])
-    write_json(folder / DESCRIPTION, described)
+    write_json(folder / DESCRIPTION, described | selector.described())
 
 
 def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor) -> torch.Tensor:
@@ -268,14 +258,15 @@ def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor)
     return losses.double().gather(1, torch.cat(found)[:, None])[:, 0]
 
 
-def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Path) -> None:
-    """A fitted selector from the centres that a bank brings."""
-    from safetensors.torch import load_file, save_file
+def _take(options: schema.Selector, state: dict[str, torch.Tensor], bank: Path, prompts: int, folder: Path) -> None:
+    """A fitted selector from what a bank brings, tensors with a row for each prompt."""
+    from safetensors.torch import save_file
 
-    (centres,) = load_file(file).values()
-    if centres.dim() != 2 or len(centres) != prompts:
-        raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
+    for name, tensor in state.items():
+        if tensor.dim() != 2 or len(tensor) != prompts:
+            raise UserError(f"{bank}: {name} are {tuple(tensor.shape)}, the bank has {prompts} prompts")
     selector = options.build()
-    selector.restore({"centres": centres})
+    selector.restore(state)
     save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
-    write_json(folder / DESCRIPTION, {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"})
+    described = {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"}
+    write_json(folder / DESCRIPTION, described | selector.described())

