@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +25,7 @@ def check(config: DictConfig) -> Config:
     """
     kinds.load_plugins(config.get("plugins") or [])  # in a process that did not compose it
     try:
-        typed = OmegaConf.to_object(_typed(config))
+        typed = cast(Config, OmegaConf.to_object(_typed(config)))
     except UserError:
         raise
     except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
@@ -69,7 +69,7 @@ def _check_range(name: str, number: Any, metadata: Any) -> None:
 def _typed(config: DictConfig) -> DictConfig:
     """The config with its compressor's options typed by their kind, where their YAML does not name a schema."""
     values = config.get("compressor")
-    if values is None or issubclass(OmegaConf.get_type(values), Compressor):
+    if values is None or issubclass(cast(type, OmegaConf.get_type(values)), Compressor):
         return config
     node = kinds.named(Compressor, values.get("kind"), "compressor")
     typed = copy.deepcopy(config)
@@ -82,7 +82,7 @@ def _typed(config: DictConfig) -> DictConfig:
 
 def _check_kinds(config: Config) -> None:
     recovery = config.recovery
-    parts = {"compressor": config.compressor, "recovery": recovery}
+    parts: dict[str, Any] = {"compressor": config.compressor, "recovery": recovery}
     parts |= {f"recovery/{group}": node for group, node in recovery.parts.items()}
     for group, node in parts.items():
         if node.kind != (kind := kinds.kind_of(node)):

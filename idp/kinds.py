@@ -227,7 +227,7 @@ def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
     nested = {key for key in values if dataclasses.is_dataclass(hints[key])}
     made = {key: restore(hints[key], values[key], f"{name}.{key}") for key in nested}
     restored: Any = node(**{**values, **made})
-    return restored.resolved() if isinstance(restored, config.Compressor) else restored
+    return typing.cast(Node, restored.resolved() if isinstance(restored, config.Compressor) else restored)
 
 
 def named(base: type[Node], kind: str | None, name: str) -> type[Node]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import fetched, hub, models
+from idp.compress.compressors.pruning_quantization import PruningQuantization
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
 from idp.compress.recipe import compressed_layers, label
-from idp.config import Compressor, Model
+from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel, Source, quantized, weights
 from idp.models.gguf import model as ggufs
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 
 
-def find(compressor: Compressor, store: Store | None = None) -> Source | None:
+def find(compressor: PruningQuantization, store: Store | None = None) -> Source | None:
     """Where the checkpoint of `compressor.path` is, known by its content; None where none is asked for.
 
     Raises:
@@ -56,7 +57,9 @@ def find(compressor: Compressor, store: Store | None = None) -> Source | None:
     return Source("hub", None, {"repository": compressor.path, "commit": found.commit})
 
 
-def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel, store: Store | None = None) -> None:
+def check(
+    compressor: PruningQuantization, source: Source, model: Model, empty: LoadedModel, store: Store | None = None
+) -> None:
     """Checks that a checkpoint computes what the model computes, from its config, its tokenizer and its headers.
 
     Args:
@@ -114,7 +117,7 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
             log.warning("%s: %s", where, note)
 
 
-def compress(compressor: Compressor, source: Source, model: Model, dense: Product, store: Store) -> Product:
+def compress(compressor: PruningQuantization, source: Source, model: Model, dense: Product, store: Store) -> Product:
     """Stage 2 with a checkpoint of others: its plain weights in the model's dtype, and what they are.
 
     Args:
@@ -161,10 +164,12 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
     return product
 
 
-def place_of(compressor: Compressor, source: Source, store: Store | None = None) -> Path:
+def place_of(compressor: PruningQuantization, source: Source, store: Store | None = None) -> Path:
     """The checkpoint's folder or file, downloaded if need be; a store knows what has been fetched."""
     if source.kind != "hub":
+        assert source.place is not None
         return source.place
+    assert compressor.path is not None
     return fetched.model(compressor.path, source.identity["commit"], "compressor", store, pickles=False)
 
 
@@ -215,7 +220,9 @@ def _read(
     return integers.read_gptq(checkpoint, described, shapes | named, dtype, dense)
 
 
-def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, model: Model, *, tied: bool | None) -> Any:
+def _fitted(
+    compressor: PruningQuantization, found: Decompressed, empty: LoadedModel, model: Model, *, tied: bool | None
+) -> Any:
     """The dense model's architecture with the checkpoint's weights; every tensor must have its place.
 
     Raises:

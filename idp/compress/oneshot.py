@@ -128,6 +128,7 @@ class Calibrating(CalibrationPipeline):
         set_onload_device(model, device)
         forward = LayeredForward(model, decoder_layers(model))
         batches = [batch["input_ids"] for batch in dataloader]
+        assert dataloader.plain_states is not None  # made before anything is traced
         attention = _held_to_plain(forward, batches[0].to(device), dataloader.plain_states)
         dataloader.plain_states, active_session().state.block = None, batches[0][:1]
         LifecycleCallbacks.calibration_start()

@@ -7,7 +7,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from idp import kinds, text_files
 from idp.config import Corpus, conf_dir, one_line
@@ -68,7 +68,8 @@ def named_corpus(name: str, cfg: Corpus, data_dir: str | None, store: Store | No
     if not text_files.is_text_file(Path(name)):
         listed = ", ".join(sorted(known))
         raise UserError(f"no corpus {name}: use corpus (the run's own), {listed}, or the path of a text file")
-    file = {"name": Path(name).name, "source": "local", "path": name, "text_field": "text", "made_from": []}
+    file: dict[str, Any] = {"name": Path(name).name, "source": "local", "path": name}
+    file |= {"text_field": "text", "made_from": []}
     return open_corpus(Corpus(**file, subset=None, files=None, splits=None, documents=None), data_dir)
 
 
@@ -89,14 +90,14 @@ def _of_file(file: Path) -> Corpus:
     Raises:
         UserError: it cannot be read, or its options are not those of its source.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        loaded = OmegaConf.load(file)
+        loaded = cast(DictConfig, OmegaConf.load(file))
         loaded.pop("defaults", None)
-        node = kinds.sources().get(loaded.get("source"), Corpus)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), loaded))
+        node = kinds.sources().get(str(loaded.get("source")), Corpus)
+        return cast(Corpus, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), loaded)))
     except OmegaConfBaseException as error:
         raise UserError(f"{file}: {one_line(error)}") from error
 
@@ -112,7 +113,7 @@ def part(text: Text, name: str) -> list[str]:
         raise ValueError(f"no part {name}: {', '.join(PARTS)}")
     names = [each for each in PARTS if each != "perplexity" or text.test_documents is None]
     if name not in names:
-        return text.test_documents
+        return text.test_documents or []
     pool = own = _by_hash(text.heldout_documents or [])
     if text.heldout_documents is not None and name in ("heldout", "perplexity"):
         names = [each for each in names if each in ("heldout", "perplexity")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from tabulate import tabulate
 
@@ -80,7 +80,7 @@ def _opening(run: Run, base: Licence, made: str, packed: bool) -> str:
 def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
     config = run.record["idp"]["config"]
     rows: list[tuple[str, Any]] = [("compressor", made)]
-    if (brought := run.record["idp"]["weights"].get("external")) is not None:
+    if (brought := cast("dict[str, Any]", run.record["idp"]["weights"]).get("external")) is not None:
         rows.append(("compressed by", f"others ({brought['format']}); decompressed here"))
     rows += run.compressor.settings()
     if (size := claims_of(run.compressed.manifest["config"]).group_size) is not None:
@@ -99,9 +99,9 @@ def _meaning(record: Record) -> str:
         f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
         " documents, with 95 % intervals."
     )
-    if (about.get("selector") or {}).get("peeks"):
+    if (selector := about.get("selector")) and selector.get("peeks"):
         said += (
-            f" `repaired` is no method: its selector ({about['selector']['kind']}) chose among the prompts with the"
+            f" `repaired` is no method: its selector ({selector['kind']}) chose among the prompts with the"
             " answers in hand."
         )
     return said

@@ -114,6 +114,7 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
         weights.save(loaded.model, folder, like)
         return False
     grids, made = load_file(grids_file), claims_of(run.compressed.manifest["config"])
+    assert made.bits is not None  # grids are of what was quantised
     places = experts.places(loaded.model)
     state = pack.packed_state(loaded.model, grids, bits=made.bits, symmetric=made.symmetric, places=places)
     weights.save(loaded.model, folder, like, state)

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from idp import beginning, fetched, hub
 from idp.config import Model
@@ -52,7 +52,7 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    bos: tuple[int, ...] | None = None
+    bos: tuple[int, ...] = cast("tuple[int, ...]", None)  # left out: set below
 
     def __post_init__(self) -> None:
         if self.bos is None:

@@ -63,8 +63,9 @@ class Prefixes:
         layers = range(len(parts[0].keys))
         cached = None
         if parts[0].cached is not None:
+            each = [part.cached for part in parts if part.cached is not None]
             cached = [
-                (stacked([part.cached[layer][0] for part in parts]), stacked([part.cached[layer][1] for part in parts]))
+                (stacked([part[layer][0] for part in each]), stacked([part[layer][1] for part in each]))
                 for layer in layers
             ]
         return cls(
@@ -72,7 +73,7 @@ class Prefixes:
             [stacked([part.values[layer] for part in parts]) for layer in layers],
             torch.cat([part.lengths for part in parts]),
             cached,
-            cls.stack([part.long for part in parts]) if parts[0].long is not None else None,
+            cls.stack([part.long for part in parts if part.long is not None]) if parts[0].long is not None else None,
             parts[0].beginning,
         )
 
@@ -175,6 +176,7 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
         cache = cache_of([])
         if prefixes is not None:
             whose = prefixes.long if long else prefixes
+            assert whose is not None  # those for long texts are there where frequencies change
             cache = whose.cache(torch.tensor([prompt], device=device))
         with frequencies(model, long):
             model.base_model(

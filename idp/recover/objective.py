@@ -40,8 +40,9 @@ class Objective:
             raise ValueError("objective=distill without a teacher")
         self.options = options
         self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
-        self.teacher = teacher.model if options.objective == "distill" else None
-        self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
+        teaches = teacher is not None and options.objective == "distill"
+        self.teacher = teacher.model if teacher is not None and teaches else None
+        self.teacher_bos = list(teacher.bos) if teacher is not None and teaches else []
         self.heldout_states: dict[tuple, torch.Tensor] = {}
         models = [loaded.model, *([self.teacher] if self.teacher is not None else [])]
         # With a soft cap or a scale behind the head, the model's own code makes logits: on a CPU all of them at once.
@@ -101,6 +102,7 @@ class Objective:
         import torch
 
         teacher, width, grading = self.teacher, tokens.shape[1], torch.is_grad_enabled()
+        assert teacher is not None  # the objective is to distil
         read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
         inputs = from_the_start(teacher, read)
         with torch.no_grad():

@@ -78,7 +78,8 @@ def _candidate(recovery: config.Trained, rate: float, init: str | None) -> confi
         checkpoint_every=min(training.checkpoint_every, steps),
     )
     recovery = recovery.candidate()
-    return replace(recovery, training=training, **({"init": init} if init is not None else {}))
+    changes: dict[str, Any] = {"init": init} if init is not None else {}
+    return replace(recovery, training=training, **changes)
 
 
 def _said(candidate: dict[str, Any]) -> str:

@@ -63,12 +63,13 @@ def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store |
     """
     dataset, name = config.get("dataset_path"), config.get("dataset_name")
     looked = []
-    for look in (
+    places: list[Callable[[], Found | None]] = [
         partial(_in_folder, task, config, data_dir),
         partial(_made_by_task, config),
         *(partial(_of_suite, suite(), dataset, name) for suite in kinds.suites().values() if suite.place),
         partial(_on_hub, dataset, name, config.get("dataset_kwargs"), store),
-    ):
+    ]
+    for look in places:
         found = look()
         if found is not None and evaluated_split(config, found) is not None:
             return found

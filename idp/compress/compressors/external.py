@@ -47,6 +47,7 @@ class External(PruningQuantization):
     ) -> None:
         from idp.compress import external
 
+        assert model is not None
         external.check(self, source, model, empty, store)
 
     def identity(self, resolved: Any) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class PruningQuantization(config.Compressor):
     def operations(self) -> float:
         return max((part.operations for part in self.parts.values()), default=0.0)
 
-    def check_model(self, empty: Any, **_: Any) -> None:
+    def check_model(
+        self, empty: Any, *, model: config.Model | None = None, source: Any = None, store: Any = None
+    ) -> None:
         from idp.compress import recipe
 
         recipe.check(self, empty.model)
