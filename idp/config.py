@@ -284,6 +284,10 @@ class Bank:
         """Whether its prompts are trained; else they exist already."""
         return True
 
+    def centred(self, prompts: int, training: Training) -> bool:
+        """Whether it keeps the centre of the text that each prompt was trained on."""
+        return False
+
     @property
     def shares(self) -> bool:
         """Whether its prompts share the training text out among them; else each reads all of it."""
@@ -305,6 +309,9 @@ class Bank:
         raise NotImplementedError
 
 
+AWAITED = "<a run to come>"
+
+
 @dataclass
 class Recovery:
     """What the stages ask of a recovery's options; each kind is a file in `idp/recover`, with how it is made."""
@@ -314,6 +321,15 @@ class Recovery:
     # The method of the literature that it is, for claims about that one: prompt (one soft prompt), idp (a bank of them
     # with a choice for each input), lora. A subclass is what its parent is unless it says otherwise; "": its kind.
     method: ClassVar[str] = ""
+
+    # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
+    # is not there yet.
+    awaits: ClassVar[str] = ""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it uses the repair of a run that is not there yet: nothing is known of that."""
+        return bool(self.awaits) and getattr(self, self.awaits) == AWAITED
 
     @property
     def repairs(self) -> bool:

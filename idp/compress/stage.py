@@ -22,7 +22,7 @@ from idp.config import Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
-from idp.store import Product, Store, write_json
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -95,18 +95,6 @@ def compress(
     Raises:
         UserError: a dense weight is not finite, or the compressed weights do not show what the config claims.
     """
-    sparsity, quantization = compressor.sparsity, compressor.quantization
-    config: dict[str, Any] = {"sparsity": asdict(sparsity) if sparsity.method else None}
-    config["quantization"] = {**asdict(quantization), "group_size": group_size} if quantization.method else None
-    if works(compressor):
-        config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
-        config |= models.numerics(model)
-        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
-    model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
-        config["calibration"]["forward"] = "own"
-    if _has_experts(models.model_folder(dense)):
-        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
 
     def make(folder: Path) -> None:
         source = models.model_folder(dense)
@@ -116,11 +104,38 @@ def compress(
             _measure_dense(model, source, folder)
 
     with out_of_memory_is_explained("compress"):
-        product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=recipe.label(compressor)
-        )
+        folder = models.model_folder(dense)
+        product = store.obtain(identity(compressor, group_size, model, dense.key, folder, text), make)
     _say_what_was_singular(product)
     return product
+
+
+def identity(
+    compressor: Compressor, group_size: int | None, model: Model, dense: str, folder: Path, text: Any
+) -> Identity:
+    """What the compressed model is, before there is one.
+
+    Args:
+        compressor: what to do.
+        group_size: as `check` resolved it.
+        model: the model's config.
+        dense: the key of the load stage's product.
+        folder: of that model's config and tokenizer; no weight of it is read.
+        text: the calibration corpus.
+    """
+    sparsity, quantization = compressor.sparsity, compressor.quantization
+    config: dict[str, Any] = {"sparsity": asdict(sparsity) if sparsity.method else None}
+    config["quantization"] = {**asdict(quantization), "group_size": group_size} if quantization.method else None
+    if works(compressor):
+        config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
+        config |= models.numerics(model)
+        config |= Beginning(models.bos_of(folder, model)).identity()
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
+        config["calibration"]["forward"] = "own"
+    if _has_experts(folder):
+        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
+    return Identity("compress", dense, config, VERSION, recipe.label(compressor))
 
 
 def _has_experts(folder: Path) -> bool:

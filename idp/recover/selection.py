@@ -20,7 +20,8 @@ from idp.progress import progress
 from idp.prompting.bank import beginning_of
 from idp.prompting.selectors.fixed import FixedSelector
 from idp.prompting.selectors.nearest import NearestSelector
-from idp.store import Product, Store, write_json
+from idp.recover import transfer
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,22 @@ CENTRES = "centres.safetensors"  # in a bank's folder, where the bank was made b
 OpenBank = Callable[[], "tuple[models.LoadedModel, PromptBank]"]
 
 
+class NotKnownYet(Exception):
+    """What decides a key is known once a stage is done, whose name it has."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What of a bank decides the selectors of it."""
+
+    prompts: list[str]  # their names, in order
+    beginning: Beginning | None  # the BOS that they were made with; None: not known
+    centred: bool  # whether it brings centres
+
+
 @dataclass(frozen=True)
 class Selection:
-    """How a run chooses among the prompts of a bank."""
+    """How a run chooses among the prompts of a bank; in a plan, products are there as their identities."""
 
     options: schema.Selector
     prompts: list[str]  # their names, in order
@@ -48,8 +62,14 @@ class Selection:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
+        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt.
+
+        Raises:
+            NotKnownYet: that is asked of a selector that is still to be fitted.
+        """
         if isinstance(self.options, FixedSelector) and self.fitted is not None:
+            if not isinstance(self.fitted, Product):
+                raise NotKnownYet("select")
             return asdict(fixed(self.fitted.read(DESCRIPTION)["prompt"]))
         options = asdict(self.options)
         return options if self.fitted is None else options | {"fitted": self.fitted.key}
@@ -76,13 +96,6 @@ class Selection:
         return float((losses.mean(1) - half).mean())
 
 
-def prompts_of(repair: Product | None) -> list[str]:
-    """The names of a repair's prompts; none where it has no bank."""
-    if repair is None or not (repair.path / "bank" / "bank.json").exists():
-        return []
-    return repair.read("bank/bank.json")["names"]
-
-
 def fixed(prompt: int) -> FixedSelector:
     """The selector that always takes one prompt."""
     return FixedSelector(kind="fixed", prompt=prompt)
@@ -104,46 +117,81 @@ def select(
     Raises:
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
     """
-    prompts = prompts_of(repair)
-    options = getattr(recovery, "selector", None)
-    if len(prompts) < 2 or options is None:
+    bank = _bank_of(repair)
+    if bank is None or (planned := selection_of(recovery, model, repair.key, bank, text)) is None:
         return None
+    options, fit, prompts = planned.options, recovery.fit, planned.prompts
     if isinstance(options, FixedSelector):
         options.check_model(None, len(prompts))
-    fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
-    beginning, _ = beginning_of(repair.read("bank/bank.json"))
-    about |= beginning.identity() if beginning is not None else {}
     opened = _Once(open_bank)
-    centres = repair.path / "bank" / CENTRES
-    given = isinstance(options, NearestSelector) and centres.exists()
-    fits = options.fits and not options.peeks
-    heldout = None
+    heldout = fitted = None
     with out_of_memory_is_explained("select"):
-        if recovery.controls or (fits and not given):
-            heldout = store.get_or_make(
-                "heldout",
-                parent=repair.key,
-                config={"blocks": fit.blocks, "tokens": fit.tokens, **about},
-                version=VERSION,
-                make=lambda folder: _measure_losses(opened, fit, text, prompts, folder),
-                label=f"{len(prompts)} prompts",
+        if planned.heldout is not None:
+            heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
+        if planned.fitted is not None:
+            fitted = store.obtain(
+                planned.fitted,
+                lambda folder: (
+                    _take_centres(options, repair.path / "bank" / CENTRES, len(prompts), folder)
+                    if _given(options, bank)
+                    else _fit(options, opened, fit, text, _losses(heldout), folder)
+                ),
             )
-        if not fits:
-            return Selection(options, prompts, None, heldout)
-        source = {} if given else {"fit": asdict(fit), **about}
-        fitted = store.get_or_make(
-            "select",
-            parent=repair.key,
-            config={"selector": asdict(options), **source},
-            version=VERSION,
-            make=lambda folder: (
-                _take_centres(options, centres, len(prompts), folder)
-                if given
-                else _fit(options, opened, fit, text, _losses(heldout), folder)
-            ),
-            label=options.kind,
-        )
     return Selection(options, prompts, fitted, heldout)
+
+
+def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> Bank:
+    """What the bank of a recovery will be; `bos` is the BOS of the model, `lengths` are those of its prompts."""
+    if isinstance(recovery, transfer.Transfer) and not recovery.awaited:
+        source = transfer.find(getattr(recovery, "from"))
+        found = _bank_of(source.repair)
+        names = found.prompts if found is not None else []
+        return Bank(names, recovery.beginning(bos), found is not None and found.centred)
+    names = [f"prompt {number}" for number in range(len(lengths))]
+    bank = getattr(recovery, "bank", None)
+    centred = bank is not None and bank.centred(len(names), recovery.training)
+    return Bank(names, recovery.beginning(bos), centred)
+
+
+def selection_of(
+    recovery: schema.Recovery, model: schema.Model, repair: str, bank: Bank, text: Any
+) -> Selection | None:
+    """The selection of a bank, with what its products are; None where there is one prompt, or nothing to choose with.
+
+    Args:
+        recovery: its `selector`, `fit` and `controls` are read.
+        model: the model's config.
+        repair: the key of the repair.
+        bank: the repair's.
+        text: the training corpus.
+    """
+    options = getattr(recovery, "selector", None)
+    if len(bank.prompts) < 2 or options is None:
+        return None
+    fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
+    about |= bank.beginning.identity() if bank.beginning is not None else {}
+    fits, given = options.fits and not options.peeks, _given(options, bank)
+    heldout = fitted = None
+    if recovery.controls or (fits and not given):
+        config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
+        heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
+    if fits:
+        source = {} if given else {"fit": asdict(fit), **about}
+        fitted = Identity("select", repair, {"selector": asdict(options), **source}, VERSION, options.kind)
+    return Selection(options, bank.prompts, fitted, heldout)
+
+
+def _given(options: schema.Selector, bank: Bank) -> bool:
+    """Whether a bank brings what a selector would have to be fitted for."""
+    return isinstance(options, NearestSelector) and bank.centred
+
+
+def _bank_of(repair: Product | None) -> Bank | None:
+    """What of a stored repair's bank decides; None where it has none."""
+    if repair is None or not (repair.path / "bank" / "bank.json").exists():
+        return None
+    described = repair.read("bank/bank.json")
+    return Bank(described["names"], beginning_of(described)[0], (repair.path / "bank" / CENTRES).exists())
 
 
 def restored(options: schema.Selector, fitted: Path | None) -> Selector:

@@ -10,6 +10,7 @@ from typing import Any
 
 from idp import config as schema
 from idp import models
+from idp.beginning import Beginning
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.memory import release
 from idp.prompting import storage
@@ -19,7 +20,7 @@ from idp.recover.banks import assembled
 from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, named, rows
 from idp.recover.work import Made, Work
-from idp.store import CHECKPOINT, Product, Store, write_json
+from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _compares(recovery: schema.Recovery) -> bool:
 def check_given(
     given: Given,
     model: schema.Model,
-    dense: Product,
+    dense: Product | Identity,
     empty: models.LoadedModel,
     recovery: schema.Recovery | None = None,
 ) -> None:
@@ -172,6 +173,39 @@ def recover(
     return repair if storage.is_plain(stored) else _store_in_few_bits(repair, stored, model, compressed, store)
 
 
+def identities(
+    recovery: schema.Recovery, model: schema.Model, compressed: str, folder: Path, text: Any, seed: int, dense: str
+) -> list[tuple[schema.Recovery, Identity]]:
+    """What the products of a repair are, before there are any, in the order in which they are made.
+
+    Args:
+        recovery: what to make, as `find` gave it back.
+        model: the model's config.
+        compressed: the key of the model that is repaired.
+        folder: of that model's config and tokenizer, which are the dense model's; no weight of it is read.
+        text: the training corpus.
+        seed: everything random draws from it.
+        dense: the key of the dense model.
+
+    Returns:
+        each with the recovery that makes it; the last is the repair. Empty where nothing is repaired.
+    """
+    if not recovery.repairs:
+        return []
+    beginning = recovery.beginning(models.bos_of(folder, model))
+    if isinstance(recovery, transfer.Transfer):
+        return [(recovery, transfer.identity(recovery, compressed, beginning))]
+    found = []
+    if recovery.beneath is not None:
+        found = identities(recovery.beneath, model, compressed, folder, text, seed, dense)
+    made = _identity_of(recovery, model, compressed, beginning, text, seed, dense)
+    found.append((recovery, made))
+    stored = getattr(recovery, "storage", None)
+    if not storage.is_plain(stored):
+        found.append((recovery, _stored_identity(made.key, stored)))
+    return found
+
+
 def _make(
     recovery: schema.Recovery,
     model: schema.Model,
@@ -212,28 +246,31 @@ def _make(
         if made.searches:
             write_json(folder / SEARCH, made.searches)
 
+    identity = _identity_of(recovery, model, compressed.key, beginning, text, seed, dense.key)
     with out_of_memory_is_explained("recover"):
-        return store.get_or_make(
-            "recover",
-            parent=compressed.key,
-            config=_identity(recovery, model, text, seed, dense) | beginning.identity(),
-            version=VERSION,
-            make=make,
-            label=recovery.kind,
-        )
+        return store.obtain(identity, make)
 
 
-def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: int, dense: Product) -> dict[str, Any]:
-    """All that decides a repair, but for the model that it repairs. How it is chosen and stored comes after it."""
+def _identity_of(
+    recovery: schema.Recovery,
+    model: schema.Model,
+    compressed: str,
+    beginning: Beginning,
+    text: Any,
+    seed: int,
+    dense: str,
+) -> Identity:
+    """A repair as it is made. How it is chosen and stored comes after it."""
     if _joined(recovery):
-        return {"prompts": assembled.identity(recovery.bank)}
-    config = {"recovery": _options(recovery), **models.numerics(model)}
-    parts = [part for part in (recovery, recovery.beneath) if part is not None and part.trains]
-    if parts:
-        config |= {"seed": seed, "corpus": text.fingerprint}
-    if any(part.training.objective == "distill" for part in parts):
-        config["teacher"] = dense.key
-    return config
+        config: dict[str, Any] = {"prompts": assembled.identity(recovery.bank)}
+    else:
+        config = {"recovery": _options(recovery), **models.numerics(model)}
+        parts = [part for part in (recovery, recovery.beneath) if part is not None and part.trains]
+        if parts:
+            config |= {"seed": seed, "corpus": text.fingerprint}
+        if any(part.training.objective == "distill" for part in parts):
+            config["teacher"] = dense
+    return Identity("recover", compressed, config | beginning.identity(), VERSION, recovery.kind)
 
 
 def _options(recovery: schema.Recovery) -> dict[str, Any]:
@@ -278,14 +315,12 @@ def _store_in_few_bits(
             elif source.exists():
                 shutil.copy(source, folder / name)
 
-    return store.get_or_make(
-        "recover",
-        parent=repair.key,
-        config={"storage": storage.described(stored)},
-        version=STORAGE_VERSION,
-        make=make,
-        label=f"stored in {stored.bits} bits",
-    )
+    return store.obtain(_stored_identity(repair.key, stored), make)
+
+
+def _stored_identity(repair: str, stored: schema.Storage) -> Identity:
+    config = {"storage": storage.described(stored)}
+    return Identity("recover", repair, config, STORAGE_VERSION, f"stored in {stored.bits} bits")
 
 
 def _bytes(folder: Path) -> int:

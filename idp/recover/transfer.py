@@ -12,7 +12,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from idp import config, kinds, models
 from idp.beginning import PLACES, Beginning
@@ -22,7 +22,7 @@ from idp.prompting.bank import PromptBank, beginning_of
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.status import STATUS
-from idp.store import MANIFEST, Product, Store, write_json
+from idp.store import MANIFEST, Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     from idp.tasks.tasks import TaskSource
@@ -46,6 +46,8 @@ class Transfer(config.Recovery):
     controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
     fit: Fitting = field(default_factory=Fitting)
 
+    awaits: ClassVar[str] = "from"
+
     def check(self, place: str = "recovery") -> None:
         if not getattr(self, "from"):
             raise UserError(
@@ -61,11 +63,12 @@ class Transfer(config.Recovery):
             self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
-        return find(getattr(self, "from")).lengths
+        return [] if self.awaited else find(getattr(self, "from")).lengths
 
     def beginning(self, bos: tuple[int, ...]) -> Beginning:
         """The BOS that the repair was learned with, where that is known, at its place or at the one asked for."""
-        learned = find(getattr(self, "from")).beginning or Beginning(bos)
+        learned = None if self.awaited else find(getattr(self, "from")).beginning
+        learned = learned or Beginning(bos)
         return replace(learned, place=self.bos) if self.bos is not None else learned
 
 
@@ -220,14 +223,18 @@ def apply(source: Source, compressed: Product, store: Store, beginning: Beginnin
             bos = {"bos": beginning.described()} if file.name == "bank.json" else {}
             write_json(file, {**described, "base_model_name_or_path": base, **bos})
 
-    return store.get_or_make(
-        "recover",
-        parent=compressed.key,
-        config={"transfer": source.origin, **beginning.identity()},
-        version=VERSION,
-        make=make,
-        label=f"transfer of {source.origin[:12]}",
-    )
+    return store.obtain(_identity_of(source.origin, compressed.key, beginning), make)
+
+
+def identity(recovery: Transfer, compressed: str, beginning: Beginning) -> Identity:
+    """What a transferred repair is, by the key of the model that it goes onto."""
+    place = getattr(recovery, "from")
+    return _identity_of(place if recovery.awaited else find(place).origin, compressed, beginning)
+
+
+def _identity_of(origin: str, compressed: str, beginning: Beginning) -> Identity:
+    config = {"transfer": origin, **beginning.identity()}
+    return Identity("recover", compressed, config, VERSION, f"transfer of {origin[:12]}")
 
 
 def _from_product(place: str, path: Path, setting: str) -> Source:
