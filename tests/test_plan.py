@@ -197,7 +197,7 @@ def test_the_plan_of_a_run_is_a_table(planned_run, bridges, output, tmp_path, ca
     assert re.search(r"^plan of tiny_llama-gptq3-prompt-smoke-[0-9a-f]{12}$", said, re.MULTILINE)
     headers = ["stage", "product", "key", "is", "seconds", "memory, GB", "card, GB", "disk, GB"]
     assert cells_of(said, "stage") == headers
-    stage, label, key, state, *numbers = cells_of(said, "recover")
+    _, label, key, state, *numbers = cells_of(said, "recover")
     assert (label, state) == ("prompt", "made") and re.fullmatch("[0-9a-f]{12}", key) and all(numbers)
     assert cells_of(said, "all")[1].startswith("0 of ") and "Nothing was computed" in said
     assert not (tmp_path / "runs").exists()
