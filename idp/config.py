@@ -326,6 +326,10 @@ class Compressor:
         """Of one that needs `WEIGHTS`: the place of what `find` gave, downloaded if need be."""
         raise NotImplementedError
 
+    def taken(self, source: Any, model: Model, dense: str) -> Any:
+        """Of one that needs `WEIGHTS`: what `take` gives, an `idp.store.Identity`, by the key of the dense model."""
+        raise NotImplementedError
+
     def take(self, source: Any, model: Model, dense: Any, store: Any) -> Any:
         """Of one that needs `WEIGHTS`: the product of what `find` gave, for the model of the product `dense`."""
         raise NotImplementedError
@@ -593,6 +597,14 @@ class Recovery:
     # Of how it is made, as part of its key: a kind that comes to make other repairs from the same options counts it up.
     version: ClassVar[int] = 3
 
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        """Of the bank that it will make, the names of its prompts and whether it keeps the centres of their text.
+
+        Args:
+            lengths: tokens of each prompt.
+        """
+        return [f"prompt {number}" for number in range(len(lengths))], False
+
     # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
     # is not there yet.
     awaits: ClassVar[str] = ""
@@ -601,14 +613,6 @@ class Recovery:
     def awaited(self) -> bool:
         """Whether it uses the repair of a run that is not there yet: nothing is known of that."""
         return bool(self.awaits) and getattr(self, self.awaits) == AWAITED
-
-    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
-        """Of the bank that it will make, the names of its prompts and whether it keeps the centres of their text.
-
-        Args:
-            lengths: tokens of each prompt.
-        """
-        return [f"prompt {number}" for number in range(len(lengths))], False
 
     @property
     def repairs(self) -> bool:

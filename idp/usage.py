@@ -43,6 +43,7 @@ def text() -> str:
   python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
 
 Beforehand, with the same words:
+  python -m idp.run ... --plan                       what would be made or reused, what it takes, what is wrong
   python -m idp.bench.cost ...                       GPU hours, disk and memory of a run or a sweep
   python -m idp.fetch ...                            fetches what it takes from the hub, once
 
@@ -63,6 +64,7 @@ Options (any can be overridden, such as recovery.training.steps=200):
 {_compressors()}
 {_recoveries()}
   --cfg job            print the config and exit
+  --plan               print every product with its key, seconds, memory and disk, and compute nothing
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
 """
