@@ -16,8 +16,8 @@ import torch
 from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idp.bench.shapes import SHAPES, config_of
 from idp.evaluate.room import FEWEST, fitting
+from idp.plan.shapes import SHAPES, config_of
 from idp.prompting.attention import fused, plain
 from idp.prompting.attention.group import TRUNK
 from idp.prompting.attention.weighing import Weighing

@@ -15,7 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.bench.shapes import SHAPES
+from idp.plan.shapes import SHAPES
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not sys.stderr.isatty():

@@ -326,6 +326,10 @@ class Compressor:
         """Of one that needs `WEIGHTS`: the place of what `find` gave, downloaded if need be."""
         raise NotImplementedError
 
+    def taken(self, source: Any, model: Model, dense: str) -> Any:
+        """Of one that needs `WEIGHTS`: what `take` gives, an `idp.store.Identity`, by the key of the dense model."""
+        raise NotImplementedError
+
     def take(self, source: Any, model: Model, dense: Any, store: Any) -> Any:
         """Of one that needs `WEIGHTS`: the product of what `find` gave, for the model of the product `dense`."""
         raise NotImplementedError
@@ -462,13 +466,16 @@ class Selector:
     def check_prompts(self, prompts: int) -> None:
         """Raises a UserError where a bank of so many prompts does not have those that the options name."""
 
-    def brought_by(self, bank: Path) -> dict[str, Any] | None:
-        """What a stored bank, the folder of a repair's, brings in place of a fit: tensors for `restore`; None: nothing.
+    @property
+    def takes_centres(self) -> bool:
+        """Whether the centres that a bank may bring are all that it would be fitted for: the mean input embedding of
+        the text that each prompt was trained on, which `restore` is then given as `centres`."""
+        return False
 
-        Args:
-            bank: the folder.
-        """
-        return None
+    @property
+    def settles(self) -> bool:
+        """Whether it comes to another selector once it is fitted: `settled`."""
+        return False
 
     def settled(self, fitted: dict[str, Any]) -> Selector:
         """The selector that chooses as this one does once it is fitted, where there is one that needs no fit: what is
@@ -528,6 +535,10 @@ class Bank:
         """Whether its prompts are trained; else they exist already."""
         return TEXT in self.needs
 
+    def centred(self, prompts: int, training: Training) -> bool:
+        """Whether it keeps the centre of the text that each prompt was trained on."""
+        return False
+
     @property
     def shares(self) -> bool:
         """Whether its prompts share the training text out among them; else each reads all of it."""
@@ -571,6 +582,9 @@ class Choice:
         return self.controls or self.selector.fits
 
 
+AWAITED = "<a run to come>"
+
+
 @dataclass
 class Recovery:
     """What the stages ask of a recovery's options; each kind is a file in `idp/recover`, with how it is made."""
@@ -582,6 +596,23 @@ class Recovery:
     method: ClassVar[str] = ""
     # Of how it is made, as part of its key: a kind that comes to make other repairs from the same options counts it up.
     version: ClassVar[int] = 3
+
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        """Of the bank that it will make, the names of its prompts and whether it keeps the centres of their text.
+
+        Args:
+            lengths: tokens of each prompt.
+        """
+        return [f"prompt {number}" for number in range(len(lengths))], False
+
+    # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
+    # is not there yet.
+    awaits: ClassVar[str] = ""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it uses the repair of a run that is not there yet: nothing is known of that."""
+        return bool(self.awaits) and getattr(self, self.awaits) == AWAITED
 
     @property
     def repairs(self) -> bool:

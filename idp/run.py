@@ -27,6 +27,7 @@ from idp.records.record import heldout_loss
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
 
+PLAN = "--plan"  # print what would be made, and compute nothing
 FAILED: list[UserError] = []
 
 
@@ -73,6 +74,11 @@ def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     from idp.usage import check_flags, explain, help_of
 
+    if PLAN in sys.argv[1:]:
+        from idp.plan.command import main as plan
+
+        plan(sys.argv[1:])
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra would list every group's options first, for seven seconds
         with failures_in_one_line():
             print(help_of(sys.argv[1:]))

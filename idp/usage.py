@@ -46,7 +46,7 @@ def text() -> str:
   idp run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora                 (a sweep)
 
 Beforehand, with the same words:
-  idp plan ...                                       what would be made or reused, GPU hours, disk and memory
+  idp plan ...                                       what would be made or reused, what it takes, what is wrong
   idp fetch ...                                      downloads what it takes from the hub, once
 
 Afterwards:
@@ -67,6 +67,7 @@ Options (any can be overridden, such as recovery.training.steps=200):
 {_compressors()}
 {_recoveries()}
   --cfg job            print the config and exit
+  --plan               print every product with its key, seconds, memory and disk, and compute nothing
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
 """

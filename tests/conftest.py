@@ -227,7 +227,8 @@ def bridges(shared):
 @pytest.fixture(scope="session")
 def finished_run(compose, bridges, shared):
     """`finished_run(*overrides)`: a small run of the tiny model, made once per session; its folder and its record."""
-    from idp.pipeline import run, whereabouts
+    from idp.pipeline import run
+    from idp.recording import run_id_and_folder
 
     root, made = shared / "outputs", {}
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
@@ -235,7 +236,7 @@ def finished_run(compose, bridges, shared):
     def finished(*overrides: str) -> tuple[Path, dict]:
         if overrides not in made:
             config = compose(*small, *bridges, "baselines=false", *overrides, f"output={root}")
-            folder = whereabouts(config)[1]
+            folder = run_id_and_folder(config)[1]
             with once(folder) as needed:
                 if needed:
                     run(config)

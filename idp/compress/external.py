@@ -17,13 +17,13 @@ from idp.compress.compressors.pruning_quantization import PruningQuantization
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
-from idp.compress.recipe import compressed_layers, label
+from idp.compress.recipe import compressed_layers
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel, Source, quantized, weights
 from idp.models.gguf import model as ggufs
 from idp.models.weight_files import WeightFiles
-from idp.store import Product, Store, verification, write_json
+from idp.store import Identity, Product, Store, verification, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -132,8 +132,6 @@ def compress(compressor: PruningQuantization, source: Source, model: Model, dens
     """
     import torch
 
-    config = {"external": {"kind": source.kind, **source.identity}, **models.numerics(model)}
-
     def make(folder: Path) -> None:
         from idp.compress.stage import refuse_not_finite
 
@@ -155,13 +153,17 @@ def compress(compressor: PruningQuantization, source: Source, model: Model, dens
         empty.tokenizer.save_pretrained(folder / "model")
 
     with out_of_memory_is_explained("load"), torch.no_grad():
-        product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=label(compressor)
-        )
+        product = store.obtain(identity(compressor, source, model, dense.key), make)
     about = product.read("weights.json")["external"]
     for note in about["notes"]:
         log.warning("compressor.path=%s (%s): %s", compressor.path, about["format"], note)
     return product
+
+
+def identity(compressor: PruningQuantization, source: Source, model: Model, dense: str) -> Identity:
+    """What the product is, by the key of the dense model; the checkpoint's content is part of it."""
+    config = {"external": {"kind": source.kind, **source.identity}, **models.numerics(model)}
+    return Identity("compress", dense, config, VERSION, compressor.label)
 
 
 def place_of(compressor: PruningQuantization, source: Source, store: Store | None = None) -> Path:

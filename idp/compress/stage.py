@@ -24,7 +24,7 @@ from idp.config import CALIBRATION, DENSE, Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
-from idp.store import Product, Store, write_json
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -133,42 +133,69 @@ def compress(
         return compressor.take(source, model, dense, store)
     if not works(compressor):
         return uncompressed(model, dense, store)
+    folder = models.model_folder(dense)
+    identified = identity(compressor, resolved, model, dense.key, folder, text)
+    return _stored(identified, store, lambda made: _compress(compressor, resolved, model, folder, text, made))
+
+
+def uncompressed(model: Model, dense: Product, store: Store) -> Product:
+    """The dense model as a product of this stage, which measures its weights."""
+    folder = models.model_folder(dense)
+    return _stored(uncompressed_identity(dense.key, folder), store, lambda made: _measure_dense(model, folder, made))
+
+
+def _stored(identified: Identity, store: Store, make: Callable[[Path], None]) -> Product:
+    with out_of_memory_is_explained("compress"):
+        product = store.obtain(identified, make)
+    _say_what_was_singular(product)
+    return product
+
+
+def identity(
+    compressor: Compressor,
+    resolved: Any,
+    model: Model,
+    dense: str,
+    folder: Path,
+    text: Any,
+    source: models.Source | None = None,
+) -> Identity:
+    """What the compressed model is, before there is one.
+
+    Args:
+        compressor: what to do.
+        resolved: what `check` gave.
+        model: the model's config.
+        dense: the key of the load stage's product.
+        folder: of that model's config and tokenizer; no weight of it is read.
+        text: the calibration corpus.
+        source: what `find` gave.
+    """
+    if source is not None:
+        return compressor.taken(source, model, dense)
+    if not works(compressor):
+        return uncompressed_identity(dense, folder)
     config, claims = compressor.identity(resolved), compressor.claims(resolved)
     if sizes.claims_of(config) != claims:  # what is read of a product without knowing its kind
         config["claims"] = asdict(claims)
     config |= kinds.code_of(compressor, *compressor.parts.values())
     config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
     config |= models.numerics(model)
-    config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
-    model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    config |= Beginning(models.bos_of(folder, model)).identity()
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     if CALIBRATION in compressor.needs and model_type not in TRACED_RIGHT:
         config["calibration"]["forward"] = "own"
-    return _stored(
-        config,
-        compressor.label,
-        dense,
-        store,
-        lambda folder: _compress(compressor, resolved, model, models.model_folder(dense), text, folder),
-    )
+    return Identity("compress", dense, config | _of_experts(folder), VERSION, compressor.label)
 
 
-def uncompressed(model: Model, dense: Product, store: Store) -> Product:
-    """The dense model as a product of this stage, which measures its weights."""
-    config = {"sparsity": None, "quantization": None}
-    return _stored(
-        config, "none", dense, store, lambda folder: _measure_dense(model, models.model_folder(dense), folder)
-    )
+def uncompressed_identity(dense: str, folder: Path) -> Identity:
+    """The dense model of that key as a product of this stage; `folder` has its config."""
+    return Identity("compress", dense, {"sparsity": None, "quantization": None} | _of_experts(folder), VERSION, "none")
 
 
-def _stored(config: dict[str, Any], label: str, dense: Product, store: Store, make: Callable[[Path], None]) -> Product:
-    if _has_experts(models.model_folder(dense)):
-        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
-    with out_of_memory_is_explained("compress"):
-        product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=label
-        )
-    _say_what_was_singular(product)
-    return product
+def _of_experts(folder: Path) -> dict[str, str]:
+    # Products without it left them dense, lost them, or did not count them.
+    return {"experts": "linear"} if _has_experts(folder) else {}
 
 
 def _has_experts(folder: Path) -> bool:

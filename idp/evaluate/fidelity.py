@@ -18,7 +18,7 @@ from idp.errors import UserError
 from idp.evaluate import contexts
 from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
 from idp.evaluate.measured import Fidelity
-from idp.store import CHECKPOINT, Product, Store, write_json
+from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,43 @@ TEXT_POSITIONS = 65_536  # at most, in evenly spaced windows; with 128 tokens ea
 FIGURES = ("mean_kl", "median_kl", "p99_kl", "same_top", "tokens", "stderr")
 
 
+@dataclass(frozen=True)
+class Side:
+    """One model's side of the comparison: what its products are, before there are any.
+
+    Args:
+        name: dense, compressed or repaired.
+        parent: the key of the compressed model or of the repair.
+        conditions: what decides its numbers beside text and tasks, as part of each product's key.
+        dense: products or identities of the dense model's scores; None: this is the dense model.
+    """
+
+    name: str
+    parent: str
+    conditions: dict[str, Any]
+    dense: Measured | None
+
+    def of_corpus(self, corpus: str, config: dict[str, Any]) -> Identity:
+        """The product of a corpus, of whose windows `config` decides."""
+        reference = self.dense and self.dense.fidelity.corpora[corpus]
+        return self._identity(f"text of {corpus}", reference, {**config, "positions": TEXT_POSITIONS})
+
+    def of_task(self, task: str, scores: str) -> Identity:
+        """The product of a task's contexts; `scores` is the key of what this model scored on the task."""
+        reference = self.dense and self.dense.fidelity.tasks[task]
+        documents = scores if self.dense is None else self.dense.tasks[task].key
+        return self._identity(f"contexts of {task}", reference, {"contexts": documents, "bounds": contexts.bounds()})
+
+    def _identity(self, what: str, reference: Product | Identity | None, config: dict[str, Any]) -> Identity:
+        """Of the dense model a reference, of another one its divergences from `reference`."""
+        kept = {**config, "kept": [TOP, DRAWN]} if reference is None else {"reference": reference.key}
+        stage = "reference" if reference is None else "fidelity"
+        return Identity(stage, self.parent, kept | self.conditions, VERSION, f"{self.name} {what}")
+
+
 @dataclass
 class Comparing:
-    """One model's part in the comparison.
+    """One model's part in the comparison, made.
 
     Args:
         name: dense, compressed or repaired.
@@ -62,9 +96,8 @@ class Comparing:
             windows: cuts them, [windows, tokens].
         """
         return self._product(
-            f"text of {corpus}",
+            self._side.of_corpus(corpus, config),
             self.dense and self.dense.fidelity.corpora[corpus],
-            {**config, "positions": TEXT_POSITIONS},
             lambda scorer, reference, folder: _corpus(scorer, windows(scorer), reference, folder),
         )
 
@@ -72,37 +105,29 @@ class Comparing:
         """The product of a task's contexts; `measured` is what this model scored on the task."""
         dense = measured if self.dense is None else self.dense.tasks[task]
         return self._product(
-            f"contexts of {task}",
+            self._side.of_task(task, measured.key),
             self.dense and self.dense.fidelity.tasks[task],
-            {"contexts": dense.key, "bounds": contexts.bounds()},
             lambda scorer, reference, folder: _task(scorer, dense, reference, folder),
         )
 
+    @property
+    def _side(self) -> Side:
+        return Side(self.name, self.parent, self.conditions, self.dense)
+
     def _product(
         self,
-        what: str,
+        identity: Identity,
         reference: Product | None,
-        config: dict[str, Any],
         make: Callable[[Scorer, Reference | None, Path], None],
     ) -> Product:
-        """The model's product: of the dense one a reference, of another one its divergences from `reference`."""
-
         def made(folder: Path) -> None:
             from idp.evaluate.journal import Journal
 
             scorer = self.scorer()
-            scorer.label, scorer.journal = f"{self.name} {what}", Journal(folder / CHECKPOINT)
+            scorer.label, scorer.journal = identity.label, Journal(folder / CHECKPOINT)
             make(scorer, Reference.load(reference) if reference is not None else None, folder)
 
-        kept = {**config, "kept": [TOP, DRAWN]} if reference is None else {"reference": reference.key}
-        return self.store.get_or_make(
-            "reference" if reference is None else "fidelity",
-            parent=self.parent,
-            config=kept | self.conditions,
-            version=VERSION,
-            make=made,
-            label=f"{self.name} {what}",
-        )
+        return self.store.obtain(identity, made)
 
 
 @dataclass

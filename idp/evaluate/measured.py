@@ -1,4 +1,4 @@
-"""What measuring a model gave, as products of the store."""
+"""What measuring a model gave, as products of the store; in a plan, what they will be, as their identities."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
 from idp.models.weight_files import SINGLE, WeightFiles
-from idp.store import Product, Store, hash_file, read_json, verification, versions, write_json
+from idp.store import Identity, Product, Store, hash_file, read_json, verification, versions, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -124,19 +124,23 @@ def load(config: Model, source: Source, store: Store) -> Product:
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
 
     with out_of_memory_is_explained("load"):
-        product = store.get_or_make(
-            "load",
-            parent=None,
-            config={"kind": source.kind, **source.identity},
-            version=VERSION,
-            make=make,
-            label=config.name,
-        )
+        product = store.obtain(identity(config, source), make)
     if product.reused and source.kind in ("folder", "hub"):  # it lies outside the store
         place = model_folder(product)
         weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
     _hold_tokenizer(config, source, product, store)
     return product
+
+
+def identity(config: Model, source: Source) -> Identity:
+    """What the dense model is, as a product of the load stage."""
+    return Identity("load", None, {"kind": source.kind, **source.identity}, VERSION, config.name)
+
+
+def tokenizer_identity(config: Model, dense: str) -> Identity:
+    """What the guard of tokenizers says of a dense model, by the key of that."""
+    about = {"transformers": versions().get("transformers"), "remote_code": config.trust_remote_code}
+    return Identity("tokenizer", dense, about, tokenization.VERSION, config.name)
 
 
 def _hold_tokenizer(config: Model, source: Source, product: Product, store: Store) -> None:
@@ -151,14 +155,7 @@ def _hold_tokenizer(config: Model, source: Source, product: Product, store: Stor
         tokenization.check(model_folder(product), config.trust_remote_code, plain)
         write_json(folder / "held.json", {"plain": plain is not None})
 
-    store.get_or_make(
-        "tokenizer",
-        parent=product.key,
-        config={"transformers": versions().get("transformers"), "remote_code": config.trust_remote_code},
-        version=tokenization.VERSION,
-        make=make,
-        label=config.name,
-    )
+    store.obtain(tokenizer_identity(config, product.key), make)
 
 
 def model_folder(product: Product) -> Path:
@@ -417,18 +414,10 @@ def _checked(place: Path, where: str) -> Path:
 def _make_random(architecture: dict[str, Any], folder: Path) -> None:
     """A small model with random weights and a tokenizer of bytes: no data, no download, the same every time."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = byte_tokenizer()
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    arguments = dict(architecture)
-    try:
-        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments, **ids)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"model.architecture: not a causal language model: {hub.first_line(error)}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokenizer = random_model(architecture)
     # The usual 0.02 leaves the logits almost flat; wider weights make outputs that depend on their input.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -436,6 +425,25 @@ def _make_random(architecture: dict[str, Any], folder: Path) -> None:
                 parameter.mul_(4.0)
     weights.save(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def random_model(architecture: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of an architecture with random weights, in float32 on the default device, and its tokenizer of bytes.
+
+    Raises:
+        UserError: there is no such causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = byte_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    arguments = dict(architecture)
+    try:
+        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments, **ids)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"model.architecture: not a causal language model: {hub.first_line(error)}") from error
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-CENTRES = "centres"
+CENTRES = "centres"  # of prompts' text, [prompts, hidden_size]
+CENTRES_FILE = f"{CENTRES}.safetensors"
 
 
 @dataclass
@@ -107,7 +108,7 @@ class PromptBank:
             if ahead is not None:
                 described["bos"]["virtual_tokens"] = len(ahead)
         if self.centres is not None:
-            save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / f"{CENTRES}.safetensors")
+            save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / CENTRES_FILE)
         write_json(folder / "bank.json", described)
 
     @classmethod
@@ -131,7 +132,7 @@ class PromptBank:
                 _read(folder / place, stored, (ahead + length, width))[ahead:]
                 for place, length in zip(places, described["lengths"], strict=True)
             ]
-            file = folder / f"{CENTRES}.safetensors"
+            file = folder / CENTRES_FILE
             centres = load_file(file)[CENTRES] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from idp import models
 from idp.config import Storage
-from idp.prompting import storage
 from idp.prompting.bank import PromptBank
+from idp.recover.identity import stored_identity
 from idp.recover.making import HISTORY, REPAIR, SEARCH, Sources, tensor_bytes
 from idp.recover.weight_side import FOLDERS
 from idp.store import Product, Store, write_json
-
-VERSION = 1
 
 
 def stored(repair: Product, options: Storage, sources: Sources, store: Store) -> Product:
@@ -31,11 +29,4 @@ def stored(repair: Product, options: Storage, sources: Sources, store: Store) ->
                 shutil.copy(source, folder / name)
         write_json(folder / REPAIR, {**repair.read(REPAIR), "bytes": tensor_bytes(folder)})
 
-    return store.get_or_make(
-        "recover",
-        parent=repair.key,
-        config={"storage": storage.described(options)},
-        version=VERSION,
-        make=make,
-        label=f"stored in {options.bits} bits",
-    )
+    return store.obtain(stored_identity(repair.key, options), make)

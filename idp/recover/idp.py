@@ -60,6 +60,9 @@ class Idp(config.Trained):
     def parts(self) -> dict[str, Any]:
         return {"bank": self.bank, "selector": self.selector}
 
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        return super().bank_ahead(lengths)[0], self.bank.centred(len(lengths), self.training)
+
     def judged(self, prompts: int) -> int:
         return self.bank.judged(prompts)
 

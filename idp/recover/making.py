@@ -24,6 +24,7 @@ from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS
 from idp.memory import release
 from idp.prompting import storage
 from idp.recover import search, weight_side
+from idp.recover.identity import Basis
 from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, report_rows
 from idp.recover.weight_side import FOLDERS, WeightSide
@@ -48,6 +49,11 @@ class Sources:
     text: Text
     calibration: CalibrationText | None
     seed: int
+
+    @property
+    def basis(self) -> Basis:
+        """The same by keys."""
+        return Basis(self.model, self.dense.key, self.compressed.key, self.text, self.calibration, self.seed)
 
 
 def make(

@@ -17,8 +17,8 @@ from idp import kinds, models
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
-from idp.prompting.bank import beginning_of
-from idp.store import Product, Store, write_json
+from idp.prompting.bank import CENTRES, CENTRES_FILE, beginning_of
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,21 +34,42 @@ STATE, DESCRIPTION, LOSSES = "selector.safetensors", "selector.json", "losses.sa
 OpenBank = Callable[[], "tuple[models.LoadedModel, PromptBank]"]
 
 
+class NotKnownYet(Exception):
+    """What decides a key is known once a stage is done, whose name it has."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What of a bank decides the selectors of it."""
+
+    prompts: list[str]  # their names, in order
+    beginning: Beginning | None  # the BOS that they were made with; None: not known
+    centred: bool  # whether it brings the centres of their text
+
+
 @dataclass(frozen=True)
 class Selection:
-    """How a run chooses among the prompts of a bank."""
+    """How a run chooses among the prompts of a bank; in a plan, products are there as their identities."""
 
     options: schema.Selector
     prompts: list[str]  # their names, in order
-    fitted: Product | None  # the selector's product; None where it learns nothing
-    heldout: Product | None  # each prompt's loss on held-out text; None where nothing needs it
+    fitted: Any  # the selector's product; None where it learns nothing
+    heldout: Any  # each prompt's loss on held-out text; None where nothing needs it
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
+        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt.
+
+        Raises:
+            NotKnownYet: that is asked of a selector that is still to be fitted, and settles on another then.
+        """
         if self.fitted is None:
             return asdict(self.options) | kinds.code_of(self.options)
-        settled = self.options.settled(self.fitted.read(DESCRIPTION))
+        settled = self.options
+        if self.options.settles:
+            if not isinstance(self.fitted, Product):
+                raise NotKnownYet("select")
+            settled = self.options.settled(self.fitted.read(DESCRIPTION))
         return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
@@ -73,13 +94,6 @@ class Selection:
         return float((losses.mean(1) - half).mean())
 
 
-def prompts_of(repair: Product | None) -> list[str]:
-    """The names of a repair's prompts; none where it has no bank."""
-    if repair is None or not (repair.path / "bank" / "bank.json").exists():
-        return []
-    return repair.read("bank/bank.json")["names"]
-
-
 def select(
     recovery: schema.Recovery, model: schema.Model, repair: Product | None, text: Any, open_bank: OpenBank, store: Store
 ) -> Selection | None:
@@ -96,44 +110,78 @@ def select(
     Raises:
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
     """
-    prompts, choice = prompts_of(repair), recovery.choice
-    if repair is None or len(prompts) < 2 or choice is None:
+    bank = _bank_of(repair)
+    if repair is None or bank is None:
+        return None
+    planned = selection_of(recovery, model, repair.key, bank, text)
+    if planned is None:
+        return None
+    options, fit, prompts = planned.options, recovery.choice.fit, planned.prompts
+    options.check_prompts(len(prompts))
+    opened = _Once(open_bank)
+    heldout = fitted = None
+    with out_of_memory_is_explained("select"):
+        if planned.heldout is not None:
+            heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
+        if planned.fitted is not None:
+            fitted = store.obtain(
+                planned.fitted,
+                lambda folder: (
+                    _take_centres(options, repair.path / "bank" / CENTRES_FILE, len(prompts), folder)
+                    if _given(options, bank)
+                    else _fit(options, opened, fit, text, heldout, folder)
+                ),
+            )
+    return Selection(options, prompts, fitted, heldout)
+
+
+def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> Bank:
+    """What the bank of a recovery will be; `bos` is the BOS of the model, `lengths` are those of its prompts."""
+    names, centred = recovery.bank_ahead(lengths)
+    return Bank(names, recovery.beginning(bos), centred)
+
+
+def selection_of(
+    recovery: schema.Recovery, model: schema.Model, repair: str, bank: Bank, text: Any
+) -> Selection | None:
+    """The selection of a bank, with what its products are; None where there is one prompt, or nothing to choose with.
+
+    Args:
+        recovery: its `choice` is read.
+        model: the model's config.
+        repair: the key of the repair.
+        bank: the repair's.
+        text: the training corpus.
+    """
+    choice = recovery.choice
+    if len(bank.prompts) < 2 or choice is None:
         return None
     options, fit = choice.selector, choice.fit
-    options.check_prompts(len(prompts))
     about = {"corpus": text.fingerprint, **models.numerics(model)}
-    beginning, _ = beginning_of(repair.read("bank/bank.json"))
-    about |= beginning.identity() if beginning is not None else {}
-    opened = _Once(open_bank)
-    fits = options.fits and not options.peeks
-    brought = options.brought_by(repair.path / "bank") if fits else None
-    heldout = None
-    with out_of_memory_is_explained("select"):
-        if choice.controls or (fits and brought is None):
-            heldout = store.get_or_make(
-                "heldout",
-                parent=repair.key,
-                config={"blocks": fit.blocks, "tokens": fit.tokens, **about},
-                version=VERSION,
-                make=lambda folder: _measure_losses(opened, fit, text, prompts, folder),
-                label=f"{len(prompts)} prompts",
-            )
-        if not fits:
-            return Selection(options, prompts, None, heldout)
-        source = {} if brought is not None else {"fit": asdict(fit), **about}
-        fitted = store.get_or_make(
-            "select",
-            parent=repair.key,
-            config={"selector": asdict(options), **source, **kinds.code_of(options)},
-            version=VERSION,
-            make=lambda folder: (
-                _take(options, brought, repair.path / "bank", len(prompts), folder)
-                if brought is not None
-                else _fit(options, opened, fit, text, heldout, folder)
-            ),
-            label=options.kind,
-        )
-    return Selection(options, prompts, fitted, heldout)
+    about |= bank.beginning.identity() if bank.beginning is not None else {}
+    fits, given = options.fits and not options.peeks, _given(options, bank)
+    heldout = fitted = None
+    if choice.controls or (fits and not given):
+        config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
+        heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
+    if fits:
+        source = {} if given else {"fit": asdict(fit), **about}
+        config = {"selector": asdict(options), **source, **kinds.code_of(options)}
+        fitted = Identity("select", repair, config, VERSION, options.kind)
+    return Selection(options, bank.prompts, fitted, heldout)
+
+
+def _given(options: schema.Selector, bank: Bank) -> bool:
+    """Whether a bank brings what a selector would have to be fitted for."""
+    return options.fits and not options.peeks and options.takes_centres and bank.centred
+
+
+def _bank_of(repair: Product | None) -> Bank | None:
+    """What of a stored repair's bank decides; None where it has none."""
+    if repair is None or not (repair.path / "bank" / "bank.json").exists():
+        return None
+    described = repair.read("bank/bank.json")
+    return Bank(described["names"], beginning_of(described)[0], (repair.path / "bank" / CENTRES_FILE).exists())
 
 
 def restored(options: schema.Selector, fitted: Path | None) -> Selector:
@@ -258,15 +306,15 @@ def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor)
     return losses.double().gather(1, torch.cat(found)[:, None])[:, 0]
 
 
-def _take(options: schema.Selector, state: dict[str, torch.Tensor], bank: Path, prompts: int, folder: Path) -> None:
-    """A fitted selector from what a bank brings, tensors with a row for each prompt."""
-    from safetensors.torch import save_file
+def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Path) -> None:
+    """A fitted selector from the centres that a bank brings."""
+    from safetensors.torch import load_file, save_file
 
-    for name, tensor in state.items():
-        if tensor.dim() != 2 or len(tensor) != prompts:
-            raise UserError(f"{bank}: {name} are {tuple(tensor.shape)}, the bank has {prompts} prompts")
+    centres = load_file(file)[CENTRES]
+    if centres.dim() != 2 or len(centres) != prompts:
+        raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
     selector = options.build()
-    selector.restore(state)
+    selector.restore({CENTRES: centres})
     save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
     described = {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"}
     write_json(folder / DESCRIPTION, described | selector.described())

@@ -12,11 +12,12 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
 from idp.recover import few_bits, making
 from idp.recover.given import Given
-from idp.recover.identity import identity, needs
+from idp.recover.identity import Basis, identity_of, needs
+from idp.recover.identity import identities as identities_of
 from idp.recover.making import Sources
 from idp.recover.training import Report, report_rows
 from idp.recover.work import CalibrationText
-from idp.store import Product, Store
+from idp.store import Identity, Product, Store
 
 if TYPE_CHECKING:
     from idp.corpora.corpus import Text
@@ -54,7 +55,7 @@ def _compares(recovery: schema.Recovery) -> bool:
 def check_given(
     given: Given,
     model: schema.Model,
-    dense: Product,
+    dense: Product | Identity,
     empty: models.LoadedModel,
     recovery: schema.Recovery,
 ) -> None:
@@ -162,6 +163,35 @@ def recover(
     return _recover(recovery, Sources(model, dense, compressed, text, calibration, seed), store, report)
 
 
+def identities(
+    recovery: schema.Recovery,
+    model: schema.Model,
+    compressed: str,
+    folder: Path,
+    text: Text,
+    seed: int,
+    dense: str,
+    calibration: CalibrationText | None = None,
+) -> list[tuple[schema.Recovery, Identity]]:
+    """What the products of a repair are, before there are any, in the order in which they are made.
+
+    Args:
+        recovery: what to make, as `find` gave it back.
+        model: the model's config.
+        compressed: the key of the model that is repaired.
+        folder: of that model's config and tokenizer, which are the dense model's; no weight of it is read.
+        text: the training corpus.
+        seed: everything random draws from it.
+        dense: the key of the dense model.
+        calibration: the calibration text, where the recovery reads it.
+
+    Returns:
+        each with the recovery that makes it; the last is the repair. Empty where nothing is repaired.
+    """
+    basis = Basis(model, dense, compressed, text, calibration, seed)
+    return identities_of(recovery, basis, models.bos_of(folder, model))
+
+
 def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: Report | None) -> Product | None:
     if not recovery.repairs:
         return None
@@ -175,14 +205,7 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
         making.make(recovery, sources, first, beginning, folder, report)
 
     with out_of_memory_is_explained("recover"):
-        repair = store.get_or_make(
-            "recover",
-            parent=sources.compressed.key,
-            config=identity(recovery, sources) | beginning.identity(),
-            version=recovery.version,
-            make=make,
-            label=recovery.label,
-        )
+        repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
     stored = recovery.stored
     if stored is None or storage.is_plain(stored):
         return repair

@@ -17,7 +17,7 @@ from idp import config, kinds, models
 from idp.beginning import PLACES, Beginning
 from idp.config import Choice, Fitting, Selector, controls_option, keyword_option, option
 from idp.errors import UserError
-from idp.prompting.bank import PromptBank, beginning_of
+from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.recover.given import Given
@@ -47,6 +47,7 @@ class Transfer(config.Recovery):
     fit: Fitting = field(default_factory=Fitting)
 
     version: ClassVar[int] = 1
+    awaits: ClassVar[str] = "from"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -62,14 +63,25 @@ class Transfer(config.Recovery):
 
     @property
     def label(self) -> str:
-        return f"transfer of {self._source.origin[:12]}"
+        return f"transfer of {self._origin[:12]}"
 
     @property
     def _source(self) -> Source:
         return find(getattr(self, "from"))
 
+    @property
+    def _origin(self) -> str:
+        return getattr(self, "from") if self.awaited else self._source.origin
+
     def content(self) -> dict[str, Any]:
-        return {"transfer": self._source.origin}
+        return {"transfer": self._origin}
+
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        if self.awaited:
+            return super().bank_ahead(lengths)
+        bank = self._source.repair.path / "bank"
+        names = self._source.repair.read("bank/bank.json")["names"] if bank.is_dir() else []
+        return names, (bank / CENTRES_FILE).exists()
 
     def find(self) -> tuple[Transfer, Source]:
         """The recovery with the selector that will be used: its own, else that of the run that it is from.
@@ -103,11 +115,12 @@ class Transfer(config.Recovery):
             self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
-        return self._source.lengths
+        return [] if self.awaited else self._source.lengths
 
     def beginning(self, bos: tuple[int, ...]) -> Beginning:
         """The BOS that the repair was learned with, where that is known, at its place or at the one asked for."""
-        learned = self._source.beginning or Beginning(bos)
+        learned = None if self.awaited else self._source.beginning
+        learned = learned or Beginning(bos)
         return replace(learned, place=self.bos) if self.bos is not None else learned
 
     def make(self, work: Work) -> Made:

@@ -53,8 +53,8 @@ def test_a_corpus_source(outside, run_here, database, bridges):
         run_here(*words, "corpus.path=nowhere.db")
     with pytest.raises(UserError, match="corpus: two words is no name of a table or column; give one word"):
         run_here(*words, f"corpus.path={database}", "corpus.table=two words")
-    with pytest.raises(UserError, match="no such table: else"):
-        run_here(*words, f"corpus.path={database}", "corpus.table=else")
+    with pytest.raises(UserError, match="no such table: elsewhere"):
+        run_here(*words, f"corpus.path={database}", "corpus.table=elsewhere")
 
 
 def test_a_source_is_known_by_its_name(outside, compose):

@@ -25,7 +25,7 @@ SHORT = [f"recovery.training.{name}={value}" for name, value in {
 TEXT = ["the old bridge over the river"]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -68,6 +68,11 @@ class External(PruningQuantization):
 
         return external.place_of(self, source, store)
 
+    def taken(self, source: Any, model: config.Model, dense: str) -> Any:
+        from idp.compress import external
+
+        return external.identity(self, source, model, dense)
+
     def take(self, source: Any, model: config.Model, dense: Any, store: Any) -> Any:
         from idp.compress import external
 

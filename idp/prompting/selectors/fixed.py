@@ -43,6 +43,10 @@ class FixedSelector(config.Selector):
         if isinstance(self.prompt, int) and self.prompt >= prompts:
             raise UserError(f"recovery.selector.prompt={self.prompt}: the bank has prompts 0 to {prompts - 1}")
 
+    @property
+    def settles(self) -> bool:
+        return self.fits
+
     def settled(self, fitted: dict[str, Any]) -> FixedSelector:
         """The best prompt by held-out loss is that prompt."""
         return fixed(fitted["prompt"])

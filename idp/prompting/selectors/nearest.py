@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idp import config
-from idp.prompting.bank import CENTRES
 from idp.prompting.embedding import mean_embeddings
 from idp.prompting.selectors.base import Selector
 
@@ -22,12 +20,9 @@ class NearestSelector(config.Selector):
     def fits(self) -> bool:
         return True
 
-    def brought_by(self, bank: Path) -> dict[str, torch.Tensor] | None:
-        """The centres of the text that each prompt was trained on."""
-        from safetensors.torch import load_file
-
-        file = bank / f"{CENTRES}.safetensors"
-        return {CENTRES: load_file(file)[CENTRES]} if file.exists() else None
+    @property
+    def takes_centres(self) -> bool:
+        return True
 
     def build(self) -> Nearest:
         return Nearest()

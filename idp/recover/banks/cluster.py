@@ -45,6 +45,9 @@ class ClusterBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def centred(self, prompts: int, training: config.Training) -> bool:
+        return True
+
     def judged(self, prompts: int) -> int:
         return 1  # each sequence by the prompt of its cluster
 

@@ -59,6 +59,9 @@ class SpecialistsBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def centred(self, prompts: int, training: config.Training) -> bool:
+        return min(LAST_BATCHES, training.steps) * training.batch_size >= 1  # a block for each prompt
+
     def also_read(self, prompts: int, training: config.Training) -> int:
         batch = training.batch_size * prompts
         last = min(LAST_BATCHES, training.steps) * batch + training.heldout_sequences  # assigned at the end

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning
-from idp.bench.work import FORWARD, TRAINED, Machine
 from idp.config import Config
 from idp.errors import UserError
 from idp.finished import Finished
+from idp.plan.work import FORWARD, TRAINED, Document, Machine
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from idp.plan.inputs import Known
     from idp.store import Store
+    from idp.tasks.tasks import TaskSource
 
 log = logging.getLogger(__name__)
 
 SAMPLED = 48  # documents of a task whose tokens are counted
+FEW = 8  # the same for a plan, which is asked for before each run
 
 
 def machine_of(run: Finished, place: str) -> Machine:
@@ -93,10 +96,8 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
         tokenizer: the model's, or another one's.
         store: where what comes from the hub is kept.
     """
-    from idp.bench.work import tasks_of
-    from idp.evaluate.room import FEWEST
-    from idp.evaluate.scorer import Scorer
-    from idp.tasks.tasks import find_tasks, run_task
+    from idp.plan.work import tasks_of
+    from idp.tasks.tasks import find_tasks
 
     machine = Machine({}, {}, said="documents as they are here")
     for config in configs:
@@ -109,16 +110,42 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
             except UserError as error:
                 log.warning("%s: not counted (%s)", task, error)
                 continue
-            engine, batch = Counting(tokenizer), config.evaluation.batch_tokens or FEWEST
-            scorer = Scorer(engine, batch, "count")
-            _, rows = run_task(scorer, source, few, bootstrap_iters=0)
-            machine.tokens[task] = scorer.tokens_run / len(rows)
-            machine.contexts[task] = engine.contexts / len(rows)
+            each = document_of(source, few, tokenizer, config.evaluation.batch_tokens)
+            machine.tokens[task], machine.contexts[task] = each.tokens, each.context
             machine.documents[task] = source.documents
-            if source.generates:  # a batch of as many as fit takes the steps of its longest answer
-                together = max(1.0, batch / machine.contexts[task])
-                machine.steps[task] = engine.longest / together
+            if source.generates:
+                machine.steps[task] = each.steps
     return machine
+
+
+def document_of(
+    source: TaskSource, few: int, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
+) -> Document:
+    """A document of a task, as a mean over `few` that are formatted and cut into requests as they are when measured."""
+    from idp.evaluate.room import FEWEST
+    from idp.evaluate.scorer import Scorer
+    from idp.tasks.tasks import run_task
+
+    engine, batch = Counting(tokenizer), batch_tokens or FEWEST
+    scorer = Scorer(engine, batch, "count")
+    _, rows = run_task(scorer, source, few, bootstrap_iters=0)
+    context = engine.contexts / len(rows)
+    # A batch of as many as fit takes the steps of its longest answer.
+    steps = engine.longest / max(1.0, batch / context) if source.generates else 0.0
+    return Document(scorer.tokens_run / len(rows), context, steps)
+
+
+class Here(Machine):
+    """The documents of a run that has been resolved; those of a task are counted when first asked for."""
+
+    def __init__(self, tasks: Sequence[TaskSource], tokenizer: PreTrainedTokenizerBase, known: Known):
+        super().__init__({}, {source.name: source.documents for source in tasks})
+        self.sources, self.tokenizer, self.known = {source.name: source for source in tasks}, tokenizer, known
+
+    def document(self, task: str) -> Document:
+        source = self.sources[task]
+        asked = ["document", source.runs, source.fingerprint, self.tokenizer.name_or_path]
+        return self.known.once(asked, lambda: document_of(source, FEW, self.tokenizer))
 
 
 class Counting:
