@@ -45,7 +45,7 @@ bounds: $(READY) ## both ends of the ranges in pyproject.toml: resolved, install
 	$(BIN)/python -m pip install --quiet uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bounds $(BOUNDS)
 
-lint: $(READY) ## style and formatting
+lint: types ## style, formatting and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 

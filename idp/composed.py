@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from idp.config import AWAITED, Config, conf_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from idp.config import Recovery
 
 
 def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> Iterator[Config]:
@@ -45,7 +47,7 @@ def _await(composed: DictConfig) -> None:
     """Marks the repair of another run as one to come, where the recovery uses one and none is named."""
     from omegaconf import OmegaConf
 
-    awaits = OmegaConf.get_type(composed.recovery).awaits
+    awaits = cast("type[Recovery]", OmegaConf.get_type(composed.recovery)).awaits
     if awaits and not composed.recovery[awaits]:
         composed.recovery[awaits] = AWAITED
 

@@ -241,7 +241,8 @@ def named(base: type[Node], kind: str | None, name: str) -> type[Node]:
     Raises:
         UserError: there is none.
     """
-    known, kind = find(base), kind or SORTS[base].unsaid
+    known: dict[str, Any] = typing.cast(Any, find)(base)  # mypy holds no class of a type variable for hashable
+    kind = kind or SORTS[base].unsaid
     if kind not in known:
         raise UserError(
             f"{name}.kind={kind}: this version has {', '.join(known)}; one of your own is found by plugins=[its module]"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from idp import memory, models, recording, rows
 from idp.compress import stage as compressing
 from idp.config import Config, values_of
 from idp.plan.preflight import Plan, preflight
 from idp.records import metrics
+from idp.records.schema import Record
 from idp.recover import opening
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of a run that finds stored weights damaged: as many as it opens models
 
 
-def run(config: Config) -> tuple[dict[str, Any], Path]:
+def run(config: Config) -> tuple[Record, Path]:
     """Runs one config from model to record.
 
     Returns:
@@ -44,7 +45,7 @@ def run(config: Config) -> tuple[dict[str, Any], Path]:
     raise AssertionError
 
 
-def _run(config: Config) -> tuple[dict[str, Any], Path]:
+def _run(config: Config) -> tuple[Record, Path]:
     run_id, folder = recording.run_id_and_folder(config)
     with run_folder(folder, folder.name) as status:
         status.stage("find")
@@ -75,7 +76,7 @@ def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracki
     repair = _recover(plan, dense, compressed, tracker)
 
     _stage(status, "select")
-    open_bank = functools.partial(opening.open_bank, config.model, compressed, repair)
+    open_bank = cast(selecting.OpenBank, functools.partial(opening.open_bank, config.model, compressed, repair))
     selection = selecting.select(config.recovery, config.model, repair, inputs.corpus, open_bank, store)
 
     _stage(status, "measure")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import idp
 from idp.compress.sizes import recorded
@@ -158,8 +158,9 @@ def build(made: Made) -> Record:
     }
     scored_as_one = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
     record["idp"]["comparisons"] = comparisons.of_run(made.measured, made.tasks, scored_as_one)
-    record["idp"]["conclusion"] = conclusion(record)
-    return record
+    whole = cast(Record, record)
+    whole["idp"]["conclusion"] = conclusion(whole)
+    return whole
 
 
 def write(folder: Path, record: Record, made: Made) -> Path:

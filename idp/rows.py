@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from idp import models
 from idp.config import Config, Model, Recovery
@@ -95,12 +95,13 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
     They are the products of `recovery.selector=fixed recovery.selector.prompt=<number>`. Empty where there is no choice
     or no control is asked for.
     """
-    if row.selection is None or not (config.recovery.choice.controls or row.peeks):
+    choice = config.recovery.choice
+    if row.selection is None or row.recovery is None or not (row.peeks or (choice is not None and choice.controls)):
         return []
     found = []
     for number, prompt in enumerate(row.selection.prompts):
         options = fixed(number)
-        recovery = replace(row.recovery, selector=options)
+        recovery = replace(cast(Any, row.recovery), selector=options)
         selection = replace(row.selection, options=options, fitted=None)
         found.append(replace(row, name=prompt, recovery=recovery, selection=selection))
     return found
@@ -113,8 +114,8 @@ def measure(
     alone = [_measure(row, benchmark, store, None, finished) for row in prompts]
     measured: dict[str, Measured] = {}
     for row in rows:
-        if row.peeks:
-            subject = row.subject(models.model_folder(row.weights))
+        if row.peeks and row.selection is not None:
+            subject = row.subject(models.model_folder(_made(row.weights)))
             measured[row.name] = oracle.measure(subject, benchmark, alone, row.selection.options, store)
         else:
             measured[row.name] = _measure(row, benchmark, store, measured.get("dense"), finished)
@@ -123,14 +124,26 @@ def measure(
 
 def _measure(row: Row, benchmark: Benchmark, store: Store, dense: Measured | None, finished: Finished) -> Measured:
     return measure_model(
-        row.subject(models.model_folder(row.weights)), benchmark, opener(row, benchmark.model), store, dense, finished
+        row.subject(models.model_folder(_made(row.weights))),
+        benchmark,
+        opener(row, benchmark.model),
+        store,
+        dense,
+        finished,
     )
 
 
 def opener(row: Row, model: Model) -> Callable[..., Any]:
     """Brings a row's model into memory, on a device that is named or on the config's."""
     fitted = row.selection.fitted if row.selection is not None else None
-    return functools.partial(opening.open_repaired, model, row.weights, row.repair, row.recovery, fitted=fitted)
+    return functools.partial(
+        opening.open_repaired,
+        model,
+        _made(row.weights),
+        _made(row.repair) if row.repair is not None else None,
+        row.recovery,
+        fitted=fitted,
+    )
 
 
 def latency_of(config: Config, rows: list[Row], bos: tuple[int, ...]) -> Identity | None:
@@ -153,7 +166,8 @@ def time(config: Config, rows: list[Row], store: Store, bos: tuple[int, ...]) ->
     def open_variants() -> Variants:
         fitted = own.selection.fitted if own.selection is not None else None
         merged = config.latency.merged
-        variants = opening.open_variants(config.model, own.weights, own.repair, own.recovery, merged, fitted)
+        repair = _made(own.repair) if own.repair is not None else None
+        variants = opening.open_variants(config.model, _made(own.weights), repair, own.recovery, merged, fitted)
         if rows[0].name == "dense" and rows[0].weights != own.weights:
             variants.stand_in("dense", "compressed", variants["compressed"])
         return variants
@@ -169,3 +183,8 @@ def _parents(rows: list[Row]) -> list[str]:
 
 def _is_plain(config: Config) -> bool:
     return not config.compressor.needs
+
+
+def _made(product: Product | Identity) -> Product:
+    assert isinstance(product, Product)  # a plan has identities in their place, and opens no model
+    return product

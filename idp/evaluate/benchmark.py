@@ -64,17 +64,19 @@ class Subject:
     reference: bool = False
 
 
-def identities(subject: Subject, benchmark: Benchmark, store: Store, dense: Measured | None = None) -> Measured:
+def identities(
+    subject: Subject, benchmark: Benchmark, store: Store | None, dense: Measured[Any] | None = None
+) -> Measured[Identity]:
     """What each score of a model is, in the place of the product that it will be.
 
     Args:
         subject: the model.
         benchmark: what it is measured on.
-        store: where what was computed otherwise once is looked up.
+        store: where what was computed otherwise once is looked up; None: nowhere.
         dense: products or identities of the dense model's scores, where this one is held against it.
     """
     common = common_of(subject, benchmark)
-    found = Measured(subject.name)
+    found: Measured[Identity] = Measured(subject.name)
     for source in benchmark.tasks:
         found.tasks[source.name] = _of_task(subject, benchmark, source, common, store)
     for corpus, text in benchmark.corpora.items():
@@ -93,7 +95,7 @@ def identities(subject: Subject, benchmark: Benchmark, store: Store, dense: Meas
     return found
 
 
-def compares(subject: Subject, dense: Measured | None) -> bool:
+def compares(subject: Subject, dense: Measured[Any] | None) -> bool:
     """Whether a model's predictions are kept, or held against the dense model's."""
     return subject.reference or (dense is not None and dense.fidelity is not None)
 
@@ -138,13 +140,13 @@ def mended(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(
-    subject: Subject, benchmark: Benchmark, source: TaskSource, common: dict[str, Any], store: Store
+    subject: Subject, benchmark: Benchmark, source: TaskSource, common: dict[str, Any], store: Store | None
 ) -> Identity:
     trust = benchmark.model.trust_remote_code
     ends = greedy.ends_beside_eos(subject.folder, trust) if source.generates else []
     config = task_config(source, benchmark.documents) | common | ({ENDS: ends} if ends else {})
     found = Identity("measure", subject.key, config, VERSION, f"{subject.name} {source.runs}")
-    old = store.finished(found)
+    old = store.finished(found) if store is not None else None
     if old is not None and _gave_a_choice_nothing(old):
         return Identity("measure", subject.key, config | {MERGED_CHOICES: "apart"}, VERSION, found.label)
     return found

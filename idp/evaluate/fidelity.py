@@ -16,8 +16,8 @@ import numpy as np
 
 from idp.errors import UserError
 from idp.evaluate import contexts
-from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
-from idp.evaluate.measured import Fidelity
+from idp.evaluate.divergence import DRAWN, TOP, Ask, Keep, Kept, Watched, figures
+from idp.evaluate.measured import Fidelity, Stored
 from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ REFERENCE, FIDELITY, DIVERGENCES = "reference.safetensors", "fidelity.json", "di
 WINDOWS = "windows.json"
 TEXT_POSITIONS = 65_536  # at most, in evenly spaced windows; with 128 tokens each they are a file of 67 MB
 FIGURES = ("mean_kl", "median_kl", "p99_kl", "same_top", "tokens", "stderr")
+
+
+def references(dense: Measured[Stored]) -> Fidelity[Stored]:
+    """What the dense model predicts, which others are held against."""
+    assert dense.fidelity is not None  # kept wherever others are compared with it
+    return dense.fidelity
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,16 @@ class Side:
     name: str
     parent: str
     conditions: dict[str, Any]
-    dense: Measured | None
+    dense: Measured[Any] | None
 
     def of_corpus(self, corpus: str, config: dict[str, Any]) -> Identity:
         """The product of a corpus, of whose windows `config` decides."""
-        reference = self.dense and self.dense.fidelity.corpora[corpus]
+        reference = references(self.dense).corpora[corpus] if self.dense else None
         return self._identity(f"text of {corpus}", reference, {**config, "positions": TEXT_POSITIONS})
 
     def of_task(self, task: str, scores: str) -> Identity:
         """The product of a task's contexts; `scores` is the key of what this model scored on the task."""
-        reference = self.dense and self.dense.fidelity.tasks[task]
+        reference = references(self.dense).tasks[task] if self.dense else None
         documents = scores if self.dense is None else self.dense.tasks[task].key
         return self._identity(f"contexts of {task}", reference, {"contexts": documents, "bounds": contexts.bounds()})
 
@@ -85,7 +91,7 @@ class Comparing:
     conditions: dict[str, Any]
     scorer: Callable[[], Scorer]
     store: Store
-    dense: Measured | None
+    dense: Measured[Product] | None
 
     def of_corpus(self, corpus: str, config: dict[str, Any], windows: Callable[[Scorer], torch.Tensor]) -> Product:
         """The product of a corpus, which also holds the losses of all windows.
@@ -97,7 +103,7 @@ class Comparing:
         """
         return self._product(
             self._side.of_corpus(corpus, config),
-            self.dense and self.dense.fidelity.corpora[corpus],
+            references(self.dense).corpora[corpus] if self.dense else None,
             lambda scorer, reference, folder: _corpus(scorer, windows(scorer), reference, folder),
         )
 
@@ -106,7 +112,7 @@ class Comparing:
         dense = measured if self.dense is None else self.dense.tasks[task]
         return self._product(
             self._side.of_task(task, measured.key),
-            self.dense and self.dense.fidelity.tasks[task],
+            references(self.dense).tasks[task] if self.dense else None,
             lambda scorer, reference, folder: _task(scorer, dense, reference, folder),
         )
 
@@ -192,7 +198,7 @@ def _corpus(scorer: Scorer, windows: torch.Tensor, reference: Reference | None, 
     else:
         numbers = reference.rows.tolist()
     read = windows[numbers, :-1].tolist()
-    asked = [Keep(number) for number in numbers] if reference is None else reference.ends(read)
+    asked: Sequence[Ask] = [Keep(number) for number in numbers] if reference is None else reference.ends(read)
     asks = dict(zip(numbers, asked, strict=True))
     watched = Watched([asks.get(number) for number in range(len(windows))])
     write_json(folder / WINDOWS, window_losses(scorer, windows, watched))
@@ -209,7 +215,8 @@ def _task(scorer: Scorer, dense: Product, reference: Reference | None, folder: P
     if reference is not None:
         counts = [min(pair) for pair in zip(counts, reference.counts.tolist(), strict=True)]
     read = [text[len(text) - count :] for text, count in zip(texts.values(), counts, strict=True)]
-    watched = Watched([Keep(number) for number in texts] if reference is None else reference.ends(read))
+    asks: Sequence[Ask] = [Keep(number) for number in texts] if reference is None else reference.ends(read)
+    watched = Watched(list(asks))
     scorer.watch_contexts(list(texts.values()), counts, watched)
     _write(watched.found, list(texts), read, reference, folder)
 

@@ -39,8 +39,8 @@ RESAMPLES = 1000  # of standard errors without a closed form, as `run_task` has 
 
 
 def measure(
-    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured], selector: schema.Selector, store: Store
-) -> Measured:
+    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Product]], selector: schema.Selector, store: Store
+) -> Measured[Product]:
     """The products of a selector that peeks, under the keys that a selector's own would have.
 
     Args:
@@ -53,7 +53,8 @@ def measure(
     Raises:
         UserError: a task whose main metric is not one of single documents.
     """
-    expected, measured = identities(subject, benchmark, alone, selector), Measured(subject.name)
+    expected = identities(subject, benchmark, alone, selector)
+    measured: Measured[Product] = Measured(subject.name)
     names = [each.name for each in alone]
     for source in benchmark.tasks:
         products = [each.tasks[source.name] for each in alone]
@@ -67,12 +68,12 @@ def measure(
 
 
 def identities(
-    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured], selector: schema.Selector
-) -> Measured:
+    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Any]], selector: schema.Selector
+) -> Measured[Identity]:
     """What those products are; of `alone`, products or identities will do."""
     bos = models.bos_of(subject.folder, benchmark.model)
     common = conditions(asdict(selector), benchmark.model, benchmark.evaluation, bos)
-    found = Measured(subject.name)
+    found: Measured[Identity] = Measured(subject.name)
     for source in benchmark.tasks:
         config = task_config(source, benchmark.documents) | common | mended(alone[0].tasks[source.name].config)
         label = f"{subject.name} {source.runs} ({selector.kind})"

@@ -66,18 +66,20 @@ def measure(
         finished: called with the model's name, the task or corpus, and its product.
     """
     scorer = _Lazy(lambda: _scorer(open_model, subject, benchmark))
-    expected, measured = identities(subject, benchmark, store, dense), Measured(subject.name)
+    expected = identities(subject, benchmark, store, dense)
+    measured: Measured[Product] = Measured(subject.name)
     comparing = None
+    fidelity: Fidelity[Product] = Fidelity()
     if compares(subject, dense):
         common = common_of(subject, benchmark)
         comparing = Comparing(subject.name, subject.key, common, scorer, store, dense)
-        measured.fidelity = Fidelity()
+        measured.fidelity = fidelity
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in benchmark.tasks:
             make = functools.partial(_measure_task, scorer, source, benchmark.documents)
             product = measured.tasks[source.name] = store.obtain(expected.tasks[source.name], make)
             if comparing is not None:
-                measured.fidelity.tasks[source.name] = comparing.of_task(source.name, product)
+                fidelity.tasks[source.name] = comparing.of_task(source.name, product)
             if finished is not None:
                 finished(subject.name, source.name, product)
         for corpus, text in benchmark.corpora.items():
@@ -85,7 +87,7 @@ def measure(
             if comparing is not None:
                 windows = functools.partial(_windows, text, benchmark.evaluation)
                 compared = comparing.of_corpus(corpus, corpus_config(text, benchmark.evaluation), windows)
-                measured.fidelity.corpora[corpus] = compared
+                fidelity.corpora[corpus] = compared
                 make = functools.partial(_take_corpus, compared, benchmark.evaluation)
             measured.corpora[corpus] = store.obtain(expected.corpora[corpus], make)
             if finished is not None:
@@ -129,9 +131,11 @@ def latency_identity(
     settings = asdict(options)
     if options.decode == schema.EAGER:  # as before there was another way
         del settings["decode"]
-    config = {"options": settings, "machine": machine, **models.numerics(model)}
-    config |= {"bos": list(bos)} if bos else {}
-    config |= {"cards": cards} if cards else {}
+    config: dict[str, Any] = {"options": settings, "machine": machine, **models.numerics(model)}
+    if bos:
+        config["bos"] = list(bos)
+    if cards:
+        config["cards"] = cards
     return Identity("latency", digest(parents), config, LATENCY_VERSION)
 
 
@@ -143,7 +147,8 @@ def _cards(model: schema.Model) -> list[str]:
 
     device = models.device_of(model)
     if device.type == "cuda" and model.device_map:  # which of them is decided as it is opened
-        return [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+        names = [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+        return [name for name in names if name is not None]
     return [name] if (name := card(device)) is not None else []
 
 
@@ -151,7 +156,8 @@ class _Lazy:
     """Makes a scorer when first asked, and ends its engine."""
 
     def __init__(self, make: Callable[[], Scorer]):
-        self.make, self.made = make, None
+        self.make = make
+        self.made: Scorer | None = None
 
     def __call__(self) -> Scorer:
         if self.made is None:
@@ -170,17 +176,18 @@ def _scorer(
     subject: Subject,
     benchmark: Benchmark,
 ) -> Scorer:
-    from idp.evaluate.engine import LocalEngine
+    from idp.evaluate.engine import Engine, LocalEngine
     from idp.evaluate.pool import PooledEngine
     from idp.evaluate.scorer import Scorer
 
     model, evaluation = benchmark.model, benchmark.evaluation
     devices = models.devices(model, evaluation.processes)
     if len(devices) == 1:
-        engine = LocalEngine(open_model(None))
+        engine: Engine = LocalEngine(open_model(None))
     else:
         empty = models.open_empty(subject.folder, model)
         engine = PooledEngine(open_model, devices, empty.model.config, empty.tokenizer)
+    assert evaluation.batch_tokens is not None  # resolved before anything is measured
     return Scorer(engine, evaluation.batch_tokens, subject.name)
 
 

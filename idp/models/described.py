@@ -28,15 +28,18 @@ def described(config: Model, source: Source, store: Store) -> Path:
         UserError: they cannot be had.
     """
     if source.kind == "hub":
+        assert config.path is not None
         return source.place or fetched.description(
             config.path, source.identity["commit"], "model", config.trust_remote_code
         )
     if source.kind == "folder":
+        assert source.place is not None
         return source.place
     loaded = store.finished(models.identity(config, source))
     if loaded is not None:
         return models.model_folder(loaded)
     if source.kind == "gguf":
+        assert source.place is not None
         return written(canonical(source.identity), functools.partial(ggufs.describe, source.place))
     return written(canonical(source.identity), functools.partial(_random, source.identity["architecture"]))
 

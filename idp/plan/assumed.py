@@ -88,10 +88,12 @@ def config_of_model(model: schema.Model, store: Store | None) -> PretrainedConfi
     if model.name in SHAPES:
         return config_of(model.name)
     if model.source == "local" and Path(model.path or "").is_dir():  # to find it would hash its files
-        return guard.config_of(models.Source("folder", Path(model.path), {}), model)
+        return guard.config_of(models.Source("folder", Path(model.path or ""), {}), model)
     try:
         source = _found(model, store)
-        return ggufs.config_of(source.place) if source.kind == "gguf" else guard.config_of(source, model)
+        if source.kind == "gguf" and source.place is not None:
+            return ggufs.config_of(source.place)
+        return guard.config_of(source, model)
     except UserError as error:
         raise UserError(f"{error}; or give the number of its weights, such as parameters=6.7e9") from error
 
@@ -109,7 +111,7 @@ def tokenizer_of(model: schema.Model, store: Store | None) -> tuple[PreTrainedTo
             source = _found(tried, store, offline=True)
             if source.kind == "random":
                 return models.byte_tokenizer(), name
-            if source.kind == "gguf":
+            if source.kind == "gguf" and source.place is not None:
                 return tokenizer.build(tokenizer.check(header.read(source.place))), name
             if source.place is not None:
                 return AutoTokenizer.from_pretrained(source.place, trust_remote_code=model.trust_remote_code), name
@@ -176,7 +178,7 @@ def stored(config: Config, model: Assumed) -> dict[str, float]:
         if step.stage == "load":
             size = model.bytes if model.converted else 0.0
         elif step.stage == "compress":
-            plain = len(step.works) < 2 and "external" not in step.identity.config
+            plain = len(step.works) < 2 and not (step.identity and "external" in step.identity.config)
             size = 0.0 if plain else compressed_bytes(config.compressor, model.parameters, BITS // 8, empty)
         elif step.recovery is not None:
             size = repair_bytes(step.recovery, empty)
@@ -184,7 +186,7 @@ def stored(config: Config, model: Assumed) -> dict[str, float]:
             size = _positions(config) * KEPT_POSITION
         else:
             continue
-        if size:
+        if size and step.key is not None:
             found[step.key] = size
     return found
 

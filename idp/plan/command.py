@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp.command import failures_in_one_line
 from idp.config import Config
@@ -99,7 +99,9 @@ def cells(configs: Iterator[Config], sweep: bool = True) -> Iterator[Cell]:
     from idp.plan.preflight import preflight
     from idp.recording import run_id_and_folder
 
-    known, made, done = Known(), set(), set()
+    known = Known()
+    made: set[Any] = set()
+    done: set[Any] = set()
     for config in configs:
         name = run_id_and_folder(config)[1].name
         try:
@@ -148,7 +150,7 @@ def run_text(cell: Cell) -> str:
 
 def sweep_text(found: list[Cell]) -> str:
     """The plan of a sweep as Markdown: each run, and their sum."""
-    rows = []
+    rows: list[list[Any]] = []
     for cell in found:
         if cell.refusal:
             rows.append([cell.name, "refused", "", "", "", "", "", ""])

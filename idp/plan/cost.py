@@ -184,6 +184,7 @@ def seconds_of(each: Work, machine: Machine, parameters: float, tflops: float | 
     """How long something takes."""
     evaluation = tflops * 1e12 if tflops else machine.evaluation
     training = evaluation if tflops else machine.training or evaluation
+    assert evaluation is not None and training is not None  # of the record's machine, or given
     speed = Speed(evaluation, training, machine.said, card=bool(tflops))
     return speed.seconds(each, parameters, parameters * BITS / 8)
 

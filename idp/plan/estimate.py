@@ -190,6 +190,6 @@ def _positions(step: Step, config: Config) -> int:
     from idp.evaluate.contexts import DOCUMENTS, POSITIONS
     from idp.evaluate.fidelity import TEXT_POSITIONS
 
-    if "contexts" in step.identity.config:
+    if step.identity is not None and "contexts" in step.identity.config:
         return DOCUMENTS * POSITIONS
     return min(config.evaluation.perplexity_tokens or TEXT_POSITIONS, TEXT_POSITIONS)

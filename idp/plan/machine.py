@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from idp.beginning import Beginning
 from idp.config import Config
@@ -21,6 +21,7 @@ from idp.plan.work import FORWARD, TRAINED, Document, Machine
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from idp.evaluate.engine import Engine
     from idp.plan.inputs import Known
     from idp.store import Store
     from idp.tasks.tasks import TaskSource
@@ -52,7 +53,7 @@ def machine_of(run: Finished, place: str) -> Machine:
     file = (path if path.is_dir() else path.parent) / SAMPLES
     if not file.is_file() or not about["data"]:
         raise UserError(f"{place}: its documents are gone; name a run that has measured the tasks")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(run.product("load")))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(run.made("load")))
 
     def count(text: str | None) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False)) if text else 0
@@ -71,9 +72,9 @@ def machine_of(run: Finished, place: str) -> Machine:
     measured = sum(tokens[task] * about["data"][task]["documents"] for task in tokens)
     measured += sum(found["tokens"] for found in about["perplexity_details"].values())
     weights = about["parameters"]["model"]
-    seconds = {stage: (about["stages"].get(stage) or {}).get("seconds") for stage in ("recover", "measure")}
+    seconds = {stage: made["seconds"] for stage in ("recover", "measure") if (made := about["stages"].get(stage))}
     training, options = None, about["config"]["recovery"].get("training")
-    if about["training"] and options and seconds["recover"]:
+    if about["training"] and options and seconds.get("recover"):
         training = _trained_tokens(options) * len(about["training"]) * weights * TRAINED / seconds["recover"]
     environment = about["environment"]
     return Machine(
@@ -127,7 +128,7 @@ def document_of(
     from idp.tasks.tasks import run_task
 
     engine, batch = Counting(tokenizer), batch_tokens or FEWEST
-    scorer = Scorer(engine, batch, "count")
+    scorer = Scorer(cast("Engine", engine), batch, "count")
     _, rows = run_task(scorer, source, few, bootstrap_iters=0)
     context = engine.contexts / len(rows)
     # A batch of as many as fit takes the steps of its longest answer.

@@ -31,10 +31,10 @@ def compressed_bytes(compressor: Compressor, parameters: float, itemsize: int, e
     if empty is None:
         return parameters * claims.bits / 8
     layers = recipe.compressed_layers(empty.model)
-    packed = sum(
-        layer_bytes(*layer.weight.shape, 8 * itemsize, claims.bits, claims.group_size, claims.symmetric)
-        for layer in layers.values()
-    )
+    packed = 0
+    for layer in layers.values():
+        rows, columns = layer.weight.shape
+        packed += layer_bytes(rows, columns, 8 * itemsize, claims.bits, claims.group_size, claims.symmetric)
     return packed + (parameters - sum(layer.weight.numel() for layer in layers.values())) * itemsize
 
 

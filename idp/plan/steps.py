@@ -212,7 +212,7 @@ class Walk:
             except NotKnownYet as unknown:
                 yield from self._unknown(row, reader, str(unknown), dense)
                 continue
-            if row.peeks:
+            if row.peeks and row.selection is not None:
                 scores = oracle.identities(subject, measured_on, alone, row.selection.options)
             else:
                 scores = benchmark.identities(subject, measured_on, self.store, dense)

@@ -30,7 +30,7 @@ class Work:
 
     what: str
     key: str
-    operations: int
+    operations: float
     tokens: float
     steps: float = 0.0
     opened: int = 0
@@ -90,14 +90,15 @@ class Reader:
 
 def trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int], int]]:
     """Each training of a recovery: whose it is, its options, the prompts' lengths, and how often it is done."""
-    while recovery is not None:
-        yield from own_trainings(recovery)
-        recovery = recovery.beneath
+    made: Recovery | None = recovery
+    while made is not None:
+        yield from own_trainings(made)
+        made = made.beneath
 
 
 def own_trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int], int]]:
     """As `trainings`, without those of what is made beneath it."""
-    if not recovery.trains:
+    if not recovery.trains or not isinstance(recovery, Trained):
         return
     tried = recovery.search
     if tried.learning_rates or tried.inits:
@@ -156,6 +157,7 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Work]:
 
 def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Work]:
     """Each prompt's loss on held-out text."""
+    assert recovery.choice is not None  # asked of recoveries that choose
     fit = recovery.choice.fit
     yield Work(HELDOUT, key, FORWARD, len(lengths) * fit.blocks * fit.tokens + sum(lengths))
     yield Work(LOAD, f"{key} fit", 0, 0, opened=1)
@@ -211,7 +213,7 @@ def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) 
     """The rows of a run side by side."""
     own = rows[-1]
     variants = 1 + (len(rows) > 1 and rows[0].key != own.key)
-    if own.repair is not None:
+    if own.repair is not None and own.recovery is not None:
         variants += 1 + (latency.merged if own.recovery.adapts else len(lengths) > 1)
     rounds = variants * (latency.warmup + latency.rounds) * len(latency.input_tokens)
     read = sum(latency.input_tokens) / len(latency.input_tokens) + latency.new_tokens

@@ -116,6 +116,7 @@ def select(
     planned = selection_of(recovery, model, repair.key, bank, text)
     if planned is None:
         return None
+    assert recovery.choice is not None  # or nothing would be planned
     options, fit, prompts = planned.options, recovery.choice.fit, planned.prompts
     options.check_prompts(len(prompts))
     opened = _Once(open_bank)

@@ -20,6 +20,7 @@ from idp.errors import UserError
 from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
 from idp.records import reading
 from idp.records.record import RECORD
+from idp.records.schema import Record
 from idp.recover.given import Given
 from idp.recover.work import Made, Work
 from idp.status import STATUS
@@ -134,7 +135,7 @@ class Source(Given):
     place: str  # as the user named it
     repair: Product
     dense: str  # the key of the dense model that it was learned on
-    record: dict[str, Any] | None  # None for a repair's own folder
+    record: Record | None  # None for a repair's own folder
 
     @property
     def origin(self) -> str:
@@ -206,8 +207,8 @@ class Source(Given):
         if self.record is None:
             return {**said, "compressor": None, "corpus": None, "seed": None}
         about = self.record["idp"]
-        if about.get("transfer"):  # where it was learned, not where it was transferred to
-            return {**about["transfer"], **said}
+        if learned := about.get("transfer"):  # where it was learned, not where it was transferred to
+            return {**learned, **said}
         values = about["config"]
         return {**said, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
 
@@ -242,7 +243,9 @@ def find(place: str, setting: str = "recovery.from") -> Source:
             f"{setting}={place}: its repair ({repair['key'][:12]}) is in neither {' nor '.join(map(str, places))}; run"
             " it again"
         )
-    return Source(place, Store(root).get("recover", repair["key"]), record["idp"]["stages"]["load"]["key"], record)
+    loaded = record["idp"]["stages"]["load"]
+    assert loaded is not None  # `read` refuses a record without it
+    return Source(place, Store(root).get("recover", repair["key"]), loaded["key"], record)
 
 
 def _from_product(place: str, path: Path, setting: str) -> Source:
