@@ -45,9 +45,12 @@ bounds: $(READY) ## both ends of the ranges in pyproject.toml: resolved, install
 	$(BIN)/python -m pip install --quiet uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bounds $(BOUNDS)
 
-lint: $(READY) ## style and formatting
+lint: types ## style, formatting and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+types: $(READY) ## the types of the package: 30 seconds, later 5
+	$(BIN)/python -m mypy
 
 docs: $(READY) ## the documentation site, in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -55,4 +58,4 @@ docs: $(READY) ## the documentation site, in build/docs; warnings are errors
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick bench gpu bounds lint docs clean
+.PHONY: help setup demo test quick bench gpu bounds lint types docs clean

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from idp.errors import UserError, out_of_memory_is_explained
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from idp.export.load import Exported
     from idp.finished import Finished
     from idp.prompting.repaired import RepairedModel
+    from idp.records.schema import Record
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,9 @@ class LanguageModel:
             return chosen
         for batch in plan([len(context) for context in contexts], self._scorer.batch_tokens):
             parts = in_halves(self._engine.repaired.choose, [contexts[place] for place in batch])
-            for place, prompt in zip(batch, (one for part in parts for one in part.tolist()), strict=True):
+            for place, prompt in zip(
+                batch, (one for part in parts if part is not None for one in part.tolist()), strict=True
+            ):
                 chosen[place] = self.prompts[prompt]
         return chosen
 
@@ -257,7 +260,7 @@ def find(record_or_folder: str | Path | dict[str, Any], store: str | Path | None
     from idp.export.checkpoint import PROVENANCE
 
     if isinstance(record_or_folder, dict):
-        return finished.of_record(record_or_folder, store)
+        return finished.of_record(cast("Record", record_or_folder), store)
     if not isinstance(record_or_folder, (str, Path)):
         raise UserError(f"idp.load takes a path or a record, not {type(record_or_folder).__name__}")
     folder = Path(record_or_folder).expanduser()

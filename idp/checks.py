@@ -5,15 +5,16 @@ All of it is known before any model is loaded, and each mistake is one line: wha
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from idp.config import Compressor, Config, Quantization, Recovery, Sparsity, n_of_m, one_line
+from idp import kinds
+from idp.config import Compressor, Config, Recovery, choices_of, one_line
 from idp.errors import UserError
-from idp.kinds import kind_of
 
 
 def check(config: DictConfig) -> Config:
@@ -22,10 +23,15 @@ def check(config: DictConfig) -> Config:
     Raises:
         UserError: a value is missing, of the wrong type, or outside its choices or range.
     """
+    kinds.load_plugins(config.get("plugins") or [])  # in a process that did not compose it
     try:
-        typed = OmegaConf.to_object(config)
+        typed = cast(Config, OmegaConf.to_object(_typed(config)))
+    except UserError:
+        raise
     except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
         raise UserError(one_line(error)) from error
+    typed.compressor = typed.compressor.resolved()
+    typed.corpus = kinds.corpus(typed.corpus)
     _check_fields(typed, "")
     _check_together(typed)
     return typed
@@ -39,7 +45,7 @@ def _check_fields(node: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_fields(value, f"{name}.")
             continue
-        choices = item.metadata.get("choices", ())
+        choices = choices_of(item)
         if choices and value not in choices:
             known = ", ".join("null" if choice is None else str(choice) for choice in choices)
             raise UserError(f"{name}={value}: choose one of {known}")
@@ -60,72 +66,38 @@ def _check_range(name: str, number: Any, metadata: Any) -> None:
         raise UserError(f"{name}={number}: must be {wanted} ({metadata['help']})")
 
 
-def _check_sparsity(sparsity: Sparsity) -> None:
-    level, method, pattern = sparsity.level, sparsity.method, sparsity.pattern
-    if pattern is not None:
-        keep, of = n_of_m(pattern)
-        if method is not None and abs(level - (1 - keep / of)) > 1e-6:
-            raise UserError(
-                f"compressor.sparsity.level={level}: the pattern {pattern} sets {1 - keep / of:g} of the weights to"
-                f" zero; say compressor.sparsity.level={1 - keep / of:g}, or compressor.sparsity.pattern=null"
-            )
-    if method is None and (level > 0 or pattern is not None):
-        given = f"pattern={pattern}" if pattern is not None else f"level={level}"
-        raise UserError(
-            f"compressor.sparsity.{given}: nothing would prune; add compressor.sparsity.method=magnitude, wanda or"
-            " sparsegpt"
-        )
-    if method is not None and level == 0:
-        raise UserError(
-            f"compressor.sparsity.level=0: {method} would prune nothing; give a level between 0 and 1, or"
-            " compressor.sparsity.method=null"
-        )
+def _typed(config: DictConfig) -> DictConfig:
+    """The config with its compressor's options typed by their kind, where their YAML does not name a schema."""
+    values = config.get("compressor")
+    if values is None or issubclass(cast(type, OmegaConf.get_type(values)), Compressor):
+        return config
+    node = kinds.named(Compressor, values.get("kind"), "compressor")
+    typed = copy.deepcopy(config)
+    try:
+        typed.compressor = OmegaConf.merge(OmegaConf.structured(node), values)
+    except Exception as error:  # as above; the key is that within the part
+        raise UserError(f"compressor.{one_line(error)}") from error
+    return typed
 
 
-def _check_quantization(quantization: Quantization) -> None:
-    size = quantization.group_size
-    if size != "auto" and not (isinstance(size, int) and not isinstance(size, bool) and (size == -1 or size > 0)):
-        raise UserError(f"compressor.quantization.group_size={size}: use auto, -1 (a whole row) or a positive number")
-    if quantization.method is None and quantization.bits is not None:
-        raise UserError(
-            f"compressor.quantization.bits={quantization.bits}: nothing would quantise; add"
-            " compressor.quantization.method=gptq, rtn or awq"
-        )
-    if quantization.method is not None and quantization.bits is None:
-        raise UserError(
-            f"compressor.quantization.bits is null: {quantization.method} needs compressor.quantization.bits=2, 3, 4"
-            " or 8"
-        )
-    if quantization.actorder is not None and quantization.method != "gptq":
-        raise UserError(
-            f"compressor.quantization.actorder={quantization.actorder}: only gptq goes through columns in an order;"
-            " use null"
-        )
-
-
-def _check_external(compressor: Compressor) -> None:
-    if compressor.path == "":
-        raise UserError(
-            "compressor.path is not set: give a folder, hub id or GGUF file, such as compressor.path=/models/mine-4bit"
-        )
-    for part in ("sparsity", "quantization"):
-        if compressor.path is not None and getattr(compressor, part).method is not None:
-            raise UserError(
-                f"compressor.path={compressor.path}: it is compressed already; drop compressor.{part}, or drop the path"
-            )
-    if compressor.path is None and compressor.revision is not None:
-        raise UserError(f"compressor.revision={compressor.revision}: of what? Add compressor.path=<hub id>, or drop it")
-
-
-def _check_kinds(recovery: Recovery) -> None:
-    parts = {"recovery": recovery, "recovery/selector": getattr(recovery, "selector", None)}
-    parts["recovery/bank"] = getattr(recovery, "bank", None)
+def _check_kinds(config: Config) -> None:
+    recovery = config.recovery
+    parts: dict[str, Any] = {"compressor": config.compressor, "recovery": recovery}
+    parts |= {f"recovery/{group}": node for group, node in recovery.parts.items()}
     for group, node in parts.items():
-        if node is not None and node.kind != kind_of(node):
+        if node.kind != (kind := kinds.kind_of(node)):
             name = group.replace("/", ".")
-            raise UserError(
-                f"{name}.kind={node.kind}: its options are those of {kind_of(node)}; say {group}={node.kind}"
-            )
+            raise UserError(f"{name}.kind={node.kind}: its options are those of {kind}; say {group}={node.kind}")
+
+
+def _check_label(compressor: Compressor) -> None:
+    """It is a part of folders' names, and a word in tables."""
+    label = compressor.label
+    if not label or "/" in label or not label.isprintable():
+        raise UserError(
+            f"compressor.kind={compressor.kind}: its label is {label!r}, which cannot be a part of a folder's name; use"
+            " letters, digits, _ and -"
+        )
 
 
 def _check_teacher(recovery: Recovery, device_map: str | None) -> None:
@@ -141,18 +113,18 @@ def _check_teacher(recovery: Recovery, device_map: str | None) -> None:
 
 def _check_together(config: Config) -> None:
     recovery = config.recovery
-    _check_sparsity(config.compressor.sparsity)
-    _check_quantization(config.compressor.quantization)
-    _check_external(config.compressor)
+    _check_kinds(config)
+    config.compressor.check()
+    _check_label(config.compressor)
     if not config.task.names:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")
     for name in ("batch_sizes", "input_tokens"):
         if not getattr(config.latency, name):
             raise UserError(f"latency.{name} is empty: give at least one number, such as latency.{name}=[1]")
-    _check_kinds(recovery)
+    config.corpus.check()
     recovery.check()
     _check_teacher(recovery, config.model.device_map)
-    selector = getattr(recovery, "selector", None)
+    selector = recovery.choice.selector if recovery.choice is not None else None
     if selector is not None and selector.peeks and config.latency.enabled:
         raise UserError(
             f"recovery.selector={selector.kind} chooses with the answers in hand and runs no model: it has no latency;"

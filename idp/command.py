@@ -1,15 +1,18 @@
-"""What every command line of `idp` does alike: `key=value` words, help, and one line for whatever goes wrong."""
+"""What every command line of `idp` does alike: its grammar, help, and one line for whatever goes wrong."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, field, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from idp.errors import UserError, lacks_memory, out_of_memory
 
@@ -50,7 +53,7 @@ def failures_in_one_line(
         if os.environ.get("IDP_DEBUG"):
             raise
         if lacks_memory(error):
-            said = out_of_memory(command)
+            said = str(out_of_memory(command))
         else:
             said = explain(error) if explain is not None else _unforeseen(error)
         sys.exit(f"error: {said}{f'; {also}' if also else ''}")
@@ -61,49 +64,151 @@ def _unforeseen(error: Exception) -> str:
     return f"{type(error).__name__}: {said} (IDP_DEBUG=1 shows where)"
 
 
-def word(help: str, **default: Any) -> Any:
-    """A field of an options dataclass: a `key=value` word, required unless it has a default."""
-    return field(metadata={"help": help}, **default)
+def word(help: str, *, positional: bool = False, **default: Any) -> Any:
+    """A field of an options dataclass, required unless it has a default.
+
+    Its annotation says what values it takes: `str`, `int`, `float`, `bool`, a list of one of these, or one of them and
+    None.
+
+    Args:
+        help: its line in `--help`.
+        positional: whether it is also what stands in the command line without a name.
+        default: `default=` or `default_factory=`, as of `dataclasses.field`.
+    """
+    return field(metadata={"help": help, "positional": positional}, **default)
 
 
 def help_text(options: type, opening: str) -> str:
     """The text of `--help`: `opening`, then a line for each option."""
-    lines = [f"  {item.name + '=...':<20} {item.metadata['help']}" for item in fields(options)]
-    return "\n".join([opening, *lines])
+    lines = [(_shown(item), item.metadata["help"]) for item in fields(options)]
+    width = max([20, *(len(name) for name, _ in lines)])
+    return "\n".join([opening, *(f"  {name:<{width}} {help}" for name, help in lines)])
+
+
+def _shown(item: Field[Any]) -> str:
+    names = [item.name.upper()] if item.metadata["positional"] else []
+    names.append(f"{item.name}=...")
+    if isinstance(item.default, bool):
+        names.append(f"--{_dashed(item.name)}")
+    return " or ".join(names)
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return not {"-h", "--help"}.isdisjoint(words)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say behind a name that is none of `known`: the one that may have been meant, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def parse_action(actions: Mapping[str, type], words: Sequence[str], what: str) -> tuple[str, Any]:
+    """The action that a command line names first, and that action's options in the words behind it.
+
+    Args:
+        actions: the dataclass of each action's options.
+        words: of the command line.
+        what: what an action is called, such as "analysis".
+
+    Raises:
+        UserError: no such action, or as of `parse`.
+    """
+    if not words:
+        raise UserError(f"which {what}? Choose one of {', '.join(actions)}")
+    name, *rest = words
+    if name not in actions:
+        raise UserError(f"{name}: no such {what}; choose one of {', '.join(actions)}{nearest(name, actions)}")
+    return name, parse(actions[name], rest)
 
 
 def parse(options: type[Options], words: Sequence[str]) -> Options:
-    """The options in `key=value` words; a field's default says its kind: text, a whole number, or true and false.
+    """The options in the words of a command line: `key=value`, `--key value` or `--key=value`, and `--key` for yes.
+
+    Of a list, values follow one another (`--key a b`) or have commas between them (`key=a,b`).
 
     Raises:
         UserError: a word that is no option or comes twice, a value of the wrong kind, or a missing one.
     """
-    known = {item.name: item for item in fields(options)}
+    known, hints = {item.name: item for item in fields(cast(Any, options))}, get_type_hints(options)
+    plain = next((item.name for item in known.values() if item.metadata["positional"]), None)
     values: dict[str, Any] = {}
-    for given in words:
-        key, equals, value = given.partition("=")
-        if key not in known or not equals:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}=?" if near else ""
-            raise UserError(f"{given}: options are {', '.join(f'{name}=' for name in known)}{hint}")
-        if key in values:
-            raise UserError(f"{given}: {key}= is given twice")
-        if not value:
+    named = set()
+    left = list(words)
+    while left:
+        given = left.pop(0)
+        dashed = given.startswith("--")
+        key, equals, value = given.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if key not in known or not (equals or dashed):
+            if plain is None or given.startswith("-") or (equals and not Path(given).exists()):
+                raise UserError(_unknown(given, key, known))
+            if not _is_list(hints[plain]) and plain in values:
+                raise UserError(f"{given}: one {plain} is enough")
+            values[plain] = [*values.get(plain, []), given] if _is_list(hints[plain]) else given
+            continue
+        if key in named:
+            raise UserError(f"{given}: {key if dashed else f'{key}='} is given twice")
+        named.add(key)
+        texts = [value] if equals else _following(left, hints[key])
+        said = given if equals else " ".join([given, *texts])
+        if not all(texts) or not texts:
             raise UserError(f"{given}: give a value ({known[key].metadata['help']})")
-        values[key] = _value(key, value, known[key].default)
+        if _is_list(hints[key]):
+            (kind,) = get_args(_some(hints[key]))
+            parts = [part.strip() for text in texts for part in (text.split(",") if equals else [text])]
+            values[key] = [*values.get(key, []), *(_value(said, part, kind) for part in parts if part)]
+        else:
+            values[key] = _value(said, texts[0], _some(hints[key]))
     for key, item in known.items():
         if key not in values and item.default is MISSING and item.default_factory is MISSING:
             raise UserError(f"{key}= is missing: {item.metadata['help']}")
     return options(**values)
 
 
-def _value(key: str, value: str, default: Any) -> Any:
-    if isinstance(default, bool):
+def _following(left: list[str], hint: Any) -> list[str]:
+    """The values that stand behind `--key`, which are taken off the words that are left."""
+    if _some(hint) is bool:
+        return [left.pop(0)] if left and left[0].lower() in ("true", "false") else ["true"]
+    taken: list[str] = []
+    while left and (_is_list(hint) or not taken) and (not left[0].startswith("-") or left[0][1:].isdecimal()):
+        taken.append(left.pop(0))
+    return taken
+
+
+def _unknown(given: str, key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    hint = "" if not near else f"; did you mean {f'--{_dashed(near[0])}' if given.startswith('--') else f'{near[0]}='}?"
+    return f"{given}: options are {', '.join(f'{name}=' for name in known)}{hint}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _some(hint: Any) -> Any:
+    """A type without the None that it may be."""
+    some = [each for each in get_args(hint) if each is not type(None)]
+    return some[0] if isinstance(hint, UnionType) else hint
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(_some(hint)) is list
+
+
+def _value(said: str, value: str, kind: type) -> Any:
+    if kind is bool:
         if value.lower() not in ("true", "false"):
-            raise UserError(f"{key}={value}: use true or false")
+            raise UserError(f"{said}: use true or false")
         return value.lower() == "true"
-    if isinstance(default, int):
-        if not value.isdecimal():
-            raise UserError(f"{key}={value}: use a whole number")
+    if kind is int:
+        if not re.fullmatch(r"-?\d+", value):
+            raise UserError(f"{said}: use a whole number")
         return int(value)
+    if kind is float:
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UserError(f"{said}: use a number") from error
     return value

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
-from idp.config import Config, conf_dir
+from idp.config import AWAITED, Config, conf_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from idp.config import Recovery
 
 
-def configs(words: Sequence[str], sweep: bool = False) -> Iterator[Config]:
+def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> Iterator[Config]:
     """The checked config of each run of a command line.
 
     Args:
         words: Hydra's overrides.
         sweep: whether they are those of a sweep (`-m`): every combination of values that are separated by commas, here
             or in an experiment. What a sweeper draws from an interval keeps its default.
+        ahead: whether a recovery may leave open whose repair it uses, where that run is not there yet.
 
     Raises:
         UserError: a config that no run could have.
@@ -26,11 +33,23 @@ def configs(words: Sequence[str], sweep: bool = False) -> Iterator[Config]:
     from idp.checks import check
     from idp.kinds import register
 
-    register()
+    register(words)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
         for cell in _cells(list(words)) if sweep else [list(words)]:
-            yield check(hydra.compose("config", cell))
+            composed = hydra.compose("config", cell)
+            if ahead:
+                _await(composed)
+            yield check(composed)
+
+
+def _await(composed: DictConfig) -> None:
+    """Marks the repair of another run as one to come, where the recovery uses one and none is named."""
+    from omegaconf import OmegaConf
+
+    awaits = cast("type[Recovery]", OmegaConf.get_type(composed.recovery)).awaits
+    if awaits and not composed.recovery[awaits]:
+        composed.recovery[awaits] = AWAITED
 
 
 def _cells(words: list[str]) -> Iterator[list[str]]:

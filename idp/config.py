@@ -6,11 +6,13 @@ Values live in the YAML files alone: a field without a default here must be set 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from omegaconf import MISSING
 
@@ -30,29 +32,92 @@ def conf_dir() -> Path:
 def option(
     help: str,
     *,
-    choices: tuple = (),
+    choices: tuple | Callable[[], tuple] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     default: Any = MISSING,
+    unsaid: bool = False,
+    decides: bool = True,
 ) -> Any:
     """A config field with its help and the values that it takes.
 
-    `default` is for an option that came later: a YAML of the user's own that does not know it means that.
+    Args:
+        help: in a line.
+        choices: the values; a function where they are known only once kinds are found.
+        minimum, maximum: of a number.
+        default: for an option that came later: a YAML of the user's own that does not know it means that.
+        unsaid: whether records and hashes are silent about it while it has its default, as they were before it came.
+        decides: whether what is made depends on it; else it is no part of a key (`decisive`).
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    if isinstance(default, dict):  # empty rather than null, which words on the command line cannot be merged into
-        return field(default_factory=dict, metadata=metadata)
+    metadata |= {"unsaid": unsaid, "decides": decides}
+    if isinstance(default, (dict, list)):  # of each its own; {} rather than null, which words can be merged into
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def part(node: type, *, keyword: bool = False) -> Any:
+    """A config field that is a choice of its own, made once the rest exists: no part of what that is known by."""
+    return field(default_factory=node, kw_only=keyword, metadata={"decides": False})
+
+
+def decisive(node: Any) -> dict[str, Any]:
+    """The options of a dataclass that what is made by it depends on, those of its parts likewise, as plain values.
+
+    Left out are fields that do not decide (`option(..., decides=False)`), those that are `unsaid`, and those that a
+    node's property `unused` names: options that decide nothing as the others are set. So the same work has one key.
+    """
+    found = {}
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        unsaid = item.metadata.get("unsaid") and value == _default(item)
+        if item.metadata.get("decides", True) and not unsaid and item.name not in getattr(node, "unused", ()):
+            own = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
+            found[item.name] = own() if callable(own) else decisive(value) if dataclasses.is_dataclass(value) else value
+    return copy.deepcopy(found)
+
+
+def choices_of(item: dataclasses.Field) -> tuple:
+    """The values that a field takes; empty where they are not named."""
+    choices = item.metadata.get("choices", ())
+    return choices() if callable(choices) else choices
+
+
+def values_of(node: Any) -> dict[str, Any]:
+    """Options as a record holds them and a run is known by: `asdict`, without what is `unsaid`."""
+    values = dataclasses.asdict(node)
+
+    def strip(node: Any, values: dict[str, Any]) -> None:
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            if dataclasses.is_dataclass(value):
+                strip(value, values[item.name])
+            elif item.metadata.get("unsaid") and value == _default(item):
+                del values[item.name]
+
+    strip(node, values)
+    return values
+
+
+def _default(item: dataclasses.Field) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
 def bos_option() -> Any:
-    """The field `bos` of a recovery that puts a prompt before the input."""
+    """The field `bos` of a recovery that puts a prompt before the input; what it comes to with a model decides."""
     help = (
         "where the model's BOS token stands: before the prompt, after it (as a text's first token), or none at all;"
         " without effect where texts have none (model.bos)"
     )
-    metadata = {"help": help, "choices": PLACES, "minimum": None, "maximum": None}
+    metadata = {"help": help, "choices": PLACES, "minimum": None, "maximum": None, "decides": False}
     return field(default=AFTER, kw_only=True, metadata=metadata)  # for YAMLs from before it was an option
+
+
+def controls_option() -> Any:
+    """The field `controls` of a recovery that chooses among prompts."""
+    return option(
+        "also measure each prompt alone: what random, best, worst and oracle choice would score", decides=False
+    )
 
 
 def keyword_option(name: str, kind: str, help: str) -> Any:
@@ -92,28 +157,43 @@ class Model:
     architecture: dict[str, Any] = option("source=random: the transformers config of a model with random weights")
 
 
-CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")  # the methods of compression that look at calibration text
+class Pruner:
+    """A method of pruning, as `compressor.sparsity.method` names it; each is a file in `idp/compress/pruners`."""
+
+    reads_text: ClassVar[bool] = False  # whether it looks at the layers' inputs on calibration text
+    operations: ClassVar[float] = 3.0  # as `Compressor.operations`
+
+    def modifier(self, sparsity: Any, layers: dict[str, Any], behind: list[Any]) -> Any:
+        """The llmcompressor modifier that prunes.
+
+        Args:
+            sparsity: how much, and in which pattern.
+            layers: the `torch.nn.Linear` modules to prune, by name.
+            behind: the modifiers that quantise afterwards.
+        """
+        raise NotImplementedError
 
 
-@dataclass
-class Sparsity:
-    method: Optional[str] = option(
-        "how weights are pruned; null: not at all", choices=(None, "magnitude", "wanda", "sparsegpt")
-    )
-    level: float = option("share of weights set to zero", minimum=0.0, maximum=0.999)
-    pattern: Optional[str] = option("N:M, such as 2:4; null: unstructured")
+class Quantizer:
+    """A method of rounding, as `compressor.quantization.method` names it; a file in `idp/compress/quantizers`."""
 
+    reads_text: ClassVar[bool] = False  # whether it looks at the layers' inputs on calibration text
+    operations: ClassVar[float] = 3.0  # as `Compressor.operations`
+    orders: ClassVar[bool] = False  # whether it goes through columns in an order of its own: `actorder`
 
-@dataclass
-class Quantization:
-    method: Optional[str] = option("how weights are rounded; null: not at all", choices=(None, "gptq", "rtn", "awq"))
-    bits: Optional[int] = option("bits per weight; null: not quantised", choices=(2, 3, 4, 8, None))
-    group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
-    symmetric: bool = option("symmetric grid (no zero points)")
-    actorder: Optional[str] = option(
-        "GPTQ's order of columns; static: those with the largest inputs first; null: as they stand",
-        choices=(None, "static"),
-    )
+    def check_model(self, model: Any) -> None:
+        """Raises a UserError where it cannot quantise a model, a transformers one whose weights need not be there."""
+
+    def modifiers(self, quantization: Any, scheme: dict[str, Any], model: Any, keep_zeros: bool) -> list[Any]:
+        """The llmcompressor modifiers that quantise, in order.
+
+        Args:
+            quantization: the options.
+            scheme: `config_groups` and `ignore`, as llmcompressor's modifiers take them.
+            model: the model that they will run on.
+            keep_zeros: whether a pruner was there before, whose zeros must stay.
+        """
+        raise NotImplementedError
 
 
 @dataclass
@@ -124,13 +204,140 @@ class Calibration:
     seed: int = option("which sequences are drawn, whatever the run's seed", minimum=0, maximum=SEEDS)
 
 
+# What a kind may need beside its options: the run's training text, calibration text as the inputs of layers, the dense
+# model, and weights: of a compressor those that others made, of a recovery the compressed model's.
+TEXT, CALIBRATION, DENSE, WEIGHTS = "text", "calibration", "dense", "weights"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a compressor says of the weights that it leaves: held against them, and what their size follows from.
+
+    Attributes:
+        sparsity: the least share of zeros in every layer.
+        pattern: N:M, in every group of M consecutive weights of a row at most N that are not zero.
+        bits: of each weight on a uniform grid; None where weights are plain numbers.
+        group_size: weights that share a scale; -1: a whole row.
+        symmetric: whether the grid has no zero points.
+        actorder: the order of columns, as a packed checkpoint says it.
+    """
+
+    sparsity: float = 0.0
+    pattern: Optional[str] = None
+    bits: Optional[int] = None
+    group_size: Optional[int] = None
+    symmetric: bool = True
+    actorder: Optional[str] = None
+
+
 @dataclass
 class Compressor:
-    sparsity: Sparsity = field(default_factory=Sparsity)
-    quantization: Quantization = field(default_factory=Quantization)
+    """What the stages ask of a compressor's options; each kind is a file in `idp/compress/compressors`."""
+
+    kind: str = option("how the model is compressed; choose with compressor=...")
     calibration: Calibration = field(default_factory=Calibration)
-    path: Optional[str] = option("compressor=external: a folder, hub id or GGUF file that someone else compressed")
-    revision: Optional[str] = option("compressor=external: hub revision: a branch, tag or commit")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it is made of, of `DENSE`, `CALIBRATION` and `WEIGHTS`; nothing: the dense model stays as it is.
+
+        One that needs `DENSE` changes that model in place (`apply`), and is then measured on the calibration text.
+        Where it needs `CALIBRATION` as well, that text decides what comes out.
+        """
+        return frozenset({DENSE})
+
+    @property
+    def label(self) -> str:
+        """A short name made from what it does, for tables and run folders."""
+        return self.kind
+
+    @property
+    def operations(self) -> float:
+        """Of each of two passes over the calibration text, in those of a forward pass, where that text is read.
+
+        As it is, a forward pass, and half of the second moments of the layers' inputs.
+        """
+        return 3.0
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What its options name that is of a kind as well, such as a pruner, by where; it decides the weights, too."""
+        return {}
+
+    def resolved(self) -> Compressor:
+        """The options as the kind that they are of, where older ones did not say it."""
+        return self
+
+    def check(self) -> None:
+        """Raises a UserError where the options do not go together."""
+
+    def find(self, store: Any = None) -> Any:
+        """Where weights that others made are, an `idp.models.Source` known by its content; None where none are wanted.
+
+        Raises:
+            UserError: they are not there.
+        """
+        return None
+
+    def check_model(self, empty: Any, *, model: Model | None = None, source: Any = None, store: Any = None) -> None:
+        """Checks the options against the model.
+
+        Args:
+            empty: the model without weights, an `idp.models.LoadedModel`.
+            model: its config.
+            source: what `find` gave.
+            store: which knows what has been fetched.
+
+        Raises:
+            UserError: what does not fit.
+        """
+
+    def resolve(self, model: Any) -> Any:
+        """What the options come to with this model of transformers, whose weights need not be there.
+
+        Returns:
+            plain JSON values, which `identity`, `claims` and `apply` are given; None where all is said by the options.
+        """
+        return None
+
+    def identity(self, resolved: Any) -> dict[str, Any]:
+        """All that decides the compressed weights, but for the model and the calibration text: its part of the key."""
+        options = values_of(self)
+        del options["calibration"]
+        return {
+            "compressor": {"kind": self.kind, **options},
+            **({"resolved": resolved} if resolved is not None else {}),
+        }
+
+    def claims(self, resolved: Any) -> Claims:
+        """What is claimed of the weights that it leaves."""
+        return Claims()
+
+    def apply(self, work: Any) -> None:
+        """Changes the dense model in place: the weights of `work.layers`; `work` is an `idp.compress.work.Work`."""
+        raise NotImplementedError
+
+    @property
+    def origin(self) -> str:
+        """Of one that needs `WEIGHTS`: what the user calls the place that they are from."""
+        return self.label
+
+    def fetch(self, source: Any, store: Any) -> Path:
+        """Of one that needs `WEIGHTS`: the place of what `find` gave, downloaded if need be."""
+        raise NotImplementedError
+
+    def taken(self, source: Any, model: Model, dense: str) -> Any:
+        """Of one that needs `WEIGHTS`: what `take` gives, an `idp.store.Identity`, by the key of the dense model."""
+        raise NotImplementedError
+
+    def take(self, source: Any, model: Model, dense: Any, store: Any) -> Any:
+        """Of one that needs `WEIGHTS`: the product of what `find` gave, for the model of the product `dense`."""
+        raise NotImplementedError
+
+    def settings(self) -> list[tuple[str, Any]]:
+        """Names and values of its options for a model card."""
+        options = values_of(self)
+        return [(name, value) for name, value in options.items() if name not in ("kind", "calibration")]
 
 
 @dataclass
@@ -144,7 +351,9 @@ class Training:
     clip: float = option("largest norm of the gradient", minimum=0.0)
     evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
     heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
-    checkpoint_every: int = option("steps between checkpoints, from which a killed run continues", minimum=1)
+    checkpoint_every: int = option(
+        "steps between checkpoints, from which a killed run continues", minimum=1, decides=False
+    )
     objective: str = option(
         "lm: the text's next tokens; distill: the dense model's next-token distribution on the same text",
         choices=("lm", "distill"),
@@ -165,13 +374,21 @@ class Training:
         "keep only what goes into each decoder layer and compute the layer anew in the backward pass: less memory, a"
         " third more time, the same gradient; null: once memory has run out",
         default=None,
+        decides=False,
     )
     teacher: str = option(
         "objective=distill: where the dense model is. resident: beside the compressed one on its device; streamed: in"
         " main memory, each of its layers on the device while it runs; auto: resident where the device has room",
         choices=("auto", "resident", "streamed"),
         default="auto",
+        decides=False,
     )
+
+    @property
+    def unused(self) -> set[str]:
+        """Its options that decide nothing as the others are set."""
+        whole = {"micro_batch_size"} if self.micro_batch_size is None else set()
+        return whole | ({"temperature", "lm_weight"} if self.objective == "lm" else set())
 
 
 @dataclass
@@ -181,6 +398,11 @@ class Search:
     )
     inits: list[str] = option("initial values to try, of those that init takes; []: only its own")
     steps: int = option("training steps of each candidate", minimum=1, maximum=MANY)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to search for."""
+        return bool(self.learning_rates or self.inits)
 
 
 @dataclass
@@ -193,6 +415,11 @@ class Selector:
     def fits(self) -> bool:
         """Whether it learns something from held-out text before it can choose."""
         return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads before it can choose; each prompt's loss on held-out text takes the model."""
+        return frozenset({TEXT, WEIGHTS}) if self.fits and not self.peeks else frozenset()
 
     @property
     def peeks(self) -> bool:
@@ -235,6 +462,25 @@ class Selector:
             model: the model's config, of transformers.
             prompts: of the bank; None where that is not known yet.
         """
+
+    def check_prompts(self, prompts: int) -> None:
+        """Raises a UserError where a bank of so many prompts does not have those that the options name."""
+
+    @property
+    def takes_centres(self) -> bool:
+        """Whether the centres that a bank may bring are all that it would be fitted for: the mean input embedding of
+        the text that each prompt was trained on, which `restore` is then given as `centres`."""
+        return False
+
+    @property
+    def settles(self) -> bool:
+        """Whether it comes to another selector once it is fitted: `settled`."""
+        return False
+
+    def settled(self, fitted: dict[str, Any]) -> Selector:
+        """The selector that chooses as this one does once it is fitted, where there is one that needs no fit: what is
+        measured with either is the same. `fitted` is the description of the fit."""
+        return self
 
     def check_usable(self) -> None:
         """Raises a UserError where no model can choose like it: one that peeks is measured alone."""
@@ -280,9 +526,18 @@ class Bank:
     kind: str = option("how the prompts of a bank come to differ; choose with recovery/bank=...")
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What it takes to make it, as `Recovery.needs`."""
+        return frozenset({TEXT, WEIGHTS})
+
+    @property
     def trains(self) -> bool:
         """Whether its prompts are trained; else they exist already."""
-        return True
+        return TEXT in self.needs
+
+    def centred(self, prompts: int, training: Training) -> bool:
+        """Whether it keeps the centre of the text that each prompt was trained on."""
+        return False
 
     @property
     def shares(self) -> bool:
@@ -297,12 +552,37 @@ class Bank:
         """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
         return 0
 
-    def check(self, recovery: Recovery) -> None:
+    def check(self, recovery: Any) -> None:
         """Raises a UserError where the options, or the recovery's, do not go together."""
 
-    def make(self, recovery: Recovery, work: Any) -> Any:
+    def find(self, recovery: Any) -> tuple[Recovery, Any]:
+        """As `Recovery.find`, for the recovery whose bank it is."""
+        return recovery, None
+
+    def content(self) -> dict[str, Any] | None:
+        """As `Recovery.content`."""
+        return None
+
+    def make(self, recovery: Any, work: Any) -> Any:
         """Makes the bank, a prompt for each of the recovery's lengths; `work` and result as of `Recovery.make`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one of several prompts is chosen, and what is measured of that choice."""
+
+    selector: Selector
+    fit: Fitting  # the held-out text on which prompts are compared
+    controls: bool  # whether each prompt is also measured alone
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares prompts on held-out text: as controls, or to fit the selector."""
+        return self.controls or self.selector.fits
+
+
+AWAITED = "<a run to come>"
 
 
 @dataclass
@@ -314,6 +594,25 @@ class Recovery:
     # The method of the literature that it is, for claims about that one: prompt (one soft prompt), idp (a bank of them
     # with a choice for each input), lora. A subclass is what its parent is unless it says otherwise; "": its kind.
     method: ClassVar[str] = ""
+    # Of how it is made, as part of its key: a kind that comes to make other repairs from the same options counts it up.
+    version: ClassVar[int] = 3
+
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        """Of the bank that it will make, the names of its prompts and whether it keeps the centres of their text.
+
+        Args:
+            lengths: tokens of each prompt.
+        """
+        return [f"prompt {number}" for number in range(len(lengths))], False
+
+    # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
+    # is not there yet.
+    awaits: ClassVar[str] = ""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it uses the repair of a run that is not there yet: nothing is known of that."""
+        return bool(self.awaits) and getattr(self, self.awaits) == AWAITED
 
     @property
     def repairs(self) -> bool:
@@ -321,9 +620,12 @@ class Recovery:
         return True
 
     @property
-    def unused(self) -> set[str]:
-        """Its own options that what it makes does not depend on, as the others are set: no part of its key."""
-        return set()
+    def needs(self) -> frozenset[str]:
+        """What it reads to make its repair, of TEXT, CALIBRATION, DENSE and WEIGHTS; `Work` gives it that alone.
+
+        What it reads is checked beforehand, kept apart from what is evaluated, and part of the repair's key.
+        """
+        return frozenset({WEIGHTS})
 
     @property
     def trains(self) -> bool:
@@ -331,13 +633,18 @@ class Recovery:
         return False
 
     @property
-    def reads_weights(self) -> bool:
-        """Whether the compressed model's weights are needed to make it."""
-        return True
+    def trained(self) -> Trained | None:
+        """Itself, where it trains anything: with `training` and `search`."""
+        return None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether its repair depends on the run's seed."""
+        return TEXT in self.needs
 
     @property
     def adapts(self) -> bool:
-        """Whether its repair has an adapter in the model's layers."""
+        """Whether its repair changes the model's layers; else it is one of the input alone."""
         return self.beneath is not None and self.beneath.adapts
 
     @property
@@ -350,6 +657,56 @@ class Recovery:
         """Whether it puts prompts before the input, whatever their lengths."""
         return type(self).prompt_lengths is not Recovery.prompt_lengths
 
+    @property
+    def choice(self) -> Choice | None:
+        """How one of its prompts is chosen for an input; None where there is nothing to choose."""
+        return None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The kinds that are chosen within it, by their config group below `recovery`."""
+        return {}
+
+    @property
+    def stored(self) -> Storage | None:
+        """In how few bits its prompts are kept; None: as they were made."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """What its repair is called in listings of a store."""
+        return self.kind
+
+    # Its identity.
+
+    @property
+    def unused(self) -> set[str]:
+        """Its own options that what it makes does not depend on, as the others are set: no part of its key."""
+        return set()
+
+    def options(self) -> dict[str, Any]:
+        """Its options that what it makes depends on, as plain values: its part of the repair's key."""
+        return decisive(self)
+
+    def content(self) -> dict[str, Any] | None:
+        """Of a repair that exists already: what it is made of, by content, as all that its key knows of it, wherever
+        the files lie. None: it is to be made, and its key is made of `options` and of what it needs."""
+        return None
+
+    # Before anything is computed.
+
+    def find(self) -> tuple[Recovery, Any]:
+        """Finds the files that its options name.
+
+        Returns:
+            the recovery with what follows from them in its own options, and an `idp.recover.given.Given` that checks
+            them and says where they are from; None where nothing is taken from elsewhere.
+
+        Raises:
+            UserError: a file is not there, damaged, or not what it should be.
+        """
+        return self, None
+
     def beginning(self, bos: tuple[int, ...]) -> Beginning:
         """What every input begins with, given the model's BOS; without a prompt that is the text's first token."""
         return Beginning(bos, getattr(self, "bos", AFTER))
@@ -358,15 +715,59 @@ class Recovery:
         """Tokens of each prompt that it puts before the input."""
         return []
 
+    def numbers(self, empty: Any) -> int:
+        """How many numbers its repair adds to a model, an `idp.models.LoadedModel` without weights, that which is made
+        beneath it not counted; 0 where that is not known beforehand."""
+        return 0
+
     def check(self, place: str = "recovery") -> None:
         """Raises a UserError where the options do not go together; `place` is what they are called in messages."""
 
     def check_model(self, empty: Any) -> None:
         """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
 
+    # How it is made, put back on a model and exported.
+
     def make(self, work: Any) -> Any:
         """Makes the repair: an `idp.recover.work.Made` out of an `idp.recover.work.Work`."""
         raise NotImplementedError
+
+    @classmethod
+    def attach(cls, loaded: Any, folder: Path) -> Any:
+        """Puts on a model what `make` has saved in `Work.own` itself, in a form that only this kind knows.
+
+        Prompts, low-rank updates and new values of parameters (`Made`) are put on without it. Modules and parameters
+        are replaced, never written into: latency takes a repair off its model again.
+
+        Args:
+            loaded: the model, an `idp.models.LoadedModel`, which may be changed in place.
+            folder: a folder with those files, of a repair or of an export.
+
+        Returns:
+            the model with the repair on it.
+        """
+        raise NotImplementedError(f"{cls.__name__} saves files of its own, and has no `attach` that reads them")
+
+    @classmethod
+    def export(cls, own: Path, folder: Path) -> str:
+        """Writes into `folder` what `attach` reads, for those who load an exported checkpoint.
+
+        Args:
+            own: the folder of what `make` has saved in `Work.own`.
+            folder: the folder of the export for it, which is there.
+
+        Returns:
+            a sentence for the model card that says what it is and how it is loaded.
+
+        Raises:
+            UserError: there is no format that could hold it; so it is unless a kind says how.
+        """
+        stated = cls.__dict__.get("kind")
+        kind = stated if isinstance(stated, str) and stated != MISSING else cls.__module__.rpartition(".")[2]
+        raise UserError(
+            f"recovery={kind} cannot be exported: its repair is neither prompts, a low-rank update nor new values of"
+            " parameters, and it does not say how it is exported; idp.load opens the run itself"
+        )
 
 
 @dataclass
@@ -377,13 +778,41 @@ class Trained(Recovery):
     part: ClassVar[str] = "prompt"  # what a search is of, in the record
 
     @property
+    def needs(self) -> frozenset[str]:
+        teacher = {DENSE} if self.training.objective == "distill" else set()
+        return frozenset({TEXT, WEIGHTS} | teacher)
+
+    @property
     def trains(self) -> bool:
         return True
+
+    @property
+    def trained(self) -> Trained | None:
+        return self if self.trains else None
 
     @property
     def texts(self) -> int:
         """How many times the text of one training it reads."""
         return 1
+
+    def judged(self, prompts: int) -> int:
+        """How often an evaluation on held-out text reads that text."""
+        return prompts
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        """Sequences that its training reads, forward only, beside those of training each prompt and judging it."""
+        return 0
+
+    def options(self) -> dict[str, Any]:
+        """What a search chooses is no part of it: what is searched is."""
+        found = super().options()
+        if self.search.learning_rates:
+            del found["training"]["learning_rate"]
+        if self.search.inits:
+            del found["init"]
+        if not self.search.wanted:
+            del found["search"]
+        return found
 
     def candidate(self) -> Trained:
         """What a search trains in its place, to compare learning rates and initial values."""
@@ -426,10 +855,49 @@ class Task:
     )
 
 
+class Suite:
+    """What is known of a set of tasks beside how they are defined; each is a file in `idp/tasks/known`.
+
+    Attributes:
+        aliases: names in `task.names` that stand for several tasks, in their order.
+        stand_ins: of a task whose documents are nowhere to be had, one that asks alike; records say so.
+        definitions: a folder with lm-eval's YAML definitions of tasks that lm-eval does not have. With the Python
+            beside them they are part of the key of each score.
+        source: what records call the place of documents that come with it.
+        place: the same for messages.
+    """
+
+    aliases: ClassVar[Mapping[str, Sequence[str]]] = {}
+    stand_ins: ClassVar[Mapping[str, str]] = {}
+    definitions: ClassVar[Optional[Path]] = None
+    source: ClassVar[str] = ""
+    place: ClassVar[str] = ""
+
+    def splits(self, dataset: str | None, name: str | None) -> dict[str, Callable[[], Any]]:
+        """The documents that come with it, of a data set as tasks name it: by split a function that loads them as a
+        `datasets.Dataset`. They are taken where the user's own folder has none, before the hub is asked.
+
+        Args:
+            dataset: a hub id, such as allenai/ai2_arc.
+            name: the data set's configuration; None where there is one only.
+        """
+        return {}
+
+    def note(self, dataset: str | None) -> str:
+        """How those documents differ from the hub's, for the record; "" where they do not."""
+        return ""
+
+    def trouble(self) -> str:
+        """Why it does not have the documents of a data set, for messages."""
+        return "does not have it"
+
+
 @dataclass
 class Corpus:
+    """What is asked of a corpus's options; each source is a file in `idp/corpora/sources`, called by `source`."""
+
     name: str = option("the name in records")
-    source: str = option("where the text comes from", choices=("embedded", "hub", "local"))
+    source: str = option("where the text comes from: embedded, hub, local, or a source of your own")
     path: Optional[str] = option("source=hub: data set id; source=local: a txt, jsonl or parquet file, or .gz of one")
     subset: Optional[str] = option("source=hub: the data set's configuration")
     files: Optional[dict[str, str]] = option("source=hub: data files of each part, where the whole is too large")
@@ -440,6 +908,25 @@ class Corpus:
     )
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
     revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
+
+    def check(self) -> None:
+        """Raises a UserError where the options do not go together."""
+
+    def read(self, data_dir: str | None, store: Any) -> tuple[dict[str, list[str]], str]:
+        """Reads the text.
+
+        Args:
+            data_dir: the user's folder of data; None where there is none.
+            store: an `idp.store.Store`, where what comes over a network is kept, so that it comes once.
+
+        Returns:
+            documents under `train` (always there), `heldout` and `perplexity` (where the corpus has those splits; no
+            document of theirs is trained on); and the place they come from, for messages.
+
+        Raises:
+            UserError: the text cannot be had, or a file cannot be read.
+        """
+        raise NotImplementedError
 
 
 @dataclass
@@ -525,7 +1012,10 @@ class Tracker:
 @dataclass
 class Config:
     model: Model = field(default_factory=Model)
-    compressor: Compressor = field(default_factory=Compressor)
+    if TYPE_CHECKING:
+        compressor: Compressor = field(default_factory=Compressor)
+    else:  # a YAML that names no schema is typed once all is composed: compressors had no kinds before
+        compressor: Any = field(default_factory=dict, metadata={"node": Compressor})
     recovery: Recovery = field(default_factory=Recovery)
     task: Task = field(default_factory=Task)
     corpus: Corpus = field(default_factory=Corpus)
@@ -540,6 +1030,9 @@ class Config:
     data_dir: Optional[str] = option("a folder of task data, with corpora under text/")
     output: str = option("folder of runs and of the store")
     store: str = option("folder of stored artifacts, shared by all runs")
+    plugins: list[str] = option(
+        "modules with kinds of your own, imported before anything is composed", default=[], unsaid=True
+    )
 
 
 def one_line(error: Exception) -> str:

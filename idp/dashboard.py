@@ -1,16 +1,17 @@
-"""`python -m idp.dashboard [FOLDER or RECORD ...]`: a W&B workspace and a report, made for the runs that are there.
+"""`idp dashboard [FOLDER or RECORD ...]`: a W&B workspace and a report, made for the runs that are there.
 
 Panels are drawn from keys that these runs log (`idp/track/metrics.py`); one whose figures no run has is left out.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idp.command import failures_in_one_line, quiet_libraries
+from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help, word
 from idp.errors import UserError
 from idp.extras import needs
 from idp.records import metrics
@@ -20,6 +21,20 @@ from idp.store import write_json
 TITLE = "Repairs of compressed models"
 STEP = "training_step"
 WIDE, HALF = 24, 12
+HELP = """usage: idp dashboard [FOLDER or RECORD ...] [key=value ...]
+
+A W&B workspace and a report, made for the runs that are there.
+"""
+
+
+@dataclass
+class Options:
+    """The words of the command line."""
+
+    runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
+    project: str | None = word("W&B project; otherwise the one that the runs name", default=None)
+    entity: str | None = word("W&B user or team; otherwise the one that the runs name, or your own", default=None)
+    dry_run: str | None = word("a file: write the specification there as JSON; needs no account", default=None)
 
 
 @dataclass
@@ -219,19 +234,18 @@ def as_json(workspace: Any, report: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Saves both and prints their addresses, or with `--dry-run` writes what would be saved."""
-    parser = argparse.ArgumentParser(prog="python -m idp.dashboard", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("places", nargs="*", default=["outputs/runs"], help="records, or folders of them")
-    parser.add_argument("--project", help="W&B project; otherwise the one that the runs name")
-    parser.add_argument("--entity", help="W&B user or team; otherwise the one that the runs name, or your own")
-    parser.add_argument("--dry-run", metavar="FILE", help="write the specification as JSON; needs no account")
-    options = parser.parse_args()
+    words = list(sys.argv[1:] if words is None else words)
+    if wants_help(words):
+        print(help_text(Options, HELP))
+        return
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
+        options = parse(Options, words)
         from idp.records.collect import collect
 
-        records = collect(options.places).records
+        records = collect(options.runs or ["outputs/runs"]).records
         tracker = records[-1]["idp"]["config"]["tracker"]
         project, entity = options.project or tracker.get("project") or "idp", options.entity or tracker.get("entity")
         if options.dry_run:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -45,7 +46,7 @@ LACKING = re.compile(
 
 
 @contextlib.contextmanager
-def out_of_memory_is_explained(stage: str):
+def out_of_memory_is_explained(stage: str) -> Iterator[None]:
     """Turns any out-of-memory error inside `stage` into a `UserError` that says what to lower."""
     try:
         yield
@@ -66,15 +67,16 @@ def lacks_memory(error: BaseException) -> bool:
     A `UserError` is none: it has been explained.
     """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen and not isinstance(error, UserError):
-        seen.add(id(error))
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"MemoryError", "OutOfMemoryError"} or getattr(error, "errno", None) == errno.ENOMEM:
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen and not isinstance(cause, UserError):
+        seen.add(id(cause))
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        if kinds & {"MemoryError", "OutOfMemoryError"} or getattr(cause, "errno", None) == errno.ENOMEM:
             return True
         # Of other kinds the text may be anything, such as a document's.
-        if kinds & {"RuntimeError", "OSError", "SafetensorError"} and LACKING.search(str(error)):
+        if kinds & {"RuntimeError", "OSError", "SafetensorError"} and LACKING.search(str(cause)):
             return True
-        error = error.__cause__
+        cause = cause.__cause__
     return False
 
 

@@ -1,24 +1,26 @@
-"""`python -m idp.fetch model=... corpus=... task=...`: fetches what a run or a sweep (`-m`) takes from the hub.
+"""`idp fetch model=... corpus=... task=...`: fetches what a run or a sweep (`-m`) takes from the hub.
 
-The words are those of `python -m idp.run`. Afterwards the same words run there on a machine without a network, which
+The words are those of `idp run`. Afterwards the same words run there on a machine without a network, which
 sees the same store and the same HF_HOME.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub
-from idp.command import failures_in_one_line, quiet_libraries
-from idp.config import Config
+from idp.command import failures_in_one_line, nearest, quiet_libraries, wants_help
 from idp.errors import UserError
-from idp.store import Product, Store, digest
+
+if TYPE_CHECKING:
+    from idp.config import Config
+    from idp.store import Product, Store
 
 # Hydra prints its errors over many lines unless it is told to raise them.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -26,15 +28,16 @@ quiet_libraries()
 
 HELP = """Fetches what runs take from the Hugging Face hub: models, tokenizers, corpora, the tasks' documents.
 
-  python -m idp.fetch model=llama_7b corpus=c4 task=all "evaluation.perplexity=[wikitext2,c4]"
-  python -m idp.fetch -m +experiment=nine_tasks model=llama_7b budget=paper corpus=c4
+  idp fetch model=llama_7b corpus=c4 task=all "evaluation.perplexity=[wikitext2,c4]"
+  idp fetch -m +experiment=nine_tasks model=llama_7b budget=paper corpus=c4
 
-The words are those of python -m idp.run; with -m, of a sweep. The exit status is 1 if something is missing.
+The words are those of idp run; with -m, of a sweep. The exit status is 1 if something is missing.
 
   -m, --multirun       what all runs of a sweep take
   --check              fetch nothing: say what a machine without a network would find, and what it would miss
   --update             resolve branches anew (a store keeps to the commits that it saw first), and documents with them
 """
+FLAGS = ("-m", "--multirun", "--check", "--update")
 FETCHED, THERE, LOCAL, MISSING = "fetched", "there", "local", "missing"
 SHORT = 12  # characters of a commit
 
@@ -61,16 +64,17 @@ class Item:
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line: a line for each thing, and one on standard error if something is missing."""
-    from idp.usage import explain
-
     words = list(sys.argv[1:] if words is None else words)
-    if {"-h", "--help"} & set(words):
+    if wants_help(words):
         print(HELP)
         return
-    flags = {"-m", "--multirun", "--check", "--update"} & set(words)
+    from idp.usage import explain
+
+    flags = set(FLAGS) & set(words)
     with failures_in_one_line("interrupted; the same command goes on where it stopped", explain):
         if strange := [word for word in words if word.startswith("-") and word not in flags]:
-            raise UserError(f"{strange[0]}: options are -m, --check and --update; all else are words of idp.run")
+            hint = nearest(strange[0], FLAGS)
+            raise UserError(f"{strange[0]}: options are -m, --check and --update; all else are words of idp run{hint}")
         items = []
         for item in fetch(
             [word for word in words if word not in flags],
@@ -92,7 +96,7 @@ def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update
     """What each run of a command line takes from elsewhere, each thing once; fetched unless it is there.
 
     Args:
-        words: those of `idp.run`.
+        words: those of `idp run`.
         sweep: whether they are of a sweep.
         check: keep to what is on this machine, as one without a network would.
         update: resolve branches anew.
@@ -100,7 +104,9 @@ def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update
     Raises:
         UserError: a config that no run could have, or a store that cannot be written.
     """
+    from idp import fetched, hub
     from idp.composed import configs
+    from idp.store import Store, digest
 
     seen = set()
     with hub.offline() if check else contextlib.nullcontext(), fetched.anew() if update else contextlib.nullcontext():
@@ -118,11 +124,12 @@ def needs(config: Config) -> Iterator[Need]:
     Args:
         config: the run's.
     """
+    from idp.config import WEIGHTS, values_of
+
     model, compressor = config.model, config.compressor
     yield Need("model", model.name, asdict(model), lambda store: _model(config, store))
-    if compressor.path is not None:
-        asked = [compressor.path, compressor.revision]
-        yield Need("compressor", compressor.path, asked, lambda store: _compressor(config, store))
+    if WEIGHTS in compressor.needs:
+        yield Need("compressor", compressor.origin, values_of(compressor), lambda store: _compressor(config, store))
     corpora = ["corpus", compressor.calibration.corpus or "corpus", *config.evaluation.perplexity]
     for name in dict.fromkeys(config.corpus.name if name == "corpus" else name for name in corpora):
         own = asdict(config.corpus) if name == config.corpus.name else None
@@ -146,6 +153,8 @@ def size(count: float) -> str:
 
 
 def _taken(need: Need, store: Store) -> Item:
+    from idp import fetched
+
     with fetched.noting() as products:
         try:
             said = need.take(store)
@@ -159,6 +168,8 @@ def _taken(need: Need, store: Store) -> Item:
 
 def _bytes(product: Product) -> int:
     """Bytes of what was fetched, in the product or where it says; what a branch was resolved to counts for nothing."""
+    from idp import fetched
+
     files = product.manifest["files"]
     if fetched.FILES in files:
         return sum(product.read(fetched.FILES)["files"].values())
@@ -180,13 +191,13 @@ def _model(config: Config, store: Store) -> str:
 
 
 def _compressor(config: Config, store: Store) -> str:
-    from idp.compress import external
-
-    source = external.find(config.compressor, store)
-    place = external.place_of(config.compressor, source, store)
+    compressor = config.compressor
+    source = compressor.find(store)
+    assert source is not None  # `needs` asks only where a checkpoint is named
+    place = compressor.fetch(source, store)
     if source.kind != "hub":
         return str(place)
-    return f"{config.compressor.path} at {source.identity['commit'][:SHORT]}, in {place}"
+    return f"{compressor.origin} at {source.identity['commit'][:SHORT]}, in {place}"
 
 
 def _corpus(name: str, config: Config) -> Callable[[Store], str]:
@@ -196,7 +207,6 @@ def _corpus(name: str, config: Config) -> Callable[[Store], str]:
 
 
 def _tasks(config: Config) -> Iterator[Need]:
-    from idp.records.scores import GROUPS
     from idp.tasks import catalog
     from idp.tasks.suites import expand
     from idp.tasks.tasks import find_tasks
@@ -204,12 +214,12 @@ def _tasks(config: Config) -> Iterator[Need]:
     def take(name: str, store: Store) -> str:
         (source,) = find_tasks(replace(config.task, names=[name], documents=1), store)
         if source.stand_in:
-            raise UserError(f"its documents were not to be had; {source.runs} would stand in for it")
+            raise UserError(f"dataset unavailable; {source.runs} would be substituted (not comparable)")
         return f"{source.source}, split {source.split} of {source.documents:,} documents"
 
     options = {key: value for key, value in asdict(config.task).items() if key not in ("names", "documents")}
-    for name in expand(config.task.names, catalog.find_own(config.task.include_path, tuple(GROUPS))):
-        yield Need("task", name, [name, options], lambda store, name=name: take(name, store))
+    for name in expand(config.task.names, catalog.find_own(config.task.include_path)):
+        yield Need("task", name, [name, options], functools.partial(take, name))
 
 
 if __name__ == "__main__":

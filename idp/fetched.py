@@ -27,7 +27,7 @@ from idp import hub
 from idp.config import Corpus
 from idp.errors import UserError
 from idp.progress import progress
-from idp.store import CHECKPOINT, Product, Store, digest, write_json
+from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 STAGE, VERSION = "fetch", 1
 REPOSITORY, COMMIT, FILES, SPLITS = "repository.json", "commit.json", "files.json", "splits.json"
@@ -74,11 +74,20 @@ def model(
     return _whole(product) or download()  # the hub's cache was emptied, or is another one
 
 
+def description(path: str, commit: str, option: str, code: bool) -> Path:
+    """A folder with the config and the tokenizer of a model, of whose weights none need be there.
+
+    Raises:
+        UserError: as `hub.download`.
+    """
+    return hub.download(path, commit, option, code=code, weights=False)
+
+
 def downloaded(path: str, commit: str, store: Store | None, *, pickles: bool = True, code: bool = False) -> Path | None:
     """The folder of a model that was downloaded for this store, if all of it is still there; nothing is fetched."""
     if store is None:
         return None
-    place = store.root / STAGE / _key(_files_of(path, commit, pickles, code))
+    place = store.root / STAGE / _identity(_files_of(path, commit, pickles, code)).key
     if not (place / FILES).is_file():
         return None
     return _whole(store.get(STAGE, place.name))
@@ -96,6 +105,7 @@ def texts(cfg: Corpus, store: Store | None) -> dict[str, list[str]]:
     parts = list(cfg.files or cfg.splits or ["train"])
     if store is None:
         return {part: _rows(cfg, part, cfg.revision) for part in parts}
+    assert cfg.path is not None  # `idp.checks` asks for it where the source is the hub
     commit = _commit(cfg.path, cfg.revision, store)
 
     def make(folder: Path) -> None:
@@ -172,18 +182,18 @@ def _kept(
 ) -> Product:
     """The product of what is fetched; `moves`: the hub may say something else at another time."""
     dropped = _anew.get()
-    if moves and dropped is not None and (key := _key(config)) not in dropped:
+    if moves and dropped is not None and (key := _identity(config).key) not in dropped:
         dropped.add(key)
         shutil.rmtree(store.root / STAGE / key, ignore_errors=True)
-    product = store.get_or_make(STAGE, parent=None, config=config, version=VERSION, make=make, label=label)
+    product = store.obtain(_identity(config, label), make)
     noted = _noted.get()
     if noted is not None:
         noted.append(product)
     return product
 
 
-def _key(config: dict[str, Any]) -> str:
-    return digest({"stage": STAGE, "parent": None, "config": config, "version": VERSION})
+def _identity(config: dict[str, Any], label: str = "") -> Identity:
+    return Identity(STAGE, None, config, VERSION, label)
 
 
 def _files_of(path: str, commit: str, pickles: bool, code: bool) -> dict[str, Any]:
@@ -223,6 +233,7 @@ def _rows(cfg: Corpus, part: str, revision: str | None) -> list[str]:
         options |= {"data_files": {part: cfg.files[part]}, "split": part}
     else:
         options["split"] = cfg.splits[part] if cfg.splits else part
+    assert cfg.path is not None
     rows = hub.load_dataset(cfg.path, **options)
     found = []
     with progress(cfg.documents or 0, f"fetch {cfg.name} {part}", "documents", disable=not cfg.documents) as bar:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idp.beginning import AUTO
-from idp.config import Compressor, Model, Recovery, Selector, conf_dir
+from idp.config import Choice, Compressor, Fitting, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
-from idp.kinds import restore
+from idp.kinds import load_plugins, restore
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.records.schema import Record
@@ -26,6 +26,10 @@ class Made(Recovery):
     """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
 
     selector: Selector | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        return Choice(self.selector, Fitting(), False) if self.selector is not None else None
 
 
 @dataclass
@@ -71,7 +75,9 @@ class Finished:
         if variant == "repaired" and self.recovery.selector is not None and self.record["idp"].get("selector"):
             self.recovery.selector.check_usable()
         for stage in self._stages(variant):
-            self._store(stage)
+            if (made := self.record["idp"]["stages"].get(stage)) is None:
+                raise UserError(f"{self.said}: the run has no stage {stage}")
+            self._store(stage, made["key"])
 
     def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
         """One of the run's models in memory.
@@ -91,7 +97,7 @@ class Finished:
         model = replace(self.model, dtype=dtype or self.model.dtype)
         if device is not None:
             model = replace(model, device=device, device_map=None)
-        weights = self.product(self._weights(variant))
+        weights = self.made(self._weights(variant))
         repair, fitted = (self.product(stage) if variant == "repaired" else None for stage in ("recover", "select"))
         with out_of_memory_is_explained("load"):
             return open_repaired(model, weights, repair, self.recovery, fitted=fitted)
@@ -105,12 +111,23 @@ class Finished:
         about = self.record["idp"]["stages"].get(stage)
         if about is None:
             return None
-        store = self._store(stage)
+        store = self._store(stage, about["key"])
         try:
             return store.get(stage, about["key"])
         except UserError as error:
             command = command_of(self.record)
             raise UserError(f"{error}: {command}" if command else str(error)) from error
+
+    def made(self, stage: str) -> Product:
+        """As `product`, of a stage that the run went through.
+
+        Raises:
+            UserError: it did not, or the product is not in the store, or damaged.
+        """
+        product = self.product(stage)
+        if product is None:
+            raise UserError(f"{self.said}: the run has no stage {stage}")
+        return product
 
     def _weights(self, variant: str) -> str:
         return "load" if variant == "dense" or "compressed" not in self.variants else "compress"
@@ -121,8 +138,7 @@ class Finished:
         selects = self.record["idp"]["stages"].get("select") is not None
         return [self._weights(variant), "recover", *(["select"] if selects else [])]
 
-    def _store(self, stage: str) -> Store:
-        key = self.record["idp"]["stages"][stage]["key"]
+    def _store(self, stage: str, key: str) -> Store:
         found = [place for place in self.places if (place / stage / key).is_dir()]
         if not found:
             raise UserError(
@@ -161,8 +177,10 @@ def of_record(
     Raises:
         UserError: it is not a record.
     """
+    absent: list[UserError] = []
     try:
         config = record["idp"]["config"]
+        absent += _load_plugins(config.get("plugins", []))
         places = [Path(store).expanduser()] if store else reading.stores(config["store"], file and file.parent)
         recovery = config["recovery"]
         chosen = recovery.get("selector")
@@ -179,9 +197,20 @@ def of_record(
             places,
         )
     except UserError as error:
-        raise UserError(f"{said}: {error}") from error
+        raise UserError(f"{said}: {next(iter(absent), error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+
+
+def _load_plugins(names: list[str]) -> list[UserError]:
+    """Imports the plug-ins of a run, whose kinds it may be of; what is wrong with those that do not import."""
+    found = []
+    for name in names:
+        try:
+            load_plugins([name])
+        except UserError as error:  # its tracker may be all that is missing
+            found.append(error)
+    return found
 
 
 def newest(output: str | Path | None = None) -> Path:

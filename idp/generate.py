@@ -1,4 +1,4 @@
-"""`python -m idp.generate prompt="..."`: a run's dense, compressed and repaired answers side by side."""
+"""`idp generate prompt="..."`: a run's dense, compressed and repaired answers side by side."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_count, check_device, find
-from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
+from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help, word
 from idp.errors import UserError
 from idp.memory import release
 
 quiet_libraries()
 
-HELP = """idp.generate: what a run's models answer, side by side, and which prompt of the bank each input was given
+HELP = """idp generate: what a run's models answer, side by side, and which prompt of the bank each input was given
 
-  python -m idp.generate prompt="The capital of France is"            (of the run that finished last)
-  python -m idp.generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
-  python -m idp.generate record=exports/mine file=prompts.txt models=compressed,repaired
+  idp generate prompt="The capital of France is"            (of the run that finished last)
+  idp generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
+  idp generate record=exports/mine file=prompts.txt models=compressed,repaired
 
 Options:"""
 GAP = 2  # columns between two answers
@@ -43,7 +43,7 @@ class Options:
 def main(words: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     words = sys.argv[1:] if words is None else words
-    if not words or {"-h", "--help"} & set(words):
+    if not words or wants_help(words):
         print(help_text(Options, HELP))
         sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
     with failures_in_one_line(command="generate"):
@@ -80,6 +80,7 @@ def prompts_of(options: Options) -> list[str]:
         raise UserError(f"{both} give prompt=... or file=...")
     if options.prompt is not None:
         return listed(options.prompt)
+    assert options.file is not None  # one of the two is given
     try:
         text = Path(options.file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -7,8 +7,6 @@ import contextlib
 import contextvars
 import functools
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,9 @@ def reachable() -> bool:
 def _answers() -> bool:
     if any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES):
         return False
+    import urllib.error
+    import urllib.request
+
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=SECONDS_TO_ANSWER):
@@ -143,7 +144,9 @@ def _downloaded_copy(path: str, revision: str | None) -> Path | None:
     return found[0].parent if revision is None and len(found) == 1 else None
 
 
-def download(path: str, revision: str | None, option: str, pickles: bool = True, code: bool = False) -> Path:
+def download(
+    path: str, revision: str | None, option: str, pickles: bool = True, code: bool = False, weights: bool = True
+) -> Path:
     """The folder of a hub repository's config, tokenizer and weights, downloaded unless it is there.
 
     Args:
@@ -152,6 +155,7 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True,
         option: the config group that names it.
         pickles: whether `.bin` weights serve where there are no safetensors.
         code: whether the model's own Python is wanted, to be run.
+        weights: whether weights are wanted; else config and tokenizer alone.
 
     Raises:
         UserError: it is gated, or the download failed.
@@ -161,11 +165,12 @@ def download(path: str, revision: str | None, option: str, pickles: bool = True,
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
     # The licence and the card go with an export.
-    wanted = ["*.json", "*.model", "*.txt", "*.safetensors", "LICENSE*", "NOTICE*", "README.md"]
+    wanted = ["*.json", "*.model", "*.txt", "LICENSE*", "NOTICE*", "README.md"]
     wanted += ["*.py", "*.tiktoken"] if code else []
+    wanted += ["*.safetensors"] if weights else []
     try:
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
-        if pickles and not any(folder.glob("*.safetensors")):
+        if weights and pickles and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=[*wanted, "*.bin"]))
     except GatedRepoError as error:
         raise UserError(f"{option}.path={path}: gated; accept its licence, then run `hf auth login`") from error

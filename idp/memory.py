@@ -71,7 +71,7 @@ def device_memory(device: torch.device | str) -> tuple[int, int] | None:
 
     place = torch.device(device)
     module = getattr(torch, place.type, None)
-    if place.type == "cpu" or not _available(module) or not hasattr(module, "mem_get_info"):
+    if module is None or place.type == "cpu" or not _available(module) or not hasattr(module, "mem_get_info"):
         return None
     free, total = module.mem_get_info(place)
     return free + max(0, module.memory_reserved(place) - module.memory_allocated(place)), total

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import Timeout
 
+from idp.command import word
 from idp.errors import UserError
 from idp.inventory import Inventory, Item
 from idp.store.lease import lease
@@ -20,18 +21,31 @@ from idp.store.verification import Stamps
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def choose(inventory: Inventory, items: list[Item], options: argparse.Namespace) -> tuple[list[Item], Counter[str]]:
+@dataclass
+class Choice:
+    """What of a store may go; each option leaves fewer."""
+
+    orphans: bool = word("what no record needs, and what was measured of it", default=False)
+    unused_for: str | None = word("what was not asked for as long as that: 30d, 12h (left out: a day)", default=None)
+    older_than: str | None = word("what was made as long ago as that", default=None)
+    keep: int | None = word("all but so many of each kind, those that were used last", default=None)
+    leftovers: bool = word("what was set aside as damaged, and what killed runs left unfinished", default=False)
+    named: bool = word("also what records need: their models cannot be opened then", default=False)
+
+
+def choose(inventory: Inventory, items: list[Item], options: Choice, of_kinds: bool) -> tuple[list[Item], Counter[str]]:
     """What to remove, and how many of those asked for are spared for which reason.
 
     Args:
         inventory: of the store.
         items: those that are looked at.
         options: the command line's.
+        of_kinds: whether `items` are of kinds that the command line names.
 
     Raises:
         UserError: nothing is asked for, a time is none, or there are no records.
     """
-    asked = (options.kind, options.orphans, options.unused_for, options.older_than, options.leftovers)
+    asked = (of_kinds, options.orphans, options.unused_for, options.older_than, options.leftovers)
     if not any(asked) and options.keep is None:
         raise UserError("prune: say what: --orphans, --leftovers, --kind, --unused-for, --older-than or --keep")
     if not options.named and not inventory.records:

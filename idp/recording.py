@@ -8,72 +8,107 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import idp
 from idp.compress.sizes import recorded
+from idp.config import Config, Recovery, values_of
 from idp.evaluate import comparisons, groups
-from idp.records.record import SAMPLES, save
+from idp.records.record import SAMPLES, identity, save
 from idp.records.schema import SCHEMA_VERSION, Record
 from idp.store import peaks as peaks_of
 from idp.store import versions
 
 if TYPE_CHECKING:
     from idp.evaluate.measured import Measured
+    from idp.models import LoadedModel
     from idp.recover.selection import Selection
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
 
 
-def build(
-    *,
-    name: str,
-    compressor: str,
-    config: dict[str, Any],
-    stages: dict[str, Product | None],
-    selection: Selection | None,
-    alone: list[Measured],
-    measured: dict[str, Measured],
-    latency: Product | None,
-    sources: list[TaskSource],
-    documents: int | None,
-    transfer: dict[str, Any] | None = None,
-    bos: dict[str, Any] | None = None,
-) -> Record:
-    """The record of a run.
+@dataclass(frozen=True)
+class Made:
+    """What a run's stages made.
 
     Args:
         name: the run's name, which ends in the hash of its config.
         compressor: what the compressor does, in a word.
         config: the resolved config.
-        stages: the products of load, compress and recover.
+        load: the dense model.
+        compress: the compressed model.
+        recover: the repair; None where nothing is repaired.
         selection: how one of several prompts was chosen, if there were several.
-        alone: what each of those prompts scored by itself, if that was measured.
+        per_prompt: what each of those prompts scored by itself, if that was measured.
         measured: what each model scored, by `dense`, `compressed`, `repaired`; the last is the run's own result.
         latency: the latency product, if latency was measured.
-        sources: where the tasks' documents came from.
+        tasks: where the tasks' documents came from.
         documents: per task, as the budget allows.
         transfer: where the repair was learned, if not in this run.
-        bos: the BOS in play: its tokens, as text, and its place about a prompt; None where texts have none.
+        bos: the BOS in play, as `bos_of` has it.
     """
+
+    name: str
+    compressor: str
+    config: dict[str, Any]
+    load: Product
+    compress: Product
+    recover: Product | None
+    selection: Selection | None
+    per_prompt: list[Measured]
+    measured: dict[str, Measured]
+    latency: Product | None
+    tasks: list[TaskSource]
+    documents: int | None
+    transfer: dict[str, Any] | None = None
+    bos: dict[str, Any] | None = None
+
+    @property
+    def own(self) -> Measured:
+        """What the run's own model scored."""
+        return list(self.measured.values())[-1]
+
+
+def run_id_and_folder(config: Config) -> tuple[str, Path]:
+    """A run's id, from the hash of its config, and its folder."""
+    run_id = identity(values_of(config))[:12]
+    name = f"{config.model.name}-{config.compressor.label}-{config.recovery.kind}-{config.budget.name}-{run_id}"
+    return run_id, Path(config.output).expanduser() / "runs" / name
+
+
+def bos_of(recovery: Recovery, empty: LoadedModel, repair: Product | None) -> dict[str, Any] | None:
+    """The BOS in play: its tokens, as text, and its place where there was a prompt; None where texts have none."""
+    beginning = recovery.beginning(empty.bos)
+    if not beginning.tokens:
+        return None
+    prompted = repair is not None and (repair.path / "bank").is_dir()
+    tokens = list(beginning.tokens)
+    text = empty.tokenizer.decode(tokens)
+    return {"tokens": tokens, "text": text, "place": beginning.place if prompted else None}
+
+
+def build(made: Made) -> Record:
+    """The record of a run."""
     from idp.evaluate import fidelity
     from idp.records.conclusion import conclusion
 
-    own = list(measured.values())[-1]
+    own, config, selection, latency = made.own, made.config, made.selection, made.latency
     record = _merged(own)
-    weights = recorded(stages["compress"], own_dtype(own))
-    repair = stages["recover"].read("repair.json") if stages["recover"] is not None else {"added": 0, "trainable": 0}
+    weights = recorded(made.compress, own_dtype(own))
+    repair = made.recover.read("repair.json") if made.recover is not None else {"added": 0, "trainable": 0}
     chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
+    stages = {"load": made.load, "compress": made.compress, "recover": made.recover}
     if selection is not None and selection.fitted is not None:
-        stages = {**stages, "select": selection.fitted}
+        stages["select"] = selection.fitted
     peaks = {stage: peaks_of([product]) for stage, product in stages.items() if product is not None}
     peaks |= {"measure": own.peaks()} | ({"latency": peaks_of([latency])} if latency is not None else {})
-    record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": documents}
+    record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": made.documents}
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "compressor": compressor,
+        "name": made.name,
+        "compressor": made.compressor,
         "row": own.name,
         "batch_tokens": own_batch_tokens(own),
         "budget": config["budget"]["name"],
@@ -93,53 +128,48 @@ def build(
             "trainable": repair["trainable"] + chooser["trainable"],
         },
         "repair_bytes": repair.get("bytes", 0),
-        "repair": _repair(stages["recover"], config["recovery"]["kind"]),
-        "transfer": transfer,
-        "bos": bos,
+        "repair": _repair(made.recover, config["recovery"]["kind"]),
+        "transfer": made.transfer,
+        "bos": made.bos,
         "weights": weights,
         "perplexity": _perplexity(own, "perplexity"),
         "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
-        "fidelity": fidelity.recorded(measured),
+        "fidelity": fidelity.recorded(made.measured),
         "latency": latency.read("latency.json") if latency is not None else None,
         "selection": (chosen := _chosen(own)),
         "selector": _selector(selection, chosen),
-        "controls": _controls(own, alone, sources, selection),
+        "controls": _controls(made),
         "truncated": _counted(own, "truncated"),
         "merged_choices": _counted(own, "merged_choices"),
-        "training": _training(stages["recover"]),
-        "search": _search(stages["recover"]),
-        "data": {source.name: _data(source, documents) for source in sources},
-        **groups.of_run(config["task"], measured, sources),
+        "training": _training(made.recover),
+        "search": _search(made.recover),
+        "data": {source.name: _data(source, made.documents) for source in made.tasks},
+        **groups.of_run(config["task"], made.measured, made.tasks),
         "baselines": {
             row: {
                 "results": _merged(scores)["results"],
                 "perplexity": _perplexity(scores, "perplexity"),
                 "stage": scores.summary() | scores.peaks(),
             }
-            for row, scores in measured.items()
+            for row, scores in made.measured.items()
             if scores is not own
         },
         "environment": environment(),
     }
     scored_as_one = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
-    record["idp"]["comparisons"] = comparisons.of_run(measured, sources, scored_as_one)
-    record["idp"]["conclusion"] = conclusion(record)
-    return record
+    record["idp"]["comparisons"] = comparisons.of_run(made.measured, made.tasks, scored_as_one)
+    whole = cast(Record, record)
+    whole["idp"]["conclusion"] = conclusion(whole)
+    return whole
 
 
-def write(
-    folder: Path,
-    record: Record,
-    measured: dict[str, Measured],
-    alone: list[Measured],
-    sources: list[TaskSource],
-) -> Path:
+def write(folder: Path, record: Record, made: Made) -> Path:
     """Writes the record and, beside it, the per-document outcomes of every model and every prompt; the record last."""
     import pyarrow as arrow
     from pyarrow import parquet
 
     tables = []
-    for row, scores in measured.items():
+    for row, scores in made.measured.items():
         for task, product in scores.tasks.items():
             table = parquet.read_table(product.path / "samples.parquet")
             count = len(table)
@@ -148,10 +178,10 @@ def write(
     temporary = folder / f".{SAMPLES}.tmp"
     parquet.write_table(arrow.concat_tables(tables, promote_options="permissive"), temporary)
     os.replace(temporary, folder / SAMPLES)
-    if alone:
+    if made.per_prompt:
         from idp.evaluate.selection import OUTCOMES, write_outcomes
 
-        write_outcomes(folder / OUTCOMES, list(measured.values())[-1], alone, sources)
+        write_outcomes(folder / OUTCOMES, made.own, made.per_prompt, made.tasks)
     return save(folder, record)
 
 
@@ -213,8 +243,9 @@ def _merged(measured: Measured) -> dict[str, Any]:
 
 
 def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
-    """What a repair is made of: tokens of each of its prompts, whether it has an adapter; and the method that it is."""
+    """What a repair is made of: tokens of each of its prompts, whether it changes layers; and the method that it is."""
     from idp.kinds import recoveries
+    from idp.recover.weight_side import has_weight_side
 
     if repair is None:
         return None
@@ -222,7 +253,7 @@ def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
     return {
         "method": recoveries()[kind].method or kind,
         "prompts": repair.read("bank/bank.json")["lengths"] if banked else [],
-        "adapter": (repair.path / "adapter").is_dir(),
+        "adapter": has_weight_side(repair.path),
     }
 
 
@@ -251,14 +282,13 @@ def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) ->
     }
 
 
-def _controls(
-    own: Measured, alone: list[Measured], sources: list[TaskSource], selection: Selection | None
-) -> dict[str, Any] | None:
+def _controls(made: Made) -> dict[str, Any] | None:
     from idp.evaluate.selection import controls
 
-    if not alone or selection is None:
+    if not made.per_prompt or made.selection is None:
         return None
-    return controls(own, alone, sources, selection.heldout_loss, seed=0)  # of a bootstrap, whatever was trained
+    # The seed is that of a bootstrap, whatever was trained.
+    return controls(made.own, made.per_prompt, made.tasks, made.selection.heldout_loss, seed=0)
 
 
 def _perplexity(measured: Measured, key: str) -> dict[str, float]:

@@ -26,8 +26,8 @@ from idp.records.record import heldout_loss
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
-register()
 
+PLAN = "--plan"  # print what would be made, and compute nothing
 FAILED: list[UserError] = []
 
 
@@ -72,12 +72,20 @@ def _next(place: Path) -> str:
 
 def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    from idp.usage import explain, text
+    from idp.usage import check_flags, explain, help_of
 
+    if PLAN in sys.argv[1:]:
+        from idp.plan.command import main as plan
+
+        plan(sys.argv[1:])
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra would list every group's options first, for seven seconds
-        print(text())
+        with failures_in_one_line():
+            print(help_of(sys.argv[1:]))
         return
     with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
+        register(sys.argv[1:])
+        check_flags(sys.argv[1:])
         job()
         if FAILED:
             raise FAILED.pop()

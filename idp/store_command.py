@@ -1,62 +1,76 @@
-"""`python -m idp.store list | verify | prune [FOLDER]`: what a store holds, whether it is whole, and less of it."""
+"""`idp store list | verify | prune [FOLDER]`: what a store holds, whether it is whole, and less of it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from idp.command import failures_in_one_line
+from idp.command import failures_in_one_line, help_text, parse_action, wants_help, word
 from idp.errors import UserError
 from idp.inventory import Inventory, Item
 from idp.progress import progress
-from idp.pruning import choose, remove
+from idp.pruning import Choice, choose, remove
 from idp.store import damage_of
 
-HELP = {
-    "list": "list the products: what each is, its size, when it was made and last used, how many runs need it",
-    "verify": "hash every file; the exit status is 1 if one is damaged, which the next run then makes anew",
-    "prune": "remove products that no run needs; nothing is removed before you agree, or without --yes",
-}
+OPENING = """idp store: what a store holds, whether it is whole, and less of it
+
+  idp store list        list the products: what each is, its size, when it was made and last used, how many runs need it
+  idp store verify      hash every file; the exit status is 1 if one is damaged, which the next run then makes anew
+  idp store prune       remove products that no run needs; nothing is removed before you agree, or without --yes"""
 
 
-def main(words: list[str] | None = None) -> None:
+@dataclass
+class Verify:
+    """Of what looks at a store."""
+
+    folder: str | None = word("the store (default: the config's, outputs/store)", positional=True, default=None)
+    kind: list[str] = word("only these, such as compress recover measure", default_factory=list)
+
+
+@dataclass
+class List(Verify):
+    """Of the list."""
+
+    runs: list[str] = word("folders of runs (default: runs beside the store)", default_factory=list)
+    json: bool = word("print JSON", default=False)
+
+
+@dataclass
+class Prune(Choice, Verify):
+    """Of the removal."""
+
+    runs: list[str] = word("folders of runs (default: runs beside the store)", default_factory=list)
+    dry_run: bool = word("say what would be removed, and remove nothing", default=False)
+    yes: bool = word("do not ask", default=False)
+
+
+OPTIONS = {"list": List, "verify": Verify, "prune": Prune}
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """The command line; what goes wrong is one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m idp.store", description="What a store holds, and less of it.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in HELP.items():
-        action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("folder", nargs="?", help="the store; left out: the config's, outputs/store")
-        action.add_argument("--kind", nargs="+", metavar="KIND", help="only these, such as compress recover measure")
-        if name != "verify":
-            action.add_argument(
-                "--runs", type=Path, nargs="+", metavar="RUNS", help="folders of runs; left out: runs beside the store"
-            )
-        if name == "list":
-            action.add_argument("--json", action="store_true", help="print JSON")
-        if name == "prune":
-            _add_choices(action)
-    options = parser.parse_args(words)
-    with failures_in_one_line():
-        {"list": show, "verify": verify, "prune": prune}[options.action](options)
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or wants_help(words):
+        print(OPENING)
+        for name, kind in OPTIONS.items():
+            print(help_text(kind, f"\n{name}:"))
+        sys.exit(0 if words else "error: which action?")
+    with failures_in_one_line(command="store"):
+        _, options = parse_action(OPTIONS, words, "action")
+        if isinstance(options, Prune):
+            prune(options)
+        elif isinstance(options, List):
+            show(options)
+        else:
+            verify(options)
 
 
-def _add_choices(action: argparse.ArgumentParser) -> None:
-    add = action.add_argument
-    add("--orphans", action="store_true", help="what no record needs, and what was measured of it")
-    add("--unused-for", metavar="TIME", help="what was not asked for as long as that: 30d, 12h (left out: a day)")
-    add("--older-than", metavar="TIME", help="what was made as long ago as that")
-    add("--keep", type=int, metavar="N", help="all but the N of each kind that were used last")
-    add("--leftovers", action="store_true", help="what was set aside as damaged, and what killed runs left unfinished")
-    add("--named", action="store_true", help="also what records need: their models cannot be opened then")
-    add("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
-    add("--yes", action="store_true", help="do not ask")
-
-
-def show(options: argparse.Namespace) -> None:
+def show(options: List) -> None:
     """Prints the products, the largest of each kind first, and what each kind takes."""
     from tabulate import tabulate
 
@@ -84,7 +98,7 @@ def show(options: argparse.Namespace) -> None:
     print("", tabulate(totals, header, "plain", disable_numparse=True, colalign=["left", "right", "right"]), sep="\n")
 
 
-def verify(options: argparse.Namespace) -> None:
+def verify(options: Verify) -> None:
     """Hashes every file of every product."""
     inventory = _inventory(options)
     items = [item for item in _of_kind(inventory, options.kind) if not item.left]
@@ -100,14 +114,14 @@ def verify(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def prune(options: argparse.Namespace) -> None:
+def prune(options: Prune) -> None:
     """Removes what is asked for, but for what is in use or needed.
 
     Raises:
         UserError: nothing is asked for, or a product cannot be removed.
     """
     inventory = _inventory(options)
-    chosen, spared = choose(inventory, _of_kind(inventory, options.kind), options)
+    chosen, spared = choose(inventory, _of_kind(inventory, options.kind), options, bool(options.kind))
     _say(inventory, chosen, spared, options.named)
     if not chosen or options.dry_run:
         return
@@ -134,14 +148,14 @@ def _agreed(count: int) -> bool:
     return input(f"Remove these {count} products? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _inventory(options: argparse.Namespace) -> Inventory:
+def _inventory(options: Verify) -> Inventory:
     root = (Path(options.folder) if options.folder else _configured()).expanduser().absolute()
-    return Inventory(root, getattr(options, "runs", None) or [root.parent / "runs"])
+    return Inventory(root, [Path(each) for each in getattr(options, "runs", ())] or [root.parent / "runs"])
 
 
-def _of_kind(inventory: Inventory, kinds: list[str] | None) -> list[Item]:
+def _of_kind(inventory: Inventory, kinds: Sequence[str]) -> list[Item]:
     known = sorted({item.kind for item in inventory.items})
-    if unknown := [kind for kind in kinds or () if kind not in known]:
+    if unknown := [kind for kind in kinds if kind not in known]:
         raise UserError(f"--kind {unknown[0]}: the store has {', '.join(known) or 'nothing'}")
     return [item for item in inventory.items if not kinds or item.kind in kinds]
 
@@ -154,8 +168,8 @@ def _configured() -> Path:
     return Path(OmegaConf.load(conf_dir() / "config.yaml").store)
 
 
-def _times(item: Item) -> tuple[str, str]:
-    return tuple(time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (item.made, item.used))
+def _times(item: Item) -> list[str]:
+    return [time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (item.made, item.used)]
 
 
 def _as_json(inventory: Inventory, item: Item) -> dict[str, object]:

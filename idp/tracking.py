@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,18 @@ class Tracking:
         self.title = options.title or f"tracker {options.kind}"
         self.tracker: Tracker | None = None
         self.tracker = self._guarded(lambda: options.start(run))
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[Tracking]:
+        """Tells the tracker of whatever ends what is inside before it has finished."""
+        try:
+            yield self
+        except Exception:
+            self.fail()
+            raise
+        except BaseException:  # stopped from outside: the same command continues it
+            self.stop()
+            raise
 
     def log(self, row: dict[str, float]) -> None:
         """See `Tracker.log`."""

@@ -6,10 +6,13 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
-from idp import config, kinds
+from idp import config, kinds, plugins
+from idp.command import nearest
 from idp.config import conf_dir, one_line
+from idp.errors import UserError
 from idp.extras import lacks
 
 GROUPS = (
@@ -38,21 +41,22 @@ def text() -> str:
     groups = "\n".join(f"  {group + '=':<20} {' '.join(options(group))}" for group in GROUPS)
     return f"""idp: repairing compressed language models with prompts
 
-  python -m idp.run compressor=gptq4 recovery=idp task=all
-  python -m idp.run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
-  python -m idp.run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora       (a sweep)
+  idp run compressor=gptq4 recovery=idp task=all
+  idp run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
+  idp run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora                 (a sweep)
 
 Beforehand, with the same words:
-  python -m idp.bench.cost ...                       GPU hours, disk and memory of a run or a sweep
-  python -m idp.fetch ...                            fetches what it takes from the hub, once
+  idp plan ...                                       what would be made or reused, what it takes, what is wrong
+  idp fetch ...                                      downloads what it takes from the hub, once
 
 Afterwards:
-  python -m idp.report outputs/runs                  one table over many runs
-  python -m idp.sweep status                         where each cell of the last sweep stands; wait, resume
-  python -m idp.dashboard outputs/runs               a W&B workspace and report over them
-  python -m idp.analyze claims runs=outputs          what the papers claim, and what these runs say
-  python -m idp.generate prompt="Water boils at"     dense, compressed and repaired answers side by side
-  python -m idp.export record=... out=...            the model as others can load it
+  idp report outputs/runs                            one table over many runs
+  idp sweep status                                   where each cell of the last sweep stands; wait, resume
+  idp dashboard outputs/runs                         a W&B workspace and report over them
+  idp compare outputs/runs                           every repair and compressor: effect, interval, test
+  idp analyze claims runs=outputs                    what the papers claim, and what these runs say
+  idp generate prompt="Water boils at"               dense, compressed and repaired answers side by side
+  idp export record=... out=...                      the model as others can load it
   idp.load("outputs/runs/...")                       the model from Python
 
 Choices:
@@ -60,16 +64,51 @@ Choices:
 
 Options (any can be overridden, such as recovery.training.steps=200):
 {_fields("", config.Config)}
+{_compressors()}
 {_recoveries()}
   --cfg job            print the config and exit
+  --plan               print every product with its key, seconds, memory and disk, and compute nothing
   -m, --multirun       run every combination of comma-separated values
   hydra/launcher=...   basic, joblib, submitit_local or slurm
 """
 
 
+def help_of(words: Sequence[str]) -> str:
+    """The text of `--help` with the kinds of the plug-ins that a command line names.
+
+    Raises:
+        UserError: a plug-in does not import, or has no kind.
+    """
+    if others := [word for word in words if word not in ("-h", "--help")]:
+        kinds.load_plugins(plugins.named(others))  # which takes Hydra
+    return text()
+
+
 def options(group: str) -> list[str]:
     """The choices of a config group: the YAML files that ship with it."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuses what begins with dashes and is none of Hydra's flags, whose own message has many lines.
+
+    Args:
+        words: of a run's command line.
+
+    Raises:
+        UserError: such a word.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    known = [*get_args_parser()._option_string_actions, "--plan"]
+    for given in words:
+        name = given.partition("=")[0]
+        if not given.startswith("--") or any(flag.startswith(name) for flag in known):
+            continue
+        option = name.removeprefix("--").replace("-", "_")
+        if option in GROUPS or option.partition(".")[0] in typing.get_type_hints(config.Config):
+            raise UserError(f"{given}: options of a run have no dashes; write {option}=...")
+        raise UserError(f"{given}: no such option of the command line{nearest(name, known)}")
 
 
 def explain(error: Exception) -> str:
@@ -80,11 +119,12 @@ def explain(error: Exception) -> str:
     if absent and absent[1] in LAUNCHERS:
         return lacks(f"hydra/launcher={absent[1]}", *LAUNCHERS[absent[1]])
     cause = error
-    while cause.__cause__ is not None:
+    while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     missing = re.search(r"Could not find '([\w/]+)/([^']*)'", str(error))
-    if missing and options(missing[1]):
-        return f"{missing[1]}={missing[2]}: no such option; choose one of {', '.join(options(missing[1]))}"
+    if missing and (known := options(missing[1])):
+        group, name = missing[1], missing[2]
+        return f"{group}={name}: no such option; choose one of {', '.join(known)}{nearest(name, known)}"
     unknown = re.search(r"Could not override '([\w.@/]+)'", str(error))
     message = one_line(error)
     if unknown and (mapping := _mapping(unknown[1])) is not None:
@@ -104,7 +144,7 @@ def _unknown(key: str, message: str) -> str:
     names = _all_names()
     last = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(last, names, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see python -m idp.run --help for what there is"
+    hint = f"did you mean {' or '.join(near)}?" if near else "see idp run --help for what there is"
     return f"there is no such option here; {hint}"
 
 
@@ -126,28 +166,33 @@ def _mapping(key: str) -> str | None:
 
 def _all_names() -> set[str]:
     nodes = [getattr(config, name) for name in dir(config)]
-    nodes += [node for kind in (kinds.recoveries, kinds.banks, kinds.selectors) for node in kind().values()]
-    return {
-        item.name
-        for node in nodes
-        if isinstance(node, type) and dataclasses.is_dataclass(node)
-        for item in dataclasses.fields(node)
-    }
+    nodes += [node for sort in kinds.SORTS.values() if sort.composed for node in kinds.find(sort.base).values()]
+    found: set[str] = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, type) and dataclasses.is_dataclass(node):
+            found |= (names := {item.name for item in dataclasses.fields(node)})
+            nodes += [hint for name, hint in typing.get_type_hints(node).items() if name in names]
+    return found
 
 
 def _fields(prefix: str, node: type) -> str:
     lines, hints = [], typing.get_type_hints(node)
     for item in dataclasses.fields(node):
-        types = [hints[item.name], *typing.get_args(hints[item.name])]
-        if (nested := next(filter(dataclasses.is_dataclass, types), None)) is not None:
+        types = [item.metadata.get("node"), hints[item.name], *typing.get_args(hints[item.name])]
+        if (nested := next((each for each in types if _is_node(each)), None)) is not None:
             if nested not in (config.Recovery, config.Budget, config.Training, config.Search):
                 lines.append(_fields(f"{prefix}{item.name}.", nested))
             continue
         help = item.metadata.get("help", "")
-        choices = item.metadata.get("choices", ())
+        choices = config.choices_of(item)
         known = f" [{', '.join('null' if choice is None else str(choice) for choice in choices)}]" if choices else ""
         lines.append(f"  {prefix + item.name:<40} {help}{known}")
     return "\n".join(filter(None, lines))
+
+
+def _is_node(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _own_fields(prefix: str, node: type, base: type) -> str:
@@ -157,12 +202,25 @@ def _own_fields(prefix: str, node: type, base: type) -> str:
     return "\n".join(line for line in lines if line.split()[0].removeprefix(prefix) not in inherited)
 
 
+def _compressors() -> str:
+    """The options of each kind of compressor, without those that an earlier one has as well."""
+    said, known = [], _fields("compressor.", config.Compressor)
+    for kind, node in sorted(
+        kinds.compressors().items(), key=lambda item: item[0] != kinds.SORTS[config.Compressor].unsaid
+    ):
+        own = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
+        known = f"{known}\n{own}"
+        if own:
+            said.append(f"with a compressor of the kind {kind}:\n{own}")
+    return "\n".join(said)
+
+
 def _recoveries() -> str:
     return (
         "\n".join(
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
             for kind, node in kinds.recoveries().items()
-            if kind != "none"
+            if _own_fields("recovery.", node, config.Recovery)  # none has nothing to say
         )
         + "".join(
             f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in kinds.banks().items()

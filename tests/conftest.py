@@ -156,7 +156,7 @@ def open_bos(bos_folders):
 def make_bank():
     """`make_bank(loaded, lengths)`: prompts made of vocabulary rows, each drawn from its own seed."""
     from idp.prompting.bank import PromptBank
-    from idp.recover.tuning import initial
+    from idp.recover.initial import initial
 
     def bank(loaded, lengths):
         prompts = [initial(loaded, length, "vocabulary", "", 7 + i) for i, length in enumerate(lengths)]
@@ -175,13 +175,8 @@ def compose():
     from idp.checks import check
     from idp.config import conf_dir
 
-    registered = ()
-
     def composed(*overrides: str):
-        nonlocal registered
-        if (known := (kinds.recoveries(), kinds.banks(), kinds.selectors())) != registered:  # a third of composing
-            kinds.register()
-            registered = known
+        kinds.register(overrides)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))
@@ -232,7 +227,8 @@ def bridges(shared):
 @pytest.fixture(scope="session")
 def finished_run(compose, bridges, shared):
     """`finished_run(*overrides)`: a small run of the tiny model, made once per session; its folder and its record."""
-    from idp.pipeline import run, whereabouts
+    from idp.pipeline import run
+    from idp.recording import run_id_and_folder
 
     root, made = shared / "outputs", {}
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "evaluation.perplexity=[]")
@@ -240,7 +236,7 @@ def finished_run(compose, bridges, shared):
     def finished(*overrides: str) -> tuple[Path, dict]:
         if overrides not in made:
             config = compose(*small, *bridges, "baselines=false", *overrides, f"output={root}")
-            folder = whereabouts(config)[1]
+            folder = run_id_and_folder(config)[1]
             with once(folder) as needed:
                 if needed:
                     run(config)

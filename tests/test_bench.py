@@ -34,11 +34,11 @@ def test_bench_on_a_tiny_shape(tmp_path):
 def test_a_shape_needs_no_package_with_a_model(monkeypatch):
     from argparse import Namespace
 
+    from benchmarks.speed import SHAPES, open_model
     from idp import models
-    from idp.bench.__main__ import SHAPES, _open
 
     monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "not_installed")
-    loaded, again = (_open(Namespace(shape="tiny", dtype="float32")) for _ in range(2))
+    loaded, again = (open_model(Namespace(shape="tiny", dtype="float32")) for _ in range(2))
     assert len(loaded.tokenizer("bytes")["input_ids"]) == 5
     assert loaded.model.config.hidden_size == SHAPES["tiny"]["hidden_size"]
     assert loaded.model.state_dict()["lm_head.weight"].equal(again.model.state_dict()["lm_head.weight"])

@@ -1,6 +1,6 @@
 """The count of a layer's kernels: attention's do not grow with the groups of rows where it is fused."""
 
-from idp.bench.attention import _pairs, count
+from benchmarks.attention import _pairs, count
 
 
 def test_fused_attention_takes_a_few_kernels_however_rows_differ():

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from idp.bench import compress, compress_jobs
+from benchmarks import compress, compress_jobs
 
 
 def test_both_tables(tmp_path, monkeypatch, capsys):

@@ -8,20 +8,21 @@ import pytest
 from transformers import AutoTokenizer
 
 from idp import models
-from idp.bench import cost, larger, memory
-from idp.bench.cost import COMPRESS, FORWARD, HELDOUT, MEASURE, TRAIN, Machine, machine_of, main, of_experiment
-from idp.bench.machine import counted as count_documents
-from idp.bench.work import JUDGE, PERPLEXITY, of_run
 from idp.finished import find
 from idp.models import model_folder
-from idp.store import Store
+from idp.plan import assumed, cost, peaks
+from idp.plan.assumed import of_run
+from idp.plan.cost import main, of_experiment
+from idp.plan.machine import counted as count_documents
+from idp.plan.machine import machine_of
+from idp.plan.work import COMPRESS, FORWARD, HELDOUT, JUDGE, MEASURE, PERPLEXITY, TRAIN, Machine
 from idp.usage import options
 
 MACHINE = Machine(
     {"arc_easy": 30.0, "lambada_openai": 80.0}, {"arc_easy": 2000, "lambada_openai": 5000}, 1e11, 2e11, ""
 )
 ROOT = Path(__file__).parent.parent
-PEAKS = memory.peaks
+PEAKS = peaks.peaks
 
 
 def counted(experiment):
@@ -76,12 +77,12 @@ def test_every_token_that_passes_a_model_is_counted(run, compose, bridges, tmp_p
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     from idp import pipeline
+    from idp.plan.preflight import preflight
 
     words = ["model=tiny_llama", "model.device=cpu", "compressor.quantization.group_size=32", "task=commonsense"]
     words += [*RUNS[run], *bridges, "budget=smoke", "tracker=none", "latency.batch_sizes=[1,2]"]
     config = compose(*words, "latency.input_tokens=[8]", "latency.new_tokens=3", f"output={tmp_path}")
-    store = Store(config.store)
-    pipeline._check_forward(config, pipeline.find(config, store), store)  # other models, of a layer or two
+    preflight(config).hold()  # other models, of a layer or two
     passed, forward = [], LlamaDecoderLayer.forward
 
     def counting(layer, hidden_states, *rest, **named):
@@ -134,11 +135,11 @@ def test_what_is_wrong_is_said(finished_run):
 
 
 def test_packed_weights_and_small_repairs_are_what_a_study_keeps(compose):
-    llama = larger.of_config(compose("model=llama_7b").model, None, None)
+    llama = assumed.of_config(compose("model=llama_7b").model, None, None)
     assert llama.parameters == 6_738_415_616 and llama.downloaded
 
     def kept(*words):
-        return larger.stored(compose("model=llama_7b", "budget=paper", "evaluation.perplexity=[]", *words), llama)
+        return assumed.stored(compose("model=llama_7b", "budget=paper", "evaluation.perplexity=[]", *words), llama)
 
     (gptq3,) = kept("compressor=gptq3").values()
     layers = 6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096
@@ -166,10 +167,10 @@ def test_the_commands_for_a_larger_model_have_a_cost(command, monkeypatch, capsy
     monkeypatch.setattr(cost, "counted", lambda *_: MACHINE)
     whole = "experiment=latency" in command  # the others are of a model of two layers: half a minute for each step
     if not whole:
-        monkeypatch.setattr(memory, "peaks", lambda step: PEAKS(replace(step, layers=2)))
-    larger._peaks.cache_clear()
+        monkeypatch.setattr(peaks, "peaks", lambda step: PEAKS(replace(step, layers=2)))
+    assumed._peaks.cache_clear()
     main(shlex.split(command)[3:])
-    larger._peaks.cache_clear()
+    assumed._peaks.cache_clear()
     said = capsys.readouterr().out
     (everything,) = [line for line in said.splitlines() if line.startswith("| all ")]
     hours, disk, peak, least = (float(cell.replace(",", "")) for cell in everything.split("|")[3:-1])

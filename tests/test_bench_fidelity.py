@@ -6,7 +6,7 @@ import pytest
 
 
 def test_measured_divergences_are_near_the_exact_ones(model_folders, monkeypatch, tmp_path, capsys):
-    from idp.bench.fidelity import main
+    from benchmarks.fidelity import main
 
     monkeypatch.chdir(tmp_path)
     words = ["--folder", str(model_folders("llama")), "--bits", "3", "--windows", "2", "--window", "128"]

@@ -12,14 +12,11 @@ from idp.bench.memory import (
     CHECKPOINTED,
     GIB,
     PLAIN,
-    RECOVERIES,
-    Step,
     fits,
-    peak_of,
-    prepared,
 )
-from idp.bench.meta import Peak
-from idp.bench.shapes import config_of
+from idp.plan.meta import Peak
+from idp.plan.peaks import RECOVERIES, Step, peak_of, prepared
+from idp.plan.shapes import config_of
 from idp.recover.fitting import Fitting
 
 SAVED = {"checkpointing": True, "teacher": "streamed"}

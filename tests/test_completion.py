@@ -43,6 +43,26 @@ def test_bash(path):
     assert "compressor=gptq3" in offered and all(word.startswith("compressor=gp") for word in offered)
     offered = ran(["bash", "--norc", "-c", TAB, "bash", "idp recovery=lora recovery.ra"], path)
     assert offered == ["recovery.rank="]  # an option of the choice that stands before it
+    assert ran(["bash", "--norc", "-c", TAB, "bash", "idp run recovery=lora recovery.ra"], path) == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_knows_the_commands(path):
+    def tab(line):
+        return ran(["bash", "--norc", "-c", TAB, "bash", line], path)
+
+    assert tab("idp re") == ["report"]
+    assert tab("idp analyze cl") == ["claims"]
+    assert tab("idp export rec") == ["record="]
+    assert tab("idp store prune --dr") == ["--dry-run"]
+
+
+def test_a_query_without_a_shell(path, monkeypatch):
+    """What fish's function asks for: a line for each."""
+    monkeypatch.setenv("COMP_LINE", "idp fetch corpus=wiki")
+    assert ran(["idp", "-sc", "query=fish"], path) == ["corpus=wikitext2"]
+    monkeypatch.setenv("COMP_LINE", "idp sweep ")
+    assert ran(["idp", "-sc", "query=fish"], path) == ["status", "wait", "resume"]
 
 
 def test_fish_and_zsh(path):

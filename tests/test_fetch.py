@@ -128,13 +128,13 @@ def test_what_was_fetched_beforehand_runs_without_a_network(the_hub, fetching, r
 
 
 def test_two_cells_share_what_the_first_one_fetched(the_hub, compose, tmp_path):
-    from idp.pipeline import find
+    from idp.plan.inputs import resolve
 
     store = Store(tmp_path / "store")
-    first = find(compose(*RUN, "recovery=none"), store)
+    _, first = resolve(compose(*RUN, "recovery=none"), store)
     known = len(the_hub.calls)
     the_hub.commit = "moved"
-    second = find(compose(*RUN, "recovery=prompt", "compressor=gptq3"), store)
+    _, second = resolve(compose(*RUN, "recovery=prompt", "compressor=gptq3"), store)
     assert len(the_hub.calls) == known == 9, "model; c4: commit, two parts; wikitext2: commit, three parts; webqs"
     assert second.source == first.source and second.tasks == first.tasks
     assert second.corpus == first.corpus and second.perplexity == first.perplexity

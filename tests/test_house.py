@@ -11,19 +11,24 @@ PACKAGE = Path(__file__).parent.parent / "idp"
 # From the ground up. Whatever stands on a floor may import what is below it and, on its own floor, itself.
 FLOORS = (
     {"errors", "memory", "preemption", "progress", "stats"},
-    {"beginning", "command", "extras", "store", "text_files"},
+    {"beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
+    {"plugins"},
     {"fetched", "kinds", "records"},
     {"checks", "models", "tracking", "usage"},
     {"composed", "prompting", "tasks"},
     {"corpora"},
     {"compress", "evaluate"},
     {"recover"},
-    {"finished", "recording"},
+    {"finished", "recording", "rows"},
+    {"plan"},
     {"export", "pipeline"},
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
     {"api", "bench", "fetch", "pruning", "run"},
     {"generate", "store_command", "sweep"},
+    {"completion"},
+    {"cli"},
+    {"__main__"},
 )
 ROOMS = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
@@ -87,3 +92,22 @@ def test_no_file_is_in_a_circle(arrows):
     graph.remove_node("idp")  # which has the version, and offers what is in `idp.api`
     circles = [sorted(part) for part in networkx.strongly_connected_components(graph) if len(part) > 1]
     assert not circles
+
+
+MOST_PARAMETERS = 9
+
+
+def test_no_function_has_ten_parameters():
+    wide = []
+    for module, file in modules().items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                own = node.args
+                given = [*own.posonlyargs, *own.args, *own.kwonlyargs, *filter(None, (own.vararg, own.kwarg))]
+                if len(given) > MOST_PARAMETERS:
+                    wide.append(f"{module}.{getattr(node, 'name', 'lambda')}: {len(given)}")
+    assert not wide, "one typed thing in their place: " + ", ".join(wide)
+
+
+def test_the_pipeline_is_read_at_a_glance():
+    assert len((PACKAGE / "pipeline.py").read_text(encoding="utf-8").splitlines()) < 150

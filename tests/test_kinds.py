@@ -1,7 +1,6 @@
 """A new recovery, bank or selector is one file and one YAML, and everything else finds it."""
 
 import importlib
-import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,12 @@ from idp.errors import UserError
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", "compressor=rtn3")
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
-BY_LENGTH, DOUBLED, TURNS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-BY_LENGTH_YAML, DOUBLED_YAML, TURNS_YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = Path(__file__).parent / "extending"  # here as files of the package, there from outside it
+BY_LENGTH, DOUBLED, TURNS = ((EXAMPLES / f"{name}.py").read_text() for name in ("by_length", "doubled", "turns"))
+BY_LENGTH_YAML, DOUBLED_YAML, TURNS_YAML = (
+    (EXAMPLES / "conf" / "recovery" / f"{place}.yaml").read_text()
+    for place in ("selector/by_length", "doubled", "bank/turns")
+)
 
 
 @pytest.fixture
@@ -28,13 +30,11 @@ def added(tmp_path, monkeypatch):
         (choices / f"{name}.yaml").write_text(yaml)
         home = importlib.import_module(package)
         monkeypatch.setattr(home, "__path__", [*home.__path__, str(folder)])
-        for known in (kinds.recoveries, kinds.banks, kinds.selectors):
-            known.cache_clear()
+        kinds.forget()
         return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
 
     yield add
-    for known in (kinds.recoveries, kinds.banks, kinds.selectors):
-        known.cache_clear()
+    kinds.forget()
 
 
 def test_the_page_s_selector(added, run_here):
@@ -141,9 +141,9 @@ def test_the_page_s_bank(added, run_here, monkeypatch):
 
     seen, tune = [], tuning.tune
 
-    def watched(loaded, start, text, *rest, **about):
-        seen.append({tuple(block.tolist()) for block in text[0]})
-        return tune(loaded, start, text, *rest, **about)
+    def watched(work, *about):
+        seen.append({tuple(block.tolist()) for block in work.text[0]})
+        return tune(work, *about)
 
     monkeypatch.setattr(tuning, "tune", watched)
     found = added("idp.recover.banks", "recovery/bank", "turns", TURNS, TURNS_YAML)

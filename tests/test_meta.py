@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from idp.bench.meta import Peak
-from idp.bench.shapes import SHAPES, config_of
+from idp.plan.meta import Peak
+from idp.plan.shapes import SHAPES, config_of
 
 KIB = 1024
 

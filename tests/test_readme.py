@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from idp.commands import COMMANDS
+
 from .processes import python
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,15 @@ def scripts():
             yield pytest.param("\n".join(blocks), id=page.name)
 
 
+def as_module(words):
+    """`idp report x` as `python -m idp.report x`."""
+    if words[0] != "idp" or words[1].startswith("-"):
+        return words
+    command = COMMANDS[words[1]]
+    module = command.module.removesuffix(".__main__").replace("store_command", "store")
+    return ["python", "-m", module, *command.before, *words[2:], *command.after]
+
+
 def test_there_are_commands():
     assert len(list(commands())) >= 5
 
@@ -42,6 +53,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
     words = shlex.split(command)
     while re.match("[A-Z_]+=", words[0]):  # what is set for one command
         words = words[1:]
+    words = as_module(words)
     if words[0] == "make":
         targets = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True)
         assert targets.returncode == 0, targets.stderr
@@ -96,7 +108,7 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
     elif words[:3] == ["python", "-m", "idp.bench.attention"]:
-        from idp.bench.attention import main
+        from benchmarks.attention import main
 
         main(words[3:])
         assert "evaluation.batch_tokens=null: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`python -m idp.analyze <analysis> key=value ...`: what finished runs say, written beside their records."""
+"""`idp analyze <analysis> key=value ...`: what finished runs say, written beside their records."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, word
+from idp.command import failures_in_one_line, help_text, parse_action, quiet_libraries, wants_help, word
 from idp.errors import UserError
 
 quiet_libraries()
 
-OPENING = """idp.analyze: what finished runs say, written beside their records (analysis/<name>.md and .json)
+OPENING = """idp analyze: what finished runs say, written beside their records (analysis/<name>.md and .json)
 
-  python -m idp.analyze claims                                  what the papers claim, and what these runs say
-  python -m idp.analyze compare runs=outputs/runs               every repair and compressor: effect, interval, test
-  python -m idp.analyze displaced runs=outputs/runs             what became of the documents that compression broke
-  python -m idp.analyze choice record=outputs/runs/<run>        what there is to choose between a bank's prompts
-  python -m idp.analyze similarity record=outputs/runs/<run>    attention and activations against the dense model"""
+  idp analyze claims                                  what the papers claim, and what these runs say
+  idp analyze compare runs=outputs/runs               every repair and compressor: effect, interval, test
+  idp analyze displaced runs=outputs/runs             what became of the documents that compression broke
+  idp analyze choice record=outputs/runs/<run>        what there is to choose between a bank's prompts
+  idp analyze similarity record=outputs/runs/<run>    attention and activations against the dense model"""
 
 
 @dataclass
 class Runs:
     """Of an analysis of many runs."""
 
-    runs: str = word("folders of runs or records, with commas between them", default="outputs/runs")
+    runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
     out: str | None = word("the folder under which analysis/ is made; else the first of the runs", default=None)
 
 
@@ -33,7 +33,7 @@ class Runs:
 class Claims(Runs):
     """Of the claim check."""
 
-    margin: str = word("accuracy that counts as a difference, in points", default="1")
+    margin: float = word("accuracy that counts as a difference, in points (default: 1)", default=1.0)
 
 
 @dataclass
@@ -65,17 +65,14 @@ OPTIONS = {"claims": Claims, "compare": Runs, "displaced": Runs, "choice": Choic
 def main(words: Sequence[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     words = list(sys.argv[1:] if words is None else words)
-    if not words or {"-h", "--help"} & set(words):
+    if not words or wants_help(words):
         print(OPENING)
-        for name, options in OPTIONS.items():
-            print(help_text(options, f"\n{name}:"))
+        for name, kind in OPTIONS.items():
+            print(help_text(kind, f"\n{name}:"))
         sys.exit(0 if words else "error: which analysis?")
     with failures_in_one_line(command="analyze"):
-        name, *rest = words
-        if name not in OPTIONS:
-            raise UserError(f"{name}: no such analysis; choose one of {', '.join(OPTIONS)}")
-        options = parse(OPTIONS[name], rest)
-        written = _of_run(name, options) if isinstance(options, Run) else _of_runs(name, options)
+        name, options = parse_action(OPTIONS, words, "analysis")
+        written = _of_run(name, options) if isinstance(options, (Choice, Similarity)) else _of_runs(name, options)
         print("\n".join(f"written: {file}" for file in written))
 
 
@@ -84,8 +81,8 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
     from idp.analyze.files import write
     from idp.records.collect import collect
 
-    margin = _margin(options.margin) if isinstance(options, Claims) else None
-    places = [place.strip() for place in options.runs.split(",") if place.strip()]
+    margin = _margin(options.margin) if isinstance(options, Claims) else Claims.margin / 100
+    places = options.runs or ["outputs/runs"]
     collection = collect(places)
     if name == "claims":
         result = claims.check(collection, margin)
@@ -121,14 +118,10 @@ def _of_run(name: str, options: Choice | Similarity) -> list[Path]:
     return write(folder, name, result, text)
 
 
-def _margin(points: str) -> float:
-    try:
-        value = float(points)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 100:
-        raise UserError(f"margin={points}: give points of accuracy between 0 and 100, such as margin=1")
-    return value / 100
+def _margin(points: float) -> float:
+    if not 0 < points < 100:
+        raise UserError(f"margin={points:g}: give points of accuracy between 0 and 100, such as margin=1")
+    return points / 100
 
 
 if __name__ == "__main__":

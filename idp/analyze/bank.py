@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idp.records.cell import Cell
+from idp.records.cell import Cell, complete
 from idp.records.measured import Measured
 
 Outcomes = dict[str, tuple[list[int], np.ndarray, np.ndarray]]  # of each task: documents, best, chosen
@@ -21,13 +21,13 @@ def best_and_chosen(cell: Cell) -> dict[str, tuple[np.ndarray, np.ndarray]] | No
     Returns:
         of each task two [runs, documents], the greater the better.
     """
-    found = [_of_run(run) for run in cell.members]
-    if any(outcomes is None for outcomes in found):
+    found = complete(_of_run(run) for run in cell.members)
+    if found is None:
         return None
     scores = {}
     for task in found[0]:
-        runs = [outcomes.get(task) for outcomes in found]
-        if any(run is None or run[0] != runs[0][0] for run in runs):
+        runs = complete(outcomes.get(task) for outcomes in found)
+        if runs is None or any(run[0] != runs[0][0] for run in runs):
             continue
         scores[task] = np.stack([run[1] for run in runs]), np.stack([run[2] for run in runs])
     return scores or None
@@ -43,7 +43,7 @@ def _of_run(run: Measured) -> Outcomes | None:
     if not controls or controls.get("heldout_loss") is None or not files:
         return None
     best = controls["prompts"][int(np.argmin(controls["heldout_loss"]))]
-    found: Outcomes = {}
+    found: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for row in parquet.read_table(files[0]).to_pylist():
         if row["chosen"] is None:
             continue

@@ -82,7 +82,9 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
         ways["chosen"][name] = task.scores[None, documents, task.chosen]
         ways["oracle"][name] = task.scores.max(1)[None]
     found: dict[str, Any] = {}
-    peeks = run.recovery.selector.peeks
+    selector = run.recovery.selector
+    assert selector is not None  # `choice` asks for a run that chose among prompts
+    peeks = selector.peeks
     reads_of = READS | ({"chosen": READS["oracle"]} if peeks else {})
     for way, reads in reads_of.items():
         if way == "chosen" and peeks and all(np.array_equal(ways[way][task], ways["oracle"][task]) for task in tasks):
@@ -100,7 +102,7 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": run.name,
-        "selector": run.recovery.selector.kind,
+        "selector": selector.kind,
         "prompts": prompts,
         "best": prompts[best],
         "documents": sum(len(task.scores) for task in tasks.values()),
@@ -279,9 +281,8 @@ def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.nd
 
     from idp.models import bos_of, model_folder, numerics
 
-    stages = run.record["idp"]["stages"]
     weights = "compressed" if "compressed" in run.variants else "dense"
-    load = run.product("load")
+    load = run.made("load")
     store, bos = Store(load.path.parents[1]), Beginning(bos_of(model_folder(load), run.model)).identity()
 
     def make(place: Path) -> None:
@@ -292,7 +293,7 @@ def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.nd
     with out_of_memory_is_explained("load"):
         product = store.get_or_make(
             "embeddings",
-            parent=(stages["compress"] if weights == "compressed" else stages["load"])["key"],
+            parent=run.made("compress" if weights == "compressed" else "load").key,
             config={
                 "texts": digest({name: task.contexts for name, task in tasks.items()}),
                 **numerics(run.model),

@@ -32,7 +32,8 @@ def compare(collection: Collection) -> dict[str, Any]:
     settings = []
     for setting in collection.settings:
         cells = cells_of(collection, setting)
-        found, missing, families = [], [], {}
+        found, missing = [], []
+        families: dict[tuple[str, str], list[tuple[dict[str, Any], Paired]]] = {}
         for cell in cells:
             against = {COMPRESSED: dense_of, REPAIRED: unrepaired_of}.get(cell.first.role)
             if against is None:

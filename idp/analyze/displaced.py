@@ -28,7 +28,7 @@ from idp.analyze.cells import (
     weights_of,
 )
 from idp.analyze.second import Second, second_dense, shared
-from idp.records.cell import Cell
+from idp.records.cell import Cell, complete
 from idp.records.collect import Collection
 from idp.records.outcomes import graded, outcomes, paired
 from idp.stats.flips import flips
@@ -141,7 +141,8 @@ def fate_of(
     chances = _sure(compressed, repaired, known) if sure else ({}, {})
     control: list[dict[str, Interval]] = [{}, {}]
     if second is not None and second.alike:
-        doc_ids = {task: outcomes(dense.first.tasks[task]).doc_ids for task in known}
+        hits = {task: outcomes(dense.first.tasks[task]) for task in known}
+        doc_ids = {task: each.doc_ids for task, each in hits.items() if each is not None}
         control = [_controlled(known, side, doc_ids, second) for side in ((kept, fixed), chances)]
     return Fate(
         fate.fates(known, kept, fixed),
@@ -192,15 +193,16 @@ def confidence(dense: Cell, compressed: Cell, repaired: Cell) -> dict[str, Any] 
         found = paired([dense.first, compressed.first, *repaired.members], task, graded)
         if found is None:
             continue
-        right[task] = outcomes(score).scores == 1
+        if (hits := outcomes(score)) is not None:
+            right[task] = hits.scores == 1
         for side, values in zip(sides, (found[0], found[1], np.stack(found[2:])), strict=True):
             side[task] = values
     if not right:
         return None
     result: dict[str, Any] = {"documents": sum(map(len, right.values()))}
     for name, chosen in (("known", right), ("unknown", {task: ~table for task, table in right.items()})):
-        means = [fate.mean_of(side, chosen) for side in sides]
-        if None in means:
+        means = complete(fate.mean_of(side, chosen) for side in sides)
+        if means is None:
             continue
         taken = means[0] - means[1]
         result[name] = dict(zip(("dense", "compressed", "repaired"), means, strict=True)) | {
@@ -226,8 +228,7 @@ def _overlaps(found: Sequence[tuple[Cell, Fate]]) -> list[dict[str, Any]]:
             if cell is other
             else [(a, b) for a in known.restored for b in its.restored]
         )
-        measured = [overlap(a, b, known.broken) for a, b in sets]
-        measured = [one for one in measured if one is not None]
+        measured = [one for a, b in sets if (one := overlap(a, b, known.broken)) is not None]
         if measured:
             mean = {name: float(np.mean([one[name] for one in measured])) for name in ("jaccard", "by_chance")}
             rows.append({"repairs": [cell.name, other.name], "pairs_of_runs": len(measured), **mean})

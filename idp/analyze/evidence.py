@@ -102,6 +102,6 @@ def difference(what: str, found: Interval, margin: float, documents: int, note: 
 
 def adjust(claims: Sequence[Claim]) -> None:
     """Adjusts the p-values of all claims together (Holm)."""
-    tested = [evidence for claim in claims for evidence in claim.evidence if evidence.p is not None]
-    for evidence, adjusted in zip(tested, holm([evidence.p for evidence in tested]), strict=True):
+    tested = [(each, each.p) for claim in claims for each in claim.evidence if each.p is not None]
+    for (evidence, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
         evidence.p_adjusted = adjusted

@@ -68,8 +68,9 @@ def fates(dense: Tables, compressed: Tables, repaired: Tables) -> dict[str, Inte
     wrong = {task: ~table for task, table in repaired.items()}
     found = {RESTORED: share(repaired, broken), LEARNED: share(repaired, never), BROKEN: share(wrong, kept)}
     shares = {name: _within(figure.interval()) for name, figure in found.items() if figure is not None}
-    if RESTORED in shares and LEARNED in shares:
-        shares[BEYOND] = found[RESTORED].less(found[LEARNED]).interval()
+    restored, learned = found[RESTORED], found[LEARNED]
+    if restored is not None and learned is not None:
+        shares[BEYOND] = restored.less(learned).interval()
     return gains(dense, compressed, repaired) | shares
 
 

@@ -12,7 +12,7 @@ from idp.analyze import bank, speed
 from idp.analyze.cells import dense_of, pair, repairs, together, unrepaired_of, weights_of
 from idp.analyze.compare import p_value
 from idp.analyze.evidence import Claim, Evidence, difference
-from idp.records.cell import Cell
+from idp.records.cell import Cell, complete
 from idp.records.measured import COMPRESSED, DENSE
 from idp.stats.significance import LEVEL, Paired, equivalence, paired_interval, unseen
 
@@ -37,9 +37,9 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
         prompts.sort(key=lambda cell: (_length(cell) == whole, _length(cell), len(cell.members)))
         if prompts and (scores := pair(prompts[-1], idp)[0]):
             claim.evidence.append(_difference(_against(idp, prompts[-1]), scores, margin))
-        if scores := bank.best_and_chosen(idp):
+        if chosen := bank.best_and_chosen(idp):
             what = f"{idp.name} against the best prompt of its bank"
-            claim.evidence.append(_difference(what, scores, margin))
+            claim.evidence.append(_difference(what, chosen, margin))
     if not claim.evidence:
         claim.needs.append(need("recovery=prompt and recovery=idp on one compressed model", "nine_tasks"))
     return claim
@@ -181,11 +181,13 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         " documents and seeds. In the note, the same for the repair that was learned in place. Not supported where the"
         f" interval leaves no room for {100 * margin:g} point.",
     )
-    for cell in (cell for cell in repairs(cells) if cell.first.transfer is not None):
+    for cell in repairs(cells):
+        if (origin := cell.first.transfer) is None:
+            continue
         before = unrepaired_of(cells, cell)
         if before is None or not (scores := pair(before, cell)[0]):
             continue
-        kind = cell.first.transfer["kind"]
+        kind = origin["kind"]
         own_kind = [each for each in repairs(cells) if each.first.recovery == kind]
         native = [each for each in own_kind if weights_of(each) == weights_of(cell)]
         note = ""
@@ -280,8 +282,8 @@ def _promise(dense: Cell, compressed: Cell, repaired: Cell) -> tuple[str, float,
     """The corpus, the share of the lost log-perplexity that a repair brings back, and promised and real scores."""
     scores, _ = together([dense, compressed, repaired])
     for corpus in sorted(repaired.first.perplexity, key=lambda name: name != "wikitext2"):
-        nats = [_nats(cell, corpus) for cell in (dense, compressed, repaired)]
-        if scores and None not in nats and all(map(math.isfinite, nats)) and nats[1] - nats[0] > DAMAGE:
+        nats = complete(_nats(cell, corpus) for cell in (dense, compressed, repaired))
+        if scores and nats and all(map(math.isfinite, nats)) and nats[1] - nats[0] > DAMAGE:
             share = (nats[1] - nats[2]) / (nats[1] - nats[0])
             promised = {
                 task: ((1 - share) * tables[1].mean(0) + share * tables[0].mean(0), tables[2])

@@ -130,7 +130,7 @@ def judge(effect: Effect, margin: float, what: str, note: str = "") -> Evidence:
 
 def _held_against(found: Fate, second: Second | None) -> str:
     """The control in a phrase: which model, and the two gains; without one what the gains alone say."""
-    if fate.OWN in found.control:
+    if fate.OWN in found.control and second is not None:
         gains = [f"{100 * found.control[name].difference:+.1f}" for name in (fate.ALONE, fate.OTHERS)]
         graded = found.graded_control.get(fate.CONTROL)
         sure = f"; in probability {_points(graded)}" if graded is not None else ""

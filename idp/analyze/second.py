@@ -83,8 +83,8 @@ def _preferred(second: Second) -> tuple[bool, int, float]:
 def _held_against(dense: Measured, model: Measured, samples: dict[str, dict[str, tuple]]) -> Second | None:
     right, mine, theirs, same = {}, [], [], []
     for task, score in dense.tasks.items():
-        read = [samples[each.setting].get(f"task:{task}") for each in (dense, model)]
-        if None in read or read[0][:2] != read[1][:2]:  # what ran, and the fingerprint of its documents
+        one, two = (samples[each.setting].get(f"task:{task}") for each in (dense, model))
+        if not one or not two or one[:2] != two[:2]:  # what ran, and the fingerprint of its documents
             continue
         own, other = outcomes(score), outcomes(model.tasks.get(task))
         if own is None or other is None or not all(np.isin(each.scores, (0, 1)).all() for each in (own, other)):

@@ -94,7 +94,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
         )
     for variant in ("dense", *variants):
         run.check(variant)
-    load = run.product("load")
+    load = run.made("load")
     store = Store(load.path.parents[1])
     inputs = find_inputs(run, folder, documents, tokens, load)
     found = {}
@@ -332,7 +332,7 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
     from idp.models import bos_of, model_folder, numerics
 
     stages = run.record["idp"]["stages"]
-    keys = {stage: stages[stage]["key"] for stage in ("load", "compress", "recover", "select") if stages.get(stage)}
+    keys = {stage: made["key"] for stage in ("load", "compress", "recover", "select") if (made := stages.get(stage))}
     weights = keys["compress"] if "compressed" in run.variants else keys["load"]
     length = _prompt_length(run)
     made_of: dict[str, Any] = {"weights": weights, "untrained": length if name == UNTRAINED else None}
@@ -340,14 +340,14 @@ def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product
         selector = run.recovery.selector
         made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and asdict(selector)}
 
-    bos = Beginning(bos_of(model_folder(run.product("load")), run.model)).identity()
+    bos = Beginning(bos_of(model_folder(run.made("load")), run.model)).identity()
     beginning = _beginning(run) if length is not None else None
     if bos and beginning is not None:
         made_of["place"] = beginning.place
 
     def make(folder: Path) -> None:
         def other() -> RepairedModel:
-            if name != UNTRAINED:
+            if name != UNTRAINED or length is None:
                 return run.open(name)
             return untrained(run.open("compressed" if "compressed" in run.variants else "dense"), length, beginning)
 
@@ -381,7 +381,7 @@ def _beginning(run: Finished) -> Beginning | None:
     """The BOS that the run's prompts were made with, where that is known."""
     from idp.prompting.bank import beginning_of
 
-    described = (run.product("recover").path / "bank" / "bank.json").read_text(encoding="utf-8")
+    described = (run.made("recover").path / "bank" / "bank.json").read_text(encoding="utf-8")
     return beginning_of(json.loads(described))[0]
 
 

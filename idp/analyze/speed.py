@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from idp.config import EAGER
 from idp.records.cell import Cell
 from idp.records.measured import Measured
 from idp.records.record import RECORD, load
+from idp.records.schema import Latency
 from idp.stats.significance import Interval
 
 MEDIAN = math.sqrt(math.pi / 2)  # the standard error of a median, in those of a mean
@@ -24,11 +26,11 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
     Returns:
         what was compared, and the reduction with an approximate interval.
     """
-    runs = [next((run for run in cell.members if run.latency), None) for cell in (idp, lora)]
-    if None in runs or _ran(runs[0].latency) != _ran(runs[1].latency):
+    first, second = (next(((run, run.latency) for run in cell.members if run.latency), None) for cell in (idp, lora))
+    if first is None or second is None or _ran(first[1]) != _ran(second[1]):
         return []
-    mine, theirs = _rows(runs[0].latency, "idp"), _rows(runs[1].latency, "lora")
-    rounds = [_rounds(run) for run in runs]
+    mine, theirs = _rows(first[1], "idp"), _rows(second[1], "lora")
+    rounds = [_rounds(run) for run, _ in (first, second)]
     found = []
     for shape in sorted(mine.keys() & theirs.keys()):
         for part in ("prefill", "decode"):
@@ -41,17 +43,17 @@ def reductions(idp: Cell, lora: Cell) -> list[tuple[str, Interval]]:
     return found
 
 
-def _ran(latency: dict[str, Any]) -> tuple:
+def _ran(latency: Latency) -> tuple:
     backend = latency["backend"]
     names = ("device", "dtype", "attention", "library", "threads")
     return latency["reference"], *(backend[name] for name in names), backend.get("decode", EAGER)
 
 
-def _rows(latency: dict[str, Any], variant: str) -> dict[tuple[int, int], dict[str, Any]]:
+def _rows(latency: Latency, variant: str) -> dict[tuple[int, int], Mapping[str, Any]]:
     return {(row["batch_size"], row["input_tokens"]): row for row in latency["rows"] if row["variant"] == variant}
 
 
-def _error(row: dict[str, Any], rounds: int) -> float:
+def _error(row: Mapping[str, Any], rounds: int) -> float:
     """The relative standard error of a median over rounds."""
     return MEDIAN * row["deviation"] / row["mean"] / math.sqrt(rounds)
 

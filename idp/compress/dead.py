@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from llmcompressor.modifiers import Modifier
-from pydantic import PrivateAttr
-from torch import nn
+from idp.compress.activations import Observer
 
-from idp.compress import guard
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-class DeadInputsModifier(Modifier):
-    """Counts, for each named layer, the inputs that are zero for every calibration token; changes nothing.
-
-    It sees every input of every layer, so that it is also what refuses those with a NaN or an infinity.
+class DeadInputs(Observer):
+    """Counts the inputs of a layer that are zero for every calibration token.
 
     GPTQ and SparseGPT treat such an input as the papers' code does: its diagonal of the Hessian becomes 1 and its
     column of weights 0. That is right for the calibration text and may be wrong for another, so it is said.
     """
 
-    names: list[str]
-    requires_calibration_data: bool = True
-
-    _alive: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
-    _all_alive: set[str] = PrivateAttr(default_factory=set)
+    def __init__(self) -> None:
+        self._alive: torch.Tensor | None = None  # [in_features]
+        self._all_alive = False
 
     @property
-    def counts(self) -> dict[str, int]:
-        """The number of dead inputs of each layer that has any."""
-        dead = {name: int((~alive).sum()) for name, alive in self._alive.items()}
-        return {name: count for name, count in dead.items() if count}
+    def count(self) -> int:
+        return int((~self._alive).sum()) if self._alive is not None else 0
 
-    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
-        return True
-
-    def on_calibration_start(self, state: Any, event: Any, **kwargs: Any) -> None:
-        for name in self.names:
-
-            def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: Any, name: str = name) -> None:
-                guard.refuse_not_finite(arguments[0], f"the input of {name}", module.weight.dtype)
-                if name in self._all_alive:  # nearly every layer, from its first batch on
-                    return
-                moved = (arguments[0] != 0).flatten(0, -2).any(dim=0)
-                self._alive[name] = moved | self._alive[name] if name in self._alive else moved
-                if bool(self._alive[name].all()):
-                    self._all_alive.add(name)
-
-            self.register_hook(state.model.get_submodule(name), watch, "forward")
-
-    def on_calibration_end(self, state: Any, event: Any, **kwargs: Any) -> None:
-        self.remove_hooks()
+    def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        if self._all_alive:  # nearly every layer, from its first batch on
+            return
+        moved = (inputs != 0).any(dim=0)
+        self._alive = moved if self._alive is None else moved | self._alive
+        self._all_alive = bool(self._alive.all())

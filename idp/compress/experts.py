@@ -53,7 +53,9 @@ class LinearExperts(nn.Module):
         for number in range(stacked.gate_up_proj.shape[0]):
             self.add_module(str(number), Expert(stacked, number))
 
-    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
         """The weighted sum of the experts' outputs, [tokens, hidden].
 
         Args:
@@ -133,12 +135,12 @@ def routers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _routing(model: nn.Module) -> dict[str, dict[str, nn.Module]]:
     """The routers beside each module of experts, by its name."""
-    found = {}
+    found: dict[str, dict[str, nn.Module]] = {}
     for name, block in model.named_modules():
         for part, experts in block.named_children():
             if isinstance(experts, LinearExperts):
                 counts = {1, len(list(experts.children()))}
-                found[f"{name}.{part}"] = beside = {}
+                beside = found.setdefault(f"{name}.{part}", {})
                 for sibling, child in block.named_children():
                     matrices = _matrices(f"{name}.{sibling}", child)
                     if child is not experts and len(matrices) == 1:

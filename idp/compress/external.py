@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import fetched, hub, models
+from idp.compress.compressors.pruning_quantization import PruningQuantization
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
-from idp.compress.recipe import compressed_layers, label
-from idp.config import Compressor, Model
+from idp.compress.recipe import compressed_layers
+from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel, Source, quantized, weights
 from idp.models.gguf import model as ggufs
 from idp.models.weight_files import WeightFiles
-from idp.store import Product, Store, verification, write_json
+from idp.store import Identity, Product, Store, verification, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 
 
-def find(compressor: Compressor, store: Store | None = None) -> Source | None:
+def find(compressor: PruningQuantization, store: Store | None = None) -> Source | None:
     """Where the checkpoint of `compressor.path` is, known by its content; None where none is asked for.
 
     Raises:
@@ -56,7 +57,9 @@ def find(compressor: Compressor, store: Store | None = None) -> Source | None:
     return Source("hub", None, {"repository": compressor.path, "commit": found.commit})
 
 
-def check(compressor: Compressor, source: Source, model: Model, empty: LoadedModel, store: Store | None = None) -> None:
+def check(
+    compressor: PruningQuantization, source: Source, model: Model, empty: LoadedModel, store: Store | None = None
+) -> None:
     """Checks that a checkpoint computes what the model computes, from its config, its tokenizer and its headers.
 
     Args:
@@ -114,7 +117,7 @@ def check(compressor: Compressor, source: Source, model: Model, empty: LoadedMod
             log.warning("%s: %s", where, note)
 
 
-def compress(compressor: Compressor, source: Source, model: Model, dense: Product, store: Store) -> Product:
+def compress(compressor: PruningQuantization, source: Source, model: Model, dense: Product, store: Store) -> Product:
     """Stage 2 with a checkpoint of others: its plain weights in the model's dtype, and what they are.
 
     Args:
@@ -128,8 +131,6 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         UserError: it cannot be read, does not fit the model, or its weights are not what it claims.
     """
     import torch
-
-    config = {"external": {"kind": source.kind, **source.identity}, **models.numerics(model)}
 
     def make(folder: Path) -> None:
         from idp.compress.stage import refuse_not_finite
@@ -152,19 +153,25 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
         empty.tokenizer.save_pretrained(folder / "model")
 
     with out_of_memory_is_explained("load"), torch.no_grad():
-        product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=label(compressor)
-        )
+        product = store.obtain(identity(compressor, source, model, dense.key), make)
     about = product.read("weights.json")["external"]
     for note in about["notes"]:
         log.warning("compressor.path=%s (%s): %s", compressor.path, about["format"], note)
     return product
 
 
-def place_of(compressor: Compressor, source: Source, store: Store | None = None) -> Path:
+def identity(compressor: PruningQuantization, source: Source, model: Model, dense: str) -> Identity:
+    """What the product is, by the key of the dense model; the checkpoint's content is part of it."""
+    config = {"external": {"kind": source.kind, **source.identity}, **models.numerics(model)}
+    return Identity("compress", dense, config, VERSION, compressor.label)
+
+
+def place_of(compressor: PruningQuantization, source: Source, store: Store | None = None) -> Path:
     """The checkpoint's folder or file, downloaded if need be; a store knows what has been fetched."""
     if source.kind != "hub":
+        assert source.place is not None
         return source.place
+    assert compressor.path is not None
     return fetched.model(compressor.path, source.identity["commit"], "compressor", store, pickles=False)
 
 
@@ -215,7 +222,9 @@ def _read(
     return integers.read_gptq(checkpoint, described, shapes | named, dtype, dense)
 
 
-def _fitted(compressor: Compressor, found: Decompressed, empty: LoadedModel, model: Model, *, tied: bool | None) -> Any:
+def _fitted(
+    compressor: PruningQuantization, found: Decompressed, empty: LoadedModel, model: Model, *, tied: bool | None
+) -> Any:
     """The dense model's architecture with the checkpoint's weights; every tensor must have its place.
 
     Raises:

@@ -9,11 +9,12 @@ architecture, so that a mask is right whatever code has made it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from idp.errors import UserError
 
@@ -108,6 +109,16 @@ class LayeredForward:
         with self._replaced([noting(index) for index in range(len(self.layers))]):
             self._forward(input_ids)
         return first[0], calls
+
+    def shared_calls(self, batches: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, list[Call]]]:
+        """`calls` of each batch [rows, tokens]. Masks and positions are nearly always the same for all of them; they
+        are then kept once, not once per batch."""
+        first: list[Call] | None = None
+        for input_ids in batches:
+            hidden, calls = self.calls(input_ids)
+            calls = calls if first is None else [_shared(call, kept) for call, kept in zip(calls, first, strict=True)]
+            first = first or calls
+            yield hidden, calls
 
     def layer(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """The hidden states [batch, tokens, hidden] that layer `index` makes of `hidden`, called as `call` says."""
@@ -207,3 +218,21 @@ class _Enough(Exception):
 
 def _first(answer: Any) -> Any:
     return answer[0] if isinstance(answer, tuple) else answer
+
+
+def _shared(call: Call, kept: Call) -> Call:
+    """`call` with the tensors of `kept` where they are equal."""
+    leaves, form = tree_flatten(call)
+    others, other_form = tree_flatten(kept)
+    if form != other_form:
+        return call
+    pairs = zip(leaves, others, strict=True)
+    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in pairs], form)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from idp.config import Quantization
+    from idp.config import Claims
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ def save(
     model: PreTrainedModel,
     folder: Path,
     grids: dict[str, torch.Tensor],
-    quantization: Quantization,
-    group_size: int | None,
+    claims: Claims,
 ) -> dict[str, int]:
     """Writes a frozen model, its experts stacked, with every layer packed that has a grid and comes back exactly.
 
@@ -35,8 +34,7 @@ def save(
         model: the model.
         folder: where to.
         grids: as `idp.compress.freeze.freeze` gives them; empty where nothing was quantised.
-        quantization: bits and symmetry.
-        group_size: weights that share a scale; -1: a whole row.
+        claims: what the grids are.
 
     Returns:
         how many layers are `packed`, and how many quantised ones are kept `dense`.
@@ -48,7 +46,7 @@ def save(
         weights.save(model, folder)
         return {"packed": 0, "dense": 0}
     dense: list[str] = []
-    about: dict[str, Any] = {"bits": quantization.bits, "symmetric": quantization.symmetric}
+    about: dict[str, Any] = {"bits": claims.bits, "symmetric": claims.symmetric}
     places = experts.places(model)
     try:
         state = pack.packed_state(model, grids, **about, places=places, refused=dense)
@@ -67,6 +65,6 @@ def save(
     weights.save(model, folder, state=state)
     if len(dense) < len(layers):
         packed = {name: grid for name, grid in grids.items() if name.rpartition(".")[0] not in dense}
-        described = {**about, "group_size": group_size, "actorder": quantization.actorder}
+        described = {**about, "group_size": claims.group_size, "actorder": claims.actorder}
         pack.describe(folder, model, packed, **described)
     return {"packed": len(layers) - len(dense), "dense": len(dense)}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from idp.compress.sizes import SCALE_BITS
-from idp.config import Compressor, n_of_m
+from idp.config import Claims, n_of_m
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,24 +111,23 @@ def worst(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_claims(compressor: Compressor, measured: dict[str, Any]) -> None:
-    """Compares what the config says with what the weights show.
+def check_claims(claims: Claims, measured: dict[str, Any]) -> None:
+    """Compares what a compressor says of its weights with what the weights show.
 
     Raises:
-        UserError: a layer is less sparse than asked for, breaks the N:M pattern, or holds more distinct values per
-            group than its bits allow.
+        UserError: a layer is less sparse than claimed, breaks the N:M pattern, or holds more distinct values per group
+            than its bits allow.
     """
-    sparsity, bits = compressor.sparsity, compressor.quantization.bits
     for name, row in measured["layers"].items():
-        if sparsity.method and row["sparsity"] < sparsity.level - 1e-9:
+        if row["sparsity"] < claims.sparsity - 1e-9:
             raise UserError(
-                f"compress: {name} is {row['sparsity']:.2%} zeros, less than compressor.sparsity.level="
-                f"{sparsity.level}; {FAULT}"
+                f"compress: {name} is {row['sparsity']:.2%} zeros, less than the {claims.sparsity:.2%} that were asked"
+                f" for; {FAULT}"
             )
-        if sparsity.method and sparsity.pattern and row["patterns"].get(sparsity.pattern, 0.0) < 1:
-            raise UserError(f"compress: {name} breaks the pattern {sparsity.pattern}; {FAULT}")
-        if compressor.quantization.method and row["distinct_values"] > 2**bits:
+        if claims.pattern and row["patterns"].get(claims.pattern, 0.0) < 1:
+            raise UserError(f"compress: {name} breaks the pattern {claims.pattern}; {FAULT}")
+        if claims.bits is not None and row["distinct_values"] > 2**claims.bits:
             raise UserError(
-                f"compress: {name} holds {row['distinct_values']} distinct values in a group, more than {bits} bits"
-                f" can; {FAULT}"
+                f"compress: {name} holds {row['distinct_values']} distinct values in a group, more than {claims.bits}"
+                f" bits can; {FAULT}"
             )

@@ -12,19 +12,19 @@ from compressed_tensors.offload import disable_offloading, remove_dispatch, set_
 from compressed_tensors.utils import patch_attr
 from llmcompressor import oneshot
 from llmcompressor.core import LifecycleCallbacks, active_session, reset_session
+from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.utils.hooks import HooksMixin
 from llmcompressor.pipelines.cache import IntermediatesCache
 from llmcompressor.pipelines.registry import CalibrationPipeline
 from llmcompressor.utils.helpers import DisableQuantization, calibration_forward_context
+from pydantic import PrivateAttr
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 
 from idp.compress import guard
-from idp.compress.forward import Call, LayeredForward, decoder_layers
+from idp.compress.activations import BATCH_TOKENS, Observer, Observers, hook
+from idp.compress.forward import LayeredForward, decoder_layers
 from idp.errors import lacks_memory
-
-BATCH_TOKENS = 1024
 
 
 def run(model: nn.Module, modifiers: list[Any], inputs: torch.Tensor | None) -> None:
@@ -54,6 +54,43 @@ def run(model: nn.Module, modifiers: list[Any], inputs: torch.Tensor | None) -> 
             pipeline=Calibrating.name,
         )
     reset_session()
+
+
+class Watching(Modifier):
+    """Changes nothing: has observers see the inputs of the layers that are calibrated, and says when each is done.
+
+    It stands before the modifiers whose statistics an observer may set right.
+    """
+
+    requires_calibration_data: bool = True
+
+    _observers: tuple[Observers, ...] = PrivateAttr(default=())
+
+    def of(self, *observers: Observers) -> Watching:
+        """Takes the observers, each by the name of its layer."""
+        self._observers = observers
+        return self
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        return True
+
+    def on_calibration_start(self, state: Any, event: Any, **kwargs: Any) -> None:
+        for name, observer in self._all():
+            self.register_hook(state.model.get_submodule(name), hook(name, observer), "forward")
+
+    def on_sequential_epoch_end(self, state: Any, event: Any, modules: list[nn.Module], **kwargs: Any) -> None:
+        done = set(modules)
+        for name, observer in self._all():
+            module = state.model.get_submodule(name)
+            if module in done:
+                observer.finish(module)
+
+    def on_calibration_end(self, state: Any, event: Any, **kwargs: Any) -> None:
+        self.remove_hooks()
+
+    def _all(self) -> Iterator[tuple[str, Observer]]:
+        for group in self._observers:
+            yield from group.items()
 
 
 def execution_device(model: nn.Module) -> torch.device:
@@ -91,6 +128,7 @@ class Calibrating(CalibrationPipeline):
         set_onload_device(model, device)
         forward = LayeredForward(model, decoder_layers(model))
         batches = [batch["input_ids"] for batch in dataloader]
+        assert dataloader.plain_states is not None  # made before anything is traced
         attention = _held_to_plain(forward, batches[0].to(device), dataloader.plain_states)
         dataloader.plain_states, active_session().state.block = None, batches[0][:1]
         LifecycleCallbacks.calibration_start()
@@ -191,34 +229,9 @@ def _run_behind(forward: LayeredForward, input_ids: torch.Tensor, hidden: torch.
 
 
 def _calls(forward: LayeredForward, batches: list[torch.Tensor], device: torch.device) -> Iterator[dict[str, Any]]:
-    """For each batch the first layer's hidden states and, under a layer's number, its call.
-
-    Masks and positions are nearly always the same for all batches; they are then kept once, not once per batch.
-    """
-    first: list[Call] | None = None
-    for ids in batches:
-        hidden, calls = forward.calls(ids.to(device))
-        calls = calls if first is None else [_shared(call, kept) for call, kept in zip(calls, first, strict=True)]
-        first = first or calls
+    """For each batch the first layer's hidden states and, under a layer's number, its call."""
+    for hidden, calls in forward.shared_calls(ids.to(device) for ids in batches):
         yield {"hidden": hidden, **{str(index): call for index, call in enumerate(calls)}}
-
-
-def _shared(call: Call, kept: Call) -> Call:
-    """`call` with the tensors of `kept` where they are equal."""
-    leaves, form = tree_flatten(call)
-    others, other_form = tree_flatten(kept)
-    if form != other_form:
-        return call
-    pairs = zip(leaves, others, strict=True)
-    return tree_unflatten([other if _equal(leaf, other) else leaf for leaf, other in pairs], form)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
-        return False
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 @CalibrationPipeline.register("idp_layer_by_layer")

@@ -1,39 +1,28 @@
-"""A compressor's config as llmcompressor modifiers, checked against the layers that it will meet."""
+"""The layers that compressors touch; pruning and quantisation as llmcompressor modifiers, checked against them."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.config import CALIBRATED, Compressor, Quantization, Sparsity, n_of_m
+from idp.config import CALIBRATION, DENSE, Compressor, n_of_m
 from idp.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from idp.compress.options import Methods, Quantization, Sparsity
+
 GROUP_SIZES = (128, 64, 32)
-BLOCK_COLUMNS = 128  # GPTQ and SparseGPT update the columns behind a block of this many at once, as in the papers
 
 
 def label(compressor: Compressor) -> str:
     """A short name made from what the compressor does, such as `gptq3`, `sparsegpt_2of4_gptq4-g128` or `none`."""
-    if compressor.path is not None:
-        return f"external-{Path(compressor.path.rstrip('/')).name.removesuffix('.gguf')}"
-    sparsity, quantization = compressor.sparsity, compressor.quantization
-    parts = []
-    if sparsity.method:
-        pattern = sparsity.pattern.replace(":", "of") if sparsity.pattern else ""
-        parts.append(f"{sparsity.method}_{pattern}" if pattern else f"{sparsity.method}{sparsity.level * 100:g}")
-    if quantization.method:
-        group = "" if quantization.group_size == "auto" else f"-g{quantization.group_size}"
-        parts.append(f"{quantization.method}{quantization.bits}{group}")
-    return "_".join(parts) or "none"
+    return compressor.label
 
 
 def needs_data(compressor: Compressor) -> bool:
     """Whether the method itself looks at calibration text: round-to-nearest and magnitude pruning do not."""
-    return compressor.sparsity.method in CALIBRATED or compressor.quantization.method in CALIBRATED
+    return CALIBRATION in compressor.needs
 
 
 def output_head(model: nn.Module) -> list[str]:
@@ -65,44 +54,49 @@ def left_dense(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in touched]
 
 
-def check(compressor: Compressor, model: nn.Module) -> int | None:
-    """Checks the compressor against the layers of `model`, whose weights need not be there.
+def check_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that any compressor is given, experts among them; `model`'s weights need not be there.
+
+    Raises:
+        UserError: there are no linear layers, or a matrix would be left dense without a word.
+    """
+    from idp.compress import experts
+
+    if not (layers := given_layers(model)):
+        raise UserError(
+            f"compressor: {type(model).__name__} has no torch.nn.Linear layers to compress; use compressor=none"
+        )
+    with experts.as_linear(model):
+        experts.check_covered(model)
+    return layers
+
+
+def given_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that any compressor is given, experts among them; the model is as it was."""
+    from idp.compress import experts
+
+    with experts.as_linear(model):
+        return compressed_layers(model)
+
+
+def check(compressor: Methods, model: nn.Module) -> int | None:
+    """Checks pruning and quantisation against the layers of `model`, whose weights need not be there.
 
     Returns:
         the group size in use; None where nothing is quantised.
 
     Raises:
-        UserError: an N:M pattern or a group size does not divide a layer's width, which is named; AWQ does not know
-            the architecture; there are no linear layers; or a matrix would be left dense without a word.
+        UserError: an N:M pattern or a group size does not divide a layer's width, which is named; the quantiser does
+            not know the architecture; there are no linear layers; or a matrix would be left dense without a word.
     """
-    if not (compressor.sparsity.method or compressor.quantization.method):
+    if DENSE not in compressor.needs:
         return None
-    from idp.compress import experts
-
-    mixture = bool(experts.places(model))
-    with experts.as_linear(model):
-        layers = compressed_layers(model)
-        if not layers:
-            raise UserError(
-                f"compressor: {type(model).__name__} has no torch.nn.Linear layers to compress; use compressor=none"
-            )
-        experts.check_covered(model)
+    layers, quantizer = check_layers(model), compressor.quantization.quantizer
     if compressor.sparsity.method:
         _check_pattern(compressor.sparsity, layers)
-    if compressor.quantization.method is None:
+    if quantizer is None:
         return None
-    if compressor.quantization.method == "awq":
-        if mixture:
-            raise UserError(
-                f"compressor.quantization.method=awq: {type(model).__name__} is a mixture of experts, in which its"
-                " scaling is not known to leave the router's input as it is; use gptq or rtn"
-            )
-        from idp.compress.terminal import quiet
-
-        with quiet():
-            from idp.compress.awq import check_architecture
-
-            check_architecture(model)
+    quantizer.check_model(model)
     return resolve_group_size(compressor.quantization, layers)
 
 
@@ -127,7 +121,7 @@ def resolve_group_size(quantization: Quantization, layers: dict[str, nn.Linear])
     return size
 
 
-def build(compressor: Compressor, group_size: int | None, model: nn.Module) -> list[Any]:
+def build(compressor: Methods, group_size: int | None, model: nn.Module) -> list[Any]:
     """The llmcompressor modifiers, in order: pruning before quantisation, which then keeps the zeros.
 
     Args:
@@ -135,55 +129,18 @@ def build(compressor: Compressor, group_size: int | None, model: nn.Module) -> l
         group_size: as `check` resolved it.
         model: the model that they will run on.
     """
-    sparsity, quantization = compressor.sparsity, compressor.quantization
-    if not quantization.method:
-        return [_pruning(sparsity, compressed_layers(model))]
-    rounding = _quantizing(quantization, group_size, model, keep_zeros=bool(sparsity.method))
-    if not sparsity.method:
+    pruner, quantizer = compressor.sparsity.pruner, compressor.quantization.quantizer
+    rounding = []
+    if quantizer is not None:
+        scheme = _scheme(compressor.quantization, group_size, model)
+        rounding = quantizer.modifiers(compressor.quantization, scheme, model, pruner is not None)
+    if pruner is None:
         return rounding
-    shared = rounding[0] if (sparsity.method, quantization.method) == ("sparsegpt", "gptq") else None
-    return [_pruning(sparsity, compressed_layers(model), shared), *rounding]
+    return [pruner.modifier(compressor.sparsity, compressed_layers(model), rounding), *rounding]
 
 
-def _pruning(sparsity: Sparsity, layers: dict[str, nn.Linear], gptq: Any = None) -> Any:
-    """The pruner; `gptq` is the modifier behind it whose Hessians it may share."""
-    names, pattern = list(layers), sparsity.pattern
-    if sparsity.method == "magnitude":
-        from idp.compress.magnitude import MagnitudeModifier
-
-        return MagnitudeModifier(names=names, level=sparsity.level, pattern=pattern)
-    pruned_of = "0:0"
-    if pattern:  # llmcompressor counts what is set to zero, the field what is kept
-        keep, of = n_of_m(pattern)
-        pruned_of = f"{of - keep}:{of}"
-    if sparsity.method == "wanda":
-        from llmcompressor.modifiers.pruning import WandaPruningModifier
-
-        # It rounds the count per row down; the half keeps a float's last bit from taking one more off.
-        levels = [
-            (math.ceil(sparsity.level * layer.in_features - 1e-9) + 0.5) / layer.in_features
-            for layer in layers.values()
-        ]
-        return WandaPruningModifier(sparsity=levels, mask_structure=pruned_of, targets=names)
-    from llmcompressor.modifiers.pruning import SparseGPTModifier
-
-    block = BLOCK_COLUMNS
-    if pattern:  # a group of M must not lie across two blocks
-        block = of * max(1, BLOCK_COLUMNS // of)
-    options = {"sparsity": sparsity.level, "mask_structure": pruned_of, "targets": names, "block_size": block}
-    if gptq is None:
-        return SparseGPTModifier(**options)
-    from idp.compress.joint import SharingSparseGPTModifier
-
-    return SharingSparseGPTModifier(**options).share(gptq)
-
-
-def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, keep_zeros: bool) -> list[Any]:
+def _scheme(quantization: Quantization, group_size: int | None, model: nn.Module) -> dict[str, Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-
-    from idp.compress.joint import MaskedGPTQModifier
 
     weights = QuantizationArgs(
         num_bits=quantization.bits,
@@ -193,16 +150,7 @@ def _quantizing(quantization: Quantization, group_size: int, model: nn.Module, k
         group_size=None if group_size == -1 else group_size,
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    options = {"config_groups": {"group_0": scheme}, "ignore": left_dense(model)}
-    if quantization.method == "gptq":
-        modifier = MaskedGPTQModifier if keep_zeros else GPTQModifier
-        return [modifier(**options, actorder=quantization.actorder, block_size=BLOCK_COLUMNS)]
-    if quantization.method == "awq":
-        from idp.compress.awq import RecordingAWQModifier, mappings
-
-        scaling = RecordingAWQModifier(mappings=mappings(model)).behind_pruning(keep_zeros)
-        return [scaling, QuantizationModifier(**options)]
-    return [QuantizationModifier(**options)]
+    return {"config_groups": {"group_0": scheme}, "ignore": left_dense(model)}
 
 
 def _check_pattern(sparsity: Sparsity, layers: dict[str, nn.Linear]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from idp.compress.activations import Observer, watching
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -43,31 +45,30 @@ def reconstruction_errors(
     """
     import torch
 
-    from idp.compress.guard import refuse_not_finite
+    scales = scales or {}
+    compared = {name: Comparison(name, compressed, scales) for name in layers}
+    with torch.inference_mode(), watching(model, compared):
+        few = inputs[: max(1, TOKENS // inputs.shape[1])].to(model.get_input_embeddings().weight.device)
+        model.base_model(input_ids=few, use_cache=False)  # without the head: nobody looks at its logits
+    return {name: each.error for name, each in compared.items() if each.error is not None}
 
-    scales, errors = scales or {}, {}
 
-    def hook(name: str):
-        def compare(module: nn.Linear, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            refuse_not_finite(arguments[0], f"the input of {name}", module.weight.dtype)
-            refuse_not_finite(output, f"the output of {name}", module.weight.dtype)
-            rows, weight = arguments[0].flatten(0, -2).float(), module.weight.float()
-            other = compressed[f"{name}.weight"].to(weight)
-            if f"{name}.output_scale" in scales:
-                other *= scales[f"{name}.output_scale"].to(weight)[:, None]
-            if f"{name}.input_scale" in scales:
-                other /= scales[f"{name}.input_scale"].to(weight)
-            size = (rows @ weight.T).square().sum()
-            errors[name] = float((rows @ (weight - other).T).square().sum() / size.clamp_min(1e-30))
+class Comparison(Observer):
+    """The error of one layer on one batch of its dense inputs."""
 
-        return compare
+    def __init__(self, name: str, compressed: Tensors, scales: dict[str, torch.Tensor]):
+        self.name, self.compressed, self.scales = name, compressed, scales
+        self.error: float | None = None
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with torch.inference_mode():
-            few = inputs[: max(1, TOKENS // inputs.shape[1])].to(model.get_input_embeddings().weight.device)
-            model.base_model(input_ids=few, use_cache=False)  # without the head: nobody looks at its logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    return errors
+    def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        from idp.compress.guard import refuse_not_finite
+
+        refuse_not_finite(outputs, f"the output of {self.name}", layer.weight.dtype)
+        rows, weight = inputs.float(), layer.weight.float()
+        other = self.compressed[f"{self.name}.weight"].to(weight)
+        if f"{self.name}.output_scale" in self.scales:
+            other *= self.scales[f"{self.name}.output_scale"].to(weight)[:, None]
+        if f"{self.name}.input_scale" in self.scales:
+            other /= self.scales[f"{self.name}.input_scale"].to(weight)
+        size = (rows @ weight.T).square().sum()
+        self.error = float((rows @ (weight - other).T).square().sum() / size.clamp_min(1e-30))

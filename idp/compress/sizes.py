@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from idp.config import n_of_m
+from idp.config import Claims, n_of_m
 
 if TYPE_CHECKING:
     from idp.store import Product
@@ -37,15 +37,30 @@ def recorded(product: Product, dtype: str) -> dict[str, Any]:
     """
     weights, config = product.read("weights.json"), product.manifest["config"]
     if "external" not in config:  # whose size is that of its own files
-        quantization, sparsity = config["quantization"] or {}, config["sparsity"] or {}
+        claims, stored = claims_of(config), weights.get("stored")
         weights |= in_bytes(
             weights,
             dtype_bits=DTYPE_BITS[dtype],
-            bits=quantization.get("bits"),
-            symmetric=quantization.get("symmetric", True),
-            pattern=sparsity.get("pattern"),
+            bits=claims.bits if stored is None or any(stored.values()) else None,  # a grid that nobody gave
+            symmetric=claims.symmetric,
+            pattern=claims.pattern,
         )
     return {key: value for key, value in weights.items() if key != "layers"}
+
+
+def claims_of(config: dict[str, Any]) -> Claims:
+    """What the key of a compress product says of its weights, whatever kind of compressor made them."""
+    if "claims" in config:
+        return Claims(**config["claims"])
+    sparsity, quantization = config.get("sparsity") or {}, config.get("quantization") or {}
+    return Claims(
+        sparsity.get("level", 0.0),
+        sparsity.get("pattern"),
+        quantization.get("bits"),
+        quantization.get("group_size"),
+        quantization.get("symmetric", True),
+        quantization.get("actorder"),
+    )
 
 
 def in_bytes(

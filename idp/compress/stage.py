@@ -7,22 +7,24 @@ import gc
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import models
+from idp import kinds, models
 from idp.beginning import Beginning, begun
-from idp.compress import kept, recipe
+from idp.compress import kept, recipe, sizes
 from idp.compress.freeze import freeze
 from idp.compress.measure import check_claims, measure_weights
 from idp.compress.saved import measure_saved
-from idp.compress.terminal import counting, quiet
-from idp.config import Compressor, Model
+from idp.compress.terminal import quiet
+from idp.compress.work import Work
+from idp.config import CALIBRATION, DENSE, Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
 from idp.progress import progress
-from idp.store import Product, Store, write_json
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -37,31 +39,56 @@ VERSION = 2
 TRACED_RIGHT = ("llama", "qwen2", "qwen3", "gemma3_text")
 
 
-def check(compressor: Compressor, empty: LoadedModel, text: Any) -> int | None:
-    """Checks the compressor against the model's layers and the calibration text; returns the group size in use.
+def find(compressor: Compressor, store: Store | None = None) -> models.Source | None:
+    """Where the weights are that a compressor takes from others; None where it compresses here.
+
+    Raises:
+        UserError: they are not there.
+    """
+    return compressor.find(store)
+
+
+def check(
+    compressor: Compressor,
+    empty: LoadedModel,
+    text: Any,
+    model: Model | None = None,
+    source: models.Source | None = None,
+    store: Store | None = None,
+) -> Any:
+    """Checks the compressor against the model's layers and the calibration text.
 
     Args:
         compressor: what is asked for.
         empty: the model without weights.
         text: the calibration corpus.
+        model: the model's config.
+        source: what `find` gave.
+        store: which knows what has been fetched.
+
+    Returns:
+        what its options come to with this model, such as the group size in use; `compress` is given it.
 
     Raises:
         UserError: a pattern or group size that does not divide a layer's width, blocks longer than the model's window,
             or too little text.
     """
-    if not works(compressor):
+    if not compressor.needs:
         return None
+    if not works(compressor):
+        return compressor.check_model(empty, model=model, source=source, store=store)
     length, room = compressor.calibration.length, empty.model.config.get_text_config().max_position_embeddings
     if length > room:
         raise UserError(f"compressor.calibration.length={length}: the model's window is {room}; use {room} or less")
-    group_size = recipe.check(compressor, empty.model)
+    recipe.check_layers(empty.model)
+    compressor.check_model(empty, model=model, source=source, store=store)
     calibration_blocks(compressor, text, empty)
-    return group_size
+    return compressor.resolve(empty.model)
 
 
 def works(compressor: Compressor) -> bool:
-    """Whether there is anything to do."""
-    return bool(compressor.sparsity.method or compressor.quantization.method)
+    """Whether the dense model is compressed here; else it stays as it is, or others have done it."""
+    return DENSE in compressor.needs
 
 
 def calibration_blocks(compressor: Compressor, text: Any, loaded: LoadedModel) -> torch.Tensor:
@@ -80,47 +107,95 @@ def calibration_blocks(compressor: Compressor, text: Any, loaded: LoadedModel) -
 
 
 def compress(
-    compressor: Compressor, group_size: int | None, model: Model, dense: Product, text: Any, store: Store
+    compressor: Compressor,
+    resolved: Any,
+    model: Model,
+    dense: Product,
+    text: Any,
+    store: Store,
+    source: models.Source | None = None,
 ) -> Product:
     """Stage 2: the compressed model as a product, or, for `compressor=none`, the dense one measured.
 
     Args:
         compressor: what to do.
-        group_size: as `check` resolved it.
+        resolved: what `check` gave.
         model: the model's config: its dtype and device decide the numbers.
         dense: the load stage's product.
         text: the calibration corpus, an `idp.corpora.corpus.Text`.
         store: where products live.
+        source: what `find` gave.
 
     Raises:
-        UserError: a dense weight is not finite, or the compressed weights do not show what the config claims.
+        UserError: a dense weight is not finite, or the compressed weights do not show what the compressor claims.
     """
-    sparsity, quantization = compressor.sparsity, compressor.quantization
-    config: dict[str, Any] = {"sparsity": asdict(sparsity) if sparsity.method else None}
-    config["quantization"] = {**asdict(quantization), "group_size": group_size} if quantization.method else None
-    if works(compressor):
-        config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
-        config |= models.numerics(model)
-        config |= Beginning(models.bos_of(models.model_folder(dense), model)).identity()
-    model_type = json.loads((models.model_folder(dense) / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if recipe.needs_data(compressor) and model_type not in TRACED_RIGHT:
-        config["calibration"]["forward"] = "own"
-    if _has_experts(models.model_folder(dense)):
-        config["experts"] = "linear"  # products without it left them dense, lost them, or did not count them
+    if source is not None:
+        return compressor.take(source, model, dense, store)
+    if not works(compressor):
+        return uncompressed(model, dense, store)
+    folder = models.model_folder(dense)
+    identified = identity(compressor, resolved, model, dense.key, folder, text)
+    return _stored(identified, store, lambda made: _compress(compressor, resolved, model, folder, text, made))
 
-    def make(folder: Path) -> None:
-        source = models.model_folder(dense)
-        if works(compressor):
-            _compress(compressor, group_size, model, source, text, folder)
-        else:
-            _measure_dense(model, source, folder)
 
+def uncompressed(model: Model, dense: Product, store: Store) -> Product:
+    """The dense model as a product of this stage, which measures its weights."""
+    folder = models.model_folder(dense)
+    return _stored(uncompressed_identity(dense.key, folder), store, lambda made: _measure_dense(model, folder, made))
+
+
+def _stored(identified: Identity, store: Store, make: Callable[[Path], None]) -> Product:
     with out_of_memory_is_explained("compress"):
-        product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=recipe.label(compressor)
-        )
+        product = store.obtain(identified, make)
     _say_what_was_singular(product)
     return product
+
+
+def identity(
+    compressor: Compressor,
+    resolved: Any,
+    model: Model,
+    dense: str,
+    folder: Path,
+    text: Any,
+    source: models.Source | None = None,
+) -> Identity:
+    """What the compressed model is, before there is one.
+
+    Args:
+        compressor: what to do.
+        resolved: what `check` gave.
+        model: the model's config.
+        dense: the key of the load stage's product.
+        folder: of that model's config and tokenizer; no weight of it is read.
+        text: the calibration corpus.
+        source: what `find` gave.
+    """
+    if source is not None:
+        return compressor.taken(source, model, dense)
+    if not works(compressor):
+        return uncompressed_identity(dense, folder)
+    config, claims = compressor.identity(resolved), compressor.claims(resolved)
+    if sizes.claims_of(config) != claims:  # what is read of a product without knowing its kind
+        config["claims"] = asdict(claims)
+    config |= kinds.code_of(compressor, *compressor.parts.values())
+    config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
+    config |= models.numerics(model)
+    config |= Beginning(models.bos_of(folder, model)).identity()
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if CALIBRATION in compressor.needs and model_type not in TRACED_RIGHT:
+        config["calibration"]["forward"] = "own"
+    return Identity("compress", dense, config | _of_experts(folder), VERSION, compressor.label)
+
+
+def uncompressed_identity(dense: str, folder: Path) -> Identity:
+    """The dense model of that key as a product of this stage; `folder` has its config."""
+    return Identity("compress", dense, {"sparsity": None, "quantization": None} | _of_experts(folder), VERSION, "none")
+
+
+def _of_experts(folder: Path) -> dict[str, str]:
+    # Products without it left them dense, lost them, or did not count them.
+    return {"experts": "linear"} if _has_experts(folder) else {}
 
 
 def _has_experts(folder: Path) -> bool:
@@ -145,16 +220,14 @@ def refuse_not_finite(model: nn.Module) -> None:
             )
 
 
-def _compress(
-    compressor: Compressor, group_size: int | None, model: Model, source: Path, text: Any, folder: Path
-) -> None:
+def _compress(compressor: Compressor, resolved: Any, model: Model, source: Path, text: Any, folder: Path) -> None:
     """Compresses, saves, and measures what was saved; never more than one model in memory."""
     from idp.compress import experts
 
-    loaded = models.open_model(source, model)
+    loaded, claims = models.open_model(source, model), compressor.claims(resolved)
     refuse_not_finite(loaded.model)
     inputs = calibration_blocks(compressor, text, loaded)
-    scales, singular, stored = _apply(compressor, group_size, loaded, inputs, folder)
+    scales, singular, stored = _apply(compressor, resolved, loaded, inputs, folder)
     del loaded
     dense = models.open_model(source, model).model
     places = experts.places(dense)
@@ -166,13 +239,14 @@ def _compress(
         inputs,
         scales,
         places,
-        bits=compressor.quantization.bits,
-        group_size=group_size,
-        symmetric=compressor.quantization.symmetric,
-        pattern=compressor.sparsity.pattern,
+        bits=claims.bits,
+        group_size=claims.group_size,
+        symmetric=claims.symmetric,
+        pattern=claims.pattern,
     )
-    check_claims(compressor, weights)
-    write_json(folder / "weights.json", weights | singular.within(weights["layers"]) | {"stored": stored})
+    check_claims(claims, weights)
+    about = {"stored": stored, "calibrated": CALIBRATION in compressor.needs}
+    write_json(folder / "weights.json", weights | singular.within(weights["layers"]) | about)
 
 
 @dataclass
@@ -183,6 +257,16 @@ class Singular:
     not_inverted: list[str]  # lines
     tokens: dict[str, int]  # of each layer that did not get every calibration token
     few: list[str]  # of those, the layers with too few to be calibrated on them
+
+    @classmethod
+    def of(cls, work: Work, said: list[str]) -> Singular:
+        """What was counted as `work` was done, and the lines that llmcompressor said meanwhile."""
+        failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
+        lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
+        few = [name for name, each in work.reach.items() if each.few]
+        counts = {name: each.count for name, each in work.dead.items() if each.count and name not in few}
+        tokens = {name: each.count for name, each in work.reach.items() if not each.whole}
+        return cls(counts, lines, tokens, few)
 
     def within(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The totals; what is known of each layer goes into its row of `layers`."""
@@ -199,50 +283,38 @@ class Singular:
 
 
 def _apply(
-    compressor: Compressor, group_size: int | None, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
+    compressor: Compressor, resolved: Any, loaded: LoadedModel, inputs: torch.Tensor, folder: Path
 ) -> tuple[dict[str, torch.Tensor], Singular, dict[str, int]]:
     """Compresses `loaded` in place and saves it under `folder`: its weights, and the grids that they lie on.
 
     Returns:
-        the scales that AWQ folded into the layers, what calibration could not tell, and how layers are kept.
+        the scales that were folded into the layers, what calibration could not tell, and how layers are kept.
     """
+    import torch
     from safetensors.torch import save_file
 
     from idp.compress import experts
 
     model = loaded.model
     experts.split(model)
-    layers = recipe.compressed_layers(model)
     total = model.config.get_text_config().num_hidden_layers
-    with progress(total, f"compress {recipe.label(compressor)}", unit="layers") as bar, quiet() as said:
+    with progress(total, f"compress {compressor.label}", unit="layers") as bar, quiet() as said:
         from idp.compress import oneshot
-        from idp.compress.dead import DeadInputsModifier
-        from idp.compress.reach import ReachModifier
 
-        modifiers = recipe.build(compressor, group_size, model)
-        (folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
-        dead = DeadInputsModifier(names=list(layers))
-        reach = ReachModifier(names=list(layers), tokens=inputs.numel()).before(modifiers)
-        if recipe.needs_data(compressor):
-            oneshot.run(model, [dead, reach, *modifiers, counting(bar)], inputs)
-        else:
-            oneshot.run(model, [*modifiers, counting(bar)], None)
-        grids = freeze(model)
+        work = Work(model, recipe.compressed_layers(model), inputs, resolved, folder, bar)
+        with torch.no_grad():
+            compressor.apply(work)
+        grids = freeze(model) | work.grids
         experts.stack(model)
-        stored = kept.save(model, folder / "model", grids, compressor.quantization, group_size)
+        stored = kept.save(model, folder / "model", grids, compressor.claims(resolved))
         (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references
     loaded.tokenizer.save_pretrained(folder / "model")
-    if grids:
-        save_file({name: tensor.contiguous() for name, tensor in grids.items()}, folder / "grids.safetensors")
-    scales = {name: scale for modifier in modifiers for name, scale in getattr(modifier, "scales", {}).items()}
-    if scales:
-        save_file({name: scale.clone() for name, scale in scales.items()}, folder / "scales.safetensors")
-    failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
-    lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
-    counts = {name: count for name, count in dead.counts.items() if name not in reach.few}
-    return scales, Singular(counts, lines, reach.reached, reach.few), stored
+    for name, tensors in (("grids", grids), ("scales", work.scales)):
+        if tensors:
+            save_file({key: each.clone().contiguous() for key, each in tensors.items()}, folder / f"{name}.safetensors")
+    return work.scales, Singular.of(work, said), stored
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:

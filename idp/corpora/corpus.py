@@ -7,11 +7,10 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from idp import text_files
-from idp.config import Corpus, conf_dir
-from idp.corpora import sources as corpus_sources
+from idp import kinds, text_files
+from idp.config import Corpus, conf_dir, one_line
 from idp.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,15 +38,12 @@ class Text:
 
 
 def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
-    """Reads a corpus: the embedded passages, a local file, or the hub's, which is fetched once for a store.
-
-    Files `text/<name>*` in `data_dir` are read instead of the hub. Of those, one with `test` in its name is the
-    perplexity part and nothing else, so that nobody trains on a test split; one with `valid` is the heldout part.
+    """Reads a corpus from its source.
 
     Raises:
         UserError: the text cannot be had, or a file cannot be read.
     """
-    pools, place = corpus_sources.read(cfg, data_dir, store)
+    pools, place = kinds.corpus(cfg).read(data_dir, store)
     pools = {name: documents[: cfg.documents] for name, documents in pools.items()}
     hashes = {name: sorted(_by_hash(documents)) for name, documents in pools.items()}
     hashes["perplexity"] = [_hash(document) for document in pools.get("perplexity", [])]  # read as one text: in order
@@ -66,17 +62,44 @@ def named_corpus(name: str, cfg: Corpus, data_dir: str | None, store: Store | No
     """The run's own corpus for `corpus`, else the one of `conf/corpus/<name>.yaml`, else a text file at that path."""
     if name in ("corpus", cfg.name):
         return open_corpus(cfg, data_dir, store)
-    known = sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml"))
+    known = {file.stem: file for folder in _conf_folders() for file in sorted((folder / "corpus").glob("*.yaml"))}
     if name in known:
-        from omegaconf import OmegaConf
-
-        loaded = OmegaConf.load(conf_dir() / "corpus" / f"{name}.yaml")
-        merged = OmegaConf.merge(OmegaConf.structured(Corpus), loaded)
-        return open_corpus(OmegaConf.to_object(merged), data_dir, store)
+        return open_corpus(_of_file(known[name]), data_dir, store)
     if not text_files.is_text_file(Path(name)):
-        raise UserError(f"no corpus {name}: use corpus (the run's own), {', '.join(known)}, or the path of a text file")
-    file = {"name": Path(name).name, "source": "local", "path": name, "text_field": "text", "made_from": []}
+        listed = ", ".join(sorted(known))
+        raise UserError(f"no corpus {name}: use corpus (the run's own), {listed}, or the path of a text file")
+    file: dict[str, Any] = {"name": Path(name).name, "source": "local", "path": name}
+    file |= {"text_field": "text", "made_from": []}
     return open_corpus(Corpus(**file, subset=None, files=None, splits=None, documents=None), data_dir)
+
+
+def _conf_folders() -> list[Path]:
+    """Where YAML files lie: those that ship with it, and over them the user's, which Hydra was told of."""
+    from hydra.core.hydra_config import HydraConfig
+
+    found = [conf_dir()]
+    if HydraConfig.initialized():
+        sources = HydraConfig.get().runtime.config_sources
+        found += [Path(source.path) for source in reversed(sources) if source.schema == "file"]
+    return found
+
+
+def _of_file(file: Path) -> Corpus:
+    """A corpus as its YAML says it.
+
+    Raises:
+        UserError: it cannot be read, or its options are not those of its source.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        loaded = cast(DictConfig, OmegaConf.load(file))
+        loaded.pop("defaults", None)
+        node = kinds.sources().get(str(loaded.get("source")), Corpus)
+        return cast(Corpus, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), loaded)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {one_line(error)}") from error
 
 
 def part(text: Text, name: str) -> list[str]:
@@ -90,7 +113,7 @@ def part(text: Text, name: str) -> list[str]:
         raise ValueError(f"no part {name}: {', '.join(PARTS)}")
     names = [each for each in PARTS if each != "perplexity" or text.test_documents is None]
     if name not in names:
-        return text.test_documents
+        return text.test_documents or []
     pool = own = _by_hash(text.heldout_documents or [])
     if text.heldout_documents is not None and name in ("heldout", "perplexity"):
         names = [each for each in names if each in ("heldout", "perplexity")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from idp.prompting.attention.group import TRUNK
 
@@ -114,7 +115,8 @@ def _of_owners(row: Row, owners: set[int]) -> Row:
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with in common."""
-    shortest, longest = min(sequences), max(sequences)  # in dictionary order: what these two share, all do
+    texts = cast("Sequence[list[int]]", sequences)
+    shortest, longest = min(texts), max(texts)  # in dictionary order: what these two share, all do
     for index, (one, other) in enumerate(zip(shortest, longest, strict=False)):
         if one != other:
             return index

@@ -63,11 +63,12 @@ def outcomes_of(
     for source in sources:
         tables = {row: _documents(scores.tasks[source.name], source.runs) for row, scores in measured.items()}
         numbers = {tuple(table[0]) for table in tables.values() if table is not None}
-        if len(numbers) != 1 or None in tables.values():
+        known = {row: table for row, table in tables.items() if table is not None}
+        if len(numbers) != 1 or len(known) < len(tables):
             left_out.append(source.name)
             continue
-        outcomes[source.name] = {row: scores for row, (_, scores, _) in tables.items()}
-        sharper = {row: chances for row, (_, _, chances) in tables.items() if chances is not None}
+        outcomes[source.name] = {row: scores for row, (_, scores, _) in known.items()}
+        sharper = {row: chances for row, (_, _, chances) in known.items() if chances is not None}
         if len(sharper) == len(tables):
             graded[source.name] = sharper
     return outcomes, graded, left_out

@@ -57,13 +57,13 @@ class Kept:
         return len(self.best)
 
     def __getitem__(self, positions: slice) -> Kept:
-        return Kept(*(getattr(self, name)[positions] for name in _OF_POSITIONS), self.sizes)
+        return Kept(**{name: getattr(self, name)[positions] for name in _OF_POSITIONS}, sizes=self.sizes)
 
     @staticmethod
     def joined(parts: Sequence[Kept]) -> Kept:
         """The positions of several, one after another."""
-        whole = (np.concatenate([getattr(part, name) for part in parts]) for name in _OF_POSITIONS)
-        return Kept(*whole, parts[0].sizes)
+        whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_POSITIONS}
+        return Kept(**whole, sizes=parts[0].sizes)
 
     @property
     def vocabulary(self) -> int:
@@ -190,13 +190,14 @@ class Observer:
         own = logs[at[:, None], ids].cpu()
         logs[at[:, None], ids[:, : dense.top]] = -math.inf
         rest = logs.logsumexp(dim=1)[at].cpu()
-        kept = [_tensor(array, slots) for array in (dense.logs, dense.rest)]
-        self.kl[slots] = divergence(*kept, own, rest, dense.top)
+        dense_logs, dense_rest = (_tensor(array, slots) for array in (dense.logs, dense.rest))
+        self.kl[slots] = divergence(dense_logs, dense_rest, own, rest, dense.top)
         self.same[slots] = best[at].cpu() == _tensor(dense.best, slots)
 
     def results(self) -> list[Any]:
         """Of each row of the batch, what `Watched` says."""
-        found, start = [], 0
+        found: list[dict[str, Any] | None] = []
+        start = 0
         for size in self.sizes:
             if size is None:
                 found.append(None)
@@ -219,6 +220,7 @@ class Observer:
         rest = logs.logsumexp(dim=1)
         if top < logs.shape[1]:
             offsets = torch.zeros(len(logs), dtype=logs.dtype, device=logs.device)
+            assert self.offsets is not None  # a row that is kept has drawn them
             offsets[at] = self.offsets[slots].to(offsets)
             drawn = _drawn(logs, rest, offsets)
             ids, own = torch.cat([ids, drawn], dim=1), torch.cat([own, logs.gather(1, drawn)], dim=1)
@@ -297,8 +299,8 @@ def figures(kl: np.ndarray, same: np.ndarray, counts: Sequence[int]) -> dict[str
         single one), the share `same_top`, and `tokens` counted.
     """
     sums = np.add.reduceat(kl, np.cumsum([0, *counts[:-1]]))
-    mean, blocks, counts = float(kl.mean()), len(counts), np.asarray(counts)
-    spread = float(((sums - mean * counts) ** 2).sum())
+    mean, blocks = float(kl.mean()), len(counts)
+    spread = float(((sums - mean * np.asarray(counts)) ** 2).sum())
     return {
         "mean_kl": mean,
         "median_kl": float(np.median(kl)),

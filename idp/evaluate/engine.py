@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Engine(Protocol):
@@ -87,7 +88,7 @@ class LocalEngine:
         self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, batch in enumerate(batches):
-            yield number, self.score_batch(list(batch), shared, asks and list(asks[number]))
+            yield number, self.score_batch(list(batch), shared, list(asks[number]) if asks else None)
 
     def generate(
         self, batches: Sequence[list[list[int]]], stops: list[str], max_new_tokens: int
@@ -125,7 +126,10 @@ class LocalEngine:
             prefixes, followed = self._prefixes(shared, choice, len(rows))
             given, order = rows, None
             if (switch := switch_of(self.config)) is not None:
-                before = [0] * len(rows) if followed is None else prefixes.lengths[followed].tolist()
+                before = [0] * len(rows)
+                if followed is not None:
+                    assert prefixes is not None
+                    before = prefixes.lengths[followed].tolist()
                 rows, sources, order = split_at(rows, [switch - length for length in before])
                 followed = followed[torch.tensor(sources, device=followed.device)] if followed is not None else None
             packed = pack(

@@ -16,9 +16,9 @@ import numpy as np
 
 from idp.errors import UserError
 from idp.evaluate import contexts
-from idp.evaluate.divergence import DRAWN, TOP, Keep, Kept, Watched, figures
-from idp.evaluate.measured import Fidelity
-from idp.store import CHECKPOINT, Product, Store, write_json
+from idp.evaluate.divergence import DRAWN, TOP, Ask, Keep, Kept, Watched, figures
+from idp.evaluate.measured import Fidelity, Stored
+from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,49 @@ TEXT_POSITIONS = 65_536  # at most, in evenly spaced windows; with 128 tokens ea
 FIGURES = ("mean_kl", "median_kl", "p99_kl", "same_top", "tokens", "stderr")
 
 
+def references(dense: Measured[Stored]) -> Fidelity[Stored]:
+    """What the dense model predicts, which others are held against."""
+    assert dense.fidelity is not None  # kept wherever others are compared with it
+    return dense.fidelity
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's side of the comparison: what its products are, before there are any.
+
+    Args:
+        name: dense, compressed or repaired.
+        parent: the key of the compressed model or of the repair.
+        conditions: what decides its numbers beside text and tasks, as part of each product's key.
+        dense: products or identities of the dense model's scores; None: this is the dense model.
+    """
+
+    name: str
+    parent: str
+    conditions: dict[str, Any]
+    dense: Measured[Any] | None
+
+    def of_corpus(self, corpus: str, config: dict[str, Any]) -> Identity:
+        """The product of a corpus, of whose windows `config` decides."""
+        reference = references(self.dense).corpora[corpus] if self.dense else None
+        return self._identity(f"text of {corpus}", reference, {**config, "positions": TEXT_POSITIONS})
+
+    def of_task(self, task: str, scores: str) -> Identity:
+        """The product of a task's contexts; `scores` is the key of what this model scored on the task."""
+        reference = references(self.dense).tasks[task] if self.dense else None
+        documents = scores if self.dense is None else self.dense.tasks[task].key
+        return self._identity(f"contexts of {task}", reference, {"contexts": documents, "bounds": contexts.bounds()})
+
+    def _identity(self, what: str, reference: Product | Identity | None, config: dict[str, Any]) -> Identity:
+        """Of the dense model a reference, of another one its divergences from `reference`."""
+        kept = {**config, "kept": [TOP, DRAWN]} if reference is None else {"reference": reference.key}
+        stage = "reference" if reference is None else "fidelity"
+        return Identity(stage, self.parent, kept | self.conditions, VERSION, f"{self.name} {what}")
+
+
 @dataclass
 class Comparing:
-    """One model's part in the comparison.
+    """One model's part in the comparison, made.
 
     Args:
         name: dense, compressed or repaired.
@@ -51,7 +91,7 @@ class Comparing:
     conditions: dict[str, Any]
     scorer: Callable[[], Scorer]
     store: Store
-    dense: Measured | None
+    dense: Measured[Product] | None
 
     def of_corpus(self, corpus: str, config: dict[str, Any], windows: Callable[[Scorer], torch.Tensor]) -> Product:
         """The product of a corpus, which also holds the losses of all windows.
@@ -62,9 +102,8 @@ class Comparing:
             windows: cuts them, [windows, tokens].
         """
         return self._product(
-            f"text of {corpus}",
-            self.dense and self.dense.fidelity.corpora[corpus],
-            {**config, "positions": TEXT_POSITIONS},
+            self._side.of_corpus(corpus, config),
+            references(self.dense).corpora[corpus] if self.dense else None,
             lambda scorer, reference, folder: _corpus(scorer, windows(scorer), reference, folder),
         )
 
@@ -72,37 +111,29 @@ class Comparing:
         """The product of a task's contexts; `measured` is what this model scored on the task."""
         dense = measured if self.dense is None else self.dense.tasks[task]
         return self._product(
-            f"contexts of {task}",
-            self.dense and self.dense.fidelity.tasks[task],
-            {"contexts": dense.key, "bounds": contexts.bounds()},
+            self._side.of_task(task, measured.key),
+            references(self.dense).tasks[task] if self.dense else None,
             lambda scorer, reference, folder: _task(scorer, dense, reference, folder),
         )
 
+    @property
+    def _side(self) -> Side:
+        return Side(self.name, self.parent, self.conditions, self.dense)
+
     def _product(
         self,
-        what: str,
+        identity: Identity,
         reference: Product | None,
-        config: dict[str, Any],
         make: Callable[[Scorer, Reference | None, Path], None],
     ) -> Product:
-        """The model's product: of the dense one a reference, of another one its divergences from `reference`."""
-
         def made(folder: Path) -> None:
             from idp.evaluate.journal import Journal
 
             scorer = self.scorer()
-            scorer.label, scorer.journal = f"{self.name} {what}", Journal(folder / CHECKPOINT)
+            scorer.label, scorer.journal = identity.label, Journal(folder / CHECKPOINT)
             make(scorer, Reference.load(reference) if reference is not None else None, folder)
 
-        kept = {**config, "kept": [TOP, DRAWN]} if reference is None else {"reference": reference.key}
-        return self.store.get_or_make(
-            "reference" if reference is None else "fidelity",
-            parent=self.parent,
-            config=kept | self.conditions,
-            version=VERSION,
-            make=made,
-            label=f"{self.name} {what}",
-        )
+        return self.store.obtain(identity, made)
 
 
 @dataclass
@@ -167,7 +198,7 @@ def _corpus(scorer: Scorer, windows: torch.Tensor, reference: Reference | None, 
     else:
         numbers = reference.rows.tolist()
     read = windows[numbers, :-1].tolist()
-    asked = [Keep(number) for number in numbers] if reference is None else reference.ends(read)
+    asked: Sequence[Ask] = [Keep(number) for number in numbers] if reference is None else reference.ends(read)
     asks = dict(zip(numbers, asked, strict=True))
     watched = Watched([asks.get(number) for number in range(len(windows))])
     write_json(folder / WINDOWS, window_losses(scorer, windows, watched))
@@ -184,7 +215,8 @@ def _task(scorer: Scorer, dense: Product, reference: Reference | None, folder: P
     if reference is not None:
         counts = [min(pair) for pair in zip(counts, reference.counts.tolist(), strict=True)]
     read = [text[len(text) - count :] for text, count in zip(texts.values(), counts, strict=True)]
-    watched = Watched([Keep(number) for number in texts] if reference is None else reference.ends(read))
+    asks: Sequence[Ask] = [Keep(number) for number in texts] if reference is None else reference.ends(read)
+    watched = Watched(list(asks))
     scorer.watch_contexts(list(texts.values()), counts, watched)
     _write(watched.found, list(texts), read, reference, folder)
 

@@ -10,8 +10,9 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from idp.models.greedy import ends_of
 from idp.prompting import finite
+from idp.prompting.caches import empty_cache
 from idp.prompting.frequencies import frequencies, switch_of
-from idp.prompting.prefix import attention_mask, empty_cache, has_local_attention
+from idp.prompting.masks import attention_mask, has_local_attention
 from idp.prompting.repaired import RepairedModel, head_only_at
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def prefill(
         if choice is None:
             inputs |= {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         else:
+            assert repaired.prefixes is not None  # one of them was chosen
             valid = repaired.prefixes.valid(choice)
             seen = torch.cat([valid, seen], dim=1)
             before = torch.arange(valid.shape[1], device=tokens.device).expand(rows, -1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError, lacks_memory
 from idp.evaluate.generation import Decoding
 from idp.hub import first_line
-from idp.prompting.prefix import attention_mask
+from idp.prompting.masks import attention_mask
 from idp.prompting.repaired import RepairedModel
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check(model: PreTrainedModel, device: torch.device) -> None:
         )
     stated = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     every = [stated, *(inner for inner in stated.values() if isinstance(inner, dict))]
-    if kinds := {rope.get("rope_type") for rope in every} & CHANGING:
+    if kinds := {str(rope.get("rope_type")) for rope in every} & CHANGING:
         raise UserError(
             f"latency.decode=graph: {type(model).__name__} has rotary frequencies ({', '.join(sorted(kinds))}) that"
             " change with the length, which no graph follows; use latency.decode=eager"

@@ -48,8 +48,8 @@ def of_run(
         row: {task: _score(scored.tasks[task], runs[task], metrics[task]) for task in runs}
         for row, scored in measured.items()
     }
-    outcomes, _, left_out = outcomes_of(measured, sources)
-    outcomes |= dict.fromkeys(left_out)
+    known, _, left_out = outcomes_of(measured, sources)
+    outcomes: Outcomes = {**known, **dict.fromkeys(left_out)}
     chance = {task: _chance(measured, task, metrics[task]) for task in runs}
     groups = {
         group: {
@@ -77,12 +77,13 @@ Outcomes = Mapping[str, "dict[str, np.ndarray] | None"]  # of each task, by mode
 
 def _against(outcomes: Outcomes, chance: Mapping[str, float], row: str, tasks: Sequence[str]) -> dict[str, Any]:
     """One model's group against dense and compressed; nothing where a task's score is no mean over documents."""
-    if row == "dense" or any(outcomes[task] is None for task in tasks):
+    known = {task: table for task in tasks if (table := outcomes[task]) is not None}
+    if row == "dense" or len(known) < len(tasks):
         return {}
-    others = [other for after, other in STEPS if after == row and other in outcomes[tasks[0]]]
+    others = [other for after, other in STEPS if after == row and other in known[tasks[0]]]
     found: dict[str, Any] = {
         "difference": {
-            other: comparison({task: (outcomes[task][other], outcomes[task][row]) for task in tasks})["mean"]
+            other: comparison({task: (table[other], table[row]) for task, table in known.items()})["mean"]
             for other in others
         }
     }
@@ -93,10 +94,10 @@ def _against(outcomes: Outcomes, chance: Mapping[str, float], row: str, tasks: S
 
 def _matching(outcomes: Outcomes, chance: Mapping[str, float], row: str, tasks: Sequence[str]) -> dict[str, Any] | None:
     """None where a score is no mean over documents, or no share of something: 95 % of it would mean nothing."""
-    known = [outcomes[task] for task in tasks]
-    if any(table is None or min(table[side].min() for side in ("dense", row)) < 0 for table in known):
+    known = {task: table for task in tasks if (table := outcomes[task]) is not None}
+    if len(known) < len(tasks) or any(table[side].min() < 0 for table in known.values() for side in ("dense", row)):
         return None
-    return matching({task: (outcomes[task]["dense"], outcomes[task][row]) for task in tasks}, chance)
+    return matching({task: (table["dense"], table[row]) for task, table in known.items()}, chance)
 
 
 def _pair(measured: Mapping[str, Measured], closed: str, with_passage: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError
 from idp.evaluate.trial import GENERATION, PACKED, PARTS, differences
 from idp.hub import first_line
-from idp.store import Store, digest, hash_file, write_json
+from idp.store import Identity, Product, Store, digest, hash_file, write_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -51,20 +51,47 @@ def check(config: PretrainedConfig, store: Store, parts: Sequence[str] = PARTS, 
     Raises:
         UserError: one line that names the class, what differs, by how much, and what to do.
     """
+    identity = identity_of(config, remote_code)
+    if identity is None:
+        return
+
+    def make(folder: Path) -> None:
+        if identity.key not in _answered:
+            _answered[identity.key] = answers(config, remote_code)
+        write_json(folder / ANSWER, _answered[identity.key])
+
+    _refuse(store.obtain(identity, make), parts)
+
+
+def check_known(
+    config: PretrainedConfig, store: Store, parts: Sequence[str] = PARTS, remote_code: bool = False
+) -> None:
+    """As `check`, as far as it is known already; nothing is computed.
+
+    Raises:
+        UserError: as `check`.
+    """
+    identity = identity_of(config, remote_code)
+    product = store.finished(identity) if identity is not None else None
+    if product is not None:
+        _refuse(product, parts)
+
+
+def identity_of(config: PretrainedConfig, remote_code: bool = False) -> Identity | None:
+    """What the answer is as a product; None for what is no causal language model: loading it says so.
+
+    Raises:
+        UserError: the class and the config say by themselves that the model cannot be right.
+    """
     if class_of(config) is None and not remote_code:
-        return  # no causal language model at all: loading it says so
+        return None
     known = refused_by_class(config)
     if known is not None:
         raise UserError(known)
-    identity = _identity(config)
+    return Identity("guard", None, _identity(config), VERSION, _name(config))
 
-    def make(folder: Path) -> None:
-        key = digest(identity)
-        if key not in _answered:
-            _answered[key] = answers(config, remote_code)
-        write_json(folder / ANSWER, _answered[key])
 
-    product = store.get_or_make("guard", parent=None, config=identity, version=VERSION, make=make, label=_name(config))
+def _refuse(product: Product, parts: Sequence[str]) -> None:
     found = product.read(ANSWER)
     for part in parts:
         if found[part] is not None:

@@ -166,7 +166,8 @@ class _Events:
     """Marks in the device's own stream, so that the host's queueing is not timed."""
 
     def __init__(self, device: torch.device):
-        self.device, self.marks = device, []
+        self.device = device
+        self.marks: list[Any] = []  # events of the device
 
     def mark(self) -> None:
         import torch

@@ -5,6 +5,7 @@ Its rows are those of the prompts measured alone; no model runs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,19 +13,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idp import models
 from idp.errors import UserError
-from idp.evaluate.measured import Measured
-from idp.evaluate.selection import outcomes
-from idp.evaluate.stage import (
+from idp.evaluate.benchmark import (
     PERPLEXITY_VERSION,
     VERSION,
+    Benchmark,
+    Subject,
     conditions,
     corpus_config,
     mended,
     task_config,
-    write_corpus,
-    write_task,
 )
+from idp.evaluate.measured import Measured
+from idp.evaluate.selection import outcomes
+from idp.evaluate.stage import write_corpus, write_task
+from idp.store import Identity
 
 if TYPE_CHECKING:
     from idp import config as schema
@@ -35,60 +39,50 @@ RESAMPLES = 1000  # of standard errors without a closed form, as `run_task` has 
 
 
 def measure(
-    name: str,
-    alone: Sequence[Measured],
-    parent: str,
-    selector: schema.Selector,
-    model: schema.Model,
-    evaluation: schema.Evaluation,
-    tasks: Sequence[TaskSource],
-    documents: int | None,
-    corpora: dict[str, Any],
-    store: Store,
-    bos: tuple[int, ...] = (),
-) -> Measured:
+    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Product]], selector: schema.Selector, store: Store
+) -> Measured[Product]:
     """The products of a selector that peeks, under the keys that a selector's own would have.
 
     Args:
-        name: dense, compressed or repaired: what is said beside a task.
+        subject: the repaired model.
+        benchmark: what each prompt was measured on.
         alone: what each prompt scored by itself, in order.
-        parent: the key of the repair.
         selector: its options, part of each product's key; its `peek` chooses.
-        model: the model's config.
-        evaluation: tokens per batch, and how perplexity is measured.
-        tasks: what `find_tasks` found.
-        documents: per task; None: all.
-        corpora: `idp.corpora.corpus.Text` by name.
         store: where products live.
-        bos: what the model's texts begin with.
 
     Raises:
         UserError: a task whose main metric is not one of single documents.
     """
-    common, measured = conditions(asdict(selector), model, evaluation, bos), Measured(name)
-    for source in tasks:
+    expected = identities(subject, benchmark, alone, selector)
+    measured: Measured[Product] = Measured(subject.name)
+    names = [each.name for each in alone]
+    for source in benchmark.tasks:
         products = [each.tasks[source.name] for each in alone]
-        measured.tasks[source.name] = store.get_or_make(
-            "measure",
-            parent=parent,
-            config=task_config(source, documents) | common | mended(products[0]),
-            version=VERSION,
-            make=lambda folder, source=source, products=products: _task(
-                source, products, [each.name for each in alone], selector, folder
-            ),
-            label=f"{name} {source.runs} ({selector.kind})",
-        )
-    for corpus, text in corpora.items():
+        make = functools.partial(_task, source, products, names, selector)
+        measured.tasks[source.name] = store.obtain(expected.tasks[source.name], make)
+    for corpus in benchmark.corpora:
         products = [each.corpora[corpus] for each in alone]
-        measured.corpora[corpus] = store.get_or_make(
-            "measure",
-            parent=parent,
-            config=corpus_config(text, evaluation) | common,
-            version=PERPLEXITY_VERSION,
-            make=lambda folder, products=products: _corpus(products, selector, folder),
-            label=f"{name} perplexity of {corpus} ({selector.kind})",
-        )
+        make = functools.partial(_corpus, products, selector)
+        measured.corpora[corpus] = store.obtain(expected.corpora[corpus], make)
     return measured
+
+
+def identities(
+    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Any]], selector: schema.Selector
+) -> Measured[Identity]:
+    """What those products are; of `alone`, products or identities will do."""
+    bos = models.bos_of(subject.folder, benchmark.model)
+    common = conditions(asdict(selector), benchmark.model, benchmark.evaluation, bos)
+    found: Measured[Identity] = Measured(subject.name)
+    for source in benchmark.tasks:
+        config = task_config(source, benchmark.documents) | common | mended(alone[0].tasks[source.name].config)
+        label = f"{subject.name} {source.runs} ({selector.kind})"
+        found.tasks[source.name] = Identity("measure", subject.key, config, VERSION, label)
+    for corpus, text in benchmark.corpora.items():
+        config = corpus_config(text, benchmark.evaluation) | common
+        label = f"{subject.name} perplexity of {corpus} ({selector.kind})"
+        found.corpora[corpus] = Identity("measure", subject.key, config, PERPLEXITY_VERSION, label)
+    return found
 
 
 def _task(

@@ -7,8 +7,9 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from idp import kinds, plugins
 from idp.errors import UserError, lacks_memory
 from idp.evaluate.batching import Row
 from idp.evaluate.divergence import Ask
@@ -49,7 +50,8 @@ class PooledEngine:
         self.workers: list[tuple[Any, Connection]] = []
         for device in devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, open_model, device, len(devices)), daemon=True)
+            given = (theirs, open_model, device, len(devices), list(plugins.loaded()))
+            process = context.Process(target=_work, args=given, daemon=True)
             process.start()
             theirs.close()
             self.workers.append((process, ours))
@@ -61,7 +63,8 @@ class PooledEngine:
         self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         jobs = [
-            ("score_batch", (list(batch), shared, asks and list(asks[number]))) for number, batch in enumerate(batches)
+            ("score_batch", (list(batch), shared, list(asks[number]) if asks else None))
+            for number, batch in enumerate(batches)
         ]
         return self._spread(jobs)
 
@@ -85,8 +88,8 @@ class PooledEngine:
         busy: dict[Connection, int] = {}
 
         def feed(connection: Connection) -> None:
-            number, job = next(todo, (None, None))
-            if job is not None:
+            if (given := next(todo, None)) is not None:
+                number, job = given
                 connection.send(job)
                 busy[connection] = number
 
@@ -94,7 +97,8 @@ class PooledEngine:
             for _, connection in self.workers:
                 feed(connection)
             while busy:
-                for connection in wait(list(busy)):
+                for ready in wait(list(busy)):
+                    connection = cast(Connection, ready)
                     error, result, peaks = connection.recv()
                     keep_peaks(peaks)
                     if isinstance(error, UserError):
@@ -112,10 +116,12 @@ class PooledEngine:
             ) from error
 
 
-def _work(connection: Connection, open_model: OpenModel, device: str, processes: int) -> None:
-    """What each process does: opens the model, then answers jobs until the pipe is closed."""
+def _work(connection: Connection, open_model: OpenModel, device: str, processes: int, modules: list[str]) -> None:
+    """What each process does: opens the model, by kinds of the user's own perhaps, then answers jobs until the pipe is
+    closed."""
     import torch
 
+    kinds.load_plugins(modules)
     if device == "cpu":  # share the cores out instead of fighting for them
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     engine = None
@@ -126,7 +132,7 @@ def _work(connection: Connection, open_model: OpenModel, device: str, processes:
             return
         try:
             engine = engine or LocalEngine(open_model(device))
-            answer = (None, getattr(engine, name)(*arguments), device_peaks())
+            answer: tuple[Any, Any, dict[str, int]] = (None, getattr(engine, name)(*arguments), device_peaks())
         except UserError as error:  # one line, for the user; this process's own traceback says nothing more
             answer = (error, None, {})
         except Exception as error:

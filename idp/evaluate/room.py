@@ -60,16 +60,26 @@ def fitting(shape: Any, weights: int, itemsize: int, memory: int) -> int:
     Returns:
         a power of two, from `FEWEST` to `MOST`.
     """
-    layers, hidden = shape.num_hidden_layers, shape.hidden_size
-    inner = getattr(shape, "intermediate_size", None) or 4 * hidden
-    heads = shape.num_attention_heads
-    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
-    head_dim = getattr(shape, "head_dim", None) or hidden // heads
-    cache = 2 * layers * kv_heads * head_dim
-    token = itemsize * (8 * hidden + 3 * inner + DECODED * cache)
+    token, layers = token_bytes(shape, itemsize), shape.num_hidden_layers
     wanted = LAYER_FLOPS / (2 * weights / layers)
     room = (memory - itemsize * weights) / SHARE / token
     tokens = FEWEST
     while tokens < min(wanted, MOST) and 2 * tokens <= room:
         tokens *= 2
     return tokens
+
+
+def token_bytes(shape: Any, itemsize: int) -> int:
+    """Bytes that a token of a forward pass takes: its activations in a layer, its keys and values in all of them.
+
+    Args:
+        shape: the config of the text model.
+        itemsize: bytes of an activation.
+    """
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    inner = getattr(shape, "intermediate_size", None) or 4 * hidden
+    heads = shape.num_attention_heads
+    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_dim = getattr(shape, "head_dim", None) or hidden // heads
+    cache = 2 * layers * kv_heads * head_dim
+    return itemsize * (8 * hidden + 3 * inner + DECODED * cache)

@@ -359,7 +359,7 @@ class Scorer(TemplateLM):
         page = self.journal.open([[vars(row) for row in rows], batches, list(shared)])
         left = [number for number in range(len(batches)) if number not in page.finished]
         parts = [[rows[place] for place in batches[number]] for number in left]
-        asks = watched and [[watched.asks[place] for place in batches[number]] for number in left]
+        asks = [[watched.asks[place] for place in batches[number]] for number in left] if watched else None
         results = self.engine.score(parts, list(shared), asks)
         with progress(len(rows), f"score {self.label}", unit="rows", disable=disable_tqdm) as bar:
             for number, result in self._written(page, left, results):

@@ -38,7 +38,7 @@ def collapsed(selection: dict[str, dict[str, int]], share: float = COLLAPSED) ->
     return [
         task
         for task, counts in selection.items()
-        if len(counts) > 1 and sum(counts.values()) and max(counts.values()) >= share * sum(counts.values())
+        if len(counts) > 1 and any(counts.values()) and max(counts.values()) >= share * sum(counts.values())
     ]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,159 +15,84 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
+from idp.evaluate.benchmark import (
+    MERGED_CHOICES,
+    RESULTS,
+    SAMPLES,
+    Benchmark,
+    Subject,
+    common_of,
+    compares,
+    corpus_config,
+    identities,
+)
 from idp.evaluate.fidelity import WINDOWS, Comparing
 from idp.evaluate.measured import Fidelity, Measured
 from idp.memory import release
-from idp.models import greedy
-from idp.prompting.attention import fused
-from idp.store import CHECKPOINT, Product, Store, digest, write_json
+from idp.store import CHECKPOINT, Identity, Product, Store, digest, write_json
 
 if TYPE_CHECKING:
     import torch
 
+    from idp.corpora.corpus import Text
     from idp.evaluate.scorer import Scorer
     from idp.prompting.repaired import RepairedModel
     from idp.tasks.tasks import TaskSource
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-PERPLEXITY_VERSION = 2  # 2: the windows' own losses
-RESULTS, SAMPLES, PERPLEXITY, LATENCY = "results.json", "samples.parquet", "perplexity.json", "latency.json"
-ENDS, MERGED_CHOICES = MENDED = "ends", "merged_choices"
+PERPLEXITY, LATENCY = "perplexity.json", "latency.json"
+LATENCY_VERSION = 1
+
+Finished = Callable[[str, str, Product], None]
 
 
 def measure(
-    name: str,
+    subject: Subject,
+    benchmark: Benchmark,
     open_model: Callable[[str | None], RepairedModel],
-    folder: Path,
-    parent: str,
-    selector: dict[str, Any] | None,
-    model: schema.Model,
-    evaluation: schema.Evaluation,
-    tasks: Sequence[TaskSource],
-    documents: int | None,
-    corpora: dict[str, Any],
     store: Store,
-    finished: Callable[[str, str, Product], None] | None = None,
-    keeps: bool = False,
     dense: Measured | None = None,
+    finished: Finished | None = None,
 ) -> Measured:
     """Scores a model on every task and corpus that the store does not have yet; the model is opened only if needed.
 
     Args:
-        name: dense, compressed or repaired: what is said beside the progress bar.
+        subject: which model it is.
+        benchmark: what it is measured on, and how.
         open_model: brings the model into memory, on the device named or, for None, on the config's.
-        folder: of the model's config and tokenizer.
-        parent: the key of the compressed model or of the repair.
-        selector: what decides the choice where a bank of several prompts is measured: part of each product's key.
-        model: the model's config: its dtype and device decide the numbers.
-        evaluation: tokens per batch, and how perplexity is measured.
-        tasks: what `find_tasks` found.
-        documents: per task; None: all.
-        corpora: `idp.corpora.corpus.Text` by name, for perplexity.
         store: where products live.
+        dense: what was measured of the dense model, where this one is held against it.
         finished: called with the model's name, the task or corpus, and its product.
-        keeps: keep what it predicts, as the dense model that others are held against.
-        dense: what was measured of that model, where this one is held against it.
     """
-    scorer = _Lazy(lambda: _scorer(open_model, folder, model, evaluation, name))
-    measured = Measured(name)
-    common = conditions(selector, model, evaluation, models.bos_of(folder, model)) | _revised(folder, selector)
-    compares = keeps or (dense is not None and dense.fidelity is not None)
-    comparing = Comparing(name, parent, common, scorer, store, dense) if compares else None
-    measured.fidelity = Fidelity() if compares else None
+    scorer = _Lazy(lambda: _scorer(open_model, subject, benchmark))
+    expected = identities(subject, benchmark, store, dense)
+    measured: Measured[Product] = Measured(subject.name)
+    comparing = None
+    fidelity: Fidelity[Product] = Fidelity()
+    if compares(subject, dense):
+        common = common_of(subject, benchmark)
+        comparing = Comparing(subject.name, subject.key, common, scorer, store, dense)
+        measured.fidelity = fidelity
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
-        for source in tasks:
-            make = functools.partial(
-                store.get_or_make,
-                "measure",
-                parent=parent,
-                version=VERSION,
-                make=lambda folder, source=source: _measure_task(scorer(), source, documents, folder),
-                label=f"{name} {source.runs}",
-            )
-            ends = greedy.ends_beside_eos(folder, model.trust_remote_code) if source.generates else []
-            config = task_config(source, documents) | common | ({ENDS: ends} if ends else {})
-            product = make(config=config)
-            if product.reused and _gave_a_choice_nothing(product):
-                product = make(config=config | {MERGED_CHOICES: "apart"})
-            measured.tasks[source.name] = product
+        for source in benchmark.tasks:
+            make = functools.partial(_measure_task, scorer, source, benchmark.documents)
+            product = measured.tasks[source.name] = store.obtain(expected.tasks[source.name], make)
             if comparing is not None:
-                measured.fidelity.tasks[source.name] = comparing.of_task(source.name, product)
+                fidelity.tasks[source.name] = comparing.of_task(source.name, product)
             if finished is not None:
-                finished(name, source.name, product)
-        for corpus, text in corpora.items():
-            config = corpus_config(text, evaluation)
-            compared = None
+                finished(subject.name, source.name, product)
+        for corpus, text in benchmark.corpora.items():
+            make = functools.partial(_measure_corpus, scorer, text, benchmark.evaluation)
             if comparing is not None:
-                windows = functools.partial(_windows, text, evaluation)
-                compared = measured.fidelity.corpora[corpus] = comparing.of_corpus(corpus, config, windows)
-            product = store.get_or_make(
-                "measure",
-                parent=parent,
-                config=config | common,
-                version=PERPLEXITY_VERSION,
-                make=lambda folder, text=text, compared=compared: (
-                    _measure_corpus(scorer(), text, evaluation, folder)
-                    if compared is None
-                    else write_corpus(folder, compared.read(WINDOWS), evaluation.perplexity_window)
-                ),
-                label=f"{name} perplexity of {corpus}",
-            )
-            measured.corpora[corpus] = product
+                windows = functools.partial(_windows, text, benchmark.evaluation)
+                compared = comparing.of_corpus(corpus, corpus_config(text, benchmark.evaluation), windows)
+                fidelity.corpora[corpus] = compared
+                make = functools.partial(_take_corpus, compared, benchmark.evaluation)
+            measured.corpora[corpus] = store.obtain(expected.corpora[corpus], make)
             if finished is not None:
-                finished(name, corpus, product)
+                finished(subject.name, corpus, measured.corpora[corpus])
     return measured
-
-
-def conditions(
-    selector: dict[str, Any] | None,
-    model: schema.Model,
-    evaluation: schema.Evaluation,
-    bos: tuple[int, ...] = (),
-) -> dict[str, Any]:
-    """What decides the numbers of every product of a model, as part of its key; `bos` is what its texts begin with."""
-    known = {"selector": selector, **models.numerics(model), "batch_tokens": evaluation.batch_tokens}
-    if fused.in_use(models.device_of(model), models.dtype_of(model)):
-        known["attention"] = "fused"
-    return known | ({"bos": list(bos)} if bos else {})
-
-
-def _revised(folder: Path, selector: dict[str, Any] | None) -> dict[str, Any]:
-    """What marks the numbers of models that were once computed otherwise, so that older products do not pass for them.
-
-    Frequencies that change with the length were those of the batch's longest row; a choice by attention did not know
-    of windows.
-    """
-    file = folder / "config.json"
-    shape = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    shape = shape.get("text_config") or shape
-    revised: dict[str, Any] = {}
-    if "longrope" in json.dumps([shape.get("rope_parameters"), shape.get("rope_scaling")]):
-        revised["frequencies"] = "of each row"
-    if selector is not None and (shape.get("sliding_window") or shape.get("attention_chunk_size")):
-        revised["windows"] = "heeded"
-    return revised
-
-
-def task_config(source: TaskSource, documents: int | None) -> dict[str, Any]:
-    """What decides a task's scores beside the model, as part of their key."""
-    return {"task": source.runs, "data": source.fingerprint, "documents": source.wanted(documents)}
-
-
-def mended(product: Product) -> dict[str, Any]:
-    """The part of a task's key that is there only where its scores were once computed otherwise."""
-    return {name: product.manifest["config"][name] for name in MENDED if name in product.manifest["config"]}
-
-
-def corpus_config(text: Any, evaluation: schema.Evaluation) -> dict[str, Any]:
-    """What decides a corpus's perplexity beside the model, as part of its key."""
-    return {
-        "corpus": text.fingerprint,
-        "tokens": evaluation.perplexity_tokens,
-        "window": evaluation.perplexity_window,
-    }
 
 
 def time_models(
@@ -191,25 +115,28 @@ def time_models(
     """
     from idp.evaluate.latency import measure_latency
 
+    def make(folder: Path) -> None:
+        write_json(folder / LATENCY, measure_latency(open_variants(), options))
+
+    with out_of_memory_is_explained("latency"):
+        return store.obtain(latency_identity(parents, options, model, bos), make)
+
+
+def latency_identity(
+    parents: list[str], options: schema.Latency, model: schema.Model, bos: tuple[int, ...] = ()
+) -> Identity:
+    """What the latency product is; the arguments are those of `time_models`."""
     machine = f"{platform.node()} {platform.processor() or platform.machine()}"
     cards = _cards(model)
     settings = asdict(options)
     if options.decode == schema.EAGER:  # as before there was another way
         del settings["decode"]
-
-    def make(folder: Path) -> None:
-        write_json(folder / LATENCY, measure_latency(open_variants(), options))
-
-    with out_of_memory_is_explained("latency"):
-        return store.get_or_make(
-            "latency",
-            parent=digest(parents),
-            config={"options": settings, "machine": machine, **models.numerics(model)}
-            | ({"bos": list(bos)} if bos else {})
-            | ({"cards": cards} if cards else {}),
-            version=VERSION,
-            make=make,
-        )
+    config: dict[str, Any] = {"options": settings, "machine": machine, **models.numerics(model)}
+    if bos:
+        config["bos"] = list(bos)
+    if cards:
+        config["cards"] = cards
+    return Identity("latency", digest(parents), config, LATENCY_VERSION)
 
 
 def _cards(model: schema.Model) -> list[str]:
@@ -220,7 +147,8 @@ def _cards(model: schema.Model) -> list[str]:
 
     device = models.device_of(model)
     if device.type == "cuda" and model.device_map:  # which of them is decided as it is opened
-        return [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+        names = [card(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+        return [name for name in names if name is not None]
     return [name] if (name := card(device)) is not None else []
 
 
@@ -228,7 +156,8 @@ class _Lazy:
     """Makes a scorer when first asked, and ends its engine."""
 
     def __init__(self, make: Callable[[], Scorer]):
-        self.make, self.made = make, None
+        self.make = make
+        self.made: Scorer | None = None
 
     def __call__(self) -> Scorer:
         if self.made is None:
@@ -244,28 +173,29 @@ class _Lazy:
 
 def _scorer(
     open_model: Callable[[str | None], RepairedModel],
-    folder: Path,
-    model: schema.Model,
-    evaluation: schema.Evaluation,
-    name: str,
+    subject: Subject,
+    benchmark: Benchmark,
 ) -> Scorer:
-    from idp.evaluate.engine import LocalEngine
+    from idp.evaluate.engine import Engine, LocalEngine
     from idp.evaluate.pool import PooledEngine
     from idp.evaluate.scorer import Scorer
 
+    model, evaluation = benchmark.model, benchmark.evaluation
     devices = models.devices(model, evaluation.processes)
     if len(devices) == 1:
-        engine = LocalEngine(open_model(None))
+        engine: Engine = LocalEngine(open_model(None))
     else:
-        empty = models.open_empty(folder, model)
+        empty = models.open_empty(subject.folder, model)
         engine = PooledEngine(open_model, devices, empty.model.config, empty.tokenizer)
-    return Scorer(engine, evaluation.batch_tokens, name)
+    assert evaluation.batch_tokens is not None  # resolved before anything is measured
+    return Scorer(engine, evaluation.batch_tokens, subject.name)
 
 
-def _measure_task(scorer: Scorer, source: TaskSource, documents: int | None, folder: Path) -> None:
+def _measure_task(opened: _Lazy, source: TaskSource, documents: int | None, folder: Path) -> None:
     from idp.evaluate.journal import Journal
     from idp.tasks.tasks import run_task
 
+    scorer = opened()
     scorer.begin()
     scorer.label = f"{scorer.name} {source.runs}"
     scorer.journal = Journal(folder / CHECKPOINT)
@@ -295,17 +225,6 @@ def _say_merged(task: str, count: int) -> None:
     log.warning("task %s: %d choices %s (idp.merged_choices in the record)", task, count, MERGED)
 
 
-def _gave_a_choice_nothing(product: Product) -> bool:
-    """Whether a product from before merged choices were encoded apart has a choice of exactly 0 nats: one that had no
-    tokens, or, rarely, one that the model was quite sure of."""
-    from pyarrow import parquet
-
-    if MERGED_CHOICES in product.read(RESULTS)["idp"]:
-        return False
-    values = parquet.read_table(product.path / SAMPLES, columns=["loglikelihoods"]).column(0).to_pylist()
-    return any(value == 0.0 for row in values for value in row or [])
-
-
 def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Writes a task's product: lm-eval's results, and one row per document."""
     import pyarrow as arrow
@@ -315,16 +234,22 @@ def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]
     parquet.write_table(arrow.Table.from_pylist(rows), folder / SAMPLES)
 
 
-def _measure_corpus(scorer: Scorer, text: Any, evaluation: schema.Evaluation, folder: Path) -> None:
+def _measure_corpus(opened: _Lazy, text: Text, evaluation: schema.Evaluation, folder: Path) -> None:
     from idp.evaluate.journal import Journal
     from idp.evaluate.perplexity import window_losses
 
+    scorer = opened()
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)
     write_corpus(folder, window_losses(scorer, _windows(text, evaluation, scorer)), evaluation.perplexity_window)
 
 
-def _windows(text: Any, evaluation: schema.Evaluation, scorer: Scorer) -> torch.Tensor:
+def _take_corpus(compared: Product, evaluation: schema.Evaluation, folder: Path) -> None:
+    """The perplexity of a corpus out of the pass that compared the model there."""
+    write_corpus(folder, compared.read(WINDOWS), evaluation.perplexity_window)
+
+
+def _windows(text: Text, evaluation: schema.Evaluation, scorer: Scorer) -> torch.Tensor:
     """The windows of a corpus's perplexity, [windows, tokens]."""
     from idp.corpora.corpus import blocks
 

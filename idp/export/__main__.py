@@ -1,18 +1,18 @@
-"""`python -m idp.export record=<record.json or run folder> out=<folder>`: a run's model as others can load it."""
+"""`idp export record=<record.json or run folder> out=<folder>`: a run's model as others can load it."""
 
 from __future__ import annotations
 
 import sys
 
-from idp.command import failures_in_one_line, help_text, parse, quiet_libraries
+from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help
 from idp.export.options import Options
 
 quiet_libraries()
 
-HELP = """idp.export: a run's compressed model as a checkpoint that transformers loads, with its repair as PEFT adapters
+HELP = """idp export: a run's compressed model as a checkpoint that transformers loads, with its repair as PEFT adapters
 
-  python -m idp.export record=outputs/runs/<run>/record.json out=exports/mine
-  python -m idp.export record=outputs/runs/<run> out=exports/mine name=me/my-model-gptq4
+  idp export record=outputs/runs/<run>/record.json out=exports/mine
+  idp export record=outputs/runs/<run> out=exports/mine name=me/my-model-gptq4
 
 Options:"""
 
@@ -20,7 +20,7 @@ Options:"""
 def main(words: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     words = sys.argv[1:] if words is None else words
-    if not words or {"-h", "--help"} & set(words):
+    if not words or wants_help(words):
         print(help_text(Options, HELP))
         sys.exit(0 if words else "error: nothing to export: give record=... and out=...")
     with failures_in_one_line("interrupted; nothing was written", also="nothing was written", command="export"):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from tabulate import tabulate
 
 import idp
-from idp.compress.recipe import label
+from idp.compress.sizes import claims_of
 from idp.export.licence import UNKNOWN, Licence
-from idp.export.repair import LORA, PROMPTS
+from idp.export.repair import LORA
 from idp.export.run import Run
 from idp.records.schema import Record
 from idp.records.tables import run_table
@@ -24,7 +23,7 @@ SOURCES = {
 }
 
 
-def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list[str], disk_bytes: int) -> str:
+def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: dict[str, str], disk_bytes: int) -> str:
     """The card as Markdown with the hub's front matter.
 
     Args:
@@ -32,10 +31,10 @@ def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: list
         base: the base model's licence.
         name: what the checkpoint is called by those who load it: a path or a hub id.
         packed: whether the weights are stored as packed codes.
-        beside: the repairs beside it, of `lora` and `prompts`.
+        beside: the parts of a repair beside it, as `repair.save` gives them: how each is loaded.
         disk_bytes: what the weight files take.
     """
-    record, made = run.record, label(run.compressor)
+    record, made = run.record, run.compressor.label
     sections = [
         _front_matter(base, made, packed),
         f"# {run.model.name}, {made}",
@@ -70,7 +69,7 @@ def _opening(run: Run, base: Licence, made: str, packed: bool) -> str:
     opening = f"A language model made from **{base.base}** ({source}) with `{made}`."
     if packed:
         return f"{opening} Its layers are stored as packed codes: compressed-tensors, `pack-quantized`."
-    if run.compressor.sparsity.method:
+    if claims_of(run.compressed.manifest["config"]).sparsity:
         return (
             f"{opening} Its weights are stored dense: there is no sparse format on disk that is still read, so a zero"
             " takes as much room as any other number."
@@ -79,22 +78,18 @@ def _opening(run: Run, base: Licence, made: str, packed: bool) -> str:
 
 
 def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
-    compressor, config = asdict(run.compressor), run.record["idp"]["config"]
+    config = run.record["idp"]["config"]
     rows: list[tuple[str, Any]] = [("compressor", made)]
-    if run.compressor.path is not None:
-        stored = run.record["idp"]["weights"]["external"]["format"]
-        rows.append(("compressed by", f"others ({stored}); decompressed here"))
-    for part in ("sparsity", "quantization"):
-        if compressor[part]["method"]:
-            rows += [(f"{part}: {key}", value) for key, value in compressor[part].items() if value is not None]
-    if compressor["quantization"]["method"]:
-        size = run.compressed.manifest["config"]["quantization"]["group_size"]
+    if (brought := cast("dict[str, Any]", run.record["idp"]["weights"]).get("external")) is not None:
+        rows.append(("compressed by", f"others ({brought['format']}); decompressed here"))
+    rows += run.compressor.settings()
+    if (size := claims_of(run.compressed.manifest["config"]).group_size) is not None:
         rows.append(("weights that share a scale", "a row" if size == -1 else size))
     rows.append(("calibration", "none"))
     if run.compressed.manifest["config"].get("calibration"):
-        data = compressor["calibration"]
-        corpus = data["corpus"] or config["corpus"]["name"]
-        rows[-1] = ("calibration", f"{data['samples']} x {data['length']} tokens of {corpus}, seed {data['seed']}")
+        data = run.compressor.calibration
+        corpus = data.corpus or config["corpus"]["name"]
+        rows[-1] = ("calibration", f"{data.samples} x {data.length} tokens of {corpus}, seed {data.seed}")
     return [*rows, ("dtype", run.model.dtype)]
 
 
@@ -104,9 +99,9 @@ def _meaning(record: Record) -> str:
         f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
         " documents, with 95 % intervals."
     )
-    if (about.get("selector") or {}).get("peeks"):
+    if (selector := about.get("selector")) and selector.get("peeks"):
         said += (
-            f" `repaired` is no method: its selector ({about['selector']['kind']}) chose among the prompts with the"
+            f" `repaired` is no method: its selector ({selector['kind']}) chose among the prompts with the"
             " answers in hand."
         )
     return said
@@ -128,7 +123,7 @@ def _table(rows: list[tuple[str, Any]], subject: str) -> str:
     return tabulate(rows, headers=[subject, value], tablefmt="github", disable_numparse=True)
 
 
-def _loading(name: str, packed: bool, beside: list[str]) -> str:
+def _loading(name: str, packed: bool, beside: dict[str, str]) -> str:
     dense = ", quantization_config=CompressedTensorsConfig(dequantize=True)" if packed and LORA in beside else ""
     imports = "AutoModelForCausalLM, AutoTokenizer" + (", CompressedTensorsConfig" if dense else "")
     lines = [
@@ -139,16 +134,9 @@ def _loading(name: str, packed: bool, beside: list[str]) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         "```",
     ]
-    if PROMPTS in beside:
-        lines += [
-            "",
-            "Under `prompts/` are the soft prompts that repair it, each an adapter for"
-            " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
-            " for an input; PEFT itself holds one prompt for a whole batch.",
-        ]
-    if LORA in beside:
-        lines += ["", "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."]
-        if packed:
+    for part, said in beside.items():
+        lines += ["", said]
+        if part == LORA and packed:
             lines[-1] += " PEFT wants plain layers, hence the decompression at load."
     return "\n".join(lines)
 

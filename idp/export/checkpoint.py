@@ -7,11 +7,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idp import models
-from idp.compress.recipe import label
+from idp.compress.sizes import claims_of
 from idp.compress.terminal import quiet
+from idp.config import WEIGHTS
 from idp.errors import UserError
 from idp.export import licence, repair
 from idp.export.card import write_card
@@ -53,6 +54,7 @@ def export(options: Options) -> Done:
     out = Path(options.out).expanduser()
     _check_place(out, options.overwrite)
     run = find(options)
+    repair.check(run)
     part = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -85,12 +87,18 @@ def _write(run: Run, folder: Path, options: Options) -> float:
     card = write_card(run, base, name=options.called, packed=packed, beside=beside, disk_bytes=_weight_bytes(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     about = run.record["idp"]
-    provenance = {"run": about["name"], "stages": about["stages"], "compressor": label(run.compressor)}
-    provenance |= {"packed": packed, "repair": beside, "dtype": run.model.dtype, "licence": base.name}
+    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
+    provenance |= {"packed": packed, "repair": list(beside), "recovery": _made_by(run)}
+    provenance |= {"dtype": run.model.dtype, "licence": base.name}
     provenance |= {"bos": run.model.bos}
     provenance |= {"largest_logit_difference": difference, "versions": versions()}
     write_json(folder / PROVENANCE, provenance)
     return difference
+
+
+def _made_by(run: Run) -> str:
+    """The kind of recovery that made the run's repair, which may be another run's that was transferred."""
+    return run.repair.read("repair.json")["kind"] if run.repair is not None else "none"
 
 
 def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
@@ -100,16 +108,17 @@ def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     from idp.compress import experts, pack
 
     loaded.tokenizer.save_pretrained(folder)
-    like = run.dense_folder if run.compressor.path is None else None  # its generation settings
+    like = None if WEIGHTS in run.compressor.needs else run.dense_folder  # whose generation settings are kept
     grids_file = run.compressed.path / "grids.safetensors"
     if not grids_file.is_file():
         weights.save(loaded.model, folder, like)
         return False
-    grids, made = load_file(grids_file), run.compressed.manifest["config"]["quantization"]
+    grids, made = load_file(grids_file), claims_of(run.compressed.manifest["config"])
+    assert made.bits is not None  # grids are of what was quantised
     places = experts.places(loaded.model)
-    state = pack.packed_state(loaded.model, grids, bits=made["bits"], symmetric=made["symmetric"], places=places)
+    state = pack.packed_state(loaded.model, grids, bits=made.bits, symmetric=made.symmetric, places=places)
     weights.save(loaded.model, folder, like, state)
-    arguments = {name: made[name] for name in ("bits", "group_size", "symmetric", "actorder")}
+    arguments = {name: getattr(made, name) for name in ("bits", "group_size", "symmetric", "actorder")}
     pack.describe(folder, loaded.model, grids, **arguments)
     return True
 

@@ -23,7 +23,7 @@ class Licence:
     texts: dict[str, bytes] = field(default_factory=dict)
 
 
-def of(model: Model, folder: Path) -> Licence:
+def of(model: Model, folder: Path | None) -> Licence:
     """The licence of a run's base model.
 
     Args:
@@ -39,6 +39,8 @@ def of(model: Model, folder: Path) -> Licence:
     base = str(model.path) if model.source == "hub" else model.name
     if model.path and model.path.endswith(".gguf"):
         return Licence(_of_gguf(Path(model.path).expanduser()), base)
+    if folder is None:  # its own folder is not there any more
+        return Licence(UNKNOWN, base)
     texts = {file.name: file.read_bytes() for pattern in FILES for file in sorted(folder.glob(pattern))}
     return Licence(_of_card(folder / "README.md") or ("see LICENSE" if "LICENSE" in texts else UNKNOWN), base, texts)
 

@@ -13,7 +13,7 @@ from idp.config import Model, Selector
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.evaluate.room import FEWEST
 from idp.export.checkpoint import PROVENANCE
-from idp.export.repair import LORA, PROMPTS
+from idp.export.repair import PROMPTS, weight_side
 from idp.kinds import restore
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Exported:
         """
         from idp.prompting.bank import PromptBank
         from idp.prompting.repaired import RepairedModel
-        from idp.recover import lora, selection
+        from idp.recover import selection
 
         self.check(variant)
         bos = self.about.get("bos", AUTO)
@@ -86,8 +86,8 @@ class Exported:
             loaded = self._open_model(own, dtype or own.dtype)
             if variant != "repaired":
                 return RepairedModel(loaded)
-            if LORA in self.about["repair"]:
-                loaded = lora.attach(loaded, self.folder / LORA)
+            kind = self.about.get("recovery", "")  # older exports hold no part that only its kind can read
+            loaded = weight_side(self.folder, self.about["repair"], kind).attach(loaded)
             if PROMPTS not in self.about["repair"]:
                 return RepairedModel(loaded)
             bank = PromptBank.load(self.folder / PROMPTS)

@@ -1,44 +1,111 @@
-"""The repair beside an exported checkpoint, in PEFT's format, with the checkpoint as its base model."""
+"""The repair beside an exported checkpoint, each part of it in a folder of its own.
+
+lora/       low-rank updates, in PEFT's format
+prompts/    prompts, each in PEFT's format, and what chose among them
+values/     new values of the checkpoint's own parameters
+own/        what the repair's kind writes, which says how it is loaded
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idp.errors import UserError
 from idp.export.run import Run
 from idp.models import LoadedModel
+from idp.models.weight_files import WeightFiles
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import embedded, flatten, run_prompt
+from idp.prompting.states import embedded, flatten, run_prompt
+from idp.recover import values
 from idp.recover.selection import DESCRIPTION, STATE
+from idp.recover.weight_side import VALUES, WeightSide, maker
+from idp.recover.work import OWN
 from idp.store import Product, write_json
 
 if TYPE_CHECKING:
     import torch
 
 PROMPTS, LORA = "prompts", "lora"
+PARTS = (LORA, PROMPTS, VALUES, OWN)
 
 
-def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> list[str]:
-    """Writes a run's repair under `folder`; what was written, of `lora` and `prompts`.
+def check(run: Run) -> None:
+    """Refuses a repair that no export can hold, before anything is written.
+
+    Raises:
+        UserError: its kind is not here, or says that it cannot be exported.
+    """
+    side = WeightSide.of(run.repair.path) if run.repair is not None else None
+    if side is not None and side.own is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            maker(side.kind, "export").export(side.own, Path(folder))
+
+
+def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, str]:
+    """Writes a run's repair under `folder`; what was written, of `PARTS`, each with what the card says of its loading.
 
     Args:
         run: the run.
         loaded: its model: a prompt's adapter says how many layers and heads it is for.
-        folder: the export's folder.
+        folder: the export's folder, with the checkpoint in it.
         base: what the adapters call the checkpoint that they are for.
+
+    Raises:
+        UserError: new values of parameters that the checkpoint does not hold as they are, or a kind that cannot be
+            exported.
     """
-    made = []
+    made: dict[str, str] = {}
     if run.repair is None:
         return made
-    if (run.repair.path / "adapter").is_dir():
+    side = WeightSide.of(run.repair.path)
+    if side.values is not None:
+        made[VALUES] = _save_values(side.kind, side.values, folder)
+    if side.adapter is not None:
         _save_lora(run.repair, folder / LORA, base)
-        made.append(LORA)
+        made[LORA] = "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."
+    if side.own is not None:
+        (folder / OWN).mkdir()
+        made[OWN] = maker(side.kind, "export").export(side.own, folder / OWN)
     if (run.repair.path / "bank").is_dir():
         _save_prompts(run, run.repair, loaded, folder / PROMPTS, base)
-        made.append(PROMPTS)
+        made[PROMPTS] = (
+            "Under `prompts/` are the soft prompts that repair it, each an adapter for"
+            " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
+            " for an input; PEFT itself holds one prompt for a whole batch."
+        )
     return made
+
+
+def weight_side(folder: Path, beside: Collection[str], kind: str) -> WeightSide:
+    """The weight side of an exported repair.
+
+    Args:
+        folder: the export's.
+        beside: which parts were written.
+        kind: the recovery that made it.
+    """
+    return WeightSide(kind, *(folder / name if name in beside else None for name in (LORA, VALUES, OWN)))
+
+
+def _save_values(kind: str, stored: Path, folder: Path) -> str:
+    """New values of parameters that the checkpoint has under the same names, so that anybody can put them in."""
+    written = WeightFiles(folder, str(folder)).entries
+    for name, value in values.load(stored).items():
+        if name not in written or tuple(written[name].shape) != tuple(value.shape):
+            raise UserError(
+                f"recovery={kind} cannot be exported with this checkpoint: it changes {name}, which is not written"
+                " as a plain tensor (packed, or under another name); idp.load opens the run itself"
+            )
+    shutil.copytree(stored, folder / VALUES)
+    return (
+        "Under `values/` are the repaired values of some of its parameters. To put them in:"
+        f' `model.load_state_dict(safetensors.torch.load_file("{VALUES}/{values.FILE}"), strict=False)`.'
+    )
 
 
 def _ahead(bank: PromptBank, loaded: LoadedModel) -> torch.Tensor | None:

@@ -32,15 +32,15 @@ def find(options: Options) -> Run:
         UserError: no record there, or its artifacts are gone or damaged.
     """
     run = finished.find(options.record, options.store)
-    compressed, repair = run.product("compress"), run.product("recover")
+    compressed, repair = run.made("compress"), run.product("recover")
     return Run(run.record, run.model, run.compressor, compressed, repair, _dense_folder(run), run.product("select"))
 
 
 def _dense_folder(run: finished.Finished) -> Path | None:
     """The base model's own folder, where it has one: licence and card are taken from there."""
-    key = run.record["idp"]["stages"]["load"]["key"]
-    here = any((place / "load" / key).is_dir() for place in run.places)
+    loaded = run.record["idp"]["stages"]["load"]
+    here = loaded is not None and any((place / "load" / loaded["key"]).is_dir() for place in run.places)
     if run.model.source not in ("hub", "local") or not here:
         return None
-    source = run.product("load")
+    source = run.made("load")
     return models.model_folder(source) if source.read("source.json")["folder"] else None

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from idp import beginning, fetched, hub
 from idp.config import Model
@@ -20,7 +20,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
 from idp.models.weight_files import SINGLE, WeightFiles
-from idp.store import Product, Store, hash_file, read_json, verification, versions, write_json
+from idp.store import Identity, Product, Store, hash_file, read_json, verification, versions, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    bos: tuple[int, ...] | None = None
+    bos: tuple[int, ...] = cast("tuple[int, ...]", None)  # left out: set below
 
     def __post_init__(self) -> None:
         if self.bos is None:
@@ -108,32 +108,39 @@ def load(config: Model, source: Source, store: Store) -> Product:
     where = f"model.path={config.path}"
 
     def make(folder: Path) -> None:
+        place = source.place
         if source.kind == "gguf":
-            ggufs.convert(source.place, folder / "model")
+            assert place is not None
+            ggufs.convert(place, folder / "model")
         elif source.kind == "random":
             _make_random(source.identity["architecture"], folder / "model")
-        place = source.place
         if source.kind == "hub":
             commit, code = source.identity["commit"], config.trust_remote_code
+            assert config.path is not None
             place = _checked(fetched.model(config.path, commit, "model", store, code=code), where)
         if source.kind in ("folder", "hub"):
+            assert place is not None
             weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
         write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
 
     with out_of_memory_is_explained("load"):
-        product = store.get_or_make(
-            "load",
-            parent=None,
-            config={"kind": source.kind, **source.identity},
-            version=VERSION,
-            make=make,
-            label=config.name,
-        )
+        product = store.obtain(identity(config, source), make)
     if product.reused and source.kind in ("folder", "hub"):  # it lies outside the store
         place = model_folder(product)
         weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
     _hold_tokenizer(config, source, product, store)
     return product
+
+
+def identity(config: Model, source: Source) -> Identity:
+    """What the dense model is, as a product of the load stage."""
+    return Identity("load", None, {"kind": source.kind, **source.identity}, VERSION, config.name)
+
+
+def tokenizer_identity(config: Model, dense: str) -> Identity:
+    """What the guard of tokenizers says of a dense model, by the key of that."""
+    about = {"transformers": versions().get("transformers"), "remote_code": config.trust_remote_code}
+    return Identity("tokenizer", dense, about, tokenization.VERSION, config.name)
 
 
 def _hold_tokenizer(config: Model, source: Source, product: Product, store: Store) -> None:
@@ -144,18 +151,11 @@ def _hold_tokenizer(config: Model, source: Source, product: Product, store: Stor
     """
 
     def make(folder: Path) -> None:
-        plain = ggufs.encoding(source.place) if source.kind == "gguf" else None
+        plain = ggufs.encoding(source.place) if source.kind == "gguf" and source.place is not None else None
         tokenization.check(model_folder(product), config.trust_remote_code, plain)
         write_json(folder / "held.json", {"plain": plain is not None})
 
-    store.get_or_make(
-        "tokenizer",
-        parent=product.key,
-        config={"transformers": versions().get("transformers"), "remote_code": config.trust_remote_code},
-        version=tokenization.VERSION,
-        make=make,
-        label=config.name,
-    )
+    store.obtain(tokenizer_identity(config, product.key), make)
 
 
 def model_folder(product: Product) -> Path:
@@ -414,18 +414,10 @@ def _checked(place: Path, where: str) -> Path:
 def _make_random(architecture: dict[str, Any], folder: Path) -> None:
     """A small model with random weights and a tokenizer of bytes: no data, no download, the same every time."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = byte_tokenizer()
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    arguments = dict(architecture)
-    try:
-        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments, **ids)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"model.architecture: not a causal language model: {hub.first_line(error)}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokenizer = random_model(architecture)
     # The usual 0.02 leaves the logits almost flat; wider weights make outputs that depend on their input.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -433,6 +425,25 @@ def _make_random(architecture: dict[str, Any], folder: Path) -> None:
                 parameter.mul_(4.0)
     weights.save(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def random_model(architecture: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of an architecture with random weights, in float32 on the default device, and its tokenizer of bytes.
+
+    Raises:
+        UserError: there is no such causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = byte_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    arguments = dict(architecture)
+    try:
+        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments, **ids)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"model.architecture: not a causal language model: {hub.first_line(error)}") from error
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

@@ -33,7 +33,6 @@ def save(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Any], where
     Raises:
         UserError: a tensor is missing or of another shape, or what is on disk is not what was written.
     """
-    import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
     tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -41,8 +40,7 @@ def save(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Any], where
     for name in state:
         if name not in tensors:
             raise UserError(f"{where}: it has no tensor {name}, which the model needs; take a complete copy")
-    weights.save(model, folder, state={"none": torch.zeros(1)}, check=False)  # config and settings, as ever
-    (folder / SINGLE).unlink()
+    save_settings(model, folder)
     split = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=shard
     )
@@ -53,6 +51,14 @@ def save(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Any], where
         index = {"metadata": about, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights.check_files(WeightFiles(folder, str(folder)), model, type(model.config).from_pretrained(folder))
+
+
+def save_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a model's config and generation settings as they are written with its weights."""
+    import torch
+
+    weights.save(model, folder, state={"none": torch.zeros(1)}, check=False)
+    (folder / SINGLE).unlink()
 
 
 def _write(file: Path, shapes: dict[str, torch.Tensor], tensors: Mapping[str, Any], where: str) -> None:

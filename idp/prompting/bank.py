@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-CENTRES = "centres"
+CENTRES = "centres"  # of prompts' text, [prompts, hidden_size]
+CENTRES_FILE = f"{CENTRES}.safetensors"
 
 
 @dataclass
@@ -92,22 +93,22 @@ class PromptBank:
             place.mkdir(parents=True, exist_ok=True)
             prompt = prompt.detach().float().cpu()
             prompt = (prompt if ahead is None else torch.cat([ahead.detach().float().cpu(), prompt])).contiguous()
-            if not storage.peft_reads(stored):
+            if stored is not None and not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
             save_file({peft_files.TENSOR: prompt.to(storage.float_type(stored))}, place / peft_files.WEIGHTS)
             write_json(place / peft_files.CONFIG, peft_files.config_of(self.kind, prompt, config, base_model))
-        described = {"kind": self.kind, "names": self.names, "lengths": self.lengths}
+        described: dict[str, Any] = {"kind": self.kind, "names": self.names, "lengths": self.lengths}
         described["width"] = self.prompts[0].shape[1]
         described |= {"base_model_name_or_path": base_model, "made": self.made}
-        if not storage.is_plain(stored):
+        if stored is not None and not storage.is_plain(stored):
             described["storage"] = storage.described(stored)
         if self.beginning is not None:
             described["bos"] = self.beginning.described()
             if ahead is not None:
                 described["bos"]["virtual_tokens"] = len(ahead)
         if self.centres is not None:
-            save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / f"{CENTRES}.safetensors")
+            save_file({CENTRES: self.centres.detach().float().cpu().contiguous()}, folder / CENTRES_FILE)
         write_json(folder / "bank.json", described)
 
     @classmethod
@@ -131,7 +132,7 @@ class PromptBank:
                 _read(folder / place, stored, (ahead + length, width))[ahead:]
                 for place, length in zip(places, described["lengths"], strict=True)
             ]
-            file = folder / f"{CENTRES}.safetensors"
+            file = folder / CENTRES_FILE
             centres = load_file(file)[CENTRES] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: not a prompt bank: {error}") from error
@@ -155,6 +156,6 @@ def beginning_of(described: dict[str, Any]) -> tuple[Beginning | None, int]:
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
     from safetensors.torch import load_file
 
-    if storage.peft_reads(stored):
+    if stored is None or storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
     return storage.unpack(load_file(place / storage.PACKED), stored, shape)

@@ -73,13 +73,16 @@ def pack(
     import torch
 
     lengths = [len(row) for row in tokens]
-    before = [0] * len(tokens) if choice is None else prefixes.lengths[torch.tensor(choice)].tolist()
+    before = [0] * len(tokens)
+    if choice is not None:
+        assert prefixes is not None  # they are what was chosen among
+        before = prefixes.lengths[torch.tensor(choice)].tolist()
     switch = switch_of(model.config)
     is_long = [
         switch is not None and (offset + max(places, default=0) >= switch if long is None else long)
         for offset, places in zip(before, positions, strict=True)
     ]
-    if choice is not None and any(is_long):
+    if choice is not None and prefixes is not None and any(is_long):
         choice = [prefixes.row(prompt, beyond) for prompt, beyond in zip(choice, is_long, strict=True)]
     flat: list[int] = []
     shifted: list[int] = []

@@ -6,29 +6,25 @@ once per (bank, model). Every prompt keeps the positions 0..n-1 that it was trai
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
-import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning, begun
 from idp.errors import UserError
 from idp.prompting import finite
+from idp.prompting.caches import Layers, attended, cache_of, caches_what_it_attends_to
 from idp.prompting.frequencies import frequencies, switch_of
-from idp.prompting.shapes import kv_shape, prefix_width
+from idp.prompting.masks import attention_mask
+from idp.prompting.shapes import prefix_width
+from idp.prompting.states import states
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache, PreTrainedModel
 
     from idp.prompting.bank import PromptBank
-
-
-LOOKED_INTO = "idp_looked_into"
-Layers = list[tuple["torch.Tensor", "torch.Tensor"]]
 
 
 @dataclass
@@ -67,8 +63,9 @@ class Prefixes:
         layers = range(len(parts[0].keys))
         cached = None
         if parts[0].cached is not None:
+            each = [part.cached for part in parts if part.cached is not None]
             cached = [
-                (stacked([part.cached[layer][0] for part in parts]), stacked([part.cached[layer][1] for part in parts]))
+                (stacked([part[layer][0] for part in each]), stacked([part[layer][1] for part in each]))
                 for layer in layers
             ]
         return cls(
@@ -76,7 +73,7 @@ class Prefixes:
             [stacked([part.values[layer] for part in parts]) for layer in layers],
             torch.cat([part.lengths for part in parts]),
             cached,
-            cls.stack([part.long for part in parts]) if parts[0].long is not None else None,
+            cls.stack([part.long for part in parts if part.long is not None]) if parts[0].long is not None else None,
             parts[0].beginning,
         )
 
@@ -114,129 +111,6 @@ class Prefixes:
 
         lengths = self.lengths[choice]
         return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-
-
-def cache_of(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    """A cache of the given keys and values, [rows, kv_heads, tokens, head_dim] per layer, without copying them.
-
-    All layers are full ones, also in models with sliding windows: what a layer may see is the mask's business.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    cache = DynamicCache()
-    for keys, values in layers:
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
-
-
-def empty_cache(model: PreTrainedModel) -> DynamicCache:
-    """A cache of nothing whose layers are all full ones."""
-    from transformers.cache_utils import DynamicLayer
-
-    cache = cache_of([])
-    cache.layers.extend(DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers))
-    return cache
-
-
-def run_prompt(
-    model: PreTrainedModel, prompt: torch.Tensor, ahead: Sequence[int] = (), long: bool | None = None
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every layer's keys and values of one prompt, [1, kv_heads, tokens, head_dim]; gradients flow to the prompt.
-
-    Args:
-        model: the causal language model.
-        prompt: [tokens, hidden_size] in the space of the input embeddings.
-        ahead: token ids before it, whose keys and values come first.
-        long: whether the input with its prompt is a long one, as `frequencies` takes it.
-    """
-    import torch
-
-    weight = model.get_input_embeddings().weight
-    if ahead:
-        prompt = prompt.to(weight.device)
-        prompt = torch.cat([embedded(model, ahead).to(prompt.dtype), prompt])
-    cache = cache_of([])
-    causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool, device=weight.device).tril()
-    positions = torch.arange(len(prompt), device=weight.device)[None]
-    with frequencies(model, long):
-        model.base_model(
-            inputs_embeds=prompt.to(weight.device, weight.dtype)[None],
-            attention_mask=attention_mask(model, causal[None], positions, positions),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def embedded(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
-    """Embeddings of tokens as the model's layers get them, [tokens, hidden_size]."""
-    import torch
-
-    embeddings = model.get_input_embeddings()
-    with torch.no_grad():
-        return embeddings(torch.tensor(list(tokens), device=embeddings.weight.device))
-
-
-def flatten(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Keys and values of one prefix as PEFT's prefix tuning stores them.
-
-    Args:
-        layers: per layer keys and values, each [1, kv_heads, tokens, head_dim].
-
-    Returns:
-        [tokens, layers * 2 * kv_heads * head_dim]: for each token layer by layer its keys, then its values.
-    """
-    import torch
-
-    stacked = torch.stack([tensor[0] for pair in layers for tensor in pair])  # [2 * layers, kv_heads, tokens, head_dim]
-    return stacked.permute(2, 0, 1, 3).flatten(1)
-
-
-def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every layer's keys and values of a stored prefix, in the model's dtype; the inverse of `flatten`.
-
-    Gradients flow to the prefix. Keys are those that the cache holds: rotated, where positions are rotary.
-
-    Args:
-        model: the causal language model.
-        prefix: [tokens, layers * 2 * kv_heads * head_dim].
-    """
-    weight = model.get_input_embeddings().weight
-    heads, head_dim = kv_shape(model.config)
-    whole = prefix.to(weight.device, weight.dtype).view(len(prefix), -1, 2, heads, head_dim).permute(1, 2, 3, 0, 4)
-    # A model spread over devices has its layers' prefixes beside them.
-    modules = [module for module in model.modules() if getattr(module, "layer_idx", None) is not None]
-    places = {module.layer_idx: parameter.device for module in modules for parameter in module.parameters()}
-    layers = [pair.to(places.get(number, pair.device)) for number, pair in enumerate(whole)]
-    return [(keys[None], values[None]) for keys, values in layers]
-
-
-def states(
-    model: PreTrainedModel, kind: str, prompt: torch.Tensor, ahead: Sequence[int] = (), long: bool | None = None
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every layer's keys and values of one prompt of a bank of `kind`, [1, kv_heads, tokens, head_dim].
-
-    Gradients flow to the prompt: training and inference go this one way. Token ids that stand `ahead` of the prompt
-    come first; `long` is as for `run_prompt`.
-    """
-    import torch
-
-    if kind != "prefix":
-        return run_prompt(model, prompt, ahead, long)
-    layers = unflatten(model, prompt)
-    if not ahead:
-        return layers
-    with torch.no_grad():
-        first = run_prompt(model, embedded(model, ahead), (), long)
-    return [
-        (torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2))
-        for (keys, values), (own_keys, own_values) in zip(first, layers, strict=True)
-    ]
 
 
 def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None = None) -> Prefixes:
@@ -302,6 +176,7 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
         cache = cache_of([])
         if prefixes is not None:
             whose = prefixes.long if long else prefixes
+            assert whose is not None  # those for long texts are there where frequencies change
             cache = whose.cache(torch.tensor([prompt], device=device))
         with frequencies(model, long):
             model.base_model(
@@ -367,113 +242,3 @@ def _prefix_of(model: PreTrainedModel, layers: Layers, long: bool | None) -> Pre
     seen = layers if caches_what_it_attends_to(model, layers) else attended(model, layers, long)
     keys, values = zip(*seen, strict=True)
     return Prefixes(list(keys), list(values), lengths, None if seen is layers else layers)
-
-
-def caches_what_it_attends_to(model: PreTrainedModel, layers: Layers) -> bool:
-    """Whether a model's attention is given the keys and values of its cache as they are; tried out once for a model."""
-    if model not in _caches_plainly:
-        found = attended(model, layers, None)
-        _caches_plainly[model] = all(
-            mine.shape == given.shape and bool((mine == given).all())
-            for pair, both in zip(layers, found, strict=True)
-            for mine, given in zip(pair, both, strict=True)
-        )
-    return _caches_plainly[model]
-
-
-_caches_plainly: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
-
-
-def attended(model: PreTrainedModel, layers: Layers, long: bool | None) -> Layers:
-    """The keys and values that each layer's attention is given for a prefix in its cache, likewise shaped.
-
-    Latent attention keeps what they are made of, others repeat heads before they attend. One token is run behind the
-    prefix, and its attention looked into.
-
-    Args:
-        model: the model.
-        layers: what its cache holds of the prefix, [1, kv_heads, tokens, head_dim] for each layer.
-        long: as for `run_prompt`.
-    """
-    import torch
-    from transformers import AttentionInterface
-
-    length, device = layers[0][0].shape[2], model.get_input_embeddings().weight.device
-    config = model.config.get_text_config()
-    before, given = config._attn_implementation, {}
-    position = torch.tensor([[length]], device=device)
-    mask = torch.zeros(1, 1, 1, length + 1, device=device)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    AttentionInterface.register(LOOKED_INTO, _look)
-    token = _looked_into.set((given, length))
-    config._attn_implementation = LOOKED_INTO
-    try:
-        with frequencies(model, long):
-            model.base_model(
-                input_ids=torch.zeros(1, 1, dtype=torch.long, device=device),
-                attention_mask=dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask,
-                position_ids=position,
-                past_key_values=cache_of(list(layers)),
-                use_cache=True,
-            )
-    finally:
-        config._attn_implementation = before
-        _looked_into.reset(token)
-    return [given[layer] for layer in range(len(layers))]
-
-
-# What `_look` writes down, and of how many tokens. transformers' registry keeps the function for ever, so that holds
-# nothing itself.
-_looked_into: contextvars.ContextVar[tuple[dict[int, Any], int]] = contextvars.ContextVar(LOOKED_INTO)
-
-
-def _look(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    given, length = _looked_into.get()
-    given[module.layer_idx] = key[:, :, :length], value[:, :, :length]
-    return query.new_zeros(1, 1, query.shape[1], value.shape[-1]), None
-
-
-def attention_mask(
-    model: PreTrainedModel, visible: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor
-) -> Any:
-    """The mask in the form that the model's layers take: additive, and per kind of layer where windows slide.
-
-    Args:
-        model: its config says which layers have a sliding window.
-        visible: [rows, queries, keys], True where a query may see a key. Every query must see one key at least.
-        query_positions: [rows or 1, queries].
-        key_positions: [rows or 1, keys].
-
-    Returns:
-        [rows, 1, queries, keys], or a dict of such by kind of layer for models that mix kinds.
-    """
-    if not has_local_attention(model):
-        return _additive(model, visible)
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if "chunked_attention" in kinds:
-        size = config.attention_chunk_size
-        same = key_positions[:, None, :] // size == query_positions[:, :, None] // size
-        return {"full_attention": _additive(model, visible), "chunked_attention": _additive(model, visible & same)}
-    near = key_positions[:, None, :] > query_positions[:, :, None] - config.sliding_window
-    if "full_attention" in kinds:
-        return {"full_attention": _additive(model, visible), "sliding_attention": _additive(model, visible & near)}
-    return _additive(model, visible & near)
-
-
-def has_local_attention(model: PreTrainedModel) -> bool:
-    """Whether any layer sees only the nearest tokens, or those of one chunk."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if "chunked_attention" in kinds:
-        return True
-    if getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False:
-        return False
-    return kinds != {"full_attention"}
-
-
-def _additive(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]

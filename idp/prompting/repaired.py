@@ -12,9 +12,10 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
 from idp.prompting.frequencies import switch_of
+from idp.prompting.masks import attention_mask
 from idp.prompting.packed import packed_attention
 from idp.prompting.packing import Packed
-from idp.prompting.prefix import Prefixes, attention_mask, bind
+from idp.prompting.prefix import Prefixes, bind
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +47,15 @@ class RepairedModel:
         self.selector = selector if bank is not None and len(bank) > 1 else None
         if bank is not None and len(bank) > 1 and selector is None:
             raise UserError("a bank of several prompts needs a selector")
-        if self.selector is not None:
+        if self.selector is not None and self.prefixes is not None:
             self.selector.bind(self.model, self.prefixes)
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt, with the BOS before it where that is its place; 0 without a bank."""
-        return max(self.bank.lengths) + self.prefixes.ahead if self.bank is not None else 0
+        if self.bank is None or self.prefixes is None:
+            return 0
+        return max(self.bank.lengths) + self.prefixes.ahead
 
     def choose(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor | None:
         """The index of each context's prompt, [contexts]; None without a bank.
@@ -64,13 +67,13 @@ class RepairedModel:
 
         if self.bank is None:
             return None
-        if self.selector is None:
+        if (selector := self.selector) is None:
             return torch.zeros(len(contexts), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            scores = self.selector.scores(contexts)
+            scores = selector.scores(contexts)
             # A prompt may be infinitely far, which is never chosen; the one that is chosen may not, and a NaN wins.
             best = scores.amax(dim=1)
-            finite.check(best, self.model, lambda: self.selector.scores(contexts), "the selector's scores")
+            finite.check(best, self.model, lambda: selector.scores(contexts), "the selector's scores")
             return scores.argmax(dim=1)
 
     def attention_inputs(
@@ -92,6 +95,7 @@ class RepairedModel:
         if choice is None:
             mask = attention_mask(self.model, visible, positions, positions)
             return {"attention_mask": mask, "position_ids": positions, "past_key_values": None, "use_cache": False}
+        assert prefixes is not None  # one of them was chosen
         rows, tokens = positions.shape
         valid = prefixes.valid(choice)
         shifted = positions + prefixes.lengths[choice][:, None]

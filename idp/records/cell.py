@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeVar
 
 from idp.records.measured import REPAIRED, Measured
+from idp.records.schema import LatencyRow
 from idp.records.seeds import TRAINING, by_chance, seed_said, seeds_of, seeds_said
+
+T = TypeVar("T")
+Part = Literal["prefill", "decode"]  # of generation that is timed
+PARTS: tuple[Part, ...] = ("prefill", "decode")
+WeightFigure = Literal["sparsity", "bits_per_weight", "packed_bytes", "effective_bytes"]  # that all weights have
 
 
 @dataclass
@@ -68,13 +74,13 @@ class Cell:
 
     def mean(self, tasks: list[str]) -> float | None:
         """The unweighted mean of the tasks' scores; None where one is missing."""
-        scores = [self.score(task) for task in tasks]
-        return statistics.fmean(scores) if scores and None not in scores else None
+        scores = complete(self.score(task) for task in tasks)
+        return statistics.fmean(scores) if scores else None
 
     def mean_stderr(self, tasks: list[str]) -> float | None:
         """The mean's standard error over documents."""
-        errors = [self.stderr(task) for task in tasks]
-        return sum(e**2 for e in errors) ** 0.5 / len(errors) if errors and None not in errors else None
+        errors = complete(self.stderr(task) for task in tasks)
+        return float(sum(error**2 for error in errors) ** 0.5 / len(errors)) if errors else None
 
     def spread(self, tasks: list[str]) -> float | None:
         """The standard deviation over seeds of the mean of `tasks`; None for one seed, or where a score is missing."""
@@ -92,7 +98,7 @@ class Cell:
             return None
         return statistics.stdev(model.perplexity[corpus].value for model in self.members)
 
-    def weight(self, key: str) -> float:
+    def weight(self, key: WeightFigure) -> float:
         """A figure of the weights, such as `bits_per_weight`, over seeds."""
         return statistics.fmean(model.weights[key] for model in self.members)
 
@@ -102,10 +108,10 @@ class Cell:
         Of each figure (`mean_kl`, `same_top`, `right_to_wrong`, ...) the mean; of several seeds the standard deviation
         of `mean_kl` as `deviation`.
         """
-        found = [((model.fidelity or {}).get(part) or {}).get(name) for model in self.members]
-        if any(each is None or each.get("mean_kl") is None for each in found):
+        measured = complete(((model.fidelity or {}).get(part) or {}).get(name) for model in self.members)
+        if measured is None or any(each.get("mean_kl") is None for each in measured):
             return None
-        found = [{**each, **(each.get("flips") or {})} for each in found]
+        found = [{**each, **(each.get("flips") or {})} for each in measured]
         numeric = [
             key
             for key in found[0]
@@ -120,7 +126,7 @@ class Cell:
         """The most memory that its making and measuring took, in bytes, over its seeds: of `host` or `device`."""
         return max((model.peaks[place] for model in self.members if place in model.peaks), default=None)
 
-    def latency(self, part: str) -> tuple[float, float | None] | None:
+    def latency(self, part: Part) -> tuple[float, float | None] | None:
         """Ratio to the compressed model of `prefill` or `decode` (the first shape timed), and that of merged LoRA."""
         for model in self.members:
             if ratios := latency_ratios(model, part):
@@ -128,11 +134,18 @@ class Cell:
         return None
 
     def _over_seeds(self, of: Callable[[Measured], float | None]) -> float | None:
-        values = [of(model) for model in self.members]
-        return statistics.fmean(values) if None not in values else None
+        values = complete(of(model) for model in self.members)
+        return None if values is None else statistics.fmean(values)
 
 
-def latency_ratios(model: Measured, part: str) -> tuple[float, float | None] | None:
+def complete(values: Iterable[T | None]) -> list[T] | None:
+    """The values, or None where one of them is not known."""
+    known = list(values)
+    found = [value for value in known if value is not None]
+    return found if len(found) == len(known) else None
+
+
+def latency_ratios(model: Measured, part: Part) -> tuple[float, float | None] | None:
     """See `Cell.latency`."""
     if model.latency is None:
         return None
@@ -148,5 +161,5 @@ def latency_ratios(model: Measured, part: str) -> tuple[float, float | None] | N
     return shape[name], shape.get(f"{name}_merged")
 
 
-def _shape(row: dict[str, Any]) -> tuple[int, int]:
+def _shape(row: LatencyRow) -> tuple[int, int]:
     return row["batch_size"], row["input_tokens"]

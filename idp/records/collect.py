@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from idp.errors import UserError
 from idp.records.measured import Measured, Setting, groups_of, models_of, sample_of
@@ -57,6 +56,7 @@ class Collection:
     records: list[Record] = field(default_factory=list)  # by name; the same run once
     unfinished: list[Unfinished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
+    _index: dict[str, Measured] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def told(self) -> list[str]:
@@ -69,7 +69,7 @@ class Collection:
 
     def get(self, identity: str | None) -> Measured | None:
         """The model of that `id`."""
-        return self._by_id().get(identity)
+        return self._by_id().get(identity or "")
 
     def dense(self, model: Measured) -> Measured | None:
         """The dense model of the same setting."""
@@ -79,9 +79,6 @@ class Collection:
         if len(self._index) != len(self.models):
             self._index = {model.id: model for model in self.models}
         return self._index
-
-    def __post_init__(self) -> None:
-        self._index: dict[str, Measured] = {}
 
 
 def collect(places: Sequence[str | Path]) -> Collection:
@@ -190,7 +187,7 @@ def _settings_said(overrides: Iterable[str]) -> str:
     return " ".join(f"{re.split('[./]', key)[-1]}={value}" for key, _, value in words if key not in IN_NAMES)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Record:
     record = load(file)
     record.pop("configs", None)  # lm-eval's task definitions: most of the file, and nothing reads them here
     try:
@@ -240,7 +237,8 @@ def _settings(kept: list[tuple[Path, Record]], notes: list[str]) -> tuple[list[S
     for index in sorted(range(len(kept)), key=lambda index: -len(samples[index])):
         record, sample = kept[index][1], samples[index]
         model, dtype = record["config"]["model"], record["config"]["model_dtype"]
-        base = digest([model, dtype, record["idp"]["stages"]["load"]["key"]])
+        loaded = record["idp"]["stages"]["load"]
+        base = digest([model, dtype, loaded and loaded["key"]])
         place = next((n for n, each in enumerate(settings) if bases[n] == base and each.admits(sample)), None)
         if place is None:
             settings.append(Setting("", model, dtype, {}))
@@ -289,13 +287,13 @@ def _add(found: Collection, model: Measured) -> None:
                 f" {known.runs[0]} and {score.value:.4f} in {model.runs[0]}; the first is shown"
             )
     for corpus, value in model.perplexity.items():
-        before = known.perplexity.setdefault(corpus, value)
-        if before.stderr is None and before.value == value.value:
+        first = known.perplexity.setdefault(corpus, value)
+        if first.stderr is None and first.value == value.value:
             known.perplexity[corpus] = value
     known.latency = known.latency or model.latency
     if model.fidelity is not None:
-        before = known.fidelity or {}
-        known.fidelity = {part: {**(found or {}), **(before.get(part) or {})} for part, found in model.fidelity.items()}
+        own = known.fidelity or {}
+        known.fidelity = {part: {**(found or {}), **(own.get(part) or {})} for part, found in model.fidelity.items()}
     if len(model.weights) > len(known.weights):  # measured in a run of its own
         known.weights = model.weights
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from idp.records.differences import damage, last_step, share, unchanged
-from idp.records.schema import Record
+from idp.records.schema import Comparison, Record, Test
 from idp.records.scores import lower_is_better, main_metric, main_scores
+from idp.records.seeds import calibrated
 from idp.stats.significance import LEVEL
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
@@ -60,11 +62,11 @@ def _cost(record: Record) -> list[str]:
     return [f"{name} changes {subject} by {_signed(found, mean)}, a gain"]
 
 
-def _effect(record: Record, step: dict[str, Any]) -> list[str]:
+def _effect(record: Record, step: Comparison) -> list[str]:
     """What the repair did."""
     if step["after"] != "repaired":
         return []
-    name, mean, on_dense = _repair(record), step["mean"], step["before"] == "dense"
+    name, mean, on_dense = _repair(record), _mean(step), step["before"] == "dense"
     where = f" on the dense model, in {_subject(record, step['left_out'])}" if on_dense else ""
     signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
     if unchanged(mean):
@@ -83,7 +85,7 @@ def _effect(record: Record, step: dict[str, Any]) -> list[str]:
     return [f"{name} adds {signed}, where there was no damage beyond noise to bring back"]
 
 
-def _beyond_luck(record: Record, step: dict[str, Any]) -> list[str]:
+def _beyond_luck(record: Record, step: Comparison) -> list[str]:
     """How much of such a bound's lead over a random prompt is more than equal prompts would give it."""
     mean = (record["idp"].get("controls") or {}).get("mean") or {}
     if mean.get("beyond_luck") is None:
@@ -93,30 +95,30 @@ def _beyond_luck(record: Record, step: dict[str, Any]) -> list[str]:
     return [f"of its lead over a random prompt {beyond} is beyond luck"]
 
 
-def _graded(record: Record, step: dict[str, Any]) -> list[str]:
+def _graded(record: Record, step: Comparison) -> list[str]:
     """What the sharper outcome decides where hits do not."""
-    graded = (step.get("graded") or {}).get("mean")
-    if graded is None or _peeks(record) or _decided(record, step["mean"]) or not _decided(record, graded):
+    found = step.get("graded")
+    graded = found["mean"] if found else None
+    if graded is None or _peeks(record) or _decided(record, _mean(step)) or not _decided(record, graded):
         return []
     return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
 
 
-def _reach(record: Record, step: dict[str, Any]) -> list[str]:
+def _reach(record: Record, step: Comparison) -> list[str]:
     """The least difference that the run would have shown, and what an undecided one would take."""
     if _peeks(record):
         return []
     if not _spread_known(record):
         return ["a single document of a task says nothing of noise, so nothing is decided"]
-    mean, parts = step["mean"], []
+    mean = _mean(step)
+    parts = []
     counts = {task: data["documents"] for task, data in record["idp"]["data"].items() if task not in step["left_out"]}
     total = sum(counts.values())
     if unchanged(mean):
         room = 1 - LEVEL ** (1 / total)  # a change of this share would leave so many documents alone in 5 %
         return [f"{total:,} documents without a change leave room for {100 * room:.1f} % of documents to change unseen"]
-    if mean.get("detectable"):
-        parts.append(
-            f"{total:,} documents would show a difference of {_amount(step, mean['detectable'])} or more (80 % power)"
-        )
+    if detectable := mean.get("detectable"):
+        parts.append(f"{total:,} documents would show a difference of {_amount(step, detectable)} or more (80 % power)")
     if not _decided(record, mean) and (wanted := mean.get("documents_to_decide")):
         held = min(record["idp"]["data"][task].get("documents_in_split") or 0 for task in counts)
         more = ", more than some tasks have" if held and wanted > held else ""
@@ -126,8 +128,6 @@ def _reach(record: Record, step: dict[str, Any]) -> list[str]:
 
 def _draws(record: Record) -> list[str]:
     """What was drawn once, so that the intervals, which are over documents, hold for that draw only."""
-    from idp.config import CALIBRATED
-
     about = record["idp"]
     drawn: dict[str, str] = {}
     if about["row"] == "repaired":
@@ -137,8 +137,7 @@ def _draws(record: Record) -> list[str]:
             drawn["one training seed"] = "seed"
         if "seed" in (about["config"]["recovery"].get("selector") or {}):
             drawn["one draw of prompts"] = "draw"
-    compressor = about["config"]["compressor"]
-    if {compressor["sparsity"]["method"], compressor["quantization"]["method"]} & set(CALIBRATED):
+    if calibrated(about["weights"], about["config"]["compressor"]):
         drawn["one draw of calibration text"] = "draw"
     if not drawn:
         return []
@@ -153,7 +152,8 @@ def _repair(record: Record) -> str:
 
 
 def _peeks(record: Record) -> bool:
-    return bool((record["idp"].get("selector") or {}).get("peeks"))
+    selector = record["idp"].get("selector")
+    return bool(selector and selector.get("peeks"))
 
 
 def _subject(record: Record, left_out: list[str] | tuple = ()) -> str:
@@ -170,7 +170,7 @@ def _subject(record: Record, left_out: list[str] | tuple = ()) -> str:
     return f"mean {kind} over {len(runs)} tasks" + (f" ({'; '.join(beside)})" if beside else "")
 
 
-def _decided(record: Record, test: dict[str, Any]) -> bool:
+def _decided(record: Record, test: Test) -> bool:
     apart = test["low"] > 0 or test["high"] < 0
     return apart and test["p"] < LEVEL and _spread_known(record)
 
@@ -179,33 +179,39 @@ def _spread_known(record: Record) -> bool:
     return all(data["documents"] > 1 for data in record["idp"]["data"].values())
 
 
-def _moves(graded: dict[str, Any]) -> str:
+def _mean(step: Comparison) -> Test:
+    mean = step["mean"]
+    assert mean is not None  # or there is nothing to conclude from: `conclusion`
+    return mean
+
+
+def _moves(graded: Test) -> str:
     verb, sign = ("rises", 1) if graded["difference"] > 0 else ("falls", -1)
-    low, high = sorted(sign * graded[end] for end in ("low", "high"))
+    low, high = sorted((sign * graded["low"], sign * graded["high"]))
     return f"{verb} by {100 * abs(graded['difference']):.1f} points ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _signed(comparison: dict[str, Any], test: dict[str, Any]) -> str:
+def _signed(comparison: Comparison, test: Mapping[str, Any]) -> str:
     """A difference with its interval: `+0.4 points (-0.3 to +1.1)`."""
     low, high = (_number(comparison, test[key], "+") for key in ("low", "high"))
     return f"{_number(comparison, test['difference'], '+')}{_unit(comparison)} ({low} to {high})"
 
 
-def _lost(comparison: dict[str, Any], test: dict[str, Any]) -> str:
+def _lost(comparison: Comparison, test: Test) -> str:
     """A loss with its interval, without signs: `1.2 points (0.3 to 2.1)`."""
     low, high = (_number(comparison, -test[key]) for key in ("high", "low"))
     return f"{_number(comparison, -test['difference'])}{_unit(comparison)} ({low} to {high})"
 
 
-def _amount(comparison: dict[str, Any], value: float) -> str:
+def _amount(comparison: Comparison, value: float) -> str:
     return f"{_number(comparison, value)}{_unit(comparison)}"
 
 
-def _unit(comparison: dict[str, Any]) -> str:
+def _unit(comparison: Comparison) -> str:
     return " points" if comparison["unit"] == "share" else ""
 
 
-def _number(comparison: dict[str, Any], value: float, sign: str = "") -> str:
+def _number(comparison: Comparison, value: float, sign: str = "") -> str:
     scale, digits = (100, 1) if comparison["unit"] == "share" else (1, 3)
     return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus before a zero
 

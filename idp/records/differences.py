@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from idp.records.schema import Record
+from idp.records.schema import Comparison, Record, Share, TaskTest
 
 NO_DAMAGE = "no damage beyond noise"
 
 
-def compared(record: Record, after: str, before: str) -> dict[str, Any] | None:
+def compared(record: Record, after: str, before: str) -> Comparison | None:
     """One model of a run against another, as the record has it; None where it has not."""
     known = record["idp"].get("comparisons") or []
     return next((each for each in known if (each["after"], each["before"]) == (after, before)), None)
 
 
-def damage(record: Record) -> dict[str, Any] | None:
+def damage(record: Record) -> Comparison | None:
     """The compressed model against the dense one."""
     return compared(record, "compressed", "dense")
 
 
-def last_step(record: Record) -> dict[str, Any] | None:
+def last_step(record: Record) -> Comparison | None:
     """The run's own model against the one that it was made from: a repaired one against what it repairs."""
     own = record["idp"]["row"]
     others = {"repaired": ("compressed", "dense"), "compressed": ("dense",)}.get(own, ())
     return next((found for before in others if (found := compared(record, own, before)) is not None), None)
 
 
-def with_interval(test: dict[str, Any] | None, scale: float = 1.0, digits: int = 3) -> str:
+def with_interval(test: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 3) -> str:
     """A difference and its 95 % interval, such as `+0.004 (-0.003 to +0.011)`; nothing where there is none."""
     if not test:
         return ""
@@ -38,23 +38,23 @@ def with_interval(test: dict[str, Any] | None, scale: float = 1.0, digits: int =
     return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def unchanged(test: dict[str, Any]) -> bool:
+def unchanged(test: Mapping[str, Any]) -> bool:
     """Whether every document has the same outcome before and after: then there is no spread to make an interval of."""
     return test["difference"] == test["low"] == test["high"] == 0
 
 
-def share(found: dict[str, float] | None) -> str:
+def share(found: Share | None) -> str:
     """The share of the damage that was brought back, such as `34% (10% to 72%)`."""
     return f"{found['share']:.0%} ({found['low']:.0%} to {found['high']:.0%})" if found else NO_DAMAGE
 
 
-def turned(tests: Sequence[dict[str, Any]]) -> list[str]:
+def turned(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many documents turned right and how many wrong, over tasks whose documents are right or wrong."""
     known = [test for test in tests if test.get("gained") is not None]
     return [f"{sum(test[key] for test in known):g}" if known else "" for key in ("gained", "lost")]
 
 
-def brought_back(tests: Sequence[dict[str, Any]]) -> str:
+def brought_back(tests: Sequence[Mapping[str, Any]]) -> str:
     """Of how many documents that dense has right and compression broke the repair brings back how many: `3 of 8`."""
     known = [test for test in tests if test.get("broken") is not None]
     return " of ".join(f"{sum(test[key] for test in known)}" for key in ("brought_back", "broken")) if known else ""
@@ -92,8 +92,8 @@ class Change:
 
     def of_mean(self, tasks: Sequence[str]) -> list[str]:
         """The cells of the mean over all tasks."""
-        test = self.step["mean"] if self.step else None
-        if test and self._repairs:
+        test: Mapping[str, Any] | None = self.step["mean"] if self.step else None
+        if self.step and test and self._repairs:
             test = {**test, "damage_brought_back": self.step["damage_brought_back"]}
         return self._tested(test, self._tests(tasks)) + self._kl(tasks)
 
@@ -105,10 +105,10 @@ class Change:
     def _repairs(self) -> bool:
         return self.step is not None and "damage_brought_back" in self.step
 
-    def _tests(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    def _tests(self, tasks: Sequence[str]) -> list[TaskTest]:
         return [self.step["tasks"][task] for task in tasks if task in self.step["tasks"]] if self.step else []
 
-    def _tested(self, test: dict[str, Any] | None, tests: Sequence[dict[str, Any]]) -> list[str]:
+    def _tested(self, test: Mapping[str, Any] | None, tests: Sequence[Mapping[str, Any]]) -> list[str]:
         if self.step is None:
             return []
         repair = []

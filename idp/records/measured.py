@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idp.records.schema import IdpBlock, Record
+from idp.records.schema import (
+    Baseline,
+    Comparison,
+    IdpBlock,
+    Latency,
+    Parameters,
+    Record,
+    Repair,
+    SelectorBlock,
+    Training,
+    Weights,
+)
 from idp.records.scores import main_metric
 from idp.store import digest
 
@@ -64,22 +75,22 @@ class Measured:
     setting: str  # `Setting.id`
     keys: dict[str, str]  # of the stored products: load, compress, recover, select
     config: dict[str, Any]  # the parts that made it: compressor, recovery, corpus
-    parameters: dict[str, int]  # model, added, trainable
+    parameters: Parameters
     repair_bytes: int
-    weights: dict[str, Any]  # sparsity, bits_per_weight, packed_bytes, effective_bytes, ...
+    weights: Weights
     store: Path  # the folder of stored products, as the run's config names it
     runs: list[str] = field(default_factory=list)  # names of the runs that measured it, newest first
     folders: list[Path] = field(default_factory=list)  # theirs
     tasks: dict[str, Score] = field(default_factory=dict)
     perplexity: dict[str, Perplexity] = field(default_factory=dict)
-    latency: dict[str, Any] | None = None  # of the run: `backend`, `reference`, `rows`
+    latency: Latency | None = None  # of the run
     selection: dict[str, dict[str, int]] = field(default_factory=dict)  # of each task: documents given each prompt
     controls: dict[str, Any] | None = None
     transfer: dict[str, Any] | None = None  # where the repair was learned, if elsewhere
-    training: dict[str, Any] | None = None
-    repair: dict[str, Any] | None = None  # what it is made of, as the record says: method, prompts, adapter
-    chooser: dict[str, Any] | None = None  # what the record says of its selector
-    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the row before: what its own run found
+    training: dict[str, Training] | None = None
+    repair: Repair | None = None  # what it is made of, as the record says: method, prompts, adapter
+    chooser: SelectorBlock | None = None  # what the record says of its selector
+    comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the row before: what its own run found
     peaks: dict[str, int] = field(default_factory=dict)  # bytes: of the `host`, of a `device`; see `peaks_of`
     fidelity: dict[str, Any] | None = None  # to dense: of `texts` and `tasks` what `idp.evaluate.fidelity` measures
 
@@ -106,12 +117,14 @@ class Measured:
     @property
     def constant(self) -> bool:
         """Whether its selector gives every input the same prompt by design."""
-        return (self.chooser or {}).get("constant", self.selector == "fixed")
+        is_fixed = self.selector == "fixed"
+        return self.chooser.get("constant", is_fixed) if self.chooser else is_fixed
 
     @property
     def published(self) -> bool:
         """Whether its selector is the one that IDP's paper describes."""
-        return (self.chooser or {}).get("published", self.selector == "attention")
+        is_attention = self.selector == "attention"
+        return self.chooser.get("published", is_attention) if self.chooser else is_attention
 
     @property
     def mean(self) -> float | None:
@@ -201,7 +214,7 @@ def _model(record: Record, row: str, folder: Path, setting: Setting) -> Measured
     repaired = row == REPAIRED
     selector = about.get("selector") if repaired else None
     compressor = "none" if row == DENSE else about["compressor"]
-    keys = {stage: stages[stage]["key"] for stage in _made_by(row, about) if stages.get(stage)}
+    keys = {stage: made["key"] for stage in _made_by(row, about) if (made := stages.get(stage))}
     parameters = about["parameters"]
     baseline = None if own else about["baselines"][row]
     return Measured(
@@ -252,12 +265,13 @@ def peaks_of(about: IdpBlock, row: str) -> dict[str, int]:
     """
     stages = {"dense": ["load"], "compressed": ["compress"]}.get(row, ["recover", "select"])
     own = row == about["row"]
-    scored = {} if own else about["baselines"][row].get("stage") or {}
+    scored = None if own else about["baselines"][row].get("stage")
     stages = [*stages, "measure"] if own else stages
     host = [peak for stage, peak in about.get("peak_memory_bytes", {}).items() if stage in stages]
     devices = [each for stage, each in about.get("device_peak_bytes", {}).items() if stage in stages]
-    devices.append(scored.get("device_peak_bytes", {}))
-    host += [scored["peak_memory_bytes"]] if "peak_memory_bytes" in scored else []
+    if scored:
+        devices.append(scored.get("device_peak_bytes", {}))
+        host += [scored["peak_memory_bytes"]] if "peak_memory_bytes" in scored else []
     found = {
         "host": max(host, default=0),
         "device": max((peak for each in devices for peak in each.values()), default=0),
@@ -268,7 +282,7 @@ def peaks_of(about: IdpBlock, row: str) -> dict[str, int]:
 def _identity(record: Record, row: str, setting: Setting) -> str:
     """Of what a model was made of: the keys of its products, and how a prompt is chosen."""
     about = record["idp"]
-    keys = [about["stages"][stage]["key"] for stage in _made_by(row, about) if about["stages"].get(stage)]
+    keys = [made["key"] for stage in _made_by(row, about) if (made := about["stages"].get(stage))]
     chooser = about["config"]["recovery"].get("selector") if row == REPAIRED else None
     return digest([setting.id, row, keys, chooser])[:12]
 
@@ -305,21 +319,22 @@ def _scores(record: Record, results: dict[str, Any], row: str, folder: Path) -> 
     return scores
 
 
-def _perplexities(about: IdpBlock, baseline: dict[str, Any] | None) -> dict[str, Perplexity]:
+def _perplexities(about: IdpBlock, baseline: Baseline | None) -> dict[str, Perplexity]:
     values = about["perplexity"] if baseline is None else baseline["perplexity"]
     details = about.get("perplexity_details", {})
-    return {
-        corpus: Perplexity(
+    found = {}
+    for corpus, value in values.items():
+        own = details.get(corpus)
+        found[corpus] = Perplexity(
             float("inf") if value is None else float(value),  # JSON has no infinity
-            details.get(corpus, {}).get("stderr") if baseline is None else None,
-            details.get(corpus, {}).get("tokens"),
-            details.get(corpus, {}).get("window"),
+            own.get("stderr") if own and baseline is None else None,
+            own.get("tokens") if own else None,
+            own.get("window") if own else None,
         )
-        for corpus, value in values.items()
-    }
+    return found
 
 
-def _whole(about: IdpBlock) -> dict[str, Any]:
+def _whole(about: IdpBlock) -> Weights:
     """The weights of a model that nothing compressed, counted as its compressed one's are."""
     size = about["parameters"]["model"] * about["weights"].get("dense_bits", WHOLE_BITS) // 8
     return {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from idp.records.schema import IdpBlock, Record
+from idp.records.schema import IdpBlock, Latency, LatencyRow, Record, TaskData, Test
 
 # The columns of the tables that every finished run logs, the second where prompts were chosen.
 TABLES = {
@@ -29,7 +30,7 @@ def labels(config: dict[str, Any], compressor: str) -> dict[str, str]:
     return {name: word for name, word in words.items() if word}
 
 
-def key_of(task: str, data: dict[str, Any]) -> str:
+def key_of(task: str, data: TaskData) -> str:
     """What a task is called in keys: `nq_open_for_webqs` where another's documents stand in for it.
 
     So nobody averages or compares the one's scores as the other's. `data` is the task's part of the record's `data`.
@@ -108,7 +109,7 @@ def _differences(record: Record) -> dict[str, float | None]:
     return values
 
 
-def _signed(key: str, sign: int, test: dict[str, Any]) -> dict[str, float]:
+def _signed(key: str, sign: int, test: Test) -> dict[str, float]:
     """A difference and the ends of its interval; -1 turns it round."""
     low, high = sorted(sign * test[end] + 0.0 for end in ("low", "high"))  # + 0.0: no minus before a zero
     return {key: sign * test["difference"] + 0.0, f"{key}_low": low, f"{key}_high": high}
@@ -116,7 +117,7 @@ def _signed(key: str, sign: int, test: dict[str, Any]) -> dict[str, float]:
 
 def _fidelity(about: IdpBlock) -> dict[str, float]:
     """How far each model is from dense, on texts and on the tasks' own contexts: `fidelity/<text or task>/mean_kl`."""
-    values = {}
+    values: dict[str, float] = {}
     for row, parts in (about.get("fidelity") or {}).items():
         prefix = "" if row == about["row"] else f"{row}/"
         tasks = {key_of(task, about["data"][task]): found for task, found in parts.get("tasks", {}).items()}
@@ -152,15 +153,17 @@ def _cost(about: IdpBlock) -> dict[str, float]:
     return values | {f"device_peak_bytes/{stage}": max(peaks.values()) for stage, peaks in devices.items()}
 
 
-def _latency(latency: dict[str, Any] | None) -> dict[str, float]:
-    values, own = {}, None
-    for row in (latency or {}).get("rows", []):
+def _latency(latency: Latency | None) -> dict[str, float]:
+    values: dict[str, float] = {}
+    own: LatencyRow | None = None
+    for row in latency["rows"] if latency else []:
         name = f"latency/{row['variant']}/{row['batch_size']}x{row['input_tokens']}"
-        values |= {f"{name}/{part}_{key}": row[part][key] for part in ("prefill", "decode") for key in ("p50", "ratio")}
+        for part, figures in (("prefill", row["prefill"]), ("decode", row["decode"])):
+            values |= {f"{name}/{part}_p50": figures["p50"], f"{name}/{part}_ratio": figures["ratio"]}
         if row["variant"] != "dense" and not row["variant"].endswith("_merged"):  # the last of these is the run's own
             own = own if own is not None and own["variant"] == row["variant"] else row
     if own is not None:
-        values |= {f"latency/{part}_ms": own[part]["p50"] for part in ("prefill", "decode")}
+        values |= {"latency/prefill_ms": own["prefill"]["p50"], "latency/decode_ms": own["decode"]["p50"]}
     return values
 
 
@@ -186,7 +189,7 @@ def _results(record: Record) -> list[list[Any]]:
         runs = data["stand_in"] or task
         metric = main_metric(runs, record["results"][runs])
         error = record["results"][runs].get(metric.replace(",", "_stderr,", 1))
-        test = (step["tasks"].get(task) if step else None) or {}
+        test: Mapping[str, Any] = (step["tasks"].get(task) if step else None) or {}
         rows.append(
             [
                 task,
@@ -196,7 +199,7 @@ def _results(record: Record) -> list[list[Any]]:
                 *(scores[row][task] if row in scores else None for row in ("dense", "compressed", "repaired")),
                 error if isinstance(error, (int, float)) else None,
                 *(test.get(key) for key in ("difference", "low", "high")),
-                step["before"] if test else None,
+                step["before"] if step and test else None,
                 test.get("gained"),
                 test.get("lost"),
                 (test.get("damage_brought_back") or {}).get("share"),

@@ -115,7 +115,9 @@ def _apart(configs: list[dict[str, Any]]) -> dict[str, str]:
 def _goes_without_saying(key: str, differing: list[str], configs: list[dict[str, Any]]) -> bool:
     """Whether a setting follows from another one that is said, as the warm-up does where it grows with the steps."""
     above, _, end = key.rpartition(".")
-    leader = f"{above}.{FOLLOWS[end]}" if end in FOLLOWS else None
+    if end not in FOLLOWS:
+        return False
+    leader = f"{above}.{FOLLOWS[end]}"
     pairs = {(repr(config.get(leader)), repr(config.get(key))) for config in configs}
     return leader in differing and len(pairs) == len({first for first, _ in pairs})
 

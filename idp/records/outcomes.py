@@ -44,7 +44,7 @@ def graded(score: Score | None) -> Outcomes | None:
     None where there is no score, the Parquet file is gone, or as of `graded_outcomes`.
     """
     hits = outcomes(score)
-    if hits is None:
+    if score is None or hits is None or score.samples is None:
         return None
     found = graded_outcomes(score.samples, score.row, score.task, score.metric)
     return None if found is None else Outcomes(hits.doc_ids, found)
@@ -164,8 +164,8 @@ def graded_documents(documents: Sequence[dict[str, Any]], metric: str) -> np.nda
     lengths = JUDGED_BY[name]
     # Stored choices begin with what the task puts before them, mostly a blank, which lm-eval does not count.
     for cut in (" ", "") if lengths else ("",):
-        judged = [_probability(document, lengths, cut) for document in documents]
-        if None in judged:
+        judged = [each for document in documents if (each := _probability(document, lengths, cut)) is not None]
+        if len(judged) < len(documents):
             return None
         if np.mean([hit in allowed for (_, allowed), hit in zip(judged, hits, strict=True)]) >= AGREE:
             return np.array([probability for probability, _ in judged])

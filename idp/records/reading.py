@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 from idp.errors import UserError
 from idp.records.record import RECORD, load
-from idp.records.schema import Record
+from idp.records.schema import Record, Stage
 from idp.status import STATUS
 
 
@@ -24,7 +25,7 @@ def read(place: str | Path, said: str) -> tuple[Record, Path]:
     file = _file(Path(place).expanduser(), said)
     record = load(file, said)
     try:
-        record["idp"]["config"]["store"], record["idp"]["stages"]["load"]["key"]
+        record["idp"]["config"]["store"], cast(Stage, record["idp"]["stages"]["load"])["key"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
     return record, file

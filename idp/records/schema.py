@@ -84,6 +84,7 @@ class Weights(TypedDict):
     expert_tokens: NotRequired[dict[str, Any]]
     stored: NotRequired[Annotated[dict[str, int], Doc("layers by how they are kept: packed, dense")]]
     dense_bits: NotRequired[int]
+    calibrated: NotRequired[Annotated[bool, Doc("whether calibration text decided them; absent in older records")]]
 
 
 class PerplexityDetails(TypedDict):

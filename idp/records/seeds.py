@@ -10,6 +10,7 @@ from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Measured
 from idp.store import digest
 
 SEED = "seed"
+CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")  # the methods of older records that look at calibration text
 TRAINING, CALIBRATION = "training", "calibration"
 # Options that make no other model: seeds, where a repair lies, and what is measured or kept beside it.
 SAME_MODEL = (SEED, "from", "controls", "checkpoint_every", "checkpointing", "teacher")
@@ -87,7 +88,7 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
     for model in models:
         made = seedless(repaired_by(model, by_key)) if model.role == REPAIRED else None
         together[digest([model.setting, model.role, weights[model.id], made])[:12]].append(model)
-    found = {}
+    found: dict[str, str] = {}
     for identity, members in together.items():
         seeds = [sorted(seeds_of(model).items()) for model in members]
         if members[0].role == DENSE or any(seeds.count(each) > 1 for each in seeds):
@@ -97,15 +98,24 @@ def identities(models: Sequence[Measured]) -> dict[str, str]:
     return found
 
 
+def calibrated(weights: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether calibration text decided compressed weights, as a record tells it.
+
+    Args:
+        weights: the record's figures of them.
+        options: the compressor's; records from before `calibrated` was written down name methods in them.
+    """
+    if "calibrated" in weights:
+        return bool(weights["calibrated"])
+    methods = {(options.get(part) or {}).get("method") for part in ("sparsity", "quantization")}
+    return not options.get("path") and not methods.isdisjoint(CALIBRATED)
+
+
 def by_chance(model: Measured) -> bool:
     """Whether another seed would have made another model: of what was trained, or compressed by what text showed."""
-    from idp.config import CALIBRATED
-
     if model.role != COMPRESSED:
         return model.role == REPAIRED
-    options = model.config["compressor"] or {}
-    methods = [(options.get(part) or {}).get("method") for part in ("sparsity", "quantization")]
-    return not options.get("path") and any(method in CALIBRATED for method in methods)
+    return calibrated(model.weights, model.config["compressor"] or {})
 
 
 def compressed_by(model: Measured) -> dict[str, Any] | None:
@@ -153,7 +163,7 @@ def _size(model: Measured) -> dict[str, Any]:
 
 def _named(options: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Seeds within a repair's options, by where they stand."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in options.items():
         if isinstance(value, dict):
             found |= _named(value, f"{above}{key} ")

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from idp.config import GRAPH
 from idp.records import knowledge
 from idp.records.differences import Change, damage, last_step, with_interval
-from idp.records.schema import IdpBlock, Record
+from idp.records.schema import IdpBlock, Latency, Record, Weights
 from idp.records.scores import lower_is_better, main_metric, main_scores, rows_of
 
 
@@ -60,9 +60,9 @@ def run_summary(record: Record) -> str:
                 f"- probability of the right choice (graded outcome, tasks: {len(graded['tasks'])}), {found['after']}"
                 f" less {found['before']}: {with_interval(graded['mean'])}"
             )
-    if about.get("selector") and about["selector"]["peeks"]:
+    if (selector := about.get("selector")) and selector["peeks"]:
         lines.append(
-            f"- selector: {about['selector']['kind']}, an upper bound that peeks: it chooses after the fact, with the"
+            f"- selector: {selector['kind']}, an upper bound that peeks: it chooses after the fact, with the"
             " answers in hand; no method"
         )
     if origin := about.get("transfer"):
@@ -84,35 +84,28 @@ def run_summary(record: Record) -> str:
         lines += ["", "Documents that were given each prompt:", ""]
         lines.append(tabulate(rows, headers=["task", *prompts], tablefmt="github"))
         lines += selection_notes(about)
-    if about.get("controls") and about["controls"]["mean"]:
+    if (controls := about.get("controls")) and controls["mean"]:
         lines += ["", controls_table(about)]
     if about["latency"]:
         lines += ["", latency_table(about["latency"])]
     return "\n".join(lines)
 
 
-def _in_effect(weights: dict[str, Any]) -> str:
+def _in_effect(weights: Weights) -> str:
     """Bytes with the zeros left out, where that is less than packed."""
     if weights["effective_bytes"] >= weights["packed_bytes"]:
         return ""
     return f", {weights['effective_bytes'] / 1e6:.1f} MB with the zeros left out (computed)"
 
 
-def latency_table(latency: dict[str, Any]) -> str:
+def latency_table(latency: Latency) -> str:
     """Prefill and decode latency, the ratio to the compressed model first."""
-    lines = [
-        [
-            row["variant"],
-            row["batch_size"],
-            row["input_tokens"],
-            *(
-                f"{row[part][key]:.{digits}f}"
-                for part in ("prefill", "decode")
-                for key, digits in (("ratio", 3), ("p50", 1), ("p90", 1), ("p99", 1))
-            ),
-        ]
-        for row in latency["rows"]
-    ]
+    lines = []
+    for row in latency["rows"]:
+        line: list[Any] = [row["variant"], row["batch_size"], row["input_tokens"]]
+        for part in (row["prefill"], row["decode"]):
+            line += [f"{part['ratio']:.3f}", f"{part['p50']:.1f}", f"{part['p90']:.1f}", f"{part['p99']:.1f}"]
+        lines.append(line)
     on_gpu = any(row.get("peak_memory_bytes") for row in latency["rows"])
     headers = ["model", "batch", "input tokens"]
     headers += [f"{part} {name}" for part in ("prefill", "decode") for name in ("ratio", "p50 ms", "p90", "p99")]
@@ -147,10 +140,11 @@ def selection_notes(about: IdpBlock) -> list[str]:
 
 def controls_table(about: IdpBlock) -> str:
     """What each way to choose a prompt scores on the same documents, per task and as the mean over tasks."""
-    controls, kind = about["controls"], about["selector"]["kind"]
+    controls, selector = about["controls"], about["selector"]
+    assert controls is not None and selector is not None  # several prompts were chosen among
+    kind, peeks = selector["kind"], selector["peeks"]
     rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
     ways = [way for way in ("worst", "random", "best", "chosen", "oracle") if way in controls["mean"]]
-    peeks = about["selector"]["peeks"]
     if peeks and all(found["chosen"] == found["oracle"] for found in rows.values()):
         ways.remove("chosen")
     luck = "oracle_by_luck" in controls["mean"]  # records before it was told apart have none
@@ -165,9 +159,9 @@ def controls_table(about: IdpBlock) -> str:
             lines[-1].append(f"{found['beyond_luck']:+.3f} ({low:+.3f} to {high:+.3f})")
     for corpus, found in controls["perplexity"].items():
         lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", "", *[""] * luck])
-    headers = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (peeks)"}
-    headers |= {"chosen": f"{kind} (peeks)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
-    headers = ["task", *(headers.get(way, way) for way in ways), "as good as oracle", "gap to random (95 %)"]
+    titles = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (peeks)"}
+    titles |= {"chosen": f"{kind} (peeks)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
+    headers = ["task", *(titles.get(way, way) for way in ways), "as good as oracle", "gap to random (95 %)"]
     headers += ["oracle beyond luck (95 %)"] * luck
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     said = [f"Each way to choose among the prompts, on the same documents:\n\n{table}"]

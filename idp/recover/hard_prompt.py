@@ -9,7 +9,7 @@ from idp import config
 from idp.config import bos_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
-from idp.recover.tuning import embed
+from idp.recover.initial import embed
 from idp.recover.work import Made, Work
 
 

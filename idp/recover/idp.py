@@ -10,9 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from idp import config
-from idp.config import Bank, Fitting, Selector, Storage, bos_option, option
+from idp.config import (
+    DENSE,
+    Bank,
+    Choice,
+    Fitting,
+    Selector,
+    Storage,
+    Training,
+    bos_option,
+    controls_option,
+    option,
+    part,
+)
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.recover.initial import Start
 from idp.recover.prompt import PromptTuning, unused_text
 from idp.recover.work import Made, Work
 
@@ -25,19 +38,45 @@ class Idp(config.Trained):
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     bos: str = bos_option()
-    selector: Selector = field(default_factory=Selector)
-    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
-    fit: Fitting = field(default_factory=Fitting)
+    selector: Selector = part(Selector)
+    controls: bool = controls_option()
+    fit: Fitting = part(Fitting)
     bank: Bank = field(default_factory=Bank, kw_only=True)
-    storage: Storage = field(default_factory=Storage, kw_only=True)
+    storage: Storage = part(Storage, keyword=True)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.bank.needs | (super().needs & {DENSE} if self.trains else frozenset())
 
     @property
     def trains(self) -> bool:
         return self.bank.trains
 
     @property
-    def reads_weights(self) -> bool:
-        return self.bank.trains
+    def choice(self) -> Choice:
+        return Choice(self.selector, self.fit, self.controls)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"bank": self.bank, "selector": self.selector}
+
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        return super().bank_ahead(lengths)[0], self.bank.centred(len(lengths), self.training)
+
+    def judged(self, prompts: int) -> int:
+        return self.bank.judged(prompts)
+
+    def also_read(self, prompts: int, training: Training) -> int:
+        return self.bank.also_read(prompts, training)
+
+    @property
+    def stored(self) -> Storage:
+        return self.storage
+
+    @property
+    def start(self) -> Start:
+        """What each prompt starts from."""
+        return Start(self.init, self.init_text)
 
     @property
     def unused(self) -> set[str]:
@@ -49,6 +88,15 @@ class Idp(config.Trained):
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return self.lengths
+
+    def numbers(self, empty: LoadedModel) -> int:
+        return sum(self.prompt_lengths(empty.tokenizer)) * empty.model.config.get_text_config().hidden_size
+
+    def content(self) -> dict[str, Any] | None:
+        return self.bank.content()
+
+    def find(self) -> tuple[config.Recovery, Any]:
+        return self.bank.find(self)
 
     def candidate(self) -> PromptTuning:
         """One prompt of the longest length."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from idp import config
-from idp.beginning import begun
 from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel, weights
-from idp.recover.fitting import Loss
-from idp.recover.objective import Objective, from_the_start
+from idp.recover.objective import text_loss
 from idp.recover.training import History, Report, named, train
 from idp.recover.work import Made, Work
 
@@ -45,6 +44,12 @@ class Lora(config.Trained):
     def check_model(self, empty: LoadedModel) -> None:
         check_targets(empty, self.targets)
         check_rank(empty, self.targets, self.rank)
+
+    def numbers(self, empty: LoadedModel) -> int:
+        sizes = [
+            module.weight.shape for name, module in _layers(empty).items() if name.rsplit(".", 1)[-1] in self.targets
+        ]
+        return sum(self.rank * sum(size) for size in sizes)
 
     def make(self, work: Work) -> Made:
         adapter, history = tune(
@@ -92,20 +97,13 @@ def tune(
     import torch
 
     check_targets(loaded, options.targets)
-    objective = Objective(options.training, loaded, teacher)
     torch.manual_seed(seed)
     adapted = adapt(loaded, options)
     parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        batch = batch.to(loaded.device)
-        adapted.train(torch.is_grad_enabled())  # dropout in training steps only
-        return objective(loaded.model, batch, from_the_start(loaded.model, begun(batch, loaded.bos)))
-
     try:
         history = train(
             parameters,
-            Loss(loss_of, objective.saving.spare),
+            text_loss(loaded, options.training, teacher, adapted),  # dropout in training steps only
             *text,
             options.training,
             seed=seed,
@@ -140,6 +138,54 @@ def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
                 task_type="CAUSAL_LM",
             ),
         )
+
+
+def save(loaded: LoadedModel, updates: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: Path) -> None:
+    """Writes low-rank updates of linear layers in PEFT's format: `attach` then gives each layer W + B A.
+
+    Args:
+        loaded: the model that they are for, which is as it was afterwards.
+        updates: by the layer's name A [rank, in] and B [out, rank]; ranks may differ.
+        folder: where to.
+
+    Raises:
+        ValueError: a name that no linear layer has, or a shape that is not the layer's.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    layers, ranks = _layers(loaded), {name: len(a) for name, (a, _) in updates.items()}
+    for name, (a, b) in updates.items():
+        if name not in layers:
+            raise ValueError(f"low_rank: {name} is no linear layer of {type(loaded.model).__name__}")
+        size = tuple(layers[name].weight.shape)
+        if (len(b), a.shape[1]) != (size[::-1] if isinstance(layers[name], Conv1D) else size) or b.shape[1] != len(a):
+            raise ValueError(f"low_rank: {name} is {size}; its A is {tuple(a.shape)} and its B {tuple(b.shape)}")
+    rank = max(ranks.values())
+    other = {name: own for name, own in ranks.items() if own != rank}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        adapted = get_peft_model(
+            loaded.model,
+            LoraConfig(
+                r=rank,
+                lora_alpha=rank,  # a scale of 1
+                rank_pattern=other,
+                alpha_pattern=other,
+                target_modules=list(updates),
+                fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in updates),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    try:
+        for name, pair in updates.items():
+            layer = loaded.model.get_submodule(name)
+            for side, matrix in zip((layer.lora_A, layer.lora_B), pair, strict=True):
+                side["default"].weight = torch.nn.Parameter(matrix.detach().float(), requires_grad=False)
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        adapted.unload().eval()
 
 
 def attach(loaded: LoadedModel, folder: Path, merge: bool = False) -> LoadedModel:

@@ -10,11 +10,13 @@ from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.repaired import head_is_bare, hidden_at_head
+from idp.recover.fitting import Loss
 from idp.recover.saving import Saving
 from idp.recover.teacher import is_streamed
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -38,8 +40,9 @@ class Objective:
             raise ValueError("objective=distill without a teacher")
         self.options = options
         self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
-        self.teacher = teacher.model if options.objective == "distill" else None
-        self.teacher_bos = list(teacher.bos) if options.objective == "distill" else []
+        teaches = teacher is not None and options.objective == "distill"
+        self.teacher = teacher.model if teacher is not None and teaches else None
+        self.teacher_bos = list(teacher.bos) if teacher is not None and teaches else []
         self.heldout_states: dict[tuple, torch.Tensor] = {}
         models = [loaded.model, *([self.teacher] if self.teacher is not None else [])]
         # With a soft cap or a scale behind the head, the model's own code makes logits: on a CPU all of them at once.
@@ -99,6 +102,7 @@ class Objective:
         import torch
 
         teacher, width, grading = self.teacher, tokens.shape[1], torch.is_grad_enabled()
+        assert teacher is not None  # the objective is to distil
         read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
         inputs = from_the_start(teacher, read)
         with torch.no_grad():
@@ -124,6 +128,30 @@ class Objective:
         if key not in self.heldout_states:
             self.heldout_states[key] = compute().cpu()
         return self.heldout_states[key]
+
+
+def text_loss(
+    loaded: LoadedModel, options: Training, teacher: LoadedModel | None, module: nn.Module | None = None
+) -> Loss:
+    """The loss of text alone, [rows, tokens], its BOS as the model has it: for what is trained within the layers.
+
+    Args:
+        loaded: the model.
+        options: the training's.
+        teacher: the dense model, for objective=distill.
+        module: what is in training mode for training steps, and only then, such as layers with dropout.
+    """
+    import torch
+
+    objective = Objective(options, loaded, teacher)
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(loaded.device)
+        if module is not None:
+            module.train(torch.is_grad_enabled())
+        return objective(loaded.model, batch, from_the_start(loaded.model, begun(batch, loaded.bos)))
+
+    return Loss(loss_of, objective.saving.spare)
 
 
 def from_the_start(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, Any]:

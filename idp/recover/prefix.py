@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from idp.beginning import Beginning
 from idp.config import WIDE, option
 from idp.models import LoadedModel
-from idp.prompting.prefix import flatten, run_prompt
+from idp.prompting.shapes import prefix_width
+from idp.prompting.states import flatten, run_prompt
 from idp.recover.prompt import PromptTuning
-from idp.recover.tuning import initial, make_with
+from idp.recover.tuning import make_with
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class PrefixTuning(PromptTuning):
         of_the_mlp = {"encoder_hidden_size", "residual"} if self.encoder == "none" else set()
         return super().unused | of_the_mlp
 
+    def numbers(self, empty: LoadedModel) -> int:
+        return self.length * prefix_width(empty.model.config)
+
     def make(self, work: Work) -> Made:
         return make_with(encoder(self, work.loaded, work.seed, work.beginning), self, work, "prefix")
 
@@ -47,7 +51,7 @@ def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int, beginning: Be
 
     from idp.recover.nets.reparameterization import Itself, PrefixEncoder
 
-    embedded = initial(loaded, options.length, options.init, options.init_text, seed)
+    embedded = options.start.prompt(loaded, options.length, seed)
     with torch.no_grad():
         ahead = beginning.ahead_of_prompt if beginning is not None else []
         layers = [

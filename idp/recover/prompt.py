@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from idp import config
-from idp.config import Search, Storage, bos_option, option
+from idp.config import Search, Storage, bos_option, option, part
+from idp.models import LoadedModel
+from idp.recover.initial import Start
 from idp.recover.tuning import tune_each
 from idp.recover.work import Made, Work
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -26,14 +25,26 @@ class PromptTuning(config.Trained):
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
     bos: str = bos_option()
-    storage: Storage = field(default_factory=Storage, kw_only=True)
+    storage: Storage = part(Storage, keyword=True)
 
     @property
     def unused(self) -> set[str]:
         return unused_text(self.init, self.search)
 
+    @property
+    def stored(self) -> Storage:
+        return self.storage
+
+    @property
+    def start(self) -> Start:
+        """What the prompt starts from."""
+        return Start(self.init, self.init_text)
+
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [self.length]
+
+    def numbers(self, empty: LoadedModel) -> int:
+        return self.length * empty.model.config.get_text_config().hidden_size
 
     def make(self, work: Work) -> Made:
         return tune_each(self, [self.length], [work.text], work)

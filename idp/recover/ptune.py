@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from idp.config import WIDE, option
 from idp.models import LoadedModel
 from idp.recover.prompt import PromptTuning
-from idp.recover.tuning import initial, make_with
+from idp.recover.tuning import make_with
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -31,5 +31,5 @@ def encoder(options: PTuning, loaded: LoadedModel, seed: int) -> nn.Module:
     """What makes the prompt, [tokens, hidden_size], while it is trained."""
     from idp.recover.nets.reparameterization import PromptEncoder
 
-    start = initial(loaded, options.length, options.init, options.init_text, seed)
+    start = options.start.prompt(loaded, options.length, seed)
     return PromptEncoder(start, options.encoder, options.encoder_hidden_size, options.residual, seed)

@@ -17,11 +17,6 @@ from idp.errors import UserError
 from idp.recover.training import Diverged, History
 
 
-def wanted(recovery: config.Trained) -> bool:
-    """Whether there is anything to search for."""
-    return bool(recovery.search.learning_rates or recovery.search.inits)
-
-
 def search(
     recovery: config.Trained, train: Callable[[config.Trained, Path, str], History], checkpoint: Path
 ) -> tuple[config.Trained, dict[str, Any]]:
@@ -43,7 +38,7 @@ def search(
     """
     options = recovery.search
     rates = options.learning_rates or [recovery.training.learning_rate]
-    inits = options.inits or [getattr(recovery, "init", None)]
+    inits: list[str | None] = [*options.inits] or [getattr(recovery, "init", None)]
     candidates: list[dict[str, Any]] = []
     for number, (rate, init) in enumerate(itertools.product(rates, inits)):
         found: dict[str, Any] = {"learning_rate": rate} | ({"init": init} if init is not None else {})
@@ -83,7 +78,8 @@ def _candidate(recovery: config.Trained, rate: float, init: str | None) -> confi
         checkpoint_every=min(training.checkpoint_every, steps),
     )
     recovery = recovery.candidate()
-    return replace(recovery, training=training, **({"init": init} if init is not None else {}))
+    changes: dict[str, Any] = {"init": init} if init is not None else {}
+    return replace(recovery, training=training, **changes)
 
 
 def _said(candidate: dict[str, Any]) -> str:

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
-from idp import models
+from idp import kinds, models
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
-from idp.prompting.bank import beginning_of
-from idp.prompting.selectors.fixed import FixedSelector
-from idp.prompting.selectors.nearest import NearestSelector
-from idp.store import Product, Store, write_json
+from idp.prompting.bank import CENTRES, CENTRES_FILE, beginning_of
+from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,27 +30,47 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 STATE, DESCRIPTION, LOSSES = "selector.safetensors", "selector.json", "losses.safetensors"
-CENTRES = "centres.safetensors"  # in a bank's folder, where the bank was made by cluster: [prompts, hidden_size]
 
 OpenBank = Callable[[], "tuple[models.LoadedModel, PromptBank]"]
 
 
+class NotKnownYet(Exception):
+    """What decides a key is known once a stage is done, whose name it has."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What of a bank decides the selectors of it."""
+
+    prompts: list[str]  # their names, in order
+    beginning: Beginning | None  # the BOS that they were made with; None: not known
+    centred: bool  # whether it brings the centres of their text
+
+
 @dataclass(frozen=True)
 class Selection:
-    """How a run chooses among the prompts of a bank."""
+    """How a run chooses among the prompts of a bank; in a plan, products are there as their identities."""
 
     options: schema.Selector
     prompts: list[str]  # their names, in order
-    fitted: Product | None  # the selector's product; None where it learns nothing
-    heldout: Product | None  # each prompt's loss on held-out text; None where nothing needs it
+    fitted: Any  # the selector's product; None where it learns nothing
+    heldout: Any  # each prompt's loss on held-out text; None where nothing needs it
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt."""
-        if isinstance(self.options, FixedSelector) and self.fitted is not None:
-            return asdict(fixed(self.fitted.read(DESCRIPTION)["prompt"]))
-        options = asdict(self.options)
-        return options if self.fitted is None else options | {"fitted": self.fitted.key}
+        """What decides the choice beside the bank, for keys: the best prompt by held-out loss is that prompt.
+
+        Raises:
+            NotKnownYet: that is asked of a selector that is still to be fitted, and settles on another then.
+        """
+        if self.fitted is None:
+            return asdict(self.options) | kinds.code_of(self.options)
+        settled = self.options
+        if self.options.settles:
+            if not isinstance(self.fitted, Product):
+                raise NotKnownYet("select")
+            settled = self.options.settled(self.fitted.read(DESCRIPTION))
+        return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
@@ -76,18 +94,6 @@ class Selection:
         return float((losses.mean(1) - half).mean())
 
 
-def prompts_of(repair: Product | None) -> list[str]:
-    """The names of a repair's prompts; none where it has no bank."""
-    if repair is None or not (repair.path / "bank" / "bank.json").exists():
-        return []
-    return repair.read("bank/bank.json")["names"]
-
-
-def fixed(prompt: int) -> FixedSelector:
-    """The selector that always takes one prompt."""
-    return FixedSelector(kind="fixed", prompt=prompt)
-
-
 def select(
     recovery: schema.Recovery, model: schema.Model, repair: Product | None, text: Any, open_bank: OpenBank, store: Store
 ) -> Selection | None:
@@ -104,46 +110,79 @@ def select(
     Raises:
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
     """
-    prompts = prompts_of(repair)
-    options = getattr(recovery, "selector", None)
-    if len(prompts) < 2 or options is None:
+    bank = _bank_of(repair)
+    if repair is None or bank is None:
         return None
-    if isinstance(options, FixedSelector):
-        options.check_model(None, len(prompts))
-    fit, about = recovery.fit, {"corpus": text.fingerprint, **models.numerics(model)}
-    beginning, _ = beginning_of(repair.read("bank/bank.json"))
-    about |= beginning.identity() if beginning is not None else {}
+    planned = selection_of(recovery, model, repair.key, bank, text)
+    if planned is None:
+        return None
+    assert recovery.choice is not None  # or nothing would be planned
+    options, fit, prompts = planned.options, recovery.choice.fit, planned.prompts
+    options.check_prompts(len(prompts))
     opened = _Once(open_bank)
-    centres = repair.path / "bank" / CENTRES
-    given = isinstance(options, NearestSelector) and centres.exists()
-    fits = options.fits and not options.peeks
-    heldout = None
+    heldout = fitted = None
     with out_of_memory_is_explained("select"):
-        if recovery.controls or (fits and not given):
-            heldout = store.get_or_make(
-                "heldout",
-                parent=repair.key,
-                config={"blocks": fit.blocks, "tokens": fit.tokens, **about},
-                version=VERSION,
-                make=lambda folder: _measure_losses(opened, fit, text, prompts, folder),
-                label=f"{len(prompts)} prompts",
+        if planned.heldout is not None:
+            heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
+        if planned.fitted is not None:
+            fitted = store.obtain(
+                planned.fitted,
+                lambda folder: (
+                    _take_centres(options, repair.path / "bank" / CENTRES_FILE, len(prompts), folder)
+                    if _given(options, bank)
+                    else _fit(options, opened, fit, text, heldout, folder)
+                ),
             )
-        if not fits:
-            return Selection(options, prompts, None, heldout)
-        source = {} if given else {"fit": asdict(fit), **about}
-        fitted = store.get_or_make(
-            "select",
-            parent=repair.key,
-            config={"selector": asdict(options), **source},
-            version=VERSION,
-            make=lambda folder: (
-                _take_centres(options, centres, len(prompts), folder)
-                if given
-                else _fit(options, opened, fit, text, _losses(heldout), folder)
-            ),
-            label=options.kind,
-        )
     return Selection(options, prompts, fitted, heldout)
+
+
+def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> Bank:
+    """What the bank of a recovery will be; `bos` is the BOS of the model, `lengths` are those of its prompts."""
+    names, centred = recovery.bank_ahead(lengths)
+    return Bank(names, recovery.beginning(bos), centred)
+
+
+def selection_of(
+    recovery: schema.Recovery, model: schema.Model, repair: str, bank: Bank, text: Any
+) -> Selection | None:
+    """The selection of a bank, with what its products are; None where there is one prompt, or nothing to choose with.
+
+    Args:
+        recovery: its `choice` is read.
+        model: the model's config.
+        repair: the key of the repair.
+        bank: the repair's.
+        text: the training corpus.
+    """
+    choice = recovery.choice
+    if len(bank.prompts) < 2 or choice is None:
+        return None
+    options, fit = choice.selector, choice.fit
+    about = {"corpus": text.fingerprint, **models.numerics(model)}
+    about |= bank.beginning.identity() if bank.beginning is not None else {}
+    fits, given = options.fits and not options.peeks, _given(options, bank)
+    heldout = fitted = None
+    if choice.controls or (fits and not given):
+        config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
+        heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
+    if fits:
+        source = {} if given else {"fit": asdict(fit), **about}
+        config = {"selector": asdict(options), **source, **kinds.code_of(options)}
+        fitted = Identity("select", repair, config, VERSION, options.kind)
+    return Selection(options, bank.prompts, fitted, heldout)
+
+
+def _given(options: schema.Selector, bank: Bank) -> bool:
+    """Whether a bank brings what a selector would have to be fitted for."""
+    return options.fits and not options.peeks and options.takes_centres and bank.centred
+
+
+def _bank_of(repair: Product | None) -> Bank | None:
+    """What of a stored repair's bank decides; None where it has none."""
+    if repair is None or not (repair.path / "bank" / "bank.json").exists():
+        return None
+    described = repair.read("bank/bank.json")
+    return Bank(described["names"], beginning_of(described)[0], (repair.path / "bank" / CENTRES_FILE).exists())
 
 
 def restored(options: schema.Selector, fitted: Path | None) -> Selector:
@@ -171,7 +210,8 @@ class _Once:
     """Opens model and bank when first asked, and binds them."""
 
     def __init__(self, open_bank: OpenBank):
-        self.open_bank, self.made = open_bank, None
+        self.open_bank = open_bank
+        self.made: tuple[models.LoadedModel, Any] | None = None
 
     def __call__(self) -> tuple[models.LoadedModel, Any]:
         from idp.prompting.prefix import bind
@@ -219,11 +259,12 @@ def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch
 
 
 def _fit(
-    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, losses: torch.Tensor, folder: Path
+    options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, heldout: Product | None, folder: Path
 ) -> None:
     from safetensors.torch import save_file
 
-    loaded, prefixes = opened()
+    assert heldout is not None  # what fits is compared on held-out text first
+    (loaded, prefixes), losses = opened(), _losses(heldout)
     blocks = _blocks(fit, text, loaded)[:, : fit.reads]
     contexts = begun(blocks, prefixes.beginning.ahead_of_text).tolist()  # as texts begin in scoring
 
@@ -252,9 +293,7 @@ def _fit(
         halves = [slice(0, None, 2), slice(1, None, 2)]
         unseen = [_chosen(fitted(mine), contexts[other], losses[other]) for mine, other in (halves, reversed(halves))]
         described["chosen_loss_unseen"] = float(sum(part.sum() for part in unseen) / len(contexts))
-    if isinstance(options, FixedSelector):
-        described["prompt"] = int(state["prompt"])
-    write_json(folder / DESCRIPTION, described)
+    write_json(folder / DESCRIPTION, described | selector.described())
 
 
 def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor) -> torch.Tensor:
@@ -272,10 +311,11 @@ def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Pa
     """A fitted selector from the centres that a bank brings."""
     from safetensors.torch import load_file, save_file
 
-    (centres,) = load_file(file).values()
+    centres = load_file(file)[CENTRES]
     if centres.dim() != 2 or len(centres) != prompts:
         raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
     selector = options.build()
-    selector.restore({"centres": centres})
+    selector.restore({CENTRES: centres})
     save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
-    write_json(folder / DESCRIPTION, {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"})
+    described = {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"}
+    write_json(folder / DESCRIPTION, described | selector.described())

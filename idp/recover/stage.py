@@ -1,41 +1,26 @@
-"""Stage 3: makes a repair and stores it; `opening` puts it back on its model."""
+"""Stage 3: checks a recovery, and makes its repair as a product; `opening` puts it back on its model."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from idp import config as schema
 from idp import models
+from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.memory import release
 from idp.prompting import storage
-from idp.prompting.bank import PromptBank
-from idp.recover import lora, search, transfer
-from idp.recover.banks import assembled
-from idp.recover.teacher import open_teacher
-from idp.recover.training import History, Report, named, rows
-from idp.recover.work import Made, Work
-from idp.store import CHECKPOINT, Product, Store, write_json
+from idp.recover import few_bits, making
+from idp.recover.given import Given
+from idp.recover.identity import Basis, identity_of, needs
+from idp.recover.identity import identities as identities_of
+from idp.recover.making import Sources
+from idp.recover.training import Report, report_rows
+from idp.recover.work import CalibrationText
+from idp.store import Identity, Product, Store
 
-log = logging.getLogger(__name__)
-
-VERSION = 3
-STORAGE_VERSION = 1
-SEARCH = "search.json"
-CHOICE = ("selector", "fit", "controls", "storage")  # options of a recovery that its trained repair does not depend on
-RESOLVED = ("bos",)  # those that enter by what they come to with the model
-
-
-@dataclass
-class Given:
-    """What a recovery takes from elsewhere: prompts to join, or the repair of another run."""
-
-    members: list[assembled.Member]
-    source: transfer.Source | None
+if TYPE_CHECKING:
+    from idp.corpora.corpus import Text
 
 
 def find(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
@@ -47,55 +32,51 @@ def find(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
     Raises:
         UserError: a file is not there, damaged, or not what it should be.
     """
-    if isinstance(recovery, transfer.Transfer):
-        source = transfer.find(getattr(recovery, "from"))
-        return transfer.resolved(recovery, source), Given([], source)
-    if _joined(recovery):
-        members = assembled.members(recovery.bank)
-        return replace(recovery, lengths=[len(member.prompt) for member in members]), Given(members, None)
-    return recovery, Given([], None)
+    found, given = recovery.find()
+    return found, given if given is not None else Given()
 
 
 def reads_corpus(recovery: schema.Recovery) -> bool:
     """Whether a recovery reads the run's corpus: to train on it, to compare prompts on it, or to fit a selector."""
-    return recovery.trains or _compares(recovery)
+    return TEXT in needs(recovery) or _compares(recovery)
+
+
+def reads_calibration(recovery: schema.Recovery) -> bool:
+    """Whether a recovery reads the run's calibration text."""
+    return CALIBRATION in needs(recovery)
 
 
 def _compares(recovery: schema.Recovery) -> bool:
     """Whether a recovery compares its prompts on held-out text: as controls, or to fit their selector."""
-    selector = getattr(recovery, "selector", None)
-    if selector is None or len(recovery.prompt_lengths()) < 2:
-        return False
-    return recovery.controls or selector.fits
+    choice = recovery.choice
+    return choice is not None and choice.compares and len(recovery.prompt_lengths()) > 1
 
 
 def check_given(
     given: Given,
     model: schema.Model,
-    dense: Product,
+    dense: Product | Identity,
     empty: models.LoadedModel,
-    recovery: schema.Recovery | None = None,
+    recovery: schema.Recovery,
 ) -> None:
     """Holds what was given against the run's model, and against where the recovery puts its BOS.
 
     Raises:
         UserError: it belongs to another model, both are named; or it was made with another BOS.
     """
-    hidden_size = empty.model.get_input_embeddings().weight.shape[1]
-    assembled.check(given.members, model, dense.key, hidden_size)
-    if recovery is not None:
-        assembled.check_bos(given.members, recovery.beginning(empty.bos))
-    if given.source is not None:
-        transfer.check(given.source, model, dense.key, hidden_size, empty.bos)
+    given.check(model, dense.key, empty, recovery.beginning(empty.bos))
 
 
-def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> None:
-    """Checks a recovery against the model's layers and window and the training text, before anything is trained.
+def check(
+    recovery: schema.Recovery, empty: models.LoadedModel, text: Text, calibration: CalibrationText | None = None
+) -> None:
+    """Checks a recovery against the model's layers and window and the texts that it reads, before anything is made.
 
     Args:
         recovery: what is asked for.
         empty: the model without weights.
         text: the training corpus.
+        calibration: the calibration text; None only where the recovery does not read it.
 
     Raises:
         UserError: LoRA targets that match no layer, a selector's layer or heads that do not exist, a prompt longer
@@ -104,10 +85,10 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     from idp.corpora.corpus import blocks
 
     if recovery.beneath is not None:
-        check(recovery.beneath, empty, text)
+        check(recovery.beneath, empty, text, calibration)
     recovery.check_model(empty)
     longest, bos = longest_prompt(recovery, empty), len(recovery.beginning(empty.bos))
-    training = recovery.training if recovery.trains else None
+    training = recovery.trained.training if recovery.trained is not None else None
     length = training.sequence_length if training is not None else 0
     window = empty.model.config.get_text_config().max_position_embeddings
     if longest + bos + length > window:
@@ -119,9 +100,24 @@ def check(recovery: schema.Recovery, empty: models.LoadedModel, text: Any) -> No
     if training is not None:
         for part in ("train", "heldout"):
             blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
-    if _compares(recovery):
-        _check_fit(recovery.fit, longest, bos, window)
-        blocks(text, "heldout", empty.tokenizer, recovery.fit.tokens, 2, 0)
+    if CALIBRATION in recovery.needs:
+        _check_calibration(recovery, calibration, empty, window)
+    if recovery.choice is not None and _compares(recovery):
+        _check_fit(recovery.choice.fit, longest, bos, window)
+        blocks(text, "heldout", empty.tokenizer, recovery.choice.fit.tokens, 2, 0)
+
+
+def _check_calibration(
+    recovery: schema.Recovery, calibration: CalibrationText | None, empty: models.LoadedModel, window: int
+) -> None:
+    if calibration is None:
+        raise UserError(f"recovery={recovery.kind} reads calibration text, and this run has none")
+    if calibration.options.length > window:
+        raise UserError(
+            f"compressor.calibration.length={calibration.options.length}: the model's window is {window}; use"
+            f" {window} or less"
+        )
+    calibration.blocks(empty)
 
 
 def _check_fit(fit: schema.Fitting, longest: int, bos: int, window: int) -> None:
@@ -141,12 +137,13 @@ def recover(
     recovery: schema.Recovery,
     model: schema.Model,
     compressed: Product,
-    text: Any,
+    text: Text,
     seed: int,
     store: Store,
     report: Report | None = None,
     *,
     dense: Product,
+    calibration: CalibrationText | None = None,
 ) -> Product | None:
     """Stage 3: the repair as a product; None for `recovery=none`.
 
@@ -156,183 +153,63 @@ def recover(
         recovery: what to make.
         model: the model's config.
         compressed: the product of stage 2, whose model stays frozen.
-        text: the training corpus, an `idp.corpora.corpus.Text`.
+        text: the training corpus.
         seed: everything random draws from it.
         store: where products live.
         report: called with each training step's figures.
         dense: the product of stage 1, the teacher where the objective is to be like it.
+        calibration: the calibration text, where the recovery reads it.
     """
-    if not recovery.repairs:
-        return None
-    if isinstance(recovery, transfer.Transfer):
-        beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
-        return transfer.apply(transfer.find(getattr(recovery, "from")), compressed, store, beginning)
-    repair = _make(recovery, model, compressed, text, seed, store, report, dense)
-    stored = getattr(recovery, "storage", None)
-    return repair if storage.is_plain(stored) else _store_in_few_bits(repair, stored, model, compressed, store)
+    return _recover(recovery, Sources(model, dense, compressed, text, calibration, seed), store, report)
 
 
-def _make(
+def identities(
     recovery: schema.Recovery,
     model: schema.Model,
-    compressed: Product,
-    text: Any,
+    compressed: str,
+    folder: Path,
+    text: Text,
     seed: int,
-    store: Store,
-    report: Report | None,
-    dense: Product,
-) -> Product:
-    beginning = recovery.beginning(models.bos_of(models.model_folder(compressed), model))
+    dense: str,
+    calibration: CalibrationText | None = None,
+) -> list[tuple[schema.Recovery, Identity]]:
+    """What the products of a repair are, before there are any, in the order in which they are made.
+
+    Args:
+        recovery: what to make, as `find` gave it back.
+        model: the model's config.
+        compressed: the key of the model that is repaired.
+        folder: of that model's config and tokenizer, which are the dense model's; no weight of it is read.
+        text: the training corpus.
+        seed: everything random draws from it.
+        dense: the key of the dense model.
+        calibration: the calibration text, where the recovery reads it.
+
+    Returns:
+        each with the recovery that makes it; the last is the repair. Empty where nothing is repaired.
+    """
+    basis = Basis(model, dense, compressed, text, calibration, seed)
+    return identities_of(recovery, basis, models.bos_of(folder, model))
+
+
+def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: Report | None) -> Product | None:
+    if not recovery.repairs:
+        return None
+    bos = models.bos_of(models.model_folder(sources.compressed), sources.model)
+    beginning = recovery.beginning(bos)
 
     def make(folder: Path) -> None:
-        first = None
-        if recovery.beneath is not None:  # before there is a model of this one's in memory
-            first = recover(recovery.beneath, model, compressed, text, seed, store, report, dense=dense)
-            release()  # its model
-        opened = models.open_model if recovery.reads_weights else models.open_empty
-        loaded = opened(models.model_folder(compressed), model)
-        work = Work(loaded, seed, folder / CHECKPOINT, folder, report=report, beginning=beginning)
-        beneath = _take_over(first, work) if first is not None else Made()
-        if recovery.trains:
-            if work.loaded.device.type == "cpu":
-                models.keep_freed_memory()
-            work.text = _text(recovery.training, text, work.loaded, seed, recovery.texts)
-            if recovery.training.objective == "distill":
-                work.teacher = open_teacher(models.model_folder(dense), model, recovery.training, work.loaded)
-            made = _trained(recovery, work)
-        else:
-            made = recovery.make(work)
-        made = made.on(beneath)
-        if made.bank is not None:
-            made.bank.beginning = beginning
-            made.bank.save(folder / "bank", work.loaded.model.config, str(models.model_folder(compressed)))
-        described = {"kind": recovery.kind, "added": made.added, "trainable": made.trainable}
-        write_json(folder / "repair.json", {**described, "bytes": _bytes(folder) if made.added else 0})
-        write_json(folder / "history.json", {name: vars(history) for name, history in made.histories.items()})
-        if made.searches:
-            write_json(folder / SEARCH, made.searches)
+        beneath = recovery.beneath
+        # Before there is a model of this one's in memory.
+        first = _recover(beneath, sources, store, report) if beneath is not None else None
+        making.make(recovery, sources, first, beginning, folder, report)
 
     with out_of_memory_is_explained("recover"):
-        return store.get_or_make(
-            "recover",
-            parent=compressed.key,
-            config=_identity(recovery, model, text, seed, dense) | beginning.identity(),
-            version=VERSION,
-            make=make,
-            label=recovery.kind,
-        )
-
-
-def _identity(recovery: schema.Recovery, model: schema.Model, text: Any, seed: int, dense: Product) -> dict[str, Any]:
-    """All that decides a repair, but for the model that it repairs. How it is chosen and stored comes after it."""
-    if _joined(recovery):
-        return {"prompts": assembled.identity(recovery.bank)}
-    config = {"recovery": _options(recovery), **models.numerics(model)}
-    parts = [part for part in (recovery, recovery.beneath) if part is not None and part.trains]
-    if parts:
-        config |= {"seed": seed, "corpus": text.fingerprint}
-    if any(part.training.objective == "distill" for part in parts):
-        config["teacher"] = dense.key
-    return config
-
-
-def _options(recovery: schema.Recovery) -> dict[str, Any]:
-    """What of a recovery's options decides what comes out: the same work never has two keys."""
-    options = {name: value for name, value in asdict(recovery).items() if name not in (*CHOICE, *RESOLVED)}
-    options = {name: value for name, value in options.items() if name not in recovery.unused}
-    if isinstance(recovery, schema.Trained):
-        training, tried = options["training"], options.pop("search")
-        unused = {"checkpoint_every", "checkpointing", "teacher"}
-        if training["micro_batch_size"] is None:
-            unused.add("micro_batch_size")
-        if training["objective"] == "lm":
-            unused |= {"temperature", "lm_weight"}
-        if tried["learning_rates"]:
-            unused.add("learning_rate")
-        options["training"] = {name: value for name, value in training.items() if name not in unused}
-        if tried["inits"]:
-            del options["init"]
-        if search.wanted(recovery):
-            options["search"] = tried
-    for item in fields(recovery):
-        if isinstance(part := getattr(recovery, item.name), schema.Recovery):
-            options[item.name] = _options(part)
-    return options
-
-
-def _store_in_few_bits(
-    repair: Product, stored: schema.Storage, model: schema.Model, compressed: Product, store: Store
-) -> Product:
-    """The repair with its prompts stored as asked: a product made from the trained one, which is not trained again."""
-
-    def make(folder: Path) -> None:
-        shape = models.open_empty(models.model_folder(compressed), model).model.config
-        bank = PromptBank.load(repair.path / "bank")
-        bank.save(folder / "bank", shape, str(models.model_folder(compressed)), stored)
-        write_json(folder / "repair.json", {**repair.read("repair.json"), "bytes": _bytes(folder)})
-        write_json(folder / "history.json", repair.read("history.json"))
-        for name in ("adapter", SEARCH):  # all else is as it was
-            source = repair.path / name
-            if source.is_dir():
-                shutil.copytree(source, folder / name, dirs_exist_ok=True)
-            elif source.exists():
-                shutil.copy(source, folder / name)
-
-    return store.get_or_make(
-        "recover",
-        parent=repair.key,
-        config={"storage": storage.described(stored)},
-        version=STORAGE_VERSION,
-        make=make,
-        label=f"stored in {stored.bits} bits",
-    )
-
-
-def _bytes(folder: Path) -> int:
-    """Bytes of a repair's tensors: its prompts' and its adapter's, not the centres, which only some selectors read."""
-    return sum(storage.tensor_bytes(place) for place in (*folder.glob("bank/prompt_*"), folder / "adapter"))
-
-
-def _take_over(first: Product, work: Work) -> Made:
-    """Puts the repair beneath on the model and into the product, and gives what became of it when it was made."""
-    if first.reused and work.report is not None:
-        for row in training_rows(first):
-            work.report(row)
-    shutil.copytree(first.path / "adapter", work.folder / "adapter", dirs_exist_ok=True)
-    work.loaded = lora.attach(work.loaded, work.folder / "adapter")
-    repair = first.read("repair.json")
-    return Made(
-        None,
-        repair["trainable"],
-        repair["added"],
-        {name: History(**values) for name, values in first.read("history.json").items()},
-        first.read(SEARCH) if (first.path / SEARCH).exists() else {},
-    )
-
-
-def _trained(recovery: schema.Trained, work: Work) -> Made:
-    """What training gives, after the search that is asked for."""
-    if not search.wanted(recovery):
-        return recovery.make(work)
-    recovery, found = search.search(
-        recovery,
-        lambda candidate, place, label: _tried(
-            candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
-        ),
-        work.checkpoint / "search",
-    )
-    made = recovery.make(work)
-    made.searches[recovery.part] = found
-    return made
-
-
-def _tried(candidate: schema.Trained, work: Work) -> History:
-    """The training curve of one candidate of a search."""
-    return next(iter(candidate.make(work).histories.values()))
-
-
-def _joined(recovery: schema.Recovery) -> bool:
-    return isinstance(getattr(recovery, "bank", None), assembled.AssembledBank)
+        repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
+    stored = recovery.stored
+    if stored is None or storage.is_plain(stored):
+        return repair
+    return few_bits.stored(repair, stored, sources, store)
 
 
 def prompts(repair: Product | None) -> int:
@@ -342,28 +219,8 @@ def prompts(repair: Product | None) -> int:
     return len(repair.read("bank/bank.json")["names"])
 
 
-def _text(
-    training: schema.Training, text: Any, loaded: models.LoadedModel, seed: int, share: int = 1
-) -> tuple[Any, Any]:
-    """Training and held-out blocks. The held-out ones are the same for every seed, so that losses compare.
-
-    Training text is that of `share` prompts, where they share it out among them.
-    """
-    from idp.corpora.corpus import blocks
-
-    wanted = training.steps * training.batch_size * share
-    length = training.sequence_length
-    return (
-        # A long training passes over a small corpus several times.
-        blocks(text, "train", loaded.tokenizer, length, wanted, seed, at_most=True),
-        blocks(text, "heldout", loaded.tokenizer, length, training.heldout_sequences, 0, at_most=True),
-    )
-
-
 def training_rows(repair: Product) -> list[dict[str, float]]:
     """The training curves of a stored repair, as `report` was given them when it was made."""
     found: list[dict[str, float]] = []
-    for name, history in repair.read("history.json").items():
-        for row in rows(History(**history)):
-            named(found.append, name)(row)
+    report_rows(repair.read("history.json"), found.append)
     return found

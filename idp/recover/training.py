@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def train(
                 rate = options.learning_rate * schedule(step, options.steps, options.warmup_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = fitting.attempt(step, lambda rows, step=step: backward(step, rows))
+                loss = fitting.attempt(step, functools.partial(backward, step))
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf)
                 if not (math.isfinite(loss) and math.isfinite(norm.item())):
                     write_tensors(checkpoint / "best.safetensors", best)
@@ -161,6 +162,13 @@ def named(report: Report | None, name: str) -> Report | None:
     if report is None:
         return None
     return lambda row: report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
+
+
+def report_rows(histories: dict[str, Any], report: Report) -> None:
+    """Reports the stored curves of a repair's trainings, by the name of each."""
+    for name, history in histories.items():
+        for row in rows(History(**history)):
+            report({key if key == "step" else f"{name}/{key}": value for key, value in row.items()})
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -9,27 +9,28 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from idp import config, kinds, models
 from idp.beginning import PLACES, Beginning
-from idp.config import Fitting, Selector, keyword_option, option
+from idp.config import Choice, Fitting, Selector, controls_option, keyword_option, option
 from idp.errors import UserError
-from idp.prompting.bank import PromptBank, beginning_of
+from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
 from idp.records import reading
 from idp.records.record import RECORD
+from idp.records.schema import Record
+from idp.recover.given import Given
+from idp.recover.work import Made, Work
 from idp.status import STATUS
-from idp.store import MANIFEST, Product, Store, write_json
+from idp.store import MANIFEST, Product, Store
 
 if TYPE_CHECKING:
     from idp.tasks.tasks import TaskSource
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 REPAIR = "repair.json"
 
 
@@ -43,8 +44,62 @@ class Transfer(config.Recovery):
         "where the model's BOS token stands: before, after or none; null: as where the repair was learned",
         choices=(None, *PLACES),
     )
-    controls: bool = option("also measure each prompt alone: what random, best, worst and oracle choice would score")
+    controls: bool = controls_option()
     fit: Fitting = field(default_factory=Fitting)
+
+    version: ClassVar[int] = 1
+    awaits: ClassVar[str] = "from"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def choice(self) -> Choice | None:
+        return Choice(self.selector, self.fit, self.controls) if self.selector is not None else None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"selector": self.selector} if self.selector is not None else {}
+
+    @property
+    def label(self) -> str:
+        return f"transfer of {self._origin[:12]}"
+
+    @property
+    def _source(self) -> Source:
+        return find(getattr(self, "from"))
+
+    @property
+    def _origin(self) -> str:
+        return getattr(self, "from") if self.awaited else self._source.origin
+
+    def content(self) -> dict[str, Any]:
+        return {"transfer": self._origin}
+
+    def bank_ahead(self, lengths: list[int]) -> tuple[list[str], bool]:
+        if self.awaited:
+            return super().bank_ahead(lengths)
+        bank = self._source.repair.path / "bank"
+        names = self._source.repair.read("bank/bank.json")["names"] if bank.is_dir() else []
+        return names, (bank / CENTRES_FILE).exists()
+
+    def find(self) -> tuple[Transfer, Source]:
+        """The recovery with the selector that will be used: its own, else that of the run that it is from.
+
+        Raises:
+            UserError: there is no such repair, or several prompts and nothing to choose one with.
+        """
+        source = self._source
+        selector = self.selector or source.selector
+        if selector is None and len(source.lengths) > 1:
+            raise UserError(
+                f"recovery.from={source.place}: it holds {len(source.lengths)} prompts, and what chose among them is"
+                " not known; add recovery/selector=attention"
+            )
+        known = copy.copy(self)  # `replace` leaves out what is not part of __init__
+        known.selector = selector
+        return known, source
 
     def check(self, place: str = "recovery") -> None:
         if not getattr(self, "from"):
@@ -61,22 +116,26 @@ class Transfer(config.Recovery):
             self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
-        return find(getattr(self, "from")).lengths
+        return [] if self.awaited else self._source.lengths
 
     def beginning(self, bos: tuple[int, ...]) -> Beginning:
         """The BOS that the repair was learned with, where that is known, at its place or at the one asked for."""
-        learned = find(getattr(self, "from")).beginning or Beginning(bos)
+        learned = None if self.awaited else self._source.beginning
+        learned = learned or Beginning(bos)
         return replace(learned, place=self.bos) if self.bos is not None else learned
+
+    def make(self, work: Work) -> Made:
+        return Made(whole=self._source.repair)
 
 
 @dataclass
-class Source:
+class Source(Given):
     """A stored repair, and what is known of the run that learned it."""
 
     place: str  # as the user named it
     repair: Product
     dense: str  # the key of the dense model that it was learned on
-    record: dict[str, Any] | None  # None for a repair's own folder
+    record: Record | None  # None for a repair's own folder
 
     @property
     def origin(self) -> str:
@@ -101,14 +160,55 @@ class Source:
         values = self.record["idp"]["config"]["recovery"].get("selector") if self.record else None
         return kinds.restore(config.Selector, values, "recovery.selector") if values else None
 
+    def check(self, model: config.Model, dense: str, empty: models.LoadedModel, beginning: Beginning) -> None:
+        """Refuses a repair that was learned on another model than this run's, and says if it was with another BOS.
+
+        Raises:
+            UserError: names both models and, for prompts, both hidden sizes.
+        """
+        if self.beginning is not None and self.beginning.tokens != empty.bos:
+            log.warning(
+                "recovery.from=%s: its prompts were learned with the BOS tokens %s, and are used with them; the other"
+                " rows' texts begin with %s (model.bos=%s)",
+                self.place,
+                list(self.beginning.tokens),
+                list(empty.bos),
+                model.bos,
+            )
+        if self.dense == dense:
+            return
+        theirs = self.record["idp"]["config"]["model"]["name"] if self.record else self.dense[:12]
+        bank = self.repair.path / "bank"
+        size = f" (hidden size {PromptBank.load(bank).prompts[0].shape[1]})" if bank.is_dir() else ""
+        hidden_size = empty.model.get_input_embeddings().weight.shape[1]
+        raise UserError(
+            f"recovery.from={self.place}: it was learned on another model, {theirs}{size}; this run's model is"
+            f" {model.name} (hidden size {hidden_size}). A repair goes over to other compressors of its own model;"
+            " prompts of equal hidden size can be tried with recovery=idp recovery/bank=assembled"
+        )
+
+    def refuse_evaluated(self, tasks: list[TaskSource]) -> None:
+        """Refuses a repair that was trained on text of a task that is evaluated, as far as its run's record tells.
+
+        Raises:
+            UserError: names the corpus and the task.
+        """
+        corpus = self.record["idp"]["config"]["corpus"] if self.record else {"made_from": []}
+        for task in tasks:
+            if {task.name, task.runs}.intersection(corpus["made_from"]):
+                raise UserError(
+                    f"recovery.from={self.place}: it was trained on corpus {corpus['name']}, which is made from"
+                    f" {task.runs}, which this run evaluates: leave it out of task.names"
+                )
+
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
         said: dict[str, Any] = {"from": self.place, "key": self.origin, "kind": self.repair.read(REPAIR)["kind"]}
         if self.record is None:
             return {**said, "compressor": None, "corpus": None, "seed": None}
         about = self.record["idp"]
-        if about.get("transfer"):  # where it was learned, not where it was transferred to
-            return {**about["transfer"], **said}
+        if learned := about.get("transfer"):  # where it was learned, not where it was transferred to
+            return {**learned, **said}
         values = about["config"]
         return {**said, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
 
@@ -143,91 +243,9 @@ def find(place: str, setting: str = "recovery.from") -> Source:
             f"{setting}={place}: its repair ({repair['key'][:12]}) is in neither {' nor '.join(map(str, places))}; run"
             " it again"
         )
-    return Source(place, Store(root).get("recover", repair["key"]), record["idp"]["stages"]["load"]["key"], record)
-
-
-def check(source: Source, model: config.Model, dense: str, hidden_size: int, bos: tuple[int, ...] = ()) -> None:
-    """Refuses a repair that was learned on another model than this run's, and says if it was with another BOS.
-
-    Raises:
-        UserError: names both models and, for prompts, both hidden sizes.
-    """
-    if source.beginning is not None and source.beginning.tokens != bos:
-        log.warning(
-            "recovery.from=%s: its prompts were learned with the BOS tokens %s, and are used with them; the other rows'"
-            " texts begin with %s (model.bos=%s)",
-            source.place,
-            list(source.beginning.tokens),
-            list(bos),
-            model.bos,
-        )
-    if source.dense == dense:
-        return
-    theirs = source.record["idp"]["config"]["model"]["name"] if source.record else source.dense[:12]
-    bank = source.repair.path / "bank"
-    size = f" (hidden size {PromptBank.load(bank).prompts[0].shape[1]})" if bank.is_dir() else ""
-    raise UserError(
-        f"recovery.from={source.place}: it was learned on another model, {theirs}{size}; this run's model is"
-        f" {model.name} (hidden size {hidden_size}). A repair goes over to other compressors of its own model; prompts"
-        " of equal hidden size can be tried with recovery=idp recovery/bank=assembled"
-    )
-
-
-def refuse_evaluated(source: Source, tasks: list[TaskSource]) -> None:
-    """Refuses a repair that was trained on text of a task that is evaluated, as far as its run's record tells.
-
-    Raises:
-        UserError: names the corpus and the task.
-    """
-    corpus = source.record["idp"]["config"]["corpus"] if source.record else {"made_from": []}
-    for task in tasks:
-        if {task.name, task.runs}.intersection(corpus["made_from"]):
-            raise UserError(
-                f"recovery.from={source.place}: it was trained on corpus {corpus['name']}, which is made from"
-                f" {task.runs}, which this run evaluates: leave it out of task.names"
-            )
-
-
-def resolved(recovery: Transfer, source: Source) -> Transfer:
-    """The recovery with the selector that will be used: its own, else that of the run that it is from.
-
-    Raises:
-        UserError: several prompts and nothing to choose one with.
-    """
-    selector = recovery.selector or source.selector
-    if selector is None and len(source.lengths) > 1:
-        raise UserError(
-            f"recovery.from={source.place}: it holds {len(source.lengths)} prompts, and what chose among them is not"
-            " known; add recovery/selector=attention"
-        )
-    known = copy.copy(recovery)  # `replace` leaves out what is not part of __init__
-    known.selector = selector
-    return known
-
-
-def apply(source: Source, compressed: Product, store: Store, beginning: Beginning) -> Product:
-    """The repair as a product of the model that it now repairs: the same files, with its BOS written down."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree(
-            source.repair.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "history.json")
-        )
-        write_json(folder / REPAIR, {**source.repair.read(REPAIR), "transfer": source.origin})
-        write_json(folder / "history.json", {})  # nothing was trained here
-        base = str(models.model_folder(compressed))
-        for file in (*folder.rglob("adapter_config.json"), *folder.rglob("bank.json")):
-            described = json.loads(file.read_text(encoding="utf-8"))
-            bos = {"bos": beginning.described()} if file.name == "bank.json" else {}
-            write_json(file, {**described, "base_model_name_or_path": base, **bos})
-
-    return store.get_or_make(
-        "recover",
-        parent=compressed.key,
-        config={"transfer": source.origin, **beginning.identity()},
-        version=VERSION,
-        make=make,
-        label=f"transfer of {source.origin[:12]}",
-    )
+    loaded = record["idp"]["stages"]["load"]
+    assert loaded is not None  # `read` refuses a record without it
+    return Source(place, Store(root).get("recover", repair["key"]), loaded["key"], record)
 
 
 def _from_product(place: str, path: Path, setting: str) -> Source:

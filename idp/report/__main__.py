@@ -1,4 +1,4 @@
-"""`python -m idp.report [FOLDER or RECORD ...]`: tables, plots and a page over many runs, whenever in a sweep."""
+"""`idp report [FOLDER or RECORD ...]`: tables, plots and a page over many runs, whenever in a sweep."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idp.command import failures_in_one_line, help_text, parse, word
+from idp.command import failures_in_one_line, help_text, parse, wants_help, word
 from idp.errors import UserError
 from idp.extras import lacks
-from idp.report.write import FORMATS, PAGE
+from idp.report.files import FORMATS, PAGE
 
-OPENING = """usage: python -m idp.report [FOLDER or RECORD ...] [key=value ...]
+OPENING = """usage: idp report [FOLDER or RECORD ...] [key=value ...]
 
 One table, plots and an HTML page over any set of runs, finished or not.
 """
@@ -21,31 +21,31 @@ One table, plots and an HTML page over any set of runs, finished or not.
 
 @dataclass
 class Options:
-    """The `key=value` words."""
+    """The words of the command line."""
 
-    runs: str = word("folders of runs, or records, with commas between them; the same as plain words", default="")
+    runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
     output: str = word("the folder that the report is written to (default: outputs/report)", default="outputs/report")
-    formats: str = word(f"which of {','.join(FORMATS)} (default: all)", default=",".join(FORMATS))
+    formats: list[str] = word(f"which of {','.join(FORMATS)} (default: all)", default_factory=list)
     title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The command line: a table on standard output, files in the folder; bad input is one line on standard error."""
     words = list(sys.argv[1:] if words is None else words)
-    if {"-h", "--help"} & set(words):
+    if wants_help(words):
         print(help_text(Options, OPENING))
         return
     with failures_in_one_line(command="report"):
-        places = [each for each in words if "=" not in each or Path(each).exists()]
-        options = parse(Options, [each for each in words if each not in places])
-        places += [place for place in options.runs.split(",") if place]
-        formats = [name for name in options.formats.split(",") if name]
+        options = parse(Options, words)
+        formats = options.formats or list(FORMATS)
         if unknown := set(formats) - set(FORMATS):
-            raise UserError(f"formats={options.formats}: {sorted(unknown)[0]} is none of {', '.join(FORMATS)}")
-        undrawn = _plots_cannot_be_drawn() if options.formats == Options.formats else None
+            given = ",".join(formats)
+            raise UserError(f"formats={given}: {min(unknown)} is none of {', '.join(FORMATS)}")
+        undrawn = None if options.formats else _plots_cannot_be_drawn()
         if undrawn:
             formats.remove("plots")
-        _report(places or ["outputs/runs"], Path(options.output).expanduser(), formats, options.title, undrawn)
+        places = options.runs or ["outputs/runs"]
+        _report(places, Path(options.output).expanduser(), formats, options.title, undrawn)
 
 
 def _plots_cannot_be_drawn() -> str | None:

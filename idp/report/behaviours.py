@@ -46,7 +46,7 @@ def count(view: View, row: Cell) -> dict[str, int] | None:
 
     compressed = view.parent(row)
     dense = view.parent(compressed) if compressed is not None else None
-    if dense is None:
+    if compressed is None or dense is None:
         return None
     before = view.found.get(row.first.parent) or compressed.first  # of several calibrations the one that it repairs
     totals: dict[str, int] = {}

@@ -140,10 +140,12 @@ def _recorded(before: Cell, after: Cell, tasks: Sequence[str]) -> Comparison:
     kept = any(score.samples is not None for row in (before, after) for score in row.first.tasks.values())
     if kept or before.runs > 1 or after.runs > 1 or not set(before.first.runs) & set(after.first.runs):
         return found
-    tests = after.first.comparisons.get(before.first.role) or {}
+    tests = after.first.comparisons.get(before.first.role)
+    if tests is None:
+        return found
     found.tasks = {task: _difference(test) for task, test in (tests.get("tasks") or {}).items() if task in tasks}
-    if tests.get("mean") and set(found.tasks) == set(tasks):
-        found.mean = _difference(tests["mean"])
+    if (mean := tests.get("mean")) and set(found.tasks) == set(tasks):
+        found.mean = _difference(mean)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from idp.records.cell import Cell
+from idp.records.cell import PARTS, Cell
 from idp.report.formats import MISSING, Column, Entry, Table
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View
@@ -49,7 +49,7 @@ def cost_table(view: View) -> Table:
             "effective": Entry(f"{row.weight('effective_bytes') / 1e6:.1f}", row.weight("effective_bytes") / 1e6),
         }
         line |= {place: _peak(row, place) for place in ("device", "host")}
-        for part in ("prefill", "decode"):
+        for part in PARTS:
             ratios = row.latency(part)
             merged = f" (merged {ratios[1]:.2f})" if ratios and ratios[1] else ""
             line[part] = Entry(f"{ratios[0]:.2f}{merged}", ratios[0]) if ratios else MISSING

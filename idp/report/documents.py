@@ -49,7 +49,7 @@ def documents(view: View, room: int) -> dict[str, Any]:
                 found["counts"].setdefault(row.id, {})[task] = counts
         votes = np.stack(list(right.values()))
         order = np.random.default_rng(0).permutation(len(ids))
-        differ = votes.any(0) & ~votes.all(0)
+        differ = np.any(votes, axis=0) & ~np.all(votes, axis=0)
         order = np.concatenate([order[differ[order]], order[~differ[order]]])[:most]
         chosen[task] = ids[order]
         found["tasks"][task] = {"documents": len(ids), "shown": []}
@@ -82,7 +82,7 @@ def _add(found: dict[str, Any], row: Cell, chosen: dict[str, Any], lengths: dict
     for task, ids in chosen.items():
         score = row.first.tasks.get(task)
         known = outcomes(score)
-        if known is None:
+        if score is None or known is None:
             continue
         if task not in lengths:
             texts = _read(score, ids, TEXTS)

@@ -97,7 +97,11 @@ def draw_points(
     for x, y, row in points:
         kinds.setdefault((row.compressor, row.first.recovery, row.first.peeks), []).append((x, y))
     for (compressor, recovery, peeks), places in kinds.items():
-        look = {"color": colours[compressor], "marker": markers[recovery], "alpha": PALE if peeks else 1.0}
+        look: dict[str, Any] = {
+            "color": colours[compressor],
+            "marker": markers[recovery],
+            "alpha": PALE if peeks else 1,
+        }
         axes.scatter(*zip(*places, strict=True), s=34, linewidth=0, **look)
 
 
@@ -232,7 +236,7 @@ def draw_legend(
     if hollow:
         handles.append(Line2D([], [], marker="o", linestyle="none", fillstyle="none", color="#777", label=hollow))
     if pale:
-        look = {"marker": "o", "linestyle": "none", "alpha": PALE}
+        look: dict[str, Any] = {"marker": "o", "linestyle": "none", "alpha": PALE}
         handles.append(Line2D([], [], color="#777", label="pale: upper bound (peeks)", **look))
     if bars:
         handles.append(Line2D([], [], marker="|", linestyle="none", color="#777", markersize=9, label=bars))

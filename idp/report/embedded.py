@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
+from idp.records.cell import complete
 from idp.records.outcomes import outcomes
 from idp.report.view import View
 
@@ -27,8 +28,8 @@ def embedded(view: View, room: int) -> dict[str, Any]:
     for row in view.rows:
         found, size = {}, 0
         for task in view.tasks:
-            each = [outcomes(model.tasks.get(task)) for model in row.members]
-            if any(one is None for one in each) or not _alike([one.doc_ids for one in each]):
+            each = complete(outcomes(model.tasks.get(task)) for model in row.members)
+            if each is None or not _alike([one.doc_ids for one in each]):
                 continue
             sign = 1.0 if row.first.tasks[task].higher_is_better else -1.0
             runs = [_encoded(sign * one.scores) for one in each]

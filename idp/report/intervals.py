@@ -21,9 +21,10 @@ def interval_of_score(row: Cell, tasks: Sequence[str]) -> tuple[float | None, fl
 
     from idp.stats.variance import estimate
 
-    scores = {task: paired(row.members, task) for task in tasks}
-    if all(each is not None and len(each[0]) for each in scores.values()):
-        tables = {task: np.stack(each) for task, each in scores.items()}
+    scores = [paired(row.members, task) for task in tasks]
+    known = [each for each in scores if each is not None and len(each[0])]
+    if len(known) == len(tasks):
+        tables = {task: np.stack(each) for task, each in zip(tasks, known, strict=True)}
         return estimate({task: (np.zeros_like(table[:1]), table) for task, table in tables.items()}).interval(LEVEL)
     value, error = row.mean(list(tasks)), row.mean_stderr(list(tasks))
     if value is None or error is None:
@@ -45,7 +46,9 @@ def difference_table(view: View) -> Table:
     for row in view.rows:
         line = {}
         for kind, comparison in (("to dense", view.to_dense.get(row.id)), ("to compressed", view.to_compressed(row))):
-            for key in keys if comparison is not None else ():
+            if comparison is None:
+                continue
+            for key in keys:
                 if (found := comparison.of(key)) is not None:
                     line[f"{key} {kind}"] = in_full(found)
         lines.append(line)

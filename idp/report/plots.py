@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from math import inf, isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.records.cell import Cell
+from idp.records.cell import PARTS, Cell, WeightFigure
 from idp.records.measured import REPAIRED
 from idp.report.drawing import (
     COLOURS,
@@ -74,7 +75,8 @@ def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]
 
 def recovery_and_parameters(view: View) -> Figure:
     """By how much each repair is above its compressed model, against the parameters that it adds."""
-    rows = [row for row in view.repaired if view.difference(row) is not None]
+    differences = {row.id: value for row in view.repaired if (value := view.difference(row)) is not None}
+    rows = [row for row in view.repaired if row.id in differences]
     if not rows:
         raise NothingToShow("runs with a repair (recovery=prompt, idp, lora, ...) and baselines=true")
     figure, (axes,) = new_figure(1)
@@ -82,7 +84,7 @@ def recovery_and_parameters(view: View) -> Figure:
     beside: dict[int, int] = {}  # repairs that add as much stand side by side
     points = []
     for row in rows:
-        difference, error, added = view.difference(row), interval_of(view, row), row.first.parameters["added"]
+        difference, error, added = differences[row.id], interval_of(view, row), row.first.parameters["added"]
         beside[added] = beside.get(added, -1) + 1
         points.append((added * 1.03 ** beside[added], difference, row))
         axes.errorbar(
@@ -98,7 +100,7 @@ def recovery_and_parameters(view: View) -> Figure:
         )
     for compressor in colours:
         parent = next(view.parent(row) for row in rows if row.compressor == compressor)
-        damage = view.difference(parent)
+        damage = view.difference(parent) if parent is not None else None
         if damage is not None:
             axes.axhline(-damage, color=colours[compressor], linewidth=0.9, linestyle="--")
     axes.axhline(0, color="#555", linewidth=0.8)
@@ -112,15 +114,21 @@ def recovery_and_parameters(view: View) -> Figure:
 def accuracy_and_latency(view: View) -> Figure:
     """Mean accuracy against prefill and decode latency, with the Pareto front."""
     rows = [row for row in view.rows if row.mean(view.tasks) is not None and row.latency("prefill")]
+    hollow = ""
     if len(rows) < 2:
         raise NothingToShow("runs that time their models (latency=default)")
     figure, panels = new_figure(2)
     colours, markers = colours_of(view, rows), markers_of(view, rows)
-    for axes, part in zip(panels, ("prefill", "decode"), strict=True):
-        points = []
+    for axes, part in zip(panels, PARTS, strict=True):
+        points: list[tuple[float, float]] = []
+        plain: list[tuple[float, float, Cell]] = []
         for row in rows:
-            ratio, merged = row.latency(part)
-            mean = row.mean(view.tasks)
+            ratios, mean = row.latency(part), row.mean(view.tasks)
+            if ratios is None or mean is None:
+                continue
+            ratio, merged = ratios
+            plain.append((ratio, mean, row))
+            hollow = "merged into the weights" if merged else hollow
             for value, filled in ((ratio, True), (merged, False)):
                 if value is not None:
                     if not row.first.peeks:  # an upper bound is no model to be had
@@ -129,12 +137,10 @@ def accuracy_and_latency(view: View) -> Figure:
                     look = {"facecolor": face, "edgecolor": colours[row.compressor]}
                     alpha = PALE if row.first.peeks else 1.0
                     axes.scatter(value, mean, s=36, marker=markers[row.first.recovery], alpha=alpha, **look)
-        draw_noise(axes, view, [(row.latency(part)[0], row.mean(view.tasks), row) for row in rows], colours)
+        draw_noise(axes, view, plain, colours)
         front = pareto_front(points)
         axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=score_label(view))
-    merged = any(row.latency("prefill")[1] for row in rows)
-    hollow = "merged into the weights" if merged else ""
     pale = any(row.first.peeks for row in rows)
     draw_legend(panels[-1], colours, markers, dashed="Pareto front", hollow=hollow, pale=pale, bars=BARS)
     return figure
@@ -144,24 +150,24 @@ def perplexity_and_accuracy(view: View) -> Figure:
     """Perplexity against mean accuracy: how far the one tells the other. A line leads to each repair from its model."""
     measured = {
         corpus: [
-            row for row in view.rows if isfinite(row.perplexity(corpus) or inf) and row.mean(view.tasks) is not None
+            point for point in _points(view, functools.partial(Cell.perplexity, corpus=corpus)) if isfinite(point[0])
         ]
         for corpus in view.setting.corpora
     }
-    measured = {corpus: rows for corpus, rows in measured.items() if len(rows) > 1}
+    measured = {corpus: points for corpus, points in measured.items() if len(points) > 1}
     if not measured:
         raise NothingToShow("two models or more with perplexity and tasks (evaluation.perplexity=[wikitext2])")
     figure, panels = new_figure(len(measured))
-    every = [row for rows in measured.values() for row in rows]
+    every = [row for points in measured.values() for *_, row in points]
     colours, markers = colours_of(view, every), markers_of(view, every)
-    for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
-        axes.set_xscale(scale_of([row.perplexity(corpus) for row in rows]))
-        for row in rows:
+    for axes, (corpus, points) in zip(panels, measured.items(), strict=True):
+        axes.set_xscale(scale_of([x for x, _, _ in points]))
+        places = {row.id: (x, y) for x, y, row in points}
+        for x, y, row in points:
             parent = view.parent(row)
-            if row.first.role == REPAIRED and parent in rows:
-                ends = [(each.perplexity(corpus), each.mean(view.tasks)) for each in (parent, row)]
+            if row.first.role == REPAIRED and parent is not None and parent.id in places:
+                ends = [places[parent.id], (x, y)]
                 axes.plot(*zip(*ends, strict=True), color=colours[row.compressor], linewidth=0.7, alpha=0.5, zorder=0)
-        points = [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows]
         draw_points(axes, points, colours, markers)
         draw_noise(axes, view, points, colours)
         axes.set(xlabel=f"{corpus} perplexity", ylabel=score_label(view))
@@ -169,8 +175,8 @@ def perplexity_and_accuracy(view: View) -> Figure:
             span_at_least(axes, of="x")
     pale = any(row.first.peeks for row in every)
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
-    for axes, (corpus, rows) in zip(panels, measured.items(), strict=True):
-        say_names(axes, [(row.perplexity(corpus), row.mean(view.tasks), row) for row in rows])
+    for axes, points in zip(panels, measured.values(), strict=True):
+        say_names(axes, points)
     return figure
 
 
@@ -182,17 +188,23 @@ def accuracy_and_size(view: View) -> Figure:
         raise NothingToShow("two compressors or more (-m compressor=gptq4,gptq3,sparsegpt50)")
     figure, panels = new_figure(2)
     colours, markers = colours_of(view, rows), markers_of(view, rows)
-    labels = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
-    for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        points = [(row.weight(key), row.mean(view.tasks), row) for row in rows]
+    labels: dict[WeightFigure, str] = {"bits_per_weight": "bits per weight", "sparsity": "sparsity (share of zeros)"}
+    drawn = [_points(view, functools.partial(Cell.weight, key=key)) for key in labels]
+    for axes, label, points in zip(panels, labels.values(), drawn, strict=True):
         draw_points(axes, points, colours, markers)
         draw_noise(axes, view, points, colours)
         axes.set(xlabel=label, ylabel=score_label(view))
     pale = any(row.first.peeks for row in rows)
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
-    for axes, key in zip(panels, labels, strict=True):
-        say_names(axes, [(row.weight(key), row.mean(view.tasks), row) for row in rows])
+    for axes, points in zip(panels, drawn, strict=True):
+        say_names(axes, points)
     return figure
+
+
+def _points(view: View, x: Callable[[Cell], float | None]) -> list[tuple[float, float, Cell]]:
+    """Of each row that has both: a figure, and the mean of the view's tasks."""
+    found = ((x(row), row.mean(view.tasks), row) for row in view.rows)
+    return [(left, mean, row) for left, mean, row in found if left is not None and mean is not None]
 
 
 def prompt_length_and_bank_size(view: View) -> Figure:
@@ -224,7 +236,7 @@ def prompt_length_and_bank_size(view: View) -> Figure:
             errors = [interval_of(view, row) or [[0], [0]] for _, row in points]
             axes.errorbar(
                 [x for x, _ in points],
-                [view.difference(row) for _, row in points],
+                [value if (value := view.difference(row)) is not None else nan for _, row in points],
                 yerr=[[error[side][0] for error in errors] for side in (0, 1)],
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],
@@ -296,8 +308,8 @@ def transfer_matrix(view: View) -> Figure:
         origin = f"{learned['kind']} from {compressor}, {learned['corpus'] or '?'}"
         if row.first.transfer is not None:
             moved[origin] = learned["compressor"]
-        if view.difference(row) is not None:
-            found["accuracy"].setdefault((origin, row.compressor), []).append(view.difference(row))
+        if (difference := view.difference(row)) is not None:
+            found["accuracy"].setdefault((origin, row.compressor), []).append(difference)
             if (reach := interval_of(view, row)) is not None:
                 noise["accuracy"] = max(noise["accuracy"], *(ERRORS * side[0] for side in reach))
                 if view.compared[row.id].differs():
@@ -331,13 +343,17 @@ def transfer_matrix(view: View) -> Figure:
         axes.set(xlabel="applied to")
         bold = "\nbold: beyond noise; colours span two standard errors at least" if name == "accuracy" else "\n"
         axes.set_title(f"{said}, less the same model without it{bold}", fontsize=9)
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
                 if value == value:
                     colour = "white" if abs(value) > 0.6 * largest else "black"
                     text = f"{value:+.3f}" if name == "accuracy" else f"{100 * value:+.0f} %"
                     beyond = name == "accuracy" and (origins[y], targets[x]) in differing
-                    look = {"color": colour, "fontsize": 8, "fontweight": "bold" if beyond else "normal"}
+                    look: dict[str, Any] = {
+                        "color": colour,
+                        "fontsize": 8,
+                        "fontweight": "bold" if beyond else "normal",
+                    }
                     axes.text(x, y, text, ha="center", va="center", **look)
     return figure
 

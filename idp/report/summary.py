@@ -42,7 +42,7 @@ def sweep_table(found: Collection) -> str:
                 f"{weights['bits_per_weight']:.2f}",
                 f"{weights['packed_bytes'] / 1e6:.1f}",
                 f"{weights['effective_bytes'] / 1e6:.1f}",
-                f"{about['stages']['compress']['seconds']:.0f}",
+                f"{compressed['seconds']:.0f}" if (compressed := about["stages"]["compress"]) else "",
                 f"{peak / 1e9:.1f}" if peak else "",
             ]
         )

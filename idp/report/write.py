@@ -11,13 +11,11 @@ from idp.extras import needs
 from idp.records.collect import Collection
 from idp.report.behaviours import behaviour_table
 from idp.report.costs import cost_table
+from idp.report.files import CSV, FORMATS, LATEX, MARKDOWN, PAGE, PLOTS
 from idp.report.formats import Table, comma_separated, latex, markdown
 from idp.report.intervals import difference_table
 from idp.report.nine_tasks import score_table
 from idp.report.view import View, views
-
-FORMATS = ("markdown", "csv", "latex", "plots", "page")
-MARKDOWN, CSV, LATEX, PAGE, PLOTS = "report.md", "table.csv", "table.tex", "index.html", "plots"
 
 
 def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title: str = "Repairs") -> list[Path]:

@@ -149,7 +149,7 @@ def _log_chances(mean: float, flips: float, m: int, model: str) -> np.ndarray:
     size = min(size, -2.0 * m)
     return (
         ways
-        + np.array([_log_product(mean * size, i) + _log_product((1 - mean) * size, m - i) for i in k])
+        + np.array([_log_product(mean * size, i) + _log_product((1 - mean) * size, m - i) for i in map(int, k)])
         - (_log_product(size, m))
     )
 

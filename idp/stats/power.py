@@ -112,7 +112,7 @@ def _plan(found: Estimate, level: float, fewer: float | None = None) -> _Plan:
     if runs + noise > 0:
         drawn = np.maximum(0.0, (runs + noise) * _shares(found.freedom_of_runs) - noise)
         widths = widths + drawn * stdtrit(found.freedom_of_runs, level / 2) ** 2
-    return _Plan((documents + runs) ** 0.5, freedom, widths**0.5)
+    return _Plan(float((documents + runs) ** 0.5), freedom, widths**0.5)
 
 
 @functools.lru_cache(maxsize=64)

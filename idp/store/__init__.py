@@ -26,7 +26,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +59,11 @@ class Product:
         """Wall time that making it took, whenever that was."""
         return self.manifest["seconds"]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decided it beside what it was made from, as its `Identity` had it."""
+        return self.manifest["config"]
+
     def read(self, name: str) -> Any:
         """The JSON file `name` of this product."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -67,6 +71,34 @@ class Product:
     def summary(self) -> dict[str, Any]:
         """What the record says of a stage: its key, whether it was reused, and the seconds that making it took."""
         return {"key": self.key, "reused": self.reused, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that makes a product what it is, known before it is made: its key is their hash.
+
+    Args:
+        stage: the stage's name: the first folder under the store's root.
+        parent: the key of the product that this one is made from.
+        config: everything else that decides the result, as JSON values: options, seed, hashes of local inputs.
+        version: the stage's version number, raised when its code changes what it yields.
+        label: what is said to the user, such as "gptq4"; no part of the key.
+    """
+
+    stage: str
+    parent: str | None
+    config: dict[str, Any]
+    version: int
+    label: str = ""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The name of the product's folder."""
+        return digest(self.values())
+
+    def values(self) -> dict[str, Any]:
+        """What the key is the hash of, as the manifest has it."""
+        return {"stage": self.stage, "parent": self.parent, "config": self.config, "version": self.version}
 
 
 def peaks(products: Iterable[Product]) -> dict[str, Any]:
@@ -181,23 +213,22 @@ class Store:
         make: Callable[[Path], None],
         label: str = "",
     ) -> Product:
-        """The product of `stage`, made by `make(folder)` if no run has made it yet.
+        """`obtain` of the `Identity` that the other arguments are the fields of."""
+        return self.obtain(Identity(stage, parent, config, version, label), make)
+
+    def obtain(self, identity: Identity, make: Callable[[Path], None]) -> Product:
+        """The product of an identity, made by `make(folder)` if no run has made it yet.
 
         Args:
-            stage: the stage's name: the first folder under the root.
-            parent: the key of the product that this one is made from.
-            config: everything else that decides the result, as JSON values: options, seed, hashes of local inputs.
-            version: the stage's version number, raised when its code changes what it yields.
+            identity: what it is.
             make: writes the product's files into the folder that it is given. What it writes under
                 `folder/checkpoint` is there again when a killed `make` is called anew, and is dropped at the end.
-            label: what is said to the user, such as "gptq4".
 
         Returns:
             the product, its files verified against the hashes in its manifest; weights may be known by their times, and
             are hashed when they are opened.
         """
-        identity = {"stage": stage, "parent": parent, "config": config, "version": version}
-        key = digest(identity)
+        stage, key, label = identity.stage, identity.key, identity.label
         place = self.root / stage / key
         held = lease(self.root / "locks" / f"{stage}-{key}.lock")
         while True:
@@ -211,9 +242,10 @@ class Store:
             try:
                 if place.exists() and not self._set_aside(place):
                     continue
+                assert held.token is not None  # of a lease that is held
                 part = _adopted(place, held.token)
                 try:
-                    return Product(place, key, False, self._make(part, place, identity, key, make, label))
+                    return Product(place, key, False, self._make(part, place, identity, make))
                 except Exception:
                     if part.exists():
                         _leave_checkpoint(part)
@@ -221,6 +253,12 @@ class Store:
                     log.warning("%s %s: this run stood still, and another one took its work over", stage, label)
             finally:
                 held.release()
+
+    def finished(self, identity: Identity) -> Product | None:
+        """The product of an identity, if it is there and whole; nothing is made, moved or marked as used."""
+        place = self.root / identity.stage / identity.key
+        manifest = self._whole(place)
+        return Product(place, identity.key, True, manifest) if manifest is not None else None
 
     def get(self, stage: str, key: str) -> Product:
         """The finished product that a record names, verified; nothing is made or moved.
@@ -235,9 +273,7 @@ class Store:
         _touch(place)
         return Product(place, key, True, json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
-    def _make(
-        self, part: Path, place: Path, identity: dict, key: str, make: Callable[[Path], None], label: str
-    ) -> dict[str, Any]:
+    def _make(self, part: Path, place: Path, identity: Identity, make: Callable[[Path], None]) -> dict[str, Any]:
         try:
             part.mkdir(parents=True, exist_ok=True)
             start_peak()
@@ -246,9 +282,9 @@ class Store:
             seconds = time.perf_counter() - started
             shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
             manifest = {
-                **identity,
-                "key": key,
-                "label": label,
+                **identity.values(),
+                "key": identity.key,
+                "label": identity.label,
                 "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
                 "seconds": seconds,
                 "peak_memory_bytes": peak_bytes(),
@@ -264,7 +300,7 @@ class Store:
             if reason is None:
                 raise
             raise UserError(
-                f"{identity['stage']}: {reason} ({getattr(error, 'filename', None) or part}). Free some space or choose"
+                f"{identity.stage}: {reason} ({getattr(error, 'filename', None) or part}). Free some space or choose"
                 " another folder with store=..., then run the same command again: finished stages are kept"
             ) from error
         return manifest
@@ -317,6 +353,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache  # each is read from a file, and every product names them
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,60 +1,90 @@
-"""`python -m idp.sweep status | wait | resume [FOLDER]`: where each cell of a sweep stands, and the way on."""
+"""`idp sweep status | wait | resume [FOLDER]`: where each cell of a sweep stands, and the way on."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idp.command import failures_in_one_line
+from idp.command import failures_in_one_line, help_text, parse_action, quiet_libraries, wants_help, word
 from idp.errors import UserError
 
 if TYPE_CHECKING:
     from idp.records.sweeps import Sweep
 
-HELP = {
-    "status": "list the cells: done, running, queued, failed (and why), missing",
-    "wait": "stay until no cell runs or is queued; the exit status is 0 if all are done",
-    "resume": "give the sweep's command again: what is missing or failed is submitted",
-}
+OPENING = """idp sweep: where each cell of a sweep stands, and the way on
+
+  idp sweep status            list the cells: done, running, queued, failed (and why), missing
+  idp sweep wait              stay until no cell runs or is queued; the exit status is 0 if all are done
+  idp sweep resume            give the sweep's command again: what is missing or failed is submitted; also with
+                              other options of the launcher, such as hydra.launcher.timeout_min=480
+
+A sweep is started by idp run -m (docs/slurm.md)."""
 
 
-def main(words: list[str] | None = None) -> None:
+@dataclass
+class Status:
+    """Of what says where the cells stand."""
+
+    folder: str | None = word(
+        "the sweep's folder (default: the last one in outputs/sweeps)", positional=True, default=None
+    )
+    json: bool = word("print JSON", default=False)
+
+
+@dataclass
+class Resume:
+    """Of giving the command again."""
+
+    folder: str | None = word(
+        "the sweep's folder (default: the last one in outputs/sweeps)", positional=True, default=None
+    )
+
+
+OPTIONS = {"status": Status, "wait": Status, "resume": Resume}
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """The command line; what goes wrong is one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m idp.sweep", description="How a sweep is, and the way on.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in HELP.items():
-        action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("folder", nargs="?", help="the sweep's folder; left out: the last one in outputs/sweeps")
-        if name == "resume":
-            action.add_argument("launcher", nargs="*", help="such as hydra.launcher.timeout_min=480")
-        else:
-            action.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(words)
-    with failures_in_one_line("interrupted; the jobs go on"):
-        act(options)
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or wants_help(words):
+        print(OPENING)
+        for name, options in OPTIONS.items():
+            print(help_text(options, f"\n{name}:"))
+        sys.exit(0 if words else "error: which action?")
+    quiet_libraries()
+    with failures_in_one_line("interrupted; the jobs go on", command="sweep"):
+        launcher = [each for each in words if "=" in each and _is_hydras(each)] if words[0] == "resume" else []
+        _, options = parse_action(OPTIONS, [each for each in words if each not in launcher], "action")
+        act(words[0], options, launcher)
 
 
-def act(options: argparse.Namespace) -> None:
-    """Does what the command line asks for."""
-    from idp.sweep import cells, standing
+def _is_hydras(given: str) -> bool:
+    return not given.startswith(("--", "folder=")) and not Path(given).exists()
 
-    if options.action == "resume" and options.folder and "=" in options.folder:
-        options.launcher.insert(0, options.folder)
-        options.folder = None
-    sweep = cells.read(Path(options.folder) if options.folder else cells.newest(_sweeps()))
-    if options.action == "resume":
-        return resume(sweep, options.launcher)
-    found = standing.wait(sweep, _progress) if options.action == "wait" else standing.standings(sweep)
+
+def act(action: str, options: Status | Resume, launcher: Sequence[str] = ()) -> None:
+    """Does what the command line asks for.
+
+    Raises:
+        UserError: there is no such sweep, or `launcher` has options of anything else.
+    """
+    from idp.records.sweeps import newest, read
+    from idp.sweep import standing
+
+    sweep = read(Path(options.folder) if options.folder else newest(_sweeps()))
+    if isinstance(options, Resume):
+        return resume(sweep, list(launcher))
+    found = standing.wait(sweep, _progress) if action == "wait" else standing.standings(sweep)
     if options.json:
         print(json.dumps([asdict(stands) for stands in found], indent=1))
     else:
         print(standing.table(sweep, found))
-    if options.action == "wait" and any(stands.state != "done" for stands in found):
+    if action == "wait" and any(stands.state != "done" for stands in found):
         sys.exit(1)
 
 

@@ -40,13 +40,13 @@ def _cell(config: Any, loader: Any, overrides: list[str]) -> Cell:
     from omegaconf import open_dict
 
     from idp.checks import check
-    from idp.pipeline import whereabouts
+    from idp.recording import run_id_and_folder
 
     composed = loader.load_sweep_config(config, overrides)
     with open_dict(composed):
         del composed["hydra"]
     try:
-        return Cell(overrides, str(whereabouts(check(composed))[1].absolute()))
+        return Cell(overrides, str(run_id_and_folder(check(composed))[1].absolute()))
     except UserError as error:
         return Cell(overrides, None, str(error))
 

@@ -92,6 +92,7 @@ class OptunaSweeper(Sweeper):
         self.space, self.fixed = spaces.read(self.options.params or {}, arguments, self.loader)
         limit = spaces.grid(self.space)[0] if self.options.sampler.kind == "grid" else math.inf
         made, given = self._made(), self.options
+        assert self.config is not None and self.launcher is not None  # Hydra has called `setup`
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with opened(given.storage, given.study_name, given.direction, made, folder) as study:
@@ -126,6 +127,7 @@ class OptunaSweeper(Sweeper):
         trials = [self._ask(study, each) for each in [*open_, *[None] * (count - len(open_))]]
         jobs = [(*spaces.words({name: t.params[name] for name in self.space}), *self.fixed) for t in trials]
         unique = list(dict.fromkeys(jobs))  # launchers that know a cell by its words run it once
+        assert self.launcher is not None
         returned = self.launcher.launch([list(job) for job in unique], initial_job_idx=trials[0].number)
         results = dict(zip(unique, returned, strict=True))
         failed = [why for trial, job in zip(trials, jobs, strict=True) if (why := tell(study, trial, results[job]))]
@@ -143,7 +145,7 @@ class OptunaSweeper(Sweeper):
                 trial.suggest_categorical(name, each.choices)
             else:  # an integer or a float
                 suggest = trial.suggest_int if "Int" in type(each).__name__ else trial.suggest_float
-                suggest(name, each.low, each.high, step=each.step, log=each.log)  # type: ignore[attr-defined]
+                suggest(name, each.low, each.high, step=each.step, log=each.log)
         return trial
 
     def _sampler(self, number: int) -> BaseSampler:

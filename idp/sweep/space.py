@@ -57,10 +57,7 @@ def grid(space: Space) -> tuple[int, Iterator[dict[str, Any]]]:
 def ends(space: Space) -> list[dict[str, Any]]:
     """The points where every option has its first value, or the lowest, and its last or highest."""
     return [
-        {
-            name: d.choices[index] if hasattr(d, "choices") else (d.low, d.high)[index]  # type: ignore[attr-defined]
-            for name, d in space.items()
-        }
+        {name: d.choices[index] if hasattr(d, "choices") else (d.low, d.high)[index] for name, d in space.items()}
         for index in (0, -1)
     ]
 
@@ -73,12 +70,12 @@ def _distribution(override: Override) -> BaseDistribution:
         if isinstance(swept, IntervalSweep):
             whole = isinstance(swept.start, int) and isinstance(swept.end, int)
             kind = IntDistribution if whole else FloatDistribution
-            return kind(swept.start, swept.end, log="log" in swept.tags)  # type: ignore[arg-type]
+            return kind(swept.start, swept.end, log="log" in swept.tags)
         if isinstance(swept, RangeSweep) and not swept.shuffle:
             first, last, step = _of_range(swept)
             whole = all(isinstance(each, int) for each in (swept.start, swept.stop, swept.step))
             kind = IntDistribution if whole else FloatDistribution
-            return kind(first, last, step=step, log="log" in swept.tags)  # type: ignore[arg-type]
+            return kind(first, last, step=step, log="log" in swept.tags)
         return CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
     except ValueError as error:
         raise UserError(f"{line}: cannot be searched: {error}") from error

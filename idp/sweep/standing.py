@@ -86,7 +86,7 @@ def _explained(stands: Standing, last: dict, ways: dict[queue.Place, str], sweep
     submission, index = last.get(stands.cell.folder, (None, 0))
     way = ways.get((submission.name, index)) if submission else None
     remark = stands.remark
-    if remark == KILLED:
+    if remark == KILLED and stands.cell.folder is not None:
         remark = f"{remark} at stage {_status(Path(stands.cell.folder)).get('stage')}"
     log = sweep.folder / "jobs" / f"{stands.job}_0_log.err"
     where = f"see {log}" if log.exists() else ""

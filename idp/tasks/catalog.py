@@ -12,14 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from idp import kinds
 from idp.errors import UserError
 from idp.tasks import own
 from idp.tasks.own import Own
 
 log = logging.getLogger(__name__)
-
-# What lm-eval does not define, in its form. Their functions are part of their scores' keys, by module and name.
-OUR_TASKS = Path(__file__).parent.parent / "evaluate" / "own_tasks"
 
 # A definition's own name stands at the start of a line; a group's list of tasks has nothing after the colon.
 NAME = re.compile(rb"""^["']?(task|group)["']?:[ \t]*["']?([^"'\s#\[!]+)""", re.MULTILINE)
@@ -28,28 +26,36 @@ NAME = re.compile(rb"""^["']?(task|group)["']?:[ \t]*["']?([^"'\s#\[!]+)""", re.
 NONE = Own()
 
 
-def find_own(include_path: Any, also_taken: tuple[str, ...] = ()) -> Own:
+def aliases() -> dict[str, tuple[str, ...]]:
+    """The names by which suites call several tasks at once."""
+    return {name: tuple(tasks) for suite in kinds.suites().values() for name, tasks in suite.aliases.items()}
+
+
+def find_own(include_path: Any) -> Own:
     """The user's own tasks under the folders of `task.include_path`.
 
     Raises:
-        UserError: a folder or file that cannot be used, or a name that lm-eval or `also_taken` has.
+        UserError: a folder or file that cannot be used, or a name that lm-eval or a suite has.
     """
-    return own.find(include_path, [*also_taken, *scan()[0], *scan()[1]] if include_path else ())
+    return own.find(include_path, [*aliases(), *scan()[0], *scan()[1]] if include_path else ())
 
 
-def expand(name: str, also_known: tuple[str, ...] = (), mine: Own = NONE) -> list[str]:
-    """The names of the single tasks that `name` stands for: itself, or the leaves of a group or tag such as mmlu.
+def expand(name: str, mine: Own = NONE) -> list[str]:
+    """The names of the single tasks that `name` stands for: itself, those of a suite's alias, or the leaves of a group
+    or tag such as mmlu.
 
     Raises:
-        UserError: there is no such task; the message gives close matches, also among `also_known`.
+        UserError: there is no such task; the message gives close matches.
     """
+    if name in (known := aliases()):
+        return list(known[name])
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise UserError(_of_file(name))
     leaves = _leaves(name, None, mine)
     if leaves:
         return leaves
     tasks, groups = scan()
-    close = difflib.get_close_matches(name, [*also_known, *tasks, *groups, *mine.tasks, *mine.groups, *mine.tags], n=4)
+    close = difflib.get_close_matches(name, [*known, *tasks, *groups, *mine.tasks, *mine.groups, *mine.tags], n=4)
     meant = f"; did you mean {', '.join(close)}?" if close else ""
     where = "lm-eval has no task"
     if mine.folders:
@@ -89,20 +95,24 @@ def definition_text(name: str, mine: Own = NONE) -> str:
     if name in mine.tasks:
         file = mine.tasks[name]
         root = own.root_of(mine, file)
-    elif file.is_relative_to(OUR_TASKS):
-        root = OUR_TASKS
+    elif file is not None:
+        root = next((folder for folder in _definitions() if file.is_relative_to(folder)), root)
     text = json.dumps(load_yaml(file, resolve_func=False), sort_keys=True, ensure_ascii=False, default=str)
     not_of_a_version = root != _root().resolve()
     code = f" {own.code(root)}" if not_of_a_version and str(root) in text else ""  # it names functions by their place
     return f"lm_eval {version('lm_eval')}{code} {text}".replace(str(root), "")
 
 
-@functools.cache
 def scan() -> tuple[dict[str, Path], dict[str, Path]]:
     """The YAML file of every task and of every group, by reading names as text: under a second for 14,000 files."""
+    return _scan(_definitions())
+
+
+@functools.cache
+def _scan(definitions: tuple[Path, ...]) -> tuple[dict[str, Path], dict[str, Path]]:
     tasks: dict[str, Path] = {}
     groups: dict[str, Path] = {}
-    for path in _yaml_files():
+    for path in _yaml_files(definitions):
         found = dict(reversed(NAME.findall(_read(path))))
         kind = b"group" if b"group" in found else b"task"
         if kind in found:
@@ -110,14 +120,21 @@ def scan() -> tuple[dict[str, Path], dict[str, Path]]:
     return tasks, groups
 
 
+def _definitions() -> tuple[Path, ...]:
+    """The folders of definitions that suites bring."""
+    return tuple(suite.definitions for suite in kinds.suites().values() if suite.definitions is not None)
+
+
 def _root() -> Path:
     spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lm-eval is not installed: pip install lm-eval")
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-def _yaml_files(ending: str = ".yaml") -> list[str]:
+def _yaml_files(definitions: tuple[Path, ...], ending: str = ".yaml") -> list[str]:
     """Plain strings: 14,000 `Path` objects would take longer than reading the files."""
-    ours = sorted(str(path) for path in OUR_TASKS.glob(f"*{ending}"))
+    ours = [path for folder in definitions for path in sorted(str(path) for path in folder.glob(f"*{ending}"))]
     found = []
     for place, folders, files in os.walk(_root()):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".ipynb_checkpoints")]
@@ -151,7 +168,7 @@ def _leaves(name: str, folder: Path | None, mine: Own) -> list[str]:
     if folder is not None and (found := _tagged(name, folder)):
         return tagged + found
     # Tags are found through lm-eval's own index; a name that is nowhere a tag is not worth those seconds.
-    if not any(_is_tag(name, _read(path)) for path in _yaml_files("yaml")):
+    if not any(_is_tag(name, _read(path)) for path in _yaml_files(_definitions(), "yaml")):
         return tagged
     log.info("%s is no task or group: reading lm-eval's whole index for tags (about 15 s)", name)
     return tagged + _tagged(name, _root())

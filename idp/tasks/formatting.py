@@ -136,7 +136,9 @@ class _Formatter:
 
     def troubles(self, indices: Sequence[int]) -> list[Trouble]:
         """Each document in trouble, with the first thing that is; of an example that is, that alone."""
-        found, blank, unanswered = [], [], []
+        found: list[Trouble] = []
+        blank: list[int] = []
+        unanswered: list[int] = []
         for index, document in zip(indices, _chosen(self.task.eval_docs, indices), strict=True):
             try:
                 what = self._trouble(document, index, blank, unanswered)
@@ -295,7 +297,7 @@ class _Formatter:
         text, target = task.doc_to_text(document, own.doc_to_text), task.doc_to_target(document, own.doc_to_target)
         choices = task.doc_to_choice(document, own.doc_to_choice) if own.doc_to_choice else None
         if task.multiple_input:
-            return _choice_trouble(text, choices)
+            return _choice_trouble(text, choices or [])
         if not isinstance(text, str):
             return f"has no text: it is {_shown(text)}"
         if target is None or _is_blank(target):

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from idp.store.plain import plain
@@ -48,7 +49,7 @@ def of_documents(task: Any, name: str, samples: list[dict[str, Any]]) -> list[di
 
 
 @contextlib.contextmanager
-def quiet(level: int):
+def quiet(level: int) -> Iterator[None]:
     """lm-eval without its progress bars, prints, process pool, and log lines below `level`; the model's own stay.
 
     Its templates are compiled once each, not once for each document, which takes longer than all else that it does.

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from idp.config import Task
 from idp.errors import UserError
-from idp.records.scores import GROUPS
 from idp.tasks import catalog
 from idp.tasks.own import Own
 
@@ -71,5 +70,5 @@ def expand(names: Iterable[str], mine: Own) -> list[str]:
     """Single tasks in the order asked for, each once."""
     leaves: list[str] = []
     for name in names:
-        leaves += GROUPS[name] if name in GROUPS else catalog.expand(name, tuple(GROUPS), mine)
+        leaves += catalog.expand(name, mine)
     return list(dict.fromkeys(leaves))

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from idp import kinds
 from idp.config import Task
 from idp.errors import UserError
 from idp.models import greedy
-from idp.records.scores import GROUPS
 from idp.store.plain import config_of
 from idp.tasks import catalog, data, formatting, own, places, rows, suites
 from idp.tasks.own import Own
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAND_INS = {"webqs": "nq_open"}  # both ask short questions about the world; neither fits in for anything else
 LONGEST_ANSWER = 256  # tokens, where a task does not say: lm-eval's own default
 _CHECKED: set[tuple[str, str, int]] = set()  # what this process has found to be in order
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that its scores and ours see the same examples
@@ -98,7 +97,7 @@ def find_tasks(cfg: Task, store: Store | None = None) -> list[TaskSource]:
         UserError: an unknown task, tasks whose documents are nowhere, a file that cannot be read, or a document that
             cannot be formatted or scored.
     """
-    mine = catalog.find_own(cfg.include_path, tuple(GROUPS))
+    mine = catalog.find_own(cfg.include_path)
     suites.check(cfg, mine)
     found: list[TaskSource] = []
     missing: list[str] = []
@@ -153,7 +152,7 @@ def _find_or_stand_in(name: str, cfg: Task, mine: Own, store: Store | None) -> T
     try:
         return _find(name, name, cfg, mine, store)
     except data.NotFound as nowhere:
-        stand_in = STAND_INS.get(name)
+        stand_in = next((suite.stand_ins[name] for suite in kinds.suites().values() if name in suite.stand_ins), None)
         if stand_in is None:
             raise
         try:
@@ -171,6 +170,7 @@ def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> Ta
     shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
     found = data.find(runs, config, cfg.data_dir, store)
     split = data.evaluated_split(config, found)
+    assert split is not None  # `data.find` finds a place that has it, or none
     examples, note = data.example_split(runs, config, found, split, shots)
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}
     config["process_docs"] = _remembered(config.get("process_docs"))

@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Optional
+from typing import ClassVar, Literal, Optional, cast
 
 from idp import config
 from idp.config import option
@@ -18,6 +18,8 @@ from idp.records import metrics
 from idp.records.schema import Record
 from idp.store import write_json
 from idp.tracking import Followed
+
+Mode = Literal["online", "offline", "disabled", "shared"]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class WandbTracker:
                 x_disable_stats=not self.options.system_metrics,
             ),
         )
-        mode = "online"
+        mode: Mode = "online"
         try:
             mode = mode_of(options.mode)
             self.run = start(mode=mode)
@@ -208,12 +210,12 @@ def _forget_others_service() -> None:
         os.environ.pop(SERVICE, None)
 
 
-def mode_of(mode: str) -> str:
+def mode_of(mode: str) -> Mode:
     """The mode for `wandb.init`: `auto` is what WANDB_MODE says, else online when logged in, else offline."""
     if mode != "auto":
-        return mode
+        return cast(Mode, mode)
     if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
+        return cast(Mode, os.environ["WANDB_MODE"])
     import wandb
 
     return "online" if wandb.login(prompt=False, verify=False) else "offline"

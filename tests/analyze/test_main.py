@@ -60,7 +60,7 @@ def test_the_best_prompt_of_a_real_bank(finished_run, tmp_path):
     ("words", "message"),
     [
         (["regimes"], "regimes: no such analysis; choose one of claims"),
-        (["claims", "margin=none"], "margin=none: give points of accuracy"),
+        (["claims", "margin=none"], "margin=none: use a number"),
         (["claims", "margin=-1"], "margin=-1: give points"),
         (["claims", "run=x"], "run=x: options are runs="),
         (["compare", "runs=/nowhere/at/all"], "/nowhere/at/all: there is nothing here"),

@@ -139,7 +139,8 @@ def seen_by(model, calibration, compressor):
     def note(calls, states):
         from llmcompressor.modifiers.utils.hooks import HooksMixin
 
-        if any(reach._reached.values()) and not HooksMixin._HOOKS_DISABLED:  # else it is held to its plain forward
+        calibrating = any(each.count for each in reach.values())  # else it is held to its plain forward
+        if calibrating and not HooksMixin._HOOKS_DISABLED:
             calls.append(states)
 
     for name, calls in given.items():
@@ -148,11 +149,11 @@ def seen_by(model, calibration, compressor):
     with quiet():
         from idp.compress import oneshot
         from idp.compress.freeze import freeze
-        from idp.compress.reach import ReachModifier
+        from idp.compress.reach import Reach
 
         modifiers, names = recipe.build(compressor, group_size, model), list(recipe.compressed_layers(model))
-        reach = ReachModifier(names=names, tokens=calibration.numel()).before(modifiers)
-        oneshot.run(model, [reach, *modifiers], calibration)
+        reach = {name: Reach(calibration.numel(), modifiers) for name in names}
+        oneshot.run(model, [oneshot.Watching().of(reach), *modifiers], calibration)
         grids = freeze(model)
     joined = {name: [torch.cat(part) for part in zip(*calls, strict=True)] for name, calls in given.items()}
     return joined, grids, reach, group_size
@@ -169,11 +170,11 @@ def test_gptq_of_an_expert_is_gptq_of_its_matrix_alone(family, mixtures, compose
     for mixture, (states, index) in list(given.items())[:1]:  # behind it, the inputs are those of compressed layers
         for number, expert in dense.get_submodule(mixture).named_children():
             own = states[(index == int(number)).any(dim=1)]
-            assert reach.reached[f"{mixture}.{number}.gate_proj"] == len(own)
+            assert reach[f"{mixture}.{number}.gate_proj"].count == len(own)
             inner = nn.functional.silu(expert.gate_proj(own)) * expert.up_proj(own)
             for part, inputs in (("gate_proj", own), ("up_proj", own), ("down_proj", inner)):
                 name = f"{mixture}.{number}.{part}"
-                if name in reach.few:
+                if reach[name].few:
                     continue
                 calibrated += 1
                 module = model.get_submodule(name)

@@ -13,7 +13,7 @@ from torch import nn
 from idp import models
 from idp.compress import kept, pack
 from idp.compress.saved import SavedWeights
-from idp.config import Model, Quantization
+from idp.config import Claims, Model
 from idp.models import unpacking, weights
 from idp.models.weight_files import WeightFiles
 
@@ -87,9 +87,9 @@ def test_layers_that_would_not_come_back_stay_dense_and_are_counted(open_tiny, t
         weight.data = (weight / scale).round() * scale + 0.0
         grids |= {f"{name}.scale": scale, f"{name}.zero_point": torch.zeros_like(scale, dtype=torch.int8)}
     model.get_submodule(layer).weight.data[0, 0] += 1e-4
-    quantization = Quantization(method="rtn", bits=4, group_size=-1, symmetric=True, actorder=None)
+    claims = Claims(bits=4, group_size=-1, symmetric=True)
     with caplog.at_level(logging.WARNING):
-        assert kept.save(model, tmp_path, grids, quantization, -1) == {"packed": 1, "dense": 1}
+        assert kept.save(model, tmp_path, grids, claims) == {"packed": 1, "dense": 1}
     assert f"1 of 2 quantised layers are kept as plain weights, {layer}" in caplog.text.replace(
         "since packed they would not be the same to the last bit, the first of them ", ""
     )

@@ -14,9 +14,9 @@ from idp.beginning import PLACES, Beginning, added_by, resolve
 from idp.errors import UserError
 from idp.evaluate.perplexity import perplexity, window_losses
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import embedded
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.likelihood import Likelihood
+from idp.prompting.states import embedded
 
 from .test_scorer import agree, instance, multiple_choice, scorer_of, text
 
@@ -87,7 +87,7 @@ def test_without_a_prompt_it_is_lm_eval_s(open_bos, bos_folders, family, mode, a
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma3_text"])
 def test_behind_a_prompt_it_stands_where_it_is_told(open_bos, make_bank, family, place, kind):
-    from idp.prompting.prefix import flatten, run_prompt
+    from idp.prompting.states import flatten, run_prompt
 
     loaded = open_bos(family)
     prompt = make_bank(loaded, [5]).prompts[0]

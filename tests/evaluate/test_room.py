@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from idp import models
 from idp.evaluate import room
-from idp.evaluate.stage import conditions
+from idp.evaluate.benchmark import conditions
 from idp.models import LoadedModel
 from idp.prompting.attention import fused
 

@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
             " gathers what a bare machine lacks in wheels/; with that folder here, make gpu takes it from there"
         )
 
-    from idp.bench.shapes import SHAPES
+    from idp.plan.shapes import SHAPES
     from tests.gpu.bench import Bench
     from tests.gpu.check import Check
     from tests.gpu.lines import said, table

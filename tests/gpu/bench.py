@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.bench.shapes import SHAPES
+from idp.plan.shapes import SHAPES
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class Bench:
 
     Args:
         device: cuda or cpu.
-        shape: a name of `idp.bench.shapes.SHAPES`, or tiny.
+        shape: a name of `idp.plan.shapes.SHAPES`, or tiny.
         folder: lives as long as the whole check.
     """
 
@@ -86,7 +86,7 @@ class Bench:
 
     def model(self, **changed: Any) -> LoadedModel:
         """A random model of the shape, drawn on the device."""
-        from idp.bench.random_model import random_model
+        from benchmarks.random_model import random_model
 
         return random_model(self.arguments(**changed), self.dtype, self.device)
 

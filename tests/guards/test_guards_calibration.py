@@ -27,11 +27,11 @@ def calibrate(open_tiny, calibration, compose):
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         with quiet():
             from idp.compress import oneshot
-            from idp.compress.dead import DeadInputsModifier
+            from idp.compress.dead import DeadInputs
 
-            dead = DeadInputsModifier(names=list(recipe.compressed_layers(model)))
+            watching = oneshot.Watching().of({name: DeadInputs() for name in recipe.compressed_layers(model)})
             try:
-                oneshot.run(model, [dead, *recipe.build(compressor, group_size, model)], inputs)
+                oneshot.run(model, [watching, *recipe.build(compressor, group_size, model)], inputs)
             except UserError:
                 calibrated.untouched = all(torch.equal(before[key], model.state_dict()[key]) for key in before)
                 raise

@@ -9,9 +9,10 @@ import torch
 from idp.beginning import Beginning
 from idp.export.repair import _save_prompts
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import bind, embedded, flatten, run_prompt
+from idp.prompting.prefix import bind
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
+from idp.prompting.states import embedded, flatten, run_prompt
 from idp.recover.banks import assembled
 
 from .test_attention_selector import CONTEXTS

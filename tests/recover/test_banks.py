@@ -16,6 +16,7 @@ from idp.recover.banks.cluster import ClusterBank
 from idp.recover.banks.independent import IndependentBank
 from idp.recover.banks.specialists import SpecialistsBank
 from idp.recover.idp import Idp
+from idp.recover.initial import initial
 from idp.recover.work import Work
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
@@ -93,10 +94,10 @@ def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, mo
     text, _ = two_kinds
     seen = []
 
-    def tune(loaded, start, text, training, **about):
+    def tune(work, start, training):
         from idp.recover.training import History
 
-        seen.append(text)
+        seen.append(work.text)
         return start, History(heldout=[{"step": 0, "loss": 1.0}])
 
     monkeypatch.setattr("idp.recover.tuning.tune", tune)
@@ -243,7 +244,7 @@ def test_the_gradient_reaches_the_assigned_prompt_alone(open_tiny, two_kinds, tm
     monkeypatch.setattr(specialists, "centres", lambda *_: None)
     loaded = open_tiny("llama")
     bank, _ = made(options(hard(), steps=4), loaded, text, tmp_path)
-    starts = [specialists.initial(loaded, 4, "vocabulary", "", seed) for seed in (0, 1000)]
+    starts = [initial(loaded, 4, "vocabulary", "", seed) for seed in (0, 1000)]
     assert torch.equal(bank.prompts[0], starts[0]) and not torch.equal(bank.prompts[1], starts[1])
 
 
@@ -286,6 +287,10 @@ def joined(*places):
     return bank
 
 
+def bank_of(options):
+    return options.make(None, None).bank
+
+
 @pytest.fixture
 def places(open_tiny, make_bank, tmp_path):
     """A bank of two prompts, and the folder of one more prompt that PEFT made."""
@@ -299,7 +304,7 @@ def places(open_tiny, make_bank, tmp_path):
 
 
 def test_prompts_of_several_places_in_order_with_names_of_their_own(places):
-    bank = assembled.make(joined(places / "theirs", places / "bank", places / "bank" / "prompt_1", places / "theirs"))
+    bank = bank_of(joined(places / "theirs", places / "bank", places / "bank" / "prompt_1", places / "theirs"))
     assert bank.lengths == [5, 3, 4, 4, 5]
     assert bank.names == ["theirs", "prompt_0", "prompt_1", "prompt_1_2", "theirs_2"]
     assert torch.equal(bank.prompts[2], bank.prompts[3]) and torch.equal(bank.prompts[0], bank.prompts[4])
@@ -309,9 +314,9 @@ def test_the_key_is_the_content_wherever_it_is(places):
     import shutil
 
     shutil.copytree(places / "theirs", places / "elsewhere" / "theirs")
-    one = assembled.identity(joined(places / "theirs"))
-    assert one == assembled.identity(joined(places / "elsewhere" / "theirs"))
-    assert one != assembled.identity(joined(places / "bank"))
+    one = joined(places / "theirs").content()
+    assert one == joined(places / "elsewhere" / "theirs").content()
+    assert one != joined(places / "bank").content()
 
 
 def test_prompts_of_another_model_are_named(places, compose, caplog):
@@ -357,7 +362,7 @@ def test_a_bank_runs_from_end_to_end(bank, run_here, tmp_path):
 
 def test_an_assembled_bank_runs_and_trains_nothing(places, run_here, monkeypatch):
     base = (*TINY, "compressor=none", "recovery=idp", "recovery/bank=assembled", "evaluation.perplexity=[]")
-    monkeypatch.setattr("idp.recover.stage._text", lambda *_: pytest.fail("it asked for training text"))
+    monkeypatch.setattr("idp.recover.making._text", lambda *_: pytest.fail("it asked for training text"))
     record = run_here(*base, f"recovery.bank.from=[{places / 'bank'},{places / 'theirs'}]")["idp"]
     assert list(record["selection"]["arc_easy"]) == ["prompt_0", "prompt_1", "theirs"]
     assert record["parameters"]["added"] == 12 * 64 and record["training"] is None

@@ -11,7 +11,7 @@ from idp.beginning import PLACES, Beginning
 from idp.compress import stage as compressing
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import embedded
+from idp.prompting.states import embedded
 from idp.recover import opening, selection, stage
 from idp.store import Store
 

@@ -13,10 +13,12 @@ from idp.recover import lora
 from idp.recover.banks.specialists import SpecialistsBank
 from idp.recover.determinism import deterministic, give_up
 from idp.recover.fitting import Loss
+from idp.recover.initial import initial
 from idp.recover.nets.reparameterization import Itself, PromptEncoder
 from idp.recover.objective import Objective
 from idp.recover.training import train
-from idp.recover.tuning import initial, loss_with, tune
+from idp.recover.tuning import loss_with, tune
+from idp.recover.work import Work
 
 from ..conftest import FAMILIES
 from .test_training import adapter, blocks, options  # noqa: F401
@@ -272,13 +274,11 @@ def test_an_operation_without_a_deterministic_form_is_named_and_taken(blocks, tm
 
 
 def test_store_keys_are_those_of_before(compose):
-    from idp.recover.stage import _options
-
-    plain = _options(compose("recovery=prompt").recovery)
+    plain = compose("recovery=prompt").recovery.options()
     assert not {"micro_batch_size", "checkpointing", "teacher"} & set(plain["training"])
     same = ["recovery.training.checkpointing=true", "recovery.training.teacher=streamed"]
-    assert _options(compose("recovery=prompt", *same).recovery) == plain
-    smaller = _options(compose("recovery=prompt", "recovery.training.micro_batch_size=1").recovery)
+    assert compose("recovery=prompt", *same).recovery.options() == plain
+    smaller = compose("recovery=prompt", "recovery.training.micro_batch_size=1").recovery.options()
     assert smaller["training"] == plain["training"] | {"micro_batch_size": 1}
 
 
@@ -286,7 +286,7 @@ def test_tune_takes_the_options(open_tiny, blocks, tmp_path):  # noqa: F811
     loaded = open_tiny("llama")
     start = initial(loaded, 5, "vocabulary", "", 0)
     prompts = [
-        tune(loaded, start, blocks, options(**changes), seed=3, checkpoint=tmp_path / str(n), label="")[0]
+        tune(Work(loaded, 3, tmp_path / str(n), tmp_path, blocks), start, options(**changes))[0]
         for n, changes in enumerate(({}, {"checkpointing": True}, {"micro_batch_size": 1}))
     ]
     assert torch.equal(prompts[0], prompts[1])

@@ -31,8 +31,8 @@ def test_its_logits_are_the_same_bits_and_its_weights_stay(family, open_tiny):
 
 
 def test_one_layer_at_a_time_is_on_the_device():
-    from idp.bench.memory import Step, _opened
-    from idp.bench.meta import Peak
+    from idp.plan.meta import Peak
+    from idp.plan.peaks import Step, _opened
 
     with Peak() as counted:
         with counted.elsewhere():

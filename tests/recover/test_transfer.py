@@ -36,7 +36,7 @@ def run_of(record, tmp_path):
 @pytest.mark.parametrize("kind", RECOVERIES)
 def test_learned_on_one_compressor_used_on_another_and_on_dense(kind, run_here, tmp_path, monkeypatch):
     source = run_here(*TINY, "compressor=rtn3", *RECOVERIES[kind])
-    monkeypatch.setattr("idp.recover.stage._text", lambda *_: pytest.fail("it asked for training text"))
+    monkeypatch.setattr("idp.recover.making._text", lambda *_: pytest.fail("it asked for training text"))
     first, place = product(source, tmp_path), run_of(source, tmp_path)
     keys = {source["idp"]["stages"]["measure"]["key"]}
     for compressor, named in {"magnitude50": place, "none": place / "record.json"}.items():
@@ -132,7 +132,7 @@ def test_a_bank_without_its_selector_asks_for_one(run_here, tmp_path, compose):
     place = product(record, tmp_path)
     recovery = compose("recovery=transfer", f"recovery.from={place}").recovery
     with pytest.raises(UserError, match="it holds 2 prompts, and what chose among them is not known; add recovery/sel"):
-        transfer.resolved(recovery, transfer.find(str(place)))
+        recovery.find()
 
 
 def test_text_that_was_trained_on_is_not_evaluated(run_here, tmp_path):

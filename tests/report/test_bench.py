@@ -2,7 +2,7 @@
 
 import pytest
 
-from idp.bench.report import main, opened, synthesise
+from benchmarks.report import main, opened, synthesise
 from idp.records.collect import collect
 from idp.records.outcomes import paired
 from tests.report.test_page import CHROMIUM

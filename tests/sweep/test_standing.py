@@ -10,6 +10,7 @@ from idp.errors import UserError
 from idp.records.record import RECORD
 from idp.records.sweeps import Cell, Submission, Sweep, newest, read
 from idp.status import Status
+from idp.sweep import __main__ as command
 from idp.sweep.cells import submit, submitted
 from idp.sweep.standing import standings, table
 
@@ -75,6 +76,32 @@ def test_a_sweep_that_slurm_knows_nothing_of(sweep, slurm):
     shown = table(sweep, found)
     assert "3 cells: 1 done, 1 failed, 1 missing" in shown
     assert "seed=1" in shown and "task=piqa" not in shown
+
+
+def test_the_command_finds_the_last_sweep(sweep, slurm, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_sweeps", lambda: sweep.folder.parent)
+    for words in (["status", "--json"], ["status", "json=true"], ["status", str(sweep.folder), "--json"]):
+        command.main(words)
+        found = json.loads(capsys.readouterr().out)
+        assert [each["cell"]["overrides"][0] for each in found] == ["seed=0", "seed=1", "seed=2"]
+    command.main(["status"])
+    assert "seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "launcher"),
+    [
+        ([], None, []),
+        (["hydra.launcher.timeout_min=5"], None, ["hydra.launcher.timeout_min=5"]),
+        (["{folder}", "hydra.launcher.timeout_min=5"], "{folder}", ["hydra.launcher.timeout_min=5"]),
+        (["folder={folder}"], "{folder}", []),
+    ],
+)
+def test_resume_tells_the_folder_from_the_launcher(words, folder, launcher, sweep, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "act", lambda *given: seen.extend(given))
+    command.main(["resume", *(word.format(folder=sweep.folder) for word in words)])
+    assert seen == ["resume", command.Resume(folder and folder.format(folder=sweep.folder)), launcher]
 
 
 def test_done_takes_a_record(sweep, slurm):

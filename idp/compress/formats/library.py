@@ -73,7 +73,8 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"compressor.path={checkpoint.folder}: cannot be decompressed: {_line(error)}") from error
     _check_tensors(checkpoint, about, model.config)
-    claims, notes = {}, []
+    claims: dict[str, Any] = {}
+    notes: list[str] = []
     for name, module in model.named_modules():
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is not None and scheme.weights is not None:
@@ -135,7 +136,9 @@ def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
     reader = gguf.GGUFReader(file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     named = ggufs.names(headers.read(file), layers)
-    claims, sizes, types = {}, {}, {}
+    claims: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for layer in layers:
         tensor = tensors.get(named.get(layer, ""))
         if tensor is None:

@@ -98,14 +98,34 @@ def convert(file: Path, folder: Path) -> None:
 
     header = headers.read(file)
     vocabulary = tokenizer.check(header)
-    config = configs.config_of(header)
-    tensors = Tensors(header, _empty(_as_stored(config), torch.float32))
-    model = _empty(config, torch.float32)
-    if len(vocabulary.ends) > 1:
-        model.generation_config.eos_token_id = vocabulary.ends
+    model = _described(header, vocabulary)
+    tensors = Tensors(header, _empty(_as_stored(model.config), torch.float32))
     with _reading(file):
         streamed.save(model, folder, tensors, where=str(file))
     tokenizer.save(tokenizer.build(vocabulary), folder)
+
+
+def describe(file: Path, folder: Path) -> None:
+    """Writes of a GGUF file what `convert` does, but for the weights.
+
+    Raises:
+        UserError: something in the file is not read.
+    """
+    header = headers.read(file)
+    vocabulary = tokenizer.check(header)
+    with _reading(file):
+        streamed.save_settings(_described(header, vocabulary), folder)
+    tokenizer.save(tokenizer.build(vocabulary), folder)
+
+
+def _described(header: Header, vocabulary: tokenizer.Vocabulary) -> PreTrainedModel:
+    """The model of a header without its weights, in float32, with its generation settings."""
+    import torch
+
+    model = _empty(configs.config_of(header), torch.float32)
+    if len(vocabulary.ends) > 1:
+        model.generation_config.eos_token_id = vocabulary.ends
+    return model
 
 
 def _empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

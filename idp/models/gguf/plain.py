@@ -55,14 +55,18 @@ def _sentencepiece(vocabulary: Vocabulary, text: str) -> Iterator[int]:
         number = vocabulary.ids.get(left + right)
         return None if number is None else -vocabulary.scores[number]
 
+    number = vocabulary.special("unknown")
+    unknown_id = -1 if number is None else number  # the id of no token
     unknown = False  # a run of what is not known is one token
     for piece in _merged(list(text), score):
-        known = [vocabulary.ids[piece]] if piece in vocabulary.ids else [vocabulary.byte_ids[b] for b in piece.encode()]
-        if None not in known:
+        of_bytes = [vocabulary.byte_ids[byte] for byte in piece.encode()]
+        known = [vocabulary.ids[piece]] if piece in vocabulary.ids else [each for each in of_bytes if each is not None]
+        complete = piece in vocabulary.ids or len(known) == len(of_bytes)
+        if complete:
             yield from known
         elif not unknown:
-            yield vocabulary.special("unknown")
-        unknown = None in known
+            yield unknown_id
+        unknown = not complete
 
 
 def _byte_level(vocabulary: Vocabulary, text: str) -> Iterator[int]:

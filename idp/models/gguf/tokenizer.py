@@ -219,7 +219,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Any:
             byte_fallback=any(number is not None for number in vocabulary.byte_ids),
         )
     )
-    spaces = normalizers.Replace(" ", SPACE)
+    spaces: normalizers.Normalizer = normalizers.Replace(" ", SPACE)
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.space_prefix:
         spaces = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
@@ -276,8 +276,9 @@ def _add_ends(made: Any, vocabulary: Vocabulary) -> None:
 
     if not vocabulary.add_bos and not vocabulary.add_eos:
         return
-    before = [vocabulary.special("bos")] if vocabulary.add_bos else []
-    after = [vocabulary.special("eos")] if vocabulary.add_eos else []
+    begin, end = vocabulary.special("bos"), vocabulary.special("eos")
+    before = [begin] if vocabulary.add_bos and begin is not None else []
+    after = [end] if vocabulary.add_eos and end is not None else []
     named = [(vocabulary.pieces[number], number) for number in dict.fromkeys(before + after)]
     first, second = ([vocabulary.pieces[number] for number in ids] for ids in (before, after))
     made.post_processor = TemplateProcessing(

@@ -102,6 +102,7 @@ def attend(
         weighing: the layer's.
     """
     parts = packed.divided.parts
+    assert parts is not None  # `kernel_for` gives no kernel for rows without parts
     use = (
         *(str(query.device), query.dtype, *query.shape[1:], key.shape[1]),
         *(parts.behind is None, parts.over is None, weighing.sinks is None),
@@ -111,11 +112,13 @@ def attend(
     except Exception as error:
         if use in _held or lacks_memory(error):
             raise
-        return _distrust(query, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        _distrust(query, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return None
     if use not in _held:
         apart = _apart(output, packed, query, key, value, prefix, weighing)
         if apart is not None and not apart <= APART:
-            return _distrust(query, f"it differs from plain products by {apart:.0%}")
+            _distrust(query, f"it differs from plain products by {apart:.0%}")
+            return None
         if apart is not None:
             _held.add(use)
     return output
@@ -138,8 +141,9 @@ def in_parts(
     parts, scale, sinks = packed.divided.on(query.device), weighing.scaling, weighing.sinks
     output, mass = kernel.run(query, key, value, parts.own, True, scale)
     if parts.behind is not None:
-        before = (_of_prefixes(tensor, parts) for tensor in prefix)
-        found = kernel.run(query, *before, parts.behind, False, scale)
+        assert prefix is not None
+        keys, values = (_of_prefixes(tensor, parts) for tensor in prefix)
+        found = kernel.run(query, keys, values, parts.behind, False, scale)
         output, mass = _merged((output, mass), found, last=parts.over is None and sinks is None)
     if parts.over is not None:
         at = parts.branched
@@ -173,9 +177,9 @@ def _apart(output: torch.Tensor, packed: Packed, *inputs: Any) -> float | None:
     finite, which says nothing of the kernel."""
     import torch
 
-    *tensors, prefix, weighing = inputs
+    query, key, value, prefix, weighing = inputs
     prefix = prefix and tuple(tensor.float() for tensor in prefix)
-    expected = plain.attend(packed, *(tensor.float() for tensor in tensors), prefix, weighing).flatten(1)
+    expected = plain.attend(packed, query.float(), key.float(), value.float(), prefix, weighing).flatten(1)
     if not bool(torch.isfinite(expected).all()):
         return None
     sizes = expected.norm(dim=1)

@@ -120,8 +120,9 @@ def _followed(groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None
     if has == {False}:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-    sizes = [torch.full((len(group.prefix),), group.prefix_length) for group in groups]
-    return torch.cat([group.prefix for group in groups]), torch.cat(sizes)
+    followed = [(group.prefix, group.prefix_length) for group in groups if group.prefix is not None]
+    sizes = [torch.full((len(prefix),), length) for prefix, length in followed]
+    return torch.cat([prefix for prefix, _ in followed]), torch.cat(sizes)
 
 
 def _behind(

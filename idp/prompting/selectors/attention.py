@@ -135,6 +135,7 @@ class Attention(Selector):
         for long, prefixes in ((False, self.prefixes), (True, self.prefixes.long)):
             rows = [row for row, context in enumerate(contexts) if (len(context) > room) is long]
             if rows:
+                assert prefixes is not None  # those for long texts are there where frequencies change
                 found[rows] = self._scores([contexts[row] for row in rows], prefixes, long)
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,10 @@ class Selector(ABC):
 
     def state(self) -> dict[str, torch.Tensor]:
         """What `fit` found, on the CPU, for `restore`; empty where there is nothing."""
+        return {}
+
+    def described(self) -> dict[str, Any]:
+        """What the record says of what `fit` found, in plain values, beside what it says of every fit."""
         return {}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027

@@ -36,11 +36,28 @@ class FixedSelector(config.Selector):
             raise UserError(f"recovery.selector.prompt={self.prompt}: use best, worst or a prompt's number, from 0")
 
     def check_model(self, model: Any, prompts: int | None = None) -> None:
-        if prompts is not None and isinstance(self.prompt, int) and self.prompt >= prompts:
+        if prompts is not None:
+            self.check_prompts(prompts)
+
+    def check_prompts(self, prompts: int) -> None:
+        if isinstance(self.prompt, int) and self.prompt >= prompts:
             raise UserError(f"recovery.selector.prompt={self.prompt}: the bank has prompts 0 to {prompts - 1}")
+
+    @property
+    def settles(self) -> bool:
+        return self.fits
+
+    def settled(self, fitted: dict[str, Any]) -> FixedSelector:
+        """The best prompt by held-out loss is that prompt."""
+        return fixed(fitted["prompt"])
 
     def build(self) -> Fixed:
         return Fixed(self.prompt)
+
+
+def fixed(prompt: int) -> FixedSelector:
+    """The selector that always takes one prompt."""
+    return FixedSelector(kind="fixed", prompt=prompt)
 
 
 class Fixed(Selector):
@@ -70,6 +87,9 @@ class Fixed(Selector):
         import torch
 
         return {"prompt": torch.tensor([self.prompt])}
+
+    def described(self) -> dict[str, Any]:
+        return {"prompt": self.prompt}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         self.prompt = int(state["prompt"])

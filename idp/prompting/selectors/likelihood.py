@@ -62,7 +62,9 @@ def log_probabilities(
     """
     import torch
 
-    m, parts, part, size = len(prefixes.lengths), [], [], 0
+    m, size = len(prefixes.lengths), 0
+    parts: list[list[list[int]]] = []
+    part: list[list[int]] = []
     for context in contexts:
         if part and size + m * len(context) > TOGETHER:
             parts.append(part)

@@ -20,6 +20,10 @@ class NearestSelector(config.Selector):
     def fits(self) -> bool:
         return True
 
+    @property
+    def takes_centres(self) -> bool:
+        return True
+
     def build(self) -> Nearest:
         return Nearest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from idp import config
 from idp.beginning import Beginning
 from idp.config import keyword_option
 from idp.errors import UserError
+from idp.models import LoadedModel
 from idp.prompting import peft_files
 from idp.prompting.bank import PromptBank, beginning_of
 from idp.recover import transfer
+from idp.recover.given import Given
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -32,8 +34,22 @@ log = logging.getLogger(__name__)
 )
 class AssembledBank(config.Bank):
     @property
-    def trains(self) -> bool:
-        return False
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def find(self, recovery: Idp) -> tuple[Idp, Joined]:
+        """The recovery with the lengths of the prompts that are joined."""
+        found = members(self)
+        return replace(recovery, lengths=[len(member.prompt) for member in found]), Joined(found)
+
+    def content(self) -> dict[str, Any]:
+        """Names and content, wherever the files are."""
+        return {
+            "prompts": [
+                [member.name, list(member.prompt.shape), hashlib.sha256(member.prompt.numpy().tobytes()).hexdigest()]
+                for member in members(self)
+            ]
+        }
 
     def check(self, recovery: config.Recovery) -> None:
         if not getattr(self, "from"):
@@ -48,7 +64,9 @@ class AssembledBank(config.Bank):
             )
 
     def make(self, recovery: Idp, work: Work) -> Made:
-        bank = make(self)
+        found = members(self)
+        made = {"kind": "assembled", "base_models": [member.base_model for member in found]}
+        bank = PromptBank([member.prompt for member in found], [member.name for member in found], made=made)
         return Made(bank, bank.parameters)
 
 
@@ -62,6 +80,17 @@ class Member:
     base_model: str | None  # what it was trained on, as its maker called it
     dense: str | None  # key of the dense model, where it was trained here
     beginning: Beginning | None = None  # the BOS that it was trained with, where that is known
+
+
+@dataclass
+class Joined(Given):
+    """The prompts that are joined."""
+
+    members: list[Member]
+
+    def check(self, model: config.Model, dense: str, empty: LoadedModel, beginning: Beginning) -> None:
+        check(self.members, model, dense, empty.model.get_input_embeddings().weight.shape[1])
+        check_bos(self.members, beginning)
 
 
 def members(options: AssembledBank) -> list[Member]:
@@ -79,14 +108,6 @@ def members(options: AssembledBank) -> list[Member]:
         if taken[member.name] > 1:
             member.name = f"{member.name}_{taken[member.name]}"
     return found
-
-
-def identity(options: AssembledBank) -> list[Any]:
-    """What the joined bank is made of, for the store's key: names and content, wherever the files are."""
-    return [
-        [member.name, list(member.prompt.shape), hashlib.sha256(member.prompt.numpy().tobytes()).hexdigest()]
-        for member in members(options)
-    ]
 
 
 def check(found: list[Member], model: config.Model, dense: str, hidden_size: int) -> None:
@@ -148,16 +169,6 @@ def check_bos(found: list[Member], beginning: Beginning) -> None:
 def _said(beginning: Beginning) -> str:
     tokens, place = beginning.described().values()
     return f"BOS tokens {tokens} at recovery.bos={place}" if tokens else "no BOS"
-
-
-def make(options: AssembledBank) -> PromptBank:
-    """The joined bank."""
-    found = members(options)
-    return PromptBank(
-        [member.prompt for member in found],
-        [member.name for member in found],
-        made={"kind": "assembled", "base_models": [member.base_model for member in found]},
-    )
 
 
 def _members(place: str) -> list[Member]:

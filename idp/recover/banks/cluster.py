@@ -45,6 +45,9 @@ class ClusterBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def centred(self, prompts: int, training: config.Training) -> bool:
+        return True
+
     def judged(self, prompts: int) -> int:
         return 1  # each sequence by the prompt of its cluster
 
@@ -70,6 +73,7 @@ class ClusterBank(config.Bank):
         judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
         texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
         made = tune_each(recovery, recovery.lengths, texts, work)
+        assert made.bank is not None
         texts = begun(blocks, work.beginning.ahead_of_text)  # as a selector will read them
         made.bank.centres = centres(work.loaded, [texts[own] for own in members])
         counts = found["labels"].bincount(minlength=prompts).tolist()

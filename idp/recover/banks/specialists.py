@@ -28,7 +28,7 @@ from idp.recover.banks.cluster import centres
 from idp.recover.fitting import Loss
 from idp.recover.saving import Saving
 from idp.recover.training import named, train
-from idp.recover.tuning import behind, initial, name_of, seed_of
+from idp.recover.tuning import behind, name_of, seed_of
 from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
@@ -59,12 +59,15 @@ class SpecialistsBank(config.Bank):
     def shares(self) -> bool:
         return True
 
+    def centred(self, prompts: int, training: config.Training) -> bool:
+        return min(LAST_BATCHES, training.steps) * training.batch_size >= 1  # a block for each prompt
+
     def also_read(self, prompts: int, training: config.Training) -> int:
         batch = training.batch_size * prompts
         last = min(LAST_BATCHES, training.steps) * batch + training.heldout_sequences  # assigned at the end
         return (training.steps * batch + last) * prompts  # each sequence behind each prompt, to find its own
 
-    def check(self, recovery: config.Recovery) -> None:
+    def check(self, recovery: Idp) -> None:
         if recovery.training.objective != "lm":
             raise UserError(
                 f"recovery.training.objective={recovery.training.objective}: specialists divide text among them by how"
@@ -82,8 +85,7 @@ class SpecialistsBank(config.Bank):
         loaded, lengths, training = work.loaded, recovery.lengths, recovery.training
         count = len(lengths)
         starts = [
-            initial(loaded, length, recovery.init, recovery.init_text, seed_of(work.seed, number))
-            for number, length in enumerate(lengths)
+            recovery.start.prompt(loaded, length, seed_of(work.seed, number)) for number, length in enumerate(lengths)
         ]
         parts = [torch.nn.Parameter(start.float().to(loaded.device)) for start in starts]
         together = replace(training, batch_size=training.batch_size * count)

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from idp.prompting.prefix import has_local_attention
+from idp.prompting.masks import has_local_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

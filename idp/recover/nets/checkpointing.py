@@ -162,7 +162,7 @@ def _generators(layer: nn.Module) -> dict[torch.device, torch.Tensor]:
     states = {torch.device("cpu"): torch.get_rng_state()}
     for device in {parameter.device for parameter in layer.parameters()}:
         module = getattr(torch, device.type, None)
-        if device.type not in ("cpu", "meta") and hasattr(module, "get_rng_state"):
+        if module is not None and device.type not in ("cpu", "meta") and hasattr(module, "get_rng_state"):
             states[device] = module.get_rng_state(device)
     return states
 

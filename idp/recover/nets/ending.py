@@ -68,9 +68,9 @@ def ending_loss(hidden: torch.Tensor, ending: Ending, loss: Loss) -> torch.Tenso
 
 class _EndingLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, ending, loss):
+    def forward(ctx: Any, hidden: torch.Tensor, ending: Ending, loss: Loss) -> torch.Tensor:
         wanted, head = ctx.needs_input_grad[0], ending.model.get_output_embeddings().weight
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if wanted else torch.empty(0)
         total = torch.zeros((), device=hidden.device)
         for places in pieces(hidden, len(head)):
             with torch.set_grad_enabled(wanted):
@@ -78,12 +78,12 @@ class _EndingLoss(torch.autograd.Function):
                 logits = ending.logits(leaf).to(head.device)  # a model spread over devices gives them elsewhere
             summed, slope = loss(logits.detach(), places, wanted)
             total += summed.to(total.device)
-            if wanted:
+            if slope is not None:
                 (gradient[places],) = torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
         ctx.save_for_backward(*([gradient] if wanted else []))
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * (slope / len(gradient)), None, None

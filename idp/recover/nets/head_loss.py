@@ -8,6 +8,7 @@ the hidden states, and each place's is known as soon as its logits are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.functional import linear, log_softmax
@@ -53,9 +54,11 @@ def place_losses(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Ten
 
 class _PlaceLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if wanted else torch.empty(0)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for places in pieces(hidden, len(weight)):
             logs = log_softmax(linear(hidden[places], weight, bias), dim=-1, dtype=torch.float32)
@@ -68,7 +71,7 @@ class _PlaceLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope[:, None].to(gradient.dtype), None, None, None
 
@@ -82,23 +85,25 @@ def pieces(hidden: torch.Tensor, vocabulary: int) -> Iterator[slice]:
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, loss):
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, loss: Loss
+    ) -> torch.Tensor:
         vocabulary = hidden.shape[1] if weight is None else len(weight)
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if wanted else torch.empty(0)
         total = torch.zeros((), device=hidden.device)
         for places in pieces(hidden, vocabulary):
             logits = hidden[places] if weight is None else linear(hidden[places], weight, bias)
             summed, slope = loss(logits, places, wanted)
             total += summed
-            if wanted:
+            if slope is not None:
                 slope = slope.to(hidden.dtype)
                 gradient[places] = slope if weight is None else slope @ weight
         ctx.save_for_backward(*([gradient] if wanted else []))
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors  # of the losses' sum: dividing here saves a pass over the logits
         return gradient * (slope / len(gradient)), None, None, None
 
@@ -145,6 +150,8 @@ def mixture(one: Loss, other: Loss, share: float) -> Loss:
     def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         (a, slope), (b, other_slope) = one(logits, places, wanted), other(logits, places, wanted)
         mixed = (1 - share) * a + share * b
-        return mixed, slope.mul_(1 - share).add_(other_slope, alpha=share) if wanted else None
+        if slope is None or other_slope is None:  # neither is wanted
+            return mixed, None
+        return mixed, slope.mul_(1 - share).add_(other_slope, alpha=share)
 
     return loss

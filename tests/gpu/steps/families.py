@@ -103,10 +103,10 @@ def _prompts() -> list[Any]:
 def _ways(loaded: LoadedModel) -> dict[str, RepairedModel]:
     """The model alone, behind one prompt, with IDP's choice of three, and behind trained keys and values."""
     from idp.prompting.bank import PromptBank
-    from idp.prompting.prefix import flatten, run_prompt
     from idp.prompting.repaired import RepairedModel
     from idp.prompting.selectors.attention import Attention
-    from idp.recover.tuning import initial
+    from idp.prompting.states import flatten, run_prompt
+    from idp.recover.initial import initial
 
     prompts = [initial(loaded, length, "vocabulary", "", seed) for seed, length in enumerate(LENGTHS)]
     prefix = flatten(run_prompt(loaded.model, prompts[1], [])).float().cpu()
@@ -123,9 +123,10 @@ def _gradient(loaded: LoadedModel, kind: str) -> torch.Tensor:
     import torch
 
     from idp.config import Training
-    from idp.prompting.prefix import flatten, run_prompt
+    from idp.prompting.states import flatten, run_prompt
+    from idp.recover.initial import initial
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.tuning import initial, loss_with
+    from idp.recover.tuning import loss_with
 
     start = initial(loaded, 7, "vocabulary", "", 0)
     if kind == "prefix":

@@ -48,7 +48,7 @@ def _variants(bench: Bench) -> dict[str, Any]:
     """The bare model, and it behind one prompt, behind IDP's bank, and with LoRA's layers, beside and merged."""
     from peft import LoraConfig, get_peft_model
 
-    from idp.bench.scoring import make_scorers
+    from benchmarks.scoring import make_scorers
     from idp.models import LoadedModel
     from idp.prompting.repaired import RepairedModel
 
@@ -74,5 +74,5 @@ def sharing_weights(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-IMPORTS = ("transformers.models.llama.modeling_llama", "peft", "lm_eval.models.huggingface", "idp.bench.scoring")
+IMPORTS = ("transformers.models.llama.modeling_llama", "peft", "lm_eval.models.huggingface", "benchmarks.scoring")
 STEP = Step("latency", 45, parts, run, IMPORTS)

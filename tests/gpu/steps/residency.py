@@ -39,6 +39,7 @@ def _made(bench: Bench) -> Line:
 def _twice(bench: Bench) -> Line:
     """Opens the model and measures it as a run measures its rows, twice over, as `dense` and as `compressed`."""
     from idp import models
+    from idp.evaluate.benchmark import Benchmark, Subject
     from idp.evaluate.room import batch_tokens
     from idp.evaluate.stage import measure
     from idp.recover import opening
@@ -60,16 +61,9 @@ def _twice(bench: Bench) -> Line:
         _forget(bench)
         started = time.perf_counter()
         measure(
-            name,
+            Subject(name, product.key, models.model_folder(product)),
+            Benchmark(config, evaluation, tasks, DOCUMENTS, {}),
             open_model,
-            models.model_folder(product),
-            product.key,
-            None,
-            config,
-            evaluation,
-            tasks,
-            DOCUMENTS,
-            {},
             store,
         )
         bench.synchronise()

@@ -97,7 +97,7 @@ def _plain_products() -> Iterator[None]:
 
 def _opened(bench: Bench) -> tuple[Any, dict[str, Any], float]:
     """The model, our scorers of it alone and behind IDP's bank, and the rate of its widest product, in FLOP/s."""
-    from idp.bench.scoring import make_scorers, matmul_rate
+    from benchmarks.scoring import make_scorers, matmul_rate
     from idp.evaluate.room import batch_tokens
 
     loaded = bench.model()
@@ -145,5 +145,5 @@ class _Heard(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-IMPORTS = ("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "idp.bench.scoring")
+IMPORTS = ("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "benchmarks.scoring")
 STEP = Step("scoring", 55, parts, run, IMPORTS)

@@ -5,9 +5,10 @@ import torch
 
 from idp import models
 from idp.prompting.bank import PromptBank
-from idp.prompting.prefix import flatten, run_prompt, unflatten
+from idp.prompting.states import flatten, run_prompt, unflatten
 from idp.recover import prefix, ptune, stage
-from idp.recover.tuning import initial, loss_with
+from idp.recover.initial import initial
+from idp.recover.tuning import loss_with
 
 
 def maker_of(config, loaded):

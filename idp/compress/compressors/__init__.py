@@ -1,0 +1,1 @@
+"""The kinds of compressor: one file each, called as `compressor.kind` is."""

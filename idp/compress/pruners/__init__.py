@@ -1,0 +1,1 @@
+"""The methods of pruning: one file each, called as `compressor.sparsity.method` is."""

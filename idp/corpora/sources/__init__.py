@@ -1,0 +1,1 @@
+"""Where a corpus is read from: one file each, chosen by `corpus.source`."""

@@ -1,0 +1,120 @@
+"""Resolved inputs: all that a run needs from outside, found before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from idp import models
+from idp.compress import stage as compressing
+from idp.config import Config, Model, values_of
+from idp.recover import stage as recovering
+from idp.recover.work import CalibrationText
+from idp.store import Store, digest
+
+if TYPE_CHECKING:
+    from idp.corpora.corpus import Text
+    from idp.recover.given import Given
+    from idp.tasks.tasks import TaskSource
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class Inputs:
+    """Resolved inputs: where model, documents and texts are, each known by its content."""
+
+    source: models.Source
+    tasks: list[TaskSource]
+    corpus: Text  # for training, and for comparing prompts
+    calibration: Text
+    external: models.Source | None  # a checkpoint that others compressed
+    perplexity: dict[str, Text]  # by name
+    given: Given  # what the recovery takes from elsewhere
+
+    def calibration_of(self, config: Config) -> CalibrationText:
+        """The calibration text as recoveries read it."""
+        return CalibrationText(config.compressor.calibration, self.calibration)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dense model but for its weights: `folder` has its config and tokenizer, `empty` its layers on `meta`."""
+
+    folder: Path
+    empty: models.LoadedModel
+
+
+@dataclass
+class Known:
+    """What was found for one run of a sweep and serves the others: a file is read, and hashed, once."""
+
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, what: Any, find: Callable[[], Found]) -> Found:
+        """What `find` gives, asked once for all that `what` (JSON) is the same for."""
+        key = digest(what)
+        if key not in self.found:
+            self.found[key] = find()
+        return self.found[key]
+
+
+def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[Config, Inputs]:
+    """Finds model, documents and texts, and checks that they go together; computes nothing.
+
+    What the hub has of them is fetched once for a store.
+
+    Args:
+        config: the run's.
+        store: where what was fetched is kept.
+        known: what was found for other runs.
+
+    Returns:
+        the config, with what follows from files that its recovery names; and the inputs.
+
+    Raises:
+        UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
+    """
+    from idp.corpora.corpus import named_corpus, refuse_evaluated
+    from idp.tasks.tasks import find_tasks
+
+    known = known or Known()
+    recovery, given = recovering.find(config.recovery)
+    config = replace(config, recovery=recovery)
+    compressor = config.compressor
+    source = known.once(["model", asdict(config.model)], lambda: models.find(config.model, store))
+    by_others = known.once(["compressor", values_of(compressor)], lambda: compressing.find(compressor, store))
+    models.dtype_of(config.model)
+    models.devices(config.model, config.evaluation.processes)
+    tasks = known.once(["tasks", asdict(config.task)], lambda: find_tasks(config.task, store))
+
+    def text(name: str) -> Text:
+        own = asdict(config.corpus) if name in ("corpus", config.corpus.name) else name
+        asked = ["text", own, config.data_dir]
+        return known.once(asked, lambda: named_corpus(name, config.corpus, config.data_dir, store))
+
+    calibration = text(compressor.calibration.corpus or "corpus")
+    if compressing.works(compressor) or recovering.reads_calibration(recovery):
+        refuse_evaluated(calibration, tasks)
+    if recovering.reads_corpus(recovery):
+        refuse_evaluated(text("corpus"), tasks)
+    perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
+    given.refuse_evaluated(tasks)
+    return config, Inputs(source, tasks, text("corpus"), calibration, by_others, perplexity, given)
+
+
+def shape_of(model: Model, source: models.Source, store: Store, known: Known | None = None) -> Shape:
+    """The dense model without its weights, of which none is read.
+
+    Raises:
+        UserError: it is no causal language model.
+    """
+    from idp.models.described import described
+
+    def found() -> Shape:
+        folder = described(model, source, store)
+        return Shape(folder, models.open_empty(folder, model))
+
+    return (known or Known()).once(["shape", asdict(model), source.identity], found)

@@ -1,0 +1,243 @@
+"""What making a product computes, in tokens that go through a model. A test counts those that pass a model's layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from idp.config import WEIGHTS, Compressor, Config, Evaluation, Latency, Recovery, Trained, Training
+from idp.store import digest
+
+if TYPE_CHECKING:
+    from idp.rows import Row
+
+FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
+COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
+HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
+LOAD = "load weights"
+KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something that is computed once, for whichever product: what has the same `what` and `key` is the same work.
+
+    `operations` are those per weight and token of `tokens`; `steps` decoding steps, each of which reads all weights;
+    `opened` how often a model's weights are read from disk; `part_of` names the model whose scores it is a part of.
+    """
+
+    what: str
+    key: str
+    operations: float
+    tokens: float
+    steps: float = 0.0
+    opened: int = 0
+    part_of: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a task as a mean: tokens that go through a model, those of its context, decoding steps."""
+
+    tokens: float
+    context: float
+    steps: float
+
+
+@dataclass
+class Machine:
+    """What is known of documents, and of a machine where a run has measured it."""
+
+    tokens: dict[str, float]  # of a document of each task, those that go through a model: a mean
+    documents: dict[str, int]  # in each task's split
+    training: float | None = None  # operations a second
+    evaluation: float | None = None
+    said: str = ""  # which machine
+    contexts: dict[str, float] = field(default_factory=dict)  # tokens of a document's context, where they are known
+    steps: dict[str, float] = field(default_factory=dict)  # decoding steps of a document, its share of its batch's
+
+    def document(self, task: str) -> Document:
+        """A document of a task; all of it counts as its context where that is not known."""
+        tokens = self.tokens[task]
+        return Document(tokens, self.contexts.get(task, tokens), self.steps.get(task, 0.0))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a model that is measured reads text: behind which prompts, and how one is chosen.
+
+    `lengths` are the prompts' tokens; `copies` how often a context is read before one of them is chosen; `alone`:
+    its scores are those of a prompt measured by itself, under other keys or the same.
+    """
+
+    key: str
+    lengths: tuple[int, ...]
+    copies: int
+    alone: bool
+
+    @property
+    def opening(self) -> Work:
+        """The model's weights, read once for all that is measured of it."""
+        return Work(LOAD, f"{self.key} measured", 0, 0, opened=1)
+
+    @property
+    def prefix(self) -> Work:
+        """Its prompts' own pass, whose keys and values all documents share."""
+        return Work(MEASURE, f"{self.key} prompts", FORWARD, sum(self.lengths), part_of=self.key)
+
+
+def trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int], int]]:
+    """Each training of a recovery: whose it is, its options, the prompts' lengths, and how often it is done."""
+    made: Recovery | None = recovery
+    while made is not None:
+        yield from own_trainings(made)
+        made = made.beneath
+
+
+def own_trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int], int]]:
+    """As `trainings`, without those of what is made beneath it."""
+    if not recovery.trains or not isinstance(recovery, Trained):
+        return
+    tried = recovery.search
+    if tried.learning_rates or tried.inits:
+        short = replace(recovery.training, steps=tried.steps)
+        short.evaluate_every = min(short.evaluate_every, tried.steps)
+        count = max(len(tried.learning_rates), 1) * max(len(tried.inits), 1)
+        yield recovery, short, lengths_of(recovery.candidate())[:1], count
+    yield recovery, recovery.training, lengths_of(recovery), 1
+
+
+def of_compression(compressor: Compressor | None, key: str, by_others: bool) -> Iterator[Work]:
+    """The compress stage's product; `by_others`: it is a checkpoint that exists; no compressor: the dense model."""
+    from idp.compress import recipe, stage
+    from idp.compress.oneshot import BATCH_TOKENS
+    from idp.compress.reconstruction import TOKENS
+
+    if compressor is None or by_others or not stage.works(compressor):
+        yield Work(LOAD, key, 0, 0, opened=1)  # its weights are read and measured
+        return
+    samples, length = compressor.calibration.samples, compressor.calibration.length
+    looked = min(samples, max(1, TOKENS // length)) * length  # for the error of each layer's outputs
+    if recipe.needs_data(compressor):
+        # Before and after each layer is compressed.
+        yield Work(COMPRESS, key, compressor.operations, 2 * samples * length)
+        # The first batch plainly, as calibration calls the layers, and twice more to hold the one to the other.
+        looked += 4 * min(samples, max(1, BATCH_TOKENS // length)) * length
+    else:
+        yield Work(COMPRESS, key, 0, 0)
+    yield Work(CHECK, key, FORWARD, looked)
+    yield Work(LOAD, key, 0, 0, opened=2)
+
+
+def of_repair(recovery: Recovery, key: str) -> Iterator[Work]:
+    """A repair's product, without what is made beneath it."""
+    if WEIGHTS in recovery.needs:
+        yield Work(LOAD, key, 0, 0, opened=1)
+    for number, (of, training, lengths, count) in enumerate(own_trainings(recovery)):
+        name = f"{key} {number}"
+        prompts = max(len(lengths), 1)
+        rows, width, batch = training.heldout_sequences, training.sequence_length, training.batch_size
+        passes = math.ceil(batch / (training.micro_batch_size or batch))
+        step = batch * width * prompts + passes * sum(lengths)
+        operations = TRAINED + (FORWARD if training.checkpointing else 0)
+        yield Work(TRAIN, name, operations, count * training.steps * step)
+        evaluations = 1 + math.ceil(training.steps / training.evaluate_every)
+        judged = of.judged(prompts)
+        batches = math.ceil(rows / (training.micro_batch_size or batch))
+        heldout = evaluations * (judged * rows * width + batches * sum(lengths))
+        extra = of.also_read(prompts, training) * width
+        yield Work(JUDGE, name, FORWARD, count * (heldout + extra))
+        if training.objective == "distill":
+            taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
+            yield Work(TEACH, name, FORWARD, count * taught)
+            yield Work(LOAD, f"{name} teacher", 0, 0, opened=1)
+
+
+def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Work]:
+    """Each prompt's loss on held-out text."""
+    assert recovery.choice is not None  # asked of recoveries that choose
+    fit = recovery.choice.fit
+    yield Work(HELDOUT, key, FORWARD, len(lengths) * fit.blocks * fit.tokens + sum(lengths))
+    yield Work(LOAD, f"{key} fit", 0, 0, opened=1)
+
+
+def reader_of(row: Row, lengths: list[int], controls: bool) -> Reader:
+    """How a row of a run reads; `lengths` are those of its repair's prompts, `controls` whether each is measured."""
+    if row.repair is None:
+        return Reader(row.key, (), 0, False)
+    selector = row.selection.options if row.selection is not None else None
+    if selector is None:
+        return Reader(row.key, tuple(lengths), 0, False)
+    name = f"{row.key} {digest(asdict(selector))}"
+    if row.peeks:
+        return Reader(name, (), 0, True)
+    return Reader(name, tuple(lengths), len(lengths) * selector.passes, selector.constant and controls)
+
+
+def of_task(reader: Reader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Work]:
+    """A model's scores on so many documents of a task."""
+    if not reader.alone:
+        each = machine.document(task)
+        tokens = documents * (each.tokens + reader.copies * each.context)
+        yield Work(MEASURE, key, FORWARD, tokens, documents * each.steps, part_of=reader.key)
+        yield reader.prefix
+        yield reader.opening
+
+
+def of_contexts(reader: Reader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Work]:
+    """The contexts of a task at whose ends two models are compared."""
+    from idp.evaluate.contexts import DOCUMENTS, FEW, SHARE, TOKENS
+
+    few, context = min(DOCUMENTS, max(documents // SHARE, FEW), documents), machine.document(task).context
+    tokens = context * min(few, max(1, TOKENS // context)) if context else 0.0
+    yield Work(FIDELITY, key, FORWARD, tokens, part_of=reader.key)
+    yield reader.opening
+
+
+def of_corpus(reader: Reader, key: str, evaluation: Evaluation, compared: bool = False) -> Iterator[Work]:
+    """A model's perplexity; with `compared` the pass that compares its predictions, which gives that as well."""
+    from idp.evaluate.scorer import ROLLING_READS
+
+    window, asked = evaluation.perplexity_window, evaluation.perplexity_tokens
+    windows = asked // window if asked else 0
+    text = windows * (window - 1 + reader.copies * min(ROLLING_READS, window))
+    read = compared or not reader.alone
+    yield Work(PERPLEXITY, key, FORWARD, text if read else 0, part_of=reader.key)
+    if read:
+        yield reader.opening
+
+
+def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) -> Iterator[Work]:
+    """The rows of a run side by side."""
+    own = rows[-1]
+    variants = 1 + (len(rows) > 1 and rows[0].key != own.key)
+    if own.repair is not None and own.recovery is not None:
+        variants += 1 + (latency.merged if own.recovery.adapts else len(lengths) > 1)
+    rounds = variants * (latency.warmup + latency.rounds) * len(latency.input_tokens)
+    read = sum(latency.input_tokens) / len(latency.input_tokens) + latency.new_tokens
+    steps = rounds * len(latency.batch_sizes) * latency.new_tokens
+    yield Work(LATENCY, key, FORWARD, rounds * sum(latency.batch_sizes) * read, steps)
+    yield Work(LOAD, key, 0, 0, opened=1)
+
+
+def lengths_of(recovery: Recovery, tokenizer: Any = None) -> list[int]:
+    """Tokens of each prompt; none of a written one where there is no tokenizer."""
+    try:
+        return list(recovery.prompt_lengths(tokenizer))
+    except TypeError:
+        if tokenizer is not None:
+            raise
+        return []
+
+
+def tasks_of(config: Config) -> list[str]:
+    """The single tasks of a run."""
+    from idp.tasks import catalog
+    from idp.tasks.suites import expand
+
+    known = {task for tasks in catalog.aliases().values() for task in tasks}
+    if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through
+        return list(dict.fromkeys(config.task.names))
+    return expand(config.task.names, catalog.find_own(config.task.include_path))

@@ -1,0 +1,63 @@
+"""What a trained prompt starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from idp.errors import UserError
+from idp.models import LoadedModel
+from idp.prompting.states import embedded
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a recovery's options say of it: `init` and, for `init=text`, the `text`, as `initial` takes them."""
+
+    init: str
+    text: str = ""
+
+    def prompt(self, loaded: LoadedModel, length: int, seed: int) -> torch.Tensor:
+        """As `initial`."""
+        return initial(loaded, length, self.init, self.text, seed)
+
+
+def initial(loaded: LoadedModel, length: int, init: str, text: str, seed: int) -> torch.Tensor:
+    """A prompt's first value, [length, hidden_size] float32 on the CPU.
+
+    Args:
+        loaded: the model, whose embedding it is drawn from.
+        length: tokens.
+        init: `vocabulary` (random rows of the embedding), `first_rows` (rows 0..n-1, as in Xu et al.'s code), `text`
+            (the tokens of the text, repeated) or `random` (Gaussian with the mean and deviation of the embeddings that
+            the model's layers get).
+        text: for `text`.
+        seed: for `vocabulary` and `random`.
+
+    Raises:
+        UserError: the text has no tokens, or the vocabulary fewer rows than the prompt.
+    """
+    import torch
+
+    weight = loaded.model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)
+    if init == "random":
+        sample = embed(loaded, list(range(len(weight))))  # not the table itself: Gemma scales what it looks up
+        return sample.mean(0) + sample.std(0) * torch.randn(length, weight.shape[1], generator=generator)
+    if init == "text":
+        tokens = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise UserError("recovery.init_text has no tokens: give some text, or use recovery.init=vocabulary")
+        return embed(loaded, (tokens * (length // len(tokens) + 1))[:length])
+    if length > len(weight):
+        raise UserError(f"recovery: a prompt of {length} tokens is longer than the vocabulary ({len(weight)})")
+    rows = range(length) if init == "first_rows" else torch.randperm(len(weight), generator=generator)[:length].tolist()
+    return embed(loaded, list(rows))
+
+
+def embed(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
+    """Embeddings of tokens as the model's layers get them, [tokens, hidden_size] float32 on the CPU."""
+    return embedded(loaded.model, tokens).float().cpu()

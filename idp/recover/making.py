@@ -1,0 +1,192 @@
+"""Makes one repair and writes it: what its recovery needs is opened, and what it gives back is put into files.
+
+bank/            its prompts (`idp.prompting.bank`)
+adapter/         low-rank updates of layers, in PEFT's format
+values/          new values of the model's parameters
+own/             what its kind has saved itself
+repair.json      its kind, and how many numbers and bytes it has
+history.json     the curves of its trainings
+search.json      what searches tried, where there were any
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idp import config as schema
+from idp import models
+from idp.beginning import Beginning
+from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS
+from idp.memory import release
+from idp.prompting import storage
+from idp.recover import search, weight_side
+from idp.recover.identity import Basis
+from idp.recover.teacher import open_teacher
+from idp.recover.training import History, Report, report_rows
+from idp.recover.weight_side import FOLDERS, WeightSide
+from idp.recover.work import CalibrationText, Made, Work
+from idp.store import CHECKPOINT, MANIFEST, Product, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from idp.corpora.corpus import Text
+
+REPAIR, HISTORY, SEARCH = weight_side.DESCRIPTION, "history.json", "search.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a repair can be made from: the dense model and the compressed one, texts, and the run's seed."""
+
+    model: schema.Model
+    dense: Product
+    compressed: Product
+    text: Text
+    calibration: CalibrationText | None
+    seed: int
+
+    @property
+    def basis(self) -> Basis:
+        """The same by keys."""
+        return Basis(self.model, self.dense.key, self.compressed.key, self.text, self.calibration, self.seed)
+
+
+def make(
+    recovery: schema.Recovery,
+    sources: Sources,
+    first: Product | None,
+    beginning: Beginning,
+    folder: Path,
+    report: Report | None,
+) -> None:
+    """Makes a repair in `folder`.
+
+    Args:
+        recovery: what is made.
+        sources: what from.
+        first: the repair beneath, on whose model this one is made.
+        beginning: the BOS of every input, and its place about a prompt.
+        folder: the product's own.
+        report: called with each training step's figures.
+    """
+    release()  # what made the repair beneath
+    work = Work(_opened(recovery, sources), sources.seed, folder / CHECKPOINT, folder, report=report)
+    work.beginning = beginning
+    beneath = _take_over(first, work) if first is not None else Made()
+    _provide(recovery, sources, work)
+    made: Made = _searched_and_made(recovery.trained, work) if recovery.trained is not None else recovery.make(work)
+    base = str(models.model_folder(sources.compressed))
+    if made.whole is not None:
+        _take_whole(made.whole, folder, base, beginning, recovery.content() or {})
+        return
+    weight_side.save(made, work.loaded, folder)
+    made = made.on(beneath)
+    if made.bank is not None:
+        made.bank.beginning = beginning
+        made.bank.save(folder / "bank", work.loaded.model.config, base)
+    described = {"kind": recovery.kind, "added": made.added, "trainable": made.trainable}
+    write_json(folder / REPAIR, {**described, "bytes": tensor_bytes(folder) if made.added else 0})
+    write_json(folder / HISTORY, {name: vars(history) for name, history in made.histories.items()})
+    if made.searches:
+        write_json(folder / SEARCH, made.searches)
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Bytes of a repair's tensors: its prompts' and its weight side's, not the centres, which only some selectors
+    read."""
+    places = [*folder.glob("bank/prompt_*"), *(folder / name for name in FOLDERS)]
+    return sum(storage.tensor_bytes(place) for place in places)
+
+
+def _opened(recovery: schema.Recovery, sources: Sources) -> models.LoadedModel:
+    opened = models.open_model if WEIGHTS in recovery.needs else models.open_empty
+    return opened(models.model_folder(sources.compressed), sources.model)
+
+
+def _provide(recovery: schema.Recovery, sources: Sources, work: Work) -> None:
+    """Gives the work what the recovery says that it needs."""
+    if TEXT in recovery.needs:
+        work.corpus = sources.text
+    if CALIBRATION in recovery.needs and sources.calibration is not None:
+        work.calibration = sources.calibration.blocks(work.loaded)
+    if DENSE in recovery.needs:
+        work.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
+    if (trained := recovery.trained) is not None:
+        if work.loaded.device.type == "cpu":
+            models.keep_freed_memory()
+        work.text = _text(trained.training, sources.text, work.loaded, sources.seed, trained.texts)
+        if trained.training.objective == "distill":
+            folder = models.model_folder(sources.dense)
+            work.teacher = open_teacher(folder, sources.model, trained.training, work.loaded)
+
+
+def _text(
+    training: schema.Training, text: Text, loaded: models.LoadedModel, seed: int, share: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and held-out blocks. The held-out ones are the same for every seed, so that losses compare.
+
+    Training text is that of `share` prompts, where they share it out among them.
+    """
+    from idp.corpora.corpus import blocks
+
+    wanted = training.steps * training.batch_size * share
+    length = training.sequence_length
+    return (
+        # A long training passes over a small corpus several times.
+        blocks(text, "train", loaded.tokenizer, length, wanted, seed, at_most=True),
+        blocks(text, "heldout", loaded.tokenizer, length, training.heldout_sequences, 0, at_most=True),
+    )
+
+
+def _take_over(first: Product, work: Work) -> Made:
+    """Puts the repair beneath on the model and into the product, and gives what became of it when it was made."""
+    if first.reused and work.report is not None:
+        report_rows(first.read(HISTORY), work.report)
+    for part in WeightSide.of(first.path).parts:
+        shutil.copytree(part, work.folder / part.name, dirs_exist_ok=True)
+    work.loaded = WeightSide.of(first.path).attach(work.loaded)
+    repair = first.read(REPAIR)
+    return Made(
+        None,
+        repair["trainable"],
+        repair["added"],
+        {name: History(**values) for name, values in first.read(HISTORY).items()},
+        first.read(SEARCH) if (first.path / SEARCH).exists() else {},
+    )
+
+
+def _take_whole(source: Product, folder: Path, base: str, beginning: Beginning, about: dict[str, Any]) -> None:
+    """A stored repair under another model: the same files, with that model and the BOS written down."""
+    shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, HISTORY))
+    write_json(folder / REPAIR, {**source.read(REPAIR), **about})
+    write_json(folder / HISTORY, {})  # nothing was trained here
+    for file in (*folder.rglob("adapter_config.json"), *folder.rglob("bank.json")):
+        described = json.loads(file.read_text(encoding="utf-8"))
+        bos = {"bos": beginning.described()} if file.name == "bank.json" else {}
+        write_json(file, {**described, "base_model_name_or_path": base, **bos})
+
+
+def _searched_and_made(recovery: schema.Trained, work: Work) -> Made:
+    """What training gives, after the search that is asked for."""
+    if not recovery.search.wanted:
+        return recovery.make(work)
+    recovery, found = search.search(
+        recovery,
+        lambda candidate, place, label: _tried(
+            candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
+        ),
+        work.checkpoint / "search",
+    )
+    made = recovery.make(work)
+    made.searches[recovery.part] = found
+    return made
+
+
+def _tried(candidate: schema.Trained, work: Work) -> History:
+    """The training curve of one candidate of a search."""
+    return next(iter(candidate.make(work).histories.values()))
