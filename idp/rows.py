@@ -100,7 +100,7 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
     found = []
     for number, prompt in enumerate(row.selection.prompts):
         options = fixed(number)
-        recovery = replace(row.recovery, selector=options)
+        recovery = row.recovery.choosing(options)
         selection = replace(row.selection, options=options, fitted=None)
         found.append(replace(row, name=prompt, recovery=recovery, selection=selection))
     return found
