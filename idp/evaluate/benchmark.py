@@ -138,13 +138,13 @@ def mended(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(
-    subject: Subject, benchmark: Benchmark, source: TaskSource, common: dict[str, Any], store: Store
+    subject: Subject, benchmark: Benchmark, source: TaskSource, common: dict[str, Any], store: Store | None
 ) -> Identity:
     trust = benchmark.model.trust_remote_code
     ends = greedy.ends_beside_eos(subject.folder, trust) if source.generates else []
     config = task_config(source, benchmark.documents) | common | ({ENDS: ends} if ends else {})
     found = Identity("measure", subject.key, config, VERSION, f"{subject.name} {source.runs}")
-    old = store.finished(found)
+    old = store.finished(found) if store is not None else None
     if old is not None and _gave_a_choice_nothing(old):
         return Identity("measure", subject.key, config | {MERGED_CHOICES: "apart"}, VERSION, found.label)
     return found
