@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from idp.config import AWAITED, Config, conf_dir
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from idp.config import Recovery
+
+SEARCH_PATH = "hydra.searchpath="
 
 
 def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> Iterator[Config]:
@@ -65,4 +68,18 @@ def _cells(words: list[str]) -> Iterator[list[str]]:
     parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
     drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
     grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]
-    return itertools.chain(*BasicSweeper.split_arguments(grid_of, None))
+    path = [word for word in words if word.startswith(SEARCH_PATH)]  # where a cell's own YAMLs are
+    for cell in itertools.chain(*BasicSweeper.split_arguments(grid_of, None)):
+        yield [*path, *cell]
+
+
+def without_flags(words: Sequence[str]) -> list[str]:
+    """Hydra's `--config-dir` as the override that means the same, where flags are not known; all else as it is."""
+    found, places = [], iter(words)
+    for word in places:
+        name, equals, folder = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found.append(f"{SEARCH_PATH}[file://{Path(folder if equals else next(places, '')).absolute()}]")
+        else:
+            found.append(word)
+    return found

@@ -662,6 +662,10 @@ class Recovery:
         """How one of its prompts is chosen for an input; None where there is nothing to choose."""
         return None
 
+    def choosing(self, selector: Selector) -> Recovery:
+        """The same with another selector, of one that has a `choice`."""
+        raise NotImplementedError
+
     @property
     def parts(self) -> dict[str, Any]:
         """The kinds that are chosen within it, by their config group below `recovery`."""

@@ -101,7 +101,7 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
     found = []
     for number, prompt in enumerate(row.selection.prompts):
         options = fixed(number)
-        recovery = replace(cast(Any, row.recovery), selector=options)
+        recovery = row.recovery.choosing(options)
         selection = replace(row.selection, options=options, fitted=None)
         found.append(replace(row, name=prompt, recovery=recovery, selection=selection))
     return found
@@ -111,15 +111,15 @@ def measure(
     rows: list[Row], prompts: list[Row], benchmark: Benchmark, store: Store, finished: Finished
 ) -> tuple[dict[str, Measured], list[Measured]]:
     """Scores of every row by its name, and of each prompt alone; those of a choice that peeks are taken from these."""
-    alone = [_measure(row, benchmark, store, None, finished) for row in prompts]
+    of_prompts = [_measure(row, benchmark, store, None, finished) for row in prompts]
     measured: dict[str, Measured] = {}
     for row in rows:
         if row.peeks and row.selection is not None:
             subject = row.subject(models.model_folder(_made(row.weights)))
-            measured[row.name] = oracle.measure(subject, benchmark, alone, row.selection.options, store)
+            measured[row.name] = oracle.measure(subject, benchmark, of_prompts, row.selection.options, store)
         else:
             measured[row.name] = _measure(row, benchmark, store, measured.get("dense"), finished)
-    return measured, alone
+    return measured, of_prompts
 
 
 def _measure(row: Row, benchmark: Benchmark, store: Store, dense: Measured | None, finished: Finished) -> Measured:

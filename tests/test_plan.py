@@ -101,10 +101,11 @@ def test_what_is_removed_is_made_anew_and_nothing_else(name, stage, planned_run)
     assert products(config.store) - left == {(stage, lost.key)}
 
 
-def test_what_is_beneath_a_repair_is_made_only_for_it(planned_run):
+def test_what_is_beneath_a_repair_is_made_only_for_it(planned_run, tmp_path):
     config = planned_run("lora_idp")
     pipeline.run(config)
-    repairs = [step for step in preflight(config).steps if step.stage == "recover"]
+    nothing_there = preflight(replace(config, store=str(tmp_path / "store")))
+    repairs = [step for step in nothing_there.steps if step.stage == "recover"]
     assert [step.label for step in repairs] == ["lora", "lora_idp"]
     folders = [Path(config.store) / "recover" / step.key for step in repairs]
     shutil.rmtree(folders[0])
@@ -229,8 +230,18 @@ def test_a_plan_is_asked_for_with_the_words_of_a_run(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_kinds_and_yamls_from_outside_are_planned(compose, bridges, tmp_path, capsys):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      recovery.length: 3,4\n"
+    )
+    words = ["--config-dir", str(tmp_path / "conf"), "-m", "+experiment=mine", *SMALL, *bridges]
+    said = plan_of([*words, "compressor=rtn3", "recovery=prompt", f"output={tmp_path}"], capsys)
+    assert "| all 2 runs" in said
+
+
 def test_what_is_no_word_of_a_plan_is_said(capsys):
-    plan_of(["--what"], capsys, fails="error: --what: a plan takes words of idp.run, and -m for a sweep; nothing was")
+    plan_of(["--what"], capsys, fails="error: --what: a plan takes words of idp.run, and -m for a sweep$")
     plan_of(["compresor=gptq4"], capsys, fails="error: .*compresor")
     plan_of(["--help"], capsys)
 

@@ -39,43 +39,47 @@ RESAMPLES = 1000  # of standard errors without a closed form, as `run_task` has 
 
 
 def measure(
-    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Product]], selector: schema.Selector, store: Store
+    subject: Subject,
+    benchmark: Benchmark,
+    per_prompt: Sequence[Measured[Product]],
+    selector: schema.Selector,
+    store: Store,
 ) -> Measured[Product]:
     """The products of a selector that peeks, under the keys that a selector's own would have.
 
     Args:
         subject: the repaired model.
         benchmark: what each prompt was measured on.
-        alone: what each prompt scored by itself, in order.
+        per_prompt: what each prompt scored by itself, in order.
         selector: its options, part of each product's key; its `peek` chooses.
         store: where products live.
 
     Raises:
         UserError: a task whose main metric is not one of single documents.
     """
-    expected = identities(subject, benchmark, alone, selector)
+    expected = identities(subject, benchmark, per_prompt, selector)
     measured: Measured[Product] = Measured(subject.name)
-    names = [each.name for each in alone]
+    names = [each.name for each in per_prompt]
     for source in benchmark.tasks:
-        products = [each.tasks[source.name] for each in alone]
+        products = [each.tasks[source.name] for each in per_prompt]
         make = functools.partial(_task, source, products, names, selector)
         measured.tasks[source.name] = store.obtain(expected.tasks[source.name], make)
     for corpus in benchmark.corpora:
-        products = [each.corpora[corpus] for each in alone]
+        products = [each.corpora[corpus] for each in per_prompt]
         make = functools.partial(_corpus, products, selector)
         measured.corpora[corpus] = store.obtain(expected.corpora[corpus], make)
     return measured
 
 
 def identities(
-    subject: Subject, benchmark: Benchmark, alone: Sequence[Measured[Any]], selector: schema.Selector
+    subject: Subject, benchmark: Benchmark, per_prompt: Sequence[Measured[Any]], selector: schema.Selector
 ) -> Measured[Identity]:
-    """What those products are; of `alone`, products or identities will do."""
+    """What those products are; of `per_prompt`, products or identities will do."""
     bos = models.bos_of(subject.folder, benchmark.model)
     common = conditions(asdict(selector), benchmark.model, benchmark.evaluation, bos)
     found: Measured[Identity] = Measured(subject.name)
     for source in benchmark.tasks:
-        config = task_config(source, benchmark.documents) | common | mended(alone[0].tasks[source.name].config)
+        config = task_config(source, benchmark.documents) | common | mended(per_prompt[0].tasks[source.name].config)
         label = f"{subject.name} {source.runs} ({selector.kind})"
         found.tasks[source.name] = Identity("measure", subject.key, config, VERSION, label)
     for corpus, text in benchmark.corpora.items():

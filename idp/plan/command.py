@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     sweep = bool(set(SWEEP) & set(words))
     with failures_in_one_line(explain=explain, also="nothing was computed"):
-        from idp.composed import configs
+        from idp.composed import configs, without_flags
 
-        given = [word for word in words if word not in SWEEP]
+        given = without_flags([word for word in words if word not in SWEEP])
         if strange := [word for word in given if word.startswith("-")]:
             raise UserError(f"{strange[0]}: a plan takes words of idp.run, and -m for a sweep")
         found = list(cells(configs(given, sweep), sweep))

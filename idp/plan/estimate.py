@@ -12,7 +12,7 @@ from idp import models
 from idp.config import WEIGHTS, Config, Recovery
 from idp.evaluate.room import token_bytes
 from idp.plan.sizes import FLOAT, KEPT_POSITION, compressed_bytes, repair_bytes
-from idp.plan.work import FORWARD, LOAD, TRAIN, Work, own_trainings
+from idp.plan.work import FORWARD, GUARD, LOAD, TRAIN, Work, own_trainings
 from idp.store import MANIFEST, Store, read_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CARD_OPERATIONS = 1e14  # a second: a third of what an A100's maker gives for bfloat16
 CORE_OPERATIONS = 2e10  # the same of a processor's core in float32, where nothing was timed yet
 CARD_BYTES, DISK_BYTES = 1.5e12, 1.0e9  # a second: a card reads its own memory, a node reads the store
+# Where a model is small: to launch the kernels of a layer, to open a model, to try a small one of its class.
+LAYER_SECONDS, OPENING_SECONDS, GUARD_SECONDS = 1e-3, 0.2, 4.0
 SEEN, LEAST = 24, 5000  # products of a store that are looked at, the newest first; tokens that tell a speed
 LIBRARIES = 1.2e9  # bytes of main memory: torch and the others
 # What a training step keeps of each token and layer for its backward pass, in numbers for each of the hidden and of the
@@ -36,19 +38,29 @@ class Speed:
     evaluation: float
     training: float
     said: str
-    card: bool = True  # whether a decoding step waits for a card's memory
+    card: bool = True  # whether a pass waits for a card's memory
+    layers: int = 0  # of the model, whose kernels each pass launches; 0: that is not counted
 
     def seconds(self, work: Work, parameters: float, weight_bytes: float) -> float:
         """How long something takes on a model of so many weights."""
+        if work.what == GUARD:
+            return GUARD_SECONDS
         if work.what == LOAD:
-            return work.opened * weight_bytes / DISK_BYTES
+            return work.opened * (weight_bytes / DISK_BYTES + (OPENING_SECONDS if self.layers else 0.0))
         speed = self.training if work.what == TRAIN else self.evaluation
         read = work.steps * weight_bytes / CARD_BYTES if self.card else 0.0
-        return max(work.operations * work.tokens * parameters / speed, read)
+        launched = work.steps * self.layers * LAYER_SECONDS
+        return max(work.operations * work.tokens * parameters / speed, read, launched)
 
 
-def speed_here(config: Config, store: Store) -> Speed:
-    """What this machine does: as it did in runs whose products the store has, or else by what processors do."""
+def speed_here(config: Config, store: Store, layers: int) -> Speed:
+    """What this machine does: as it did in runs whose products the store has, or else by what processors do.
+
+    Args:
+        config: the run's.
+        store: where products are.
+        layers: of its model.
+    """
     import torch
 
     device, numerics = models.device_of(config.model), models.numerics(config.model)
@@ -56,11 +68,11 @@ def speed_here(config: Config, store: Store) -> Speed:
     found = sorted(_timed(store, numerics))
     if found:
         speed = statistics.median(found)
-        return Speed(speed, speed, f"as timed in {len(found)} products of this store", card)
+        return Speed(speed, speed, f"as timed in {len(found)} products of this store", card, layers)
     if card:
-        return Speed(CARD_OPERATIONS, CARD_OPERATIONS, "assumed for a card; nothing was timed here yet", card)
+        return Speed(CARD_OPERATIONS, CARD_OPERATIONS, "assumed for a card; nothing was timed here yet", card, layers)
     speed = CORE_OPERATIONS * torch.get_num_threads()
-    return Speed(speed, speed, "assumed for this processor; nothing was timed here yet", card)
+    return Speed(speed, speed, "assumed for this processor; nothing was timed here yet", card, layers)
 
 
 def _timed(store: Store, numerics: dict[str, str]) -> Iterator[float]:

@@ -56,8 +56,9 @@ class Plan:
     @functools.cached_property
     def speed(self) -> Speed:
         """Of this machine, by what the store has."""
-        asked = ["speed", self.config.model.device, self.config.model.dtype, str(self.store.root)]
-        return self.known.once(asked, lambda: estimate.speed_here(self.config, self.store))
+        model, layers = self.config.model, self.size.shape.num_hidden_layers
+        asked = ["speed", model.device, model.dtype, str(self.store.root), layers]
+        return self.known.once(asked, lambda: estimate.speed_here(self.config, self.store, layers))
 
     @property
     def _sized(self) -> Config:

@@ -155,7 +155,7 @@ class Walk:
             return
         identity = guard.identity_of(self.empty.model.config, self.config.model.trust_remote_code)
         if identity is not None:
-            yield self._step(identity)
+            yield self._step(identity, [Work(work.GUARD, identity.key, 0, 0)])
 
     @property
     def _by_others(self) -> bool:
@@ -199,21 +199,21 @@ class Walk:
         """Of each prompt alone, then of each model."""
         config, inputs = self.config, self.inputs
         measured_on = Benchmark(config.model, config.evaluation, inputs.tasks, config.task.documents, inputs.perplexity)
-        alone, dense = [], None
+        of_prompts, dense = [], None
         for row in rows.per_prompt(config, found[-1]):
             reader = work.reader_of(row, self.lengths, controls=False)
             scores = benchmark.identities(row.subject(self.folder), measured_on, self.store)
-            alone.append(scores)
+            of_prompts.append(scores)
             yield from self._of_row(row, scores, reader)
         for row in found:
-            reader = work.reader_of(row, self.lengths, bool(alone))
+            reader = work.reader_of(row, self.lengths, bool(of_prompts))
             try:
                 subject = row.subject(self.folder)
             except NotKnownYet as unknown:
                 yield from self._unknown(row, reader, str(unknown), dense)
                 continue
             if row.peeks and row.selection is not None:
-                scores = oracle.identities(subject, measured_on, alone, row.selection.options)
+                scores = oracle.identities(subject, measured_on, of_prompts, row.selection.options)
             else:
                 scores = benchmark.identities(subject, measured_on, self.store, dense)
             if row.reference:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
-LOAD = "load weights"
+LOAD, GUARD = "load weights", "guard"
 KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
 
 
@@ -24,7 +24,8 @@ KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FID
 class Work:
     """Something that is computed once, for whichever product: what has the same `what` and `key` is the same work.
 
-    `operations` are those per weight and token of `tokens`; `steps` decoding steps, each of which reads all weights;
+    `operations` are those per weight and token of `tokens`; `steps` passes one after the other, each of which reads all
+    weights: those of decoding and of training;
     `opened` how often a model's weights are read from disk; `part_of` names the model whose scores it is a part of.
     """
 
@@ -68,14 +69,14 @@ class Machine:
 class Reader:
     """How a model that is measured reads text: behind which prompts, and how one is chosen.
 
-    `lengths` are the prompts' tokens; `copies` how often a context is read before one of them is chosen; `alone`:
+    `lengths` are the prompts' tokens; `copies` how often a context is read before one of them is chosen; `known`:
     its scores are those of a prompt measured by itself, under other keys or the same.
     """
 
     key: str
     lengths: tuple[int, ...]
     copies: int
-    alone: bool
+    known: bool
 
     @property
     def opening(self) -> Work:
@@ -112,7 +113,7 @@ def own_trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[
 def of_compression(compressor: Compressor | None, key: str, by_others: bool) -> Iterator[Work]:
     """The compress stage's product; `by_others`: it is a checkpoint that exists; no compressor: the dense model."""
     from idp.compress import recipe, stage
-    from idp.compress.oneshot import BATCH_TOKENS
+    from idp.compress.activations import BATCH_TOKENS
     from idp.compress.reconstruction import TOKENS
 
     if compressor is None or by_others or not stage.works(compressor):
@@ -142,7 +143,8 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Work]:
         passes = math.ceil(batch / (training.micro_batch_size or batch))
         step = batch * width * prompts + passes * sum(lengths)
         operations = TRAINED + (FORWARD if training.checkpointing else 0)
-        yield Work(TRAIN, name, operations, count * training.steps * step)
+        launched = 3 * training.steps * prompts * passes  # forward, and twice backward
+        yield Work(TRAIN, name, operations, count * training.steps * step, count * launched)
         evaluations = 1 + math.ceil(training.steps / training.evaluate_every)
         judged = of.judged(prompts)
         batches = math.ceil(rows / (training.micro_batch_size or batch))
@@ -178,7 +180,7 @@ def reader_of(row: Row, lengths: list[int], controls: bool) -> Reader:
 
 def of_task(reader: Reader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Work]:
     """A model's scores on so many documents of a task."""
-    if not reader.alone:
+    if not reader.known:
         each = machine.document(task)
         tokens = documents * (each.tokens + reader.copies * each.context)
         yield Work(MEASURE, key, FORWARD, tokens, documents * each.steps, part_of=reader.key)
@@ -203,7 +205,7 @@ def of_corpus(reader: Reader, key: str, evaluation: Evaluation, compared: bool =
     window, asked = evaluation.perplexity_window, evaluation.perplexity_tokens
     windows = asked // window if asked else 0
     text = windows * (window - 1 + reader.copies * min(ROLLING_READS, window))
-    read = compared or not reader.alone
+    read = compared or not reader.known
     yield Work(PERPLEXITY, key, FORWARD, text if read else 0, part_of=reader.key)
     if read:
         yield reader.opening

@@ -6,7 +6,7 @@ attention selector adds no parameter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from idp import config
@@ -55,6 +55,9 @@ class Idp(config.Trained):
     @property
     def choice(self) -> Choice:
         return Choice(self.selector, self.fit, self.controls)
+
+    def choosing(self, selector: Selector) -> Idp:
+        return replace(self, selector=selector)
 
     @property
     def parts(self) -> dict[str, Any]:

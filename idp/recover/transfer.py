@@ -97,9 +97,12 @@ class Transfer(config.Recovery):
                 f"recovery.from={source.place}: it holds {len(source.lengths)} prompts, and what chose among them is"
                 " not known; add recovery/selector=attention"
             )
-        known = copy.copy(self)  # `replace` leaves out what is not part of __init__
-        known.selector = selector
-        return known, source
+        return (self.choosing(selector) if selector is not None else self), source
+
+    def choosing(self, selector: Selector) -> Transfer:
+        other = copy.copy(self)  # `replace` leaves out what is not part of __init__
+        other.selector = selector
+        return other
 
     def check(self, place: str = "recovery") -> None:
         if not getattr(self, "from"):
