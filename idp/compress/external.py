@@ -16,7 +16,7 @@ from idp import fetched, hub, models
 from idp.compress.formats import agreement, integers, library
 from idp.compress.formats.checkpoint import Checkpoint
 from idp.compress.formats.claims import Decompressed, measure
-from idp.compress.recipe import compressed_layers, label
+from idp.compress.recipe import compressed_layers
 from idp.config import Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel, Source, quantized, weights
@@ -153,7 +153,7 @@ def compress(compressor: Compressor, source: Source, model: Model, dense: Produc
 
     with out_of_memory_is_explained("load"), torch.no_grad():
         product = store.get_or_make(
-            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=label(compressor)
+            "compress", parent=dense.key, config=config, version=VERSION, make=make, label=compressor.label
         )
     about = product.read("weights.json")["external"]
     for note in about["notes"]:
