@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import multiprocessing.spawn
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from tests.families import FAMILIES
-from tests.processes import python
+from tests.processes import python, stand_in
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -214,6 +215,15 @@ def run_here(compose, tmp_path):
         return written
 
     return run
+
+
+@pytest.fixture
+def spawned_forked():
+    """Processes that `multiprocessing` spawns here are forks of one that has the imports behind it."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(stand_in())
+    yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="session")
