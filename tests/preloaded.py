@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,7 @@ def become(command: dict[str, Any], folder: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(write_through=True)
     _start_forks(str(folder / "python"))
+    _pause(json.loads(os.environ.get("PYTEST_PAUSES", "{}")))
     kind, what, *sys.argv[1:] = command["words"]
     sys.argv[0] = kind
     if kind == "-c":
@@ -245,6 +247,25 @@ def _start_forks(python: str) -> None:
     for name in STARTERS:
         if name in sys.modules:
             sys.modules[name].sys = _Sys(python)
+
+
+def _pause(seconds: dict[str, float]) -> None:
+    """Makes a run long without work: waits of so many seconds after each `step` of training and scored `batch`."""
+    if seconds.get("step"):
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(lambda *_: time.sleep(seconds["step"]))
+    if seconds.get("batch"):
+        from idp.evaluate.engine import LocalEngine
+
+        score = LocalEngine.score_batch
+
+        def score_and_wait(*arguments: Any, **named: Any) -> Any:
+            found = score(*arguments, **named)
+            time.sleep(seconds["batch"])
+            return found
+
+        LocalEngine.score_batch = score_and_wait
 
 
 class _Sys(types.ModuleType):

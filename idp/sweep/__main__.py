@@ -41,12 +41,13 @@ def main(words: list[str] | None = None) -> None:
 
 def act(options: argparse.Namespace) -> None:
     """Does what the command line asks for."""
-    from idp.sweep import cells, standing
+    from idp.records.sweeps import newest, read
+    from idp.sweep import standing
 
     if options.action == "resume" and options.folder and "=" in options.folder:
         options.launcher.insert(0, options.folder)
         options.folder = None
-    sweep = cells.read(Path(options.folder) if options.folder else cells.newest(_sweeps()))
+    sweep = read(Path(options.folder) if options.folder else newest(_sweeps()))
     if options.action == "resume":
         return resume(sweep, options.launcher)
     found = standing.wait(sweep, _progress) if options.action == "wait" else standing.standings(sweep)
