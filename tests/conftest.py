@@ -31,6 +31,11 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs the t
 RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some tests wait for others, such as for SLURM, and take no core meanwhile."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
     """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
@@ -191,6 +196,17 @@ def compose():
 
 
 @pytest.fixture
+def quick_corpus(bridges):
+    """`quick_corpus(*overrides)`: the overrides, on the small corpus unless they say what they read."""
+    says = ("corpus", "+experiment=", "task=all", "task=knowledge", "evaluation.perplexity=[embedded")
+
+    def with_corpus(*overrides: str) -> tuple[str, ...]:
+        return overrides if any(word.startswith(says) for word in overrides) else (*overrides, *bridges)
+
+    return with_corpus
+
+
+@pytest.fixture
 def idp_run(tmp_path):
     """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
 
@@ -203,13 +219,16 @@ def idp_run(tmp_path):
 
 
 @pytest.fixture
-def run_here(compose, tmp_path):
-    """`run_here(*overrides)`: a run in this process, which saves it the imports; its record as it is on disk."""
+def run_here(compose, quick_corpus, tmp_path):
+    """`run_here(*overrides)`: a run in this process, which saves it the imports; its record as it is on disk.
+
+    It reads a small corpus unless the overrides say which.
+    """
 
     def run(*overrides: str) -> dict:
         from idp.pipeline import run
 
-        record, place = run(compose(*overrides, f"output={tmp_path / 'outputs'}"))
+        record, place = run(compose(*quick_corpus(*overrides), f"output={tmp_path / 'outputs'}"))
         written = json.loads(place.read_text())
         assert written["results"].keys() == record["results"].keys()
         return written
