@@ -70,13 +70,13 @@ if words[:1] not in (["-m"], ["-c"]) or "resource_tracker" in words[1]:
 channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 channel.connect({place!r})
 numbers = {{int(name) for name in os.listdir("/proc/self/fd")}} - {{0, 1, 2, channel.fileno()}}
-numbers = [1, 2, *(number for number in numbers if os.path.exists("/proc/self/fd/%d" % number))]
+numbers = [0, 1, 2, *(number for number in numbers if os.path.exists("/proc/self/fd/%d" % number))]
 command = dict(words=words, environment=dict(os.environ), folder=os.getcwd(), numbers=numbers)
 command["unbuffered"] = "-u" in options
 message = json.dumps(command).encode()
 channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(message) + 4096)
 channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))])
-for number in numbers[2:]:
+for number in numbers[3:]:
     os.close(number)
 pid = int(channel.recv(16))
 for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):

@@ -136,8 +136,8 @@ def _text(file: BinaryIO) -> str:
 
 
 def stand_in() -> Path:
-    """A program to start in place of `sys.executable`: it forks in place of what the interpreter would do."""
-    return _preloaded(os.environ) / "python"
+    """A program to start in place of `sys.executable`, which forks; where processes cannot be watched, that itself."""
+    return _preloaded(os.environ) / "python" if hasattr(os, "pidfd_open") else Path(sys.executable)
 
 
 def _preloaded(environment: Mapping[str, str]) -> Path:

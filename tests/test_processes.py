@@ -52,14 +52,13 @@ def test_it_can_be_killed_and_is_killed_when_its_time_is_up():
 def test_what_other_programs_start_is_a_fork_too(end, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "2"}
     (tmp_path / "mine.py").write_text("import json, os, sys\n")
-    tell = "from mine import *; print(json.dumps([sys.argv, os.getcwd(), __name__]), flush=True)"
+    tell = "from mine import *; print(json.dumps([sys.argv, os.getcwd(), __name__, input()]), flush=True)"
     told = []
     for program in (sys.executable, stand_in()):
         reading, writing = os.pipe()
         command = [program, "-u", "-c", f"{tell}; os.write({writing}, b'passed on'); {end}", "a word"]
-        done = subprocess.run(
-            command, env=environment, cwd=tmp_path, pass_fds=[writing], capture_output=True, text=True
-        )
+        files = {"pass_fds": [writing], "capture_output": True, "text": True, "input": "typed\n"}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, **files)
         os.close(writing)
         with os.fdopen(reading) as pipe:
             told.append((done.returncode, json.loads(done.stdout), done.stderr, pipe.read()))
