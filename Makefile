@@ -25,10 +25,10 @@ demo: $(READY) ## compress, repair and evaluate the embedded model: 15 minutes o
 	$(BIN)/python -m idp.run compressor=gptq4 recovery=idp task=all
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 25
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup --durations 40
 
 quick: $(READY) ## all tests but the slow ones and those that make whole runs
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup -m 'not slow and not run'
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup -m 'not slow and not run'
 
 bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores; BENCH=options
 	$(BIN)/python -m idp.bench $(BENCH)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS = Path("/proc/self")
+_of_runs_alone = False
 _KEPT: dict[str, int] = {}  # peaks of this span from before an accelerator's counters were set back
 
 
@@ -77,9 +78,21 @@ def device_memory(device: torch.device | str) -> tuple[int, int] | None:
     return free + max(0, module.memory_reserved(place) - module.memory_allocated(place)), total
 
 
+def of_runs_alone() -> None:
+    """Says that this process makes runs and does nothing else.
+
+    What is in memory after the first `release`, before any model is, are then the libraries: later ones overlook their
+    millions of objects, which takes half a second each time. In somebody else's process a model may be among them.
+    """
+    global _of_runs_alone
+    _of_runs_alone = True
+
+
 def release() -> None:
     """Frees what nothing refers to any more and gives the accelerators' caches back; safe everywhere."""
     gc.collect()  # a model that was opened is a ring of references: counting them never frees it
+    if _of_runs_alone and not gc.get_freeze_count():
+        gc.freeze()
     if "torch" not in sys.modules:
         return
     for module in _accelerators():

@@ -40,9 +40,11 @@ def job(composed: DictConfig) -> float | None:
     set_up_logging()
     try:
         config = check(composed)
+        from idp import memory
         from idp.pipeline import run
         from idp.records.tables import run_summary, run_table
 
+        memory.of_runs_alone()
         with requeued():
             record, place = run(config)
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import multiprocessing.spawn
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from tests.families import FAMILIES
-from tests.processes import python
+from tests.processes import python, stand_in
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -28,6 +29,11 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs the t
 
 
 RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some tests wait for others, such as for SLURM, and take no core meanwhile."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
@@ -185,6 +191,17 @@ def compose():
 
 
 @pytest.fixture
+def quick_corpus(bridges):
+    """`quick_corpus(*overrides)`: the overrides, on the small corpus unless they say what they read."""
+    says = ("corpus", "+experiment=", "task=all", "task=knowledge", "evaluation.perplexity=[embedded")
+
+    def with_corpus(*overrides: str) -> tuple[str, ...]:
+        return overrides if any(word.startswith(says) for word in overrides) else (*overrides, *bridges)
+
+    return with_corpus
+
+
+@pytest.fixture
 def idp_run(tmp_path):
     """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
 
@@ -197,18 +214,30 @@ def idp_run(tmp_path):
 
 
 @pytest.fixture
-def run_here(compose, tmp_path):
-    """`run_here(*overrides)`: a run in this process, which saves it the imports; its record as it is on disk."""
+def run_here(compose, quick_corpus, tmp_path):
+    """`run_here(*overrides)`: a run in this process, which saves it the imports; its record as it is on disk.
+
+    It reads a small corpus unless the overrides say which.
+    """
 
     def run(*overrides: str) -> dict:
         from idp.pipeline import run
 
-        record, place = run(compose(*overrides, f"output={tmp_path / 'outputs'}"))
+        record, place = run(compose(*quick_corpus(*overrides), f"output={tmp_path / 'outputs'}"))
         written = json.loads(place.read_text())
         assert written["results"].keys() == record["results"].keys()
         return written
 
     return run
+
+
+@pytest.fixture
+def spawned_forked():
+    """Processes that `multiprocessing` spawns here are forks of one that has the imports behind it."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(stand_in())
+    yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """A process that has imported all that a run needs and computed nothing; each command is a fork of it.
 
-`tests/processes.py` starts it and sends it commands. A fork is what the interpreter is when it starts on the command,
-but for the seconds of imports: it has the command's words, folder and variables, runs the module anew as `__main__`,
-and ends as interpreters end.
+`python preloaded.py FOLDER` serves all workers of the tests, for as long as one of them is connected to FOLDER/socket.
+`tests/processes.py` starts it and sends it commands; FOLDER/python sends it those that other programs start, such as
+SLURM. A fork is what the interpreter is when it starts on the command, but for the seconds of imports: it has the
+command's words, folder, variables and open files, runs the module anew as `__main__`, and ends as interpreters end.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import gc
 import importlib
@@ -15,14 +17,19 @@ import os
 import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import time
 import types
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 LONGEST = 1 << 20  # bytes of a command
+MOST_FILES = 64
 FOLDERS: list[tempfile.TemporaryDirectory] = []  # that imports make, such as W&B's for media
 
 # What runs of the tiny models import as they go, found by what a fork had imported at its end.
@@ -49,6 +56,37 @@ LIBRARIES = (
     "transformers.models.opt.modeling_opt",
     "wandb",
 )
+# Modules that start Python by `sys.executable`: in a fork they start FOLDER/python, and so another fork.
+STARTERS = ("joblib.externals.loky.backend.popen_loky_posix", "submitit.local.local", "submitit.slurm.slurm")
+
+# FOLDER/python: forks as the interpreter would start, is there until the fork ends, and passes signals on to it.
+STAND_IN = """#!{python} -SE
+import array, json, os, signal, socket, sys
+words = sys.argv[1:]
+options = [word for word in words[: next((n for n, word in enumerate(words) if word in ("-m", "-c")), 0)]]
+words = words[len(options) :]
+if words[:1] not in (["-m"], ["-c"]) or "resource_tracker" in words[1]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+channel.connect({place!r})
+numbers = {{int(name) for name in os.listdir("/proc/self/fd")}} - {{0, 1, 2, channel.fileno()}}
+numbers = [0, 1, 2, *(number for number in numbers if os.path.exists("/proc/self/fd/%d" % number))]
+command = dict(words=words, environment=dict(os.environ), folder=os.getcwd(), numbers=numbers)
+command["unbuffered"] = "-u" in options
+message = json.dumps(command).encode()
+channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(message) + 4096)
+channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))])
+for number in numbers[3:]:
+    os.close(number)
+pid = int(channel.recv(16))
+for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), lambda number, frame: os.kill(pid, number))
+status = int(channel.recv(16))
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
 
 
 def preload() -> dict[str, str]:
@@ -62,7 +100,7 @@ def preload() -> dict[str, str]:
 
     quiet_libraries()
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # as idp.compress.terminal sets it before the import
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *STARTERS):
         with contextlib.suppress(ImportError):  # another version keeps it elsewhere
             importlib.import_module(name)
     import idp
@@ -80,51 +118,104 @@ def preload() -> dict[str, str]:
     return found
 
 
-def serve(control: socket.socket) -> dict[str, Any]:
-    """Forks for each command that comes; returns it in the fork. Ends the process when nobody can send any more."""
-    running: dict[int, tuple[int, int]] = {}  # a descriptor that can be read at its end: process, where to say so
-    while True:
-        ready, _, _ = select.select([control, *running], [], [])
-        for ended in set(ready) & running.keys():
-            pid, told = running.pop(ended)
-            _, status = os.waitpid(pid, 0)
-            with contextlib.suppress(OSError):  # nobody waits for it
-                os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
-            os.close(told)
-            os.close(ended)
-        if control not in ready:
-            continue
-        message, descriptors, _, _ = socket.recv_fds(control, LONGEST, 3)
-        if not message:
-            for pid, _ in running.values():
-                os.kill(pid, signal.SIGKILL)
-            for folder in FOLDERS:
-                folder.cleanup()
-            os._exit(0)
-        out, errors, told = descriptors
-        if (pid := os.fork()) == 0:
-            os.dup2(out, 1)
-            os.dup2(errors, 2)
-            for descriptor in (*descriptors, *running, *(other for _, other in running.values())):
-                os.close(descriptor)
-            return json.loads(message)
-        os.close(out)
-        os.close(errors)
-        running[os.pidfd_open(pid)] = pid, told
-        control.send(str(pid).encode())
+@dataclass
+class Running:
+    """A fork: its process, and the descriptor that can be read at its end; both None where a worker only holds on."""
+
+    pid: int | None = None
+    ended: int | None = None
 
 
-def become(command: dict[str, Any]) -> None:
+def serve(listening: socket.socket) -> dict[str, Any]:
+    """Forks for each command that comes; returns it in the fork. Ends the process when nobody is connected any more.
+
+    Who sends a command stays connected until he has its exit status; if he goes before that, the fork is killed.
+    """
+    channels: dict[socket.socket, Running] = {}
+    begun = False
+    while channels or not begun:
+        forks = {each.ended: channel for channel, each in channels.items() if each.ended is not None}
+        ready, _, _ = select.select([listening, *channels, *forks], [], [])
+        for ended in ready:
+            if (channel := forks.get(ended)) is not None:
+                status = _reap(channels.pop(channel))
+                with contextlib.suppress(OSError), channel:  # nobody waits for it
+                    channel.send(str(status).encode())
+        for channel in ready:
+            if channel is listening:
+                channels[listening.accept()[0]] = Running()
+                begun = True
+            elif channel in channels:
+                command = _received(channel)
+                if command is None:
+                    running = channels.pop(channel)
+                    channel.close()
+                    if running.pid is not None:
+                        os.kill(running.pid, signal.SIGKILL)
+                        _reap(running)
+                elif (pid := os.fork()) == 0:
+                    for each in (listening, *channels):
+                        each.close()
+                    for each in channels.values():
+                        if each.ended is not None:
+                            os.close(each.ended)
+                    return command
+                else:
+                    for number in command["files"]:
+                        os.close(number)
+                    channels[channel] = Running(pid, os.pidfd_open(pid))
+                    channel.send(str(pid).encode())
+    for folder in FOLDERS:
+        folder.cleanup()
+    folder = Path(listening.getsockname()).parent
+    shutil.rmtree(folder, ignore_errors=True)
+    if [file.name for file in folder.parent.iterdir()] == ["lock"]:  # the last of the tests' preloaded processes
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    os._exit(0)
+
+
+def _received(channel: socket.socket) -> dict[str, Any] | None:
+    """A command, with the descriptors of its files here; None where its sender has gone."""
+    files = array.array("i")
+    try:
+        message, ancillary, _, _ = channel.recvmsg(LONGEST, socket.CMSG_SPACE(MOST_FILES * files.itemsize))
+    except OSError:
+        return None
+    for _, _, data in ancillary:
+        files.frombytes(data[: len(data) - len(data) % files.itemsize])
+    return {**json.loads(message), "files": list(files)} if message else None
+
+
+def _reap(running: Running) -> int:
+    _, status = os.waitpid(running.pid, 0)
+    os.close(running.ended)
+    return os.waitstatus_to_exitcode(status)
+
+
+def become(command: dict[str, Any], folder: Path) -> None:
     """What the interpreter does when it is started as `python -m module words` or `python -c code words`."""
+    _take(command["files"], command["numbers"])
     import numpy
+    import torch
 
     numpy.random.seed()  # else every fork would draw the same
-    for folder in FOLDERS:  # each has its own, as the first to end removes it
-        folder._finalizer.detach()
-        folder.__init__()
+    for each in FOLDERS:  # each has its own, as the first to end removes it
+        each._finalizer.detach()
+        each.__init__()
+    before = os.environ.get("PYTHONPATH")
     os.environ.clear()
     os.environ.update(command["environment"])
+    if (paths := os.environ.get("PYTHONPATH")) != before:  # read as the interpreter starts
+        old, new = (value.split(os.pathsep) if value else [] for value in (before, paths))
+        sys.path[:] = [*new, *(path for path in sys.path if path not in old)]
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # read as torch is imported
+        torch.set_num_threads(int(threads))
     os.chdir(command["folder"])
+    if command.get("unbuffered"):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)
+    _start_forks(str(folder / "python"))
+    _pause(json.loads(os.environ.get("PYTEST_PAUSES", "{}")))
     kind, what, *sys.argv[1:] = command["words"]
     sys.argv[0] = kind
     if kind == "-c":
@@ -138,10 +229,72 @@ def become(command: dict[str, Any]) -> None:
     runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
+def _take(files: list[int], numbers: list[int]) -> None:
+    """Gives open files the numbers that they have for whoever sent them."""
+    high = [os.dup2(file, 500 + place) for place, file in enumerate(files)]
+    for file in files:
+        os.close(file)
+    for file, number in zip(high, numbers, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _start_forks(python: str) -> None:
+    """From now on this process starts others of its kind as forks too."""
+    import multiprocessing
+
+    multiprocessing.set_executable(python)
+    for name in STARTERS:
+        if name in sys.modules:
+            sys.modules[name].sys = _Sys(python)
+
+
+def _pause(seconds: dict[str, float]) -> None:
+    """Makes a run long without work: waits of so many seconds after each `step` of training and scored `batch`."""
+    if seconds.get("step"):
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(lambda *_: time.sleep(seconds["step"]))
+    if seconds.get("batch"):
+        from idp.evaluate.engine import LocalEngine
+
+        score = LocalEngine.score_batch
+
+        def score_and_wait(*arguments: Any, **named: Any) -> Any:
+            found = score(*arguments, **named)
+            time.sleep(seconds["batch"])
+            return found
+
+        LocalEngine.score_batch = score_and_wait
+
+
+class _Sys(types.ModuleType):
+    """`sys` with another executable."""
+
+    def __init__(self, executable: str):
+        super().__init__("sys")
+        self.executable = executable
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
+def main(folder: Path) -> None:
+    found = preload()
+    place, stand_in = folder / "socket", folder / "python"
+    stand_in.write_text(STAND_IN.format(python=sys.executable, place=str(place)))
+    stand_in.chmod(0o755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(place))
+        listening.listen(64)
+        (folder / "set_by_imports.json").write_text(json.dumps(found))
+        (folder / "ready").touch()
+        gc.collect()
+        gc.freeze()
+        command = serve(listening)
+    become(command, folder)
+
+
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
-        channel.send(json.dumps(preload()).encode())
-        gc.freeze()
-        told = serve(channel)
-    become(told)
+    main(Path(sys.argv[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -12,25 +11,29 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock
+
 PRELOADED = Path(__file__).with_name("preloaded.py")
-# Variables that are read when they are used; at import only Hugging Face's cache is looked for in HOME. A process whose
-# other variables differ has imports of its own.
+# Variables that are read when they are used, or that a fork can heed late; at import only Hugging Face's cache is
+# looked for in HOME. A process whose other variables differ has imports of its own.
 READ_LATE = (
     "CUDA_VISIBLE_DEVICES",
     "HOME",
     "IDP_",
+    "OMP_NUM_THREADS",
     "PATH",
     "PWD",
     "PYTEST_",
+    "PYTHONPATH",
     "SLURM_",
     "SUBMITIT_",
     "WANDB_",
 )
-KEPT = 2  # preloaded processes at a time
 
 
 def python(
@@ -79,7 +82,11 @@ class Process:
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         environment = dict(os.environ if env is None else env)
         command = {"words": [*map(str, words)], "environment": environment, "folder": str(cwd or os.getcwd())}
-        self.pid, self._ended = _preloaded(environment).fork(command, self._files)
+        message = json.dumps({**command, "numbers": [1, 2]}).encode()
+        self._channel = _connected(_preloaded(environment))
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(message) + 4096)
+        socket.send_fds(self._channel, [message], [file.fileno() for file in self._files])
+        self.pid = int(self._told())
 
     def poll(self) -> int | None:
         """Its exit status, negative where a signal ended it; None while it runs."""
@@ -94,16 +101,18 @@ class Process:
             subprocess.TimeoutExpired: it has not ended.
         """
         if self.returncode is None:
-            if not select.select([self._ended], [], [], timeout)[0]:
+            if not select.select([self._channel], [], [], timeout)[0]:
                 if timeout:
                     self.kill()
                 raise subprocess.TimeoutExpired("python", timeout, self.out, self.errors)
-            status = os.read(self._ended, 16)
-            os.close(self._ended)
-            if not status:
-                raise RuntimeError("the process that it was forked from has died")
-            self.returncode = int(status)
+            self.returncode = int(self._told())
+            self._channel.close()
         return self.returncode
+
+    def _told(self) -> bytes:
+        if not (answer := self._channel.recv(16)):
+            raise RuntimeError("the process that it is forked from has died")
+        return answer
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -126,71 +135,77 @@ def _text(file: BinaryIO) -> str:
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
 
-class _Preloaded:
-    """A process of `tests/preloaded.py`, whose forks have in common what imports read of the environment."""
-
-    def __init__(self, environment: Mapping[str, str]):
-        self.read_early = _read_early(environment)
-        start = self.read_early | {name: environment[name] for name in ("HOME", "PATH") if name in environment}
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, str(PRELOADED), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=start,
-                start_new_session=True,  # Ctrl-C is for us, and ends it by ending us
-            )
-        self.set_by_imports = json.loads(self._answer())
-
-    def suits(self, environment: Mapping[str, str]) -> bool:
-        """Whether imports would find the same; what they set themselves, those of this process may have set as well."""
-        mine, wanted = self.read_early, _read_early(environment)
-        odd = dict(mine.items() ^ wanted.items())
-        return all(name not in mine and wanted.get(name) == self.set_by_imports.get(name) for name in odd)
-
-    def fork(self, command: Any, files: list[Any]) -> tuple[int, int]:
-        """Starts a command; its process id, and a descriptor from which its exit status can be read when it ends."""
-        ours, theirs = os.pipe()
-        try:
-            message = json.dumps(command).encode()
-            self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(message) + 4096)
-            socket.send_fds(self.control, [message], [*(file.fileno() for file in files), theirs])
-        finally:
-            os.close(theirs)
-        return int(self._answer()), ours
-
-    def _answer(self) -> bytes:
-        if not (answer := self.control.recv(1 << 20)):
-            raise RuntimeError(f"{PRELOADED.name} ended with exit status {self.process.wait()}")
-        return answer
-
-    def end(self) -> None:
-        """Ends it and all its forks."""
-        self.control.close()
-        self.process.wait()
+def stand_in() -> Path:
+    """A program to start in place of `sys.executable`, which forks; where processes cannot be watched, that itself."""
+    return _preloaded(os.environ) / "python" if hasattr(os, "pidfd_open") else Path(sys.executable)
 
 
-_all: list[_Preloaded] = []
+def _preloaded(environment: Mapping[str, str]) -> Path:
+    """The folder of a process of `tests/preloaded.py` whose imports read the same of the environment.
+
+    All workers of the tests share them: each is started by whoever needs it first, and ends with the last of them.
+    """
+    early = _read_early(environment)
+    for folder in _held:
+        if _suits(folder, early):
+            return folder
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))[:12]
+    root = Path(tempfile.gettempdir()) / f"idp-preloaded-{session}"
+    root.mkdir(exist_ok=True)
+    with FileLock(root / "lock"):
+        for ready in sorted(root.glob("*/ready")):
+            if _suits(ready.parent, early) and _hold(ready.parent):
+                return ready.parent
+        folder = Path(tempfile.mkdtemp(dir=root))
+        (folder / "read_early.json").write_text(json.dumps(early))
+        late = {name: environment[name] for name in ("HOME", "PATH", "PYTHONPATH") if name in environment}
+        process = subprocess.Popen(
+            [sys.executable, str(PRELOADED), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=early | late,
+            start_new_session=True,  # Ctrl-C is for us, and ends it by ending us
+        )
+        while not (folder / "ready").exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"{PRELOADED.name} ended with exit status {process.returncode}")
+            time.sleep(0.05)
+        _hold(folder)
+    return folder
 
 
-def _preloaded(environment: Mapping[str, str]) -> _Preloaded:
-    for each in _all:
-        if each.suits(environment):
-            return each
-    if not _all:
-        atexit.register(end_all)
-    elif len(_all) == KEPT:
-        _all.pop().end()  # the first one is this process's own, mostly
-    _all.append(_Preloaded(environment))
-    return _all[-1]
+_held: dict[Path, socket.socket] = {}
 
 
-def end_all() -> None:
-    """Ends all preloaded processes."""
-    while _all:
-        _all.pop().end()
+def _hold(folder: Path) -> bool:
+    """Stays connected to a preloaded process, so that it stays; whether it is there."""
+    try:
+        _held[folder] = _connected(folder)
+    except OSError:
+        return False
+    return True
+
+
+def _connected(folder: Path) -> socket.socket:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        channel.connect(str(folder / "socket"))
+    except OSError:
+        channel.close()
+        raise
+    return channel
+
+
+def _suits(folder: Path, wanted: Mapping[str, str]) -> bool:
+    """Whether imports would find the same; what they set themselves, those of this process may have set as well."""
+    try:
+        early, set_by_imports = (
+            json.loads((folder / f"{name}.json").read_text()) for name in ("read_early", "set_by_imports")
+        )
+    except OSError:  # it has ended
+        return False
+    odd = dict(early.items() ^ wanted.items())
+    return all(name not in early and wanted.get(name) == set_by_imports.get(name) for name in odd)
 
 
 def _read_early(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a study takes: every token that a run passes through a model is counted, and shared work once."""
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,18 @@ ROOT = Path(__file__).parent.parent
 PEAKS = peaks.peaks
 
 
+@functools.cache
 def counted(experiment):
     works = list(of_experiment(experiment, "paper", MACHINE))
     return {what: sum(work.what == what for work in works) for what in (COMPRESS, TRAIN, HELDOUT, MEASURE)}, works
 
 
+def of_study(experiment):
+    """One worker composes all runs of an experiment, once."""
+    return pytest.mark.xdist_group(f"study {experiment}")
+
+
+@of_study("nine_tasks")
 def test_work_that_runs_share_is_counted_once():
     counts, works = counted("nine_tasks")
     # 5 x (prompt, idp, lora) x 3 seeds; dense and 4 compressed, 5 hard prompts, and each prompt of 15 banks alone.
@@ -44,6 +52,7 @@ def test_work_that_runs_share_is_counted_once():
     assert {work.tokens for work in works if work.what == JUDGE} >= {301 * 128 * 1024}
 
 
+@of_study("prompt_length")
 def test_perplexity_is_that_of_the_literature():
     _, works = counted("prompt_length")
     text = [work.tokens for work in works if work.what == PERPLEXITY and work.tokens]
@@ -52,13 +61,14 @@ def test_perplexity_is_that_of_the_literature():
     assert len(text) == 2 + 18
 
 
+@of_study("bank_size_and_selector")
 def test_selectors_share_a_bank():
     counts, _ = counted("bank_size_and_selector")
     # 9 banks; 7 selectors of each, of which the oracle runs nothing of its own, and 2, 3 or 6 prompts alone.
     assert counts == {COMPRESS: 1, TRAIN: 9, HELDOUT: 9, MEASURE: 2 + 9 * 6 + 3 * (2 + 3 + 6)}
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", [pytest.param(name, marks=of_study(name)) for name in options("experiment")])
 def test_every_study_has_a_cost(experiment):
     counts, _ = counted(experiment)
     assert counts[MEASURE] > 1

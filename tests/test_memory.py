@@ -10,6 +10,8 @@ import torch
 from idp.memory import device_memory, device_peaks, keep_peaks, peak_bytes, release, start_peak
 from idp.store import Store, peaks
 
+from .processes import python
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
 def test_the_peak_is_of_the_span():
@@ -126,3 +128,17 @@ def test_a_card_that_is_not_used_is_left_alone(monkeypatch):
     start_peak()
     release()
     assert device_peaks() == {} and card.cached == 5 and card.peaks["cuda:0"] == 7
+
+
+def test_in_a_process_of_runs_the_libraries_are_overlooked_and_models_are_not():
+    code = (
+        "import gc, weakref; from idp import memory; memory.of_runs_alone()\n"
+        "class Model: pass\n"
+        "def opened():\n"
+        "    model = Model(); model.itself = model; return weakref.ref(model)\n"
+        "gc.unfreeze(); before = opened(); memory.release(); frozen = gc.get_freeze_count()\n"
+        "after = opened(); memory.release()\n"
+        "print(before(), after(), frozen > 1000, gc.get_freeze_count() <= frozen)"
+    )
+    done = python("-c", code)
+    assert done.stdout == "None None True True\n", done.stderr

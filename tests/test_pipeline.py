@@ -152,18 +152,21 @@ def test_task_names_that_lm_eval_knows(run_here):
     assert set(record["results"]) == {"boolq", "copa"}
 
 
-def test_two_evaluation_processes_give_the_same_record(run_here):
+def test_two_evaluation_processes_give_the_same_record(run_here, spawned_forked):
     base = (*TINY, "compressor=none", "recovery=hard_prompt", "task=arc_easy", "evaluation.perplexity=[]")
+    base += ("baselines=false",)
     one = run_here(*base, "evaluation.processes=1", "store=${output}/one")
     two = run_here(*base, "evaluation.processes=2", "store=${output}/two")
     assert one["results"] == two["results"] and one["idp"]["selection"] == two["idp"]["selection"]
 
 
 @pytest.mark.slow
-def test_the_embedded_model_from_end_to_end(idp_run):
-    words = ("compressor=gptq4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
-    done = idp_run(*words, cold=True, timeout=1800)  # as a user starts it
-    record = record_of(done)
+def test_the_embedded_model_from_end_to_end(idp_run, shared_store):
+    """As a user starts it, on the whole model. Its figures, and what GPTQ makes of its weights: test_golden.py."""
+    words = ("compressor=rtn4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
+    few = ("task.documents=1", "recovery.training.steps=2", "recovery.training.heldout_sequences=1")
+    one_row = ("baselines=false", "recovery.controls=false", "evaluation.perplexity=[]", "model.dtype=float32")
+    record = record_of(idp_run(*words, *few, *one_row, shared_store, cold=True, timeout=1800))
     assert record["idp"]["parameters"]["model"] == 134_515_008
     assert record["idp"]["parameters"]["added"] == 100 * 576
     assert record["idp"]["weights"]["group_size"] == 64

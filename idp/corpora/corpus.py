@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -35,6 +36,16 @@ class Text:
     test_documents: list[str] | None  # the perplexity part, where the corpus has a test split
     heldout_documents: list[str] | None = None  # the heldout part, where the corpus has a validation split
     place: str = ""  # where it was read from, for messages
+
+    @functools.cached_property
+    def by_hash(self) -> dict[str, str]:
+        """The documents by their hashes, in their order."""
+        return _by_hash(self.documents)
+
+    @functools.cached_property
+    def heldout_by_hash(self) -> dict[str, str]:
+        """Those of the heldout part, where it has documents of its own."""
+        return _by_hash(self.heldout_documents or [])
 
 
 def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
@@ -114,12 +125,12 @@ def part(text: Text, name: str) -> list[str]:
     names = [each for each in PARTS if each != "perplexity" or text.test_documents is None]
     if name not in names:
         return text.test_documents or []
-    pool = own = _by_hash(text.heldout_documents or [])
+    pool = own = text.heldout_by_hash
     if text.heldout_documents is not None and name in ("heldout", "perplexity"):
         names = [each for each in names if each in ("heldout", "perplexity")]
     else:
         names = [each for each in names if each not in ("heldout", "perplexity") or text.heldout_documents is None]
-        pool = {key: document for key, document in _by_hash(text.documents).items() if key not in own}
+        pool = {key: document for key, document in text.by_hash.items() if key not in own}
     whole = sum(SHARES[each] for each in names)
     low = sum(SHARES[each] for each in names[: names.index(name)]) / whole
     high = 1.0 if name == names[-1] else low + SHARES[name] / whole

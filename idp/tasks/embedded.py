@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import json
@@ -83,12 +84,14 @@ def passages(tasks: Collection[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@functools.cache  # a sweep's runs read the same files
 def _from_arrow(file: Path) -> Any:
     from datasets import Dataset
 
     return Dataset.from_file(str(file))
 
 
+@functools.cache
 def _from_requests(requests: str, convert: Callable[[dict], dict]) -> Any:
     from datasets import Dataset
 

@@ -7,6 +7,7 @@ from, lm-eval's own task definition formats and scores them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -57,8 +58,9 @@ class TaskSource:
         """
         from lm_eval.api.task import ConfigurableTask
 
+        task_class = ConfigurableTask if self._config["num_fewshot"] else _without_examples()
         with rows.quiet(logging.ERROR):  # lm-eval warns that it was given a data set
-            task = ConfigurableTask(config={**self._config, "custom_dataset": lambda **_: self._splits})
+            task = task_class(config={**self._config, "custom_dataset": lambda **_: self._splits})
         task.set_config("custom_dataset", None)  # not part of the definition, and not JSON
         task.dump_config = lambda: config_of(task.config)
         task.set_fewshot_seed(FEWSHOT_SEED)
@@ -176,13 +178,14 @@ def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> Ta
     config["process_docs"] = _remembered(config.get("process_docs"))
     used = {key: found.splits[key]() for key in dict.fromkeys([split, examples]) if key is not None}
     definition = catalog.definition_text(runs, mine)
+    fingerprint = _remembered_fingerprint if found.source == "embedded" else _fingerprint
     source = TaskSource(
         name=name,
         runs=runs,
         source=found.source,
         split=split,
         documents=0,
-        fingerprint=_fingerprint(definition, shots, used[split], used[examples] if examples else []),
+        fingerprint=fingerprint(definition, shots, used[split], used[examples] if examples else ()),
         stand_in=name != runs,
         at_most=suites.value_of(cfg.documents_of, name, mine),
         note="; ".join(part for part in (found.note, note) if part),
@@ -216,12 +219,18 @@ def _shots(runs: str, config: dict[str, Any], asked: int | None, customary: int 
     return next(shots for shots in (asked, own, customary, 0) if shots is not None)
 
 
+@functools.cache
+def _without_examples() -> type:
+    """lm-eval's class of tasks, which else decodes the whole split for examples that nobody asked for."""
+    from lm_eval.api.task import ConfigurableTask
+
+    return type(ConfigurableTask.__name__, (ConfigurableTask,), {"fewshot_docs": lambda self: None})
+
+
 def _remembered(process_docs: Callable | None) -> Callable | None:
     """lm-eval processes the whole split anew at every look: here once per split and process."""
     if process_docs is None:
         return None
-    import functools
-
     processed: dict[int, tuple[Any, Any]] = {}  # the split is kept with its product: an id may come back otherwise
 
     @functools.wraps(process_docs)  # lm-eval shows the function's source in its results
@@ -241,3 +250,6 @@ def _fingerprint(definition: str, shots: int, evaluated: Any, examples: Any) -> 
             digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+_remembered_fingerprint = functools.cache(_fingerprint)  # of splits that are opened once in a process

@@ -247,7 +247,7 @@ def test_progress_counts_decoder_layers(open_tiny, calibration, compose):
 
 
 def test_killed_half_way_the_next_start_reads_nothing_half_written(compress_with, tmp_path):
-    overrides = ["compressor=gptq4", "model.architecture.num_hidden_layers=24"]
+    overrides = ["compressor=gptq4", "model.architecture.num_hidden_layers=8"]
     command = ["-m", "idp.run", "model=tiny_llama", "budget=smoke", "task=arc_easy", *overrides]
     command += ["tracker=none", "evaluation.perplexity=[]", f"output={tmp_path}", f"store={tmp_path / 'store'}"]
     process = Process(*command)

@@ -13,16 +13,15 @@ one device for a backend that is written in Python, and runs what is on a CPU, w
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn.attention.bias import CausalBias
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "gpu"
@@ -226,9 +225,12 @@ def reset() -> None:
 
 def asked_by() -> str:
     """The line of idp that is running, as `file:line`."""
-    for frame in reversed(traceback.extract_stack()):
-        if "/idp/" in frame.filename and "/site-packages/" not in frame.filename:
-            return f"{frame.filename.rsplit('/idp/', 1)[1]}:{frame.lineno}"
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/idp/" in file and "/site-packages/" not in file:
+            return f"{file.rsplit('/idp/', 1)[1]}:{frame.f_lineno}"
+        frame = frame.f_back
     return "?"
 
 
@@ -238,7 +240,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     Raises:
         RuntimeError: its tensors are on several devices.
     """
-    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    leaves = [*_tensors(args), *(_tensors(tuple(kwargs.values())) if kwargs else ())]
     ours = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     wanted = _device(kwargs.get("device"))
     if not ours and (wanted is None or wanted.type != NAME):
@@ -252,7 +254,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         _refuse_mixture(name, function, args, leaves, kwargs.get("generator"), wanted)
     if name in ("_local_scalar_dense", *WAITING) or (name in INDEXING and _has_mask(args[1])):
         syncs[name, asked_by()] += 1
-    plain_args, plain = tree_map(_numbers, args), tree_map(_numbers, kwargs)
+    plain_args, plain = _numbers(args), {key: _numbers(value) for key, value in kwargs.items()}
     if wanted is not None and wanted.type == NAME:
         plain["device"] = torch.device("cpu")
     plain.pop("pin_memory", None)
@@ -266,10 +268,7 @@ def run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if leaf.numbers is found:  # in place: the tensor itself is the answer
             return leaf
 
-    def placed(value: Any) -> Any:
-        return Tensor(value, place) if isinstance(value, torch.Tensor) and not isinstance(value, Tensor) else value
-
-    return found if function._schema.is_mutable and name == "copy_" else tree_map(placed, found)
+    return found if function._schema.is_mutable and name == "copy_" else _placed(found, place)
 
 
 def _refuse_mixture(
@@ -312,8 +311,28 @@ def _has_mask(indices: Any) -> bool:
     return any(isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
+# An operation's arguments and results are tensors, and lists and tuples of them: torch's own trees take as long to
+# look through as a small operation.
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
 def _numbers(value: Any) -> Any:
-    return value.numbers if isinstance(value, Tensor) else value
+    if type(value) is Tensor:
+        return value.numbers
+    return type(value)(map(_numbers, value)) if type(value) in (list, tuple) else value
+
+
+def _placed(value: Any, place: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value if type(value) is Tensor else Tensor(value, place)
+    return type(value)(_placed(each, place) for each in value) if type(value) in (list, tuple) else value
 
 
 def _device(asked: Any) -> torch.device | None:

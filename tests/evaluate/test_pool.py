@@ -64,7 +64,7 @@ def test_two_processes_score_as_one(open_tiny, model_folders):
         engine.close()
 
 
-def test_a_process_that_dies_is_said_in_one_line(open_tiny):
+def test_a_process_that_dies_is_said_in_one_line(open_tiny, spawned_forked):
     loaded = open_tiny("llama")
     with pytest.raises(UserError, match="an evaluation process died"):
         PooledEngine(functools.partial(dies, None), ["cpu"], loaded.model.config, loaded.tokenizer)

@@ -7,7 +7,6 @@ the same words, has its own exit status and can be killed.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from idp.progress import progress
 from idp.records.record import RECORD, SAMPLES, comparable
 from idp.status import STATUS
 from idp.store import MANIFEST
+from tests.preloaded import preload
 
 # Every stage makes a product, training has several checkpoints, and tasks are of several batches.
 WORDS = (
@@ -239,28 +239,9 @@ def write_text(file: Path) -> Path:
     return file
 
 
-def import_all(folder: Path) -> None:
-    """Imports into this process what a run imports, which a run in a process of its own finds out."""
-    bench, listed = Bench(folder), folder / "modules"
-
-    def list_at_the_end() -> None:
-        from idp import run
-
-        main = run.main
-
-        def then_list() -> None:
-            main()
-            listed.write_text("\n".join(sys.modules))
-
-        run.main = then_list
-
-    ended = bench.start(prepare=list_at_the_end).wait()
-    if ended.status:
-        raise Fault(f"the undisturbed run fails: {ended.errors[-2000:]}")
-    for name in listed.read_text().splitlines():
-        if name not in sys.modules and not name.startswith("__"):
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+def import_all() -> None:
+    """Imports into this process what a run imports, as `tests/preloaded.py` lists it."""
+    os.environ |= preload()
 
 
 def limit(seconds: int, gigabytes: int) -> None:

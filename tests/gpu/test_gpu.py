@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import subprocess
+import sys
 
 import pytest
 import torch
 
+from ..processes import stand_in
 from . import faulty
 from . import work as working
 from .bench import Bench
@@ -18,8 +20,9 @@ from .steps.latency import sharing_weights
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(tmp_path, monkeypatch):
     """`check(steps, apart, seconds)`: the check after those steps; its JSON had each line at once."""
+    monkeypatch.setattr(sys, "executable", str(stand_in()))  # of the processes that it starts
 
     def run(steps, apart, seconds=600.0, device="cpu"):
         output = tmp_path / "gpu.json"

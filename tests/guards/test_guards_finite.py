@@ -80,7 +80,7 @@ def test_the_choice_of_a_prompt_stops(open_tiny, make_bank):
         repaired.choose([[3, 40, 41]])
 
 
-def test_a_process_s_refusal_arrives_as_one_line(model_folders, open_tiny):
+def test_a_process_s_refusal_arrives_as_one_line(model_folders, open_tiny, spawned_forked):
     import functools
 
     loaded = open_tiny("llama")

@@ -362,6 +362,8 @@ def test_the_table_says_what_comes_out(name):
 
 
 @pytest.mark.slow
-def test_the_whole_table_says_what_comes_out():
+@pytest.mark.parametrize("part", range(4))
+def test_the_whole_table_says_what_comes_out(part):
     table = architectures.table()
-    assert [name for name in architectures.names() if table[name] != architectures.row(name)] == []
+    others = [name for name in architectures.names() if name not in SOME][part::4]
+    assert [name for name in others if table[name] != architectures.row(name)] == []

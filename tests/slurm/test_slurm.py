@@ -84,9 +84,16 @@ def preempt():
     subprocess.run(command, check=True, capture_output=True)
 
 
-def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(here, corpus, undisturbed):
+@pytest.fixture
+def pauses(monkeypatch):
+    """`pauses(step=seconds, batch=seconds)`: jobs wait after each, so that they last without work."""
+    return lambda **seconds: monkeypatch.setenv("PYTEST_PAUSES", json.dumps(seconds))
+
+
+def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(here, corpus, undisturbed, pauses):
+    pauses(step=0.1)
     grid = ("recovery.length=2,3,4,5,2000,2001",)  # 2000 tokens do not fit in the window: two cells raise
-    words = ("-m", *JOBS, *BASE, corpus, "tracker=none", "recovery.training.steps=60", *grid)
+    words = ("-m", *JOBS, *BASE, corpus, "tracker=none", "recovery.training.steps=30", *grid)
 
     controller = Process("-m", "idp.run", *words, "hydra.launcher.wait=true")
     until(lambda: [f for f in Path("outputs/sweeps").glob("*/submissions/*.json") if json.loads(f.read_text())["job"]])
@@ -120,7 +127,7 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     done = [stands for stands in found if stands["state"] == "done"]
     for stands in done:
         (own,) = (word for word in stands["cell"]["overrides"] if word.startswith("recovery.length="))
-        assert same(record(stands), undisturbed("recovery.training.steps=60", own)), own
+        assert same(record(stands), undisturbed("recovery.training.steps=30", own)), own
 
     wider = idp("run", *words[:-1], "recovery.length=2,3,4,5,6,7")  # has these four in common with the first
     assert wider.stdout.startswith("2 of 6 cells submitted, 4 done")
@@ -154,8 +161,9 @@ def test_a_killed_search_goes_on_and_each_trial_is_told_its_own_loss(here, corpu
     assert len(set(losses.values())) == 2
 
 
-def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed):
-    work = ("recovery.training.steps=1000", "recovery.training.checkpoint_every=100000", "task.documents=2000")
+def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed, pauses):
+    pauses(step=0.1, batch=1)
+    work = ("recovery.training.steps=200", "recovery.training.checkpoint_every=100000", "task.documents=200")
     work += ("evaluation.batch_tokens=512",)
     partition("down")  # else the job may train while this test still asks where it stands
     idp("run", "-m", *JOBS, *BASE, corpus, *work, "tracker.mode=offline")
@@ -187,12 +195,13 @@ def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, un
 
     parts = [read(part) for part in sorted(file.parent.glob("wandb/offline-run-*/run-*.wandb"))]
     steps = [row["training_step"] for part in parts[:2] for row in part["history"] if "train/prompt_0/loss" in row]
-    assert sorted(steps) == list(range(1, 1001)), "steps of the history are lost, or logged twice"
+    assert sorted(steps) == list(range(1, 201)), "steps of the history are lost, or logged twice"
 
 
-def test_at_its_time_limit_a_cell_goes_on_in_the_next_job(here, corpus, undisturbed):
-    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=100")  # the signal comes after 20 to 50 s
-    work = ("recovery.training.steps=3000", "recovery.training.checkpoint_every=100000")
+def test_at_its_time_limit_a_cell_goes_on_in_the_next_job(here, corpus, undisturbed, pauses):
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=45")  # the signal comes after 15 to 45 s
+    pauses(step=0.25)
+    work = ("recovery.training.steps=240", "recovery.training.checkpoint_every=100000")
     idp("run", "-m", *JOBS, *limits, *BASE, corpus, *work, "tracker=none")
     expected = undisturbed(*work)
     idp("sweep", "wait")

@@ -47,7 +47,7 @@ def test_an_offline_run_holds_config_curves_summary_and_tables(run_here, tmp_pat
     expected = metrics.summary(record)
     assert expected["arc_easy/acc"] == expected["score/arc_easy"] == record["results"]["arc_easy"]["acc,none"]
     assert expected["params/added"] == 6400 and expected["params/model"] == record["idp"]["parameters"]["model"]
-    assert expected["ppl/embedded"] == record["idp"]["perplexity"]["embedded"]
+    assert expected["ppl/bridges"] == record["idp"]["perplexity"]["bridges"]
     for key, value in expected.items():
         assert run["summary"][key] == pytest.approx(value), key
     scores = [record["results"][task] for task in ("arc_easy", "arc_challenge", "sciq", "nq_open", "triviaqa")]
