@@ -204,7 +204,7 @@ def _tasks(config: Config) -> Iterator[Need]:
     def take(name: str, store: Store) -> str:
         (source,) = find_tasks(replace(config.task, names=[name], documents=1), store)
         if source.stand_in:
-            raise UserError(f"its documents were not to be had; {source.runs} would stand in for it")
+            raise UserError(f"dataset unavailable; {source.runs} would be substituted (not comparable)")
         return f"{source.source}, split {source.split} of {source.documents:,} documents"
 
     options = {key: value for key, value in asdict(config.task).items() if key not in ("names", "documents")}
