@@ -119,7 +119,7 @@ def test_an_upper_bound_is_labelled_by_what_it_does_not_by_its_name(record, tmp_
     record("oracle", recovery=ORACLE, right=outcomes_of(), change=peeks)
     view = view_of(tmp_path)
     assert "idp (mine, upper bound: uses the labels)" in view.rows[2].name
-    assert "upper bound: it has seen the answers" in markdown(score_table(view))
+    assert "upper bound: it uses the labels" in markdown(score_table(view))
     assert not view.compared[view.rows[2].id].differs()  # it claims nothing, and takes no part in Holm's adjustment
     compressed = view.compared[view.rows[1].id].mean
     assert compressed.adjusted == compressed.p < 0.05
@@ -160,7 +160,7 @@ def test_without_outcomes_the_runs_own_comparisons_stand(record, tmp_path):
     test = {"difference": -0.2, "low": -0.3, "high": -0.1, "p": 0.001, "detectable": 0.1, "documents": 40}
 
     def compared(record):
-        whole = {"mean": test, "tasks": dict.fromkeys(DATA, test), "graded": None}
+        whole = {"mean": test, "tasks": dict.fromkeys(DATA, test), "graded": None, "unit": "share"}
         record["idp"]["comparisons"] = [{"after": "compressed", "before": "dense", **whole}]
 
     (record("none", change=compared) / "samples.parquet").unlink()
