@@ -348,7 +348,7 @@ class Training:
     learning_rate: float = option("peak learning rate of AdamW", minimum=0.0, maximum=100.0)
     weight_decay: float = option("AdamW's decoupled weight decay", minimum=0.0, maximum=100.0)
     warmup_steps: int = option("steps of linear warm-up, before a linear decay to zero", minimum=0, maximum=MANY)
-    clip: float = option("largest norm of the gradient", minimum=0.0)
+    clip: float = option("gradient-clipping norm; the gradient is scaled down to it", minimum=0.0)
     evaluate_every: int = option("steps between evaluations on held-out text; the best one is kept", minimum=1)
     heldout_sequences: int = option("held-out sequences for those evaluations", minimum=1)
     checkpoint_every: int = option(
@@ -500,7 +500,7 @@ class Selector:
 class Fitting:
     blocks: int = option("held-out blocks on which prompts are compared and selectors are fitted", minimum=2)
     tokens: int = option("tokens of each of those blocks", minimum=8)
-    reads: int = option("tokens at the start of a block that a selector is shown", minimum=1)
+    reads: int = option("context tokens: those at the start of a block, which a selector is shown", minimum=1)
 
     def check(self) -> None:
         """Raises a UserError where more is read of a block than it has."""

@@ -104,11 +104,11 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
     assert "hindsight" not in claims_page(check(collection))
     shown = data(collection, views(collection), "t")["views"][0]
     [row] = [row for row in shown["rows"] if row["role"] == "repaired"]
-    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, peeks: upper bound)"
+    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, upper bound: uses the labels)"
     assert any("hindsight, peeks" in note and "beyond that" in note for note in shown["notes"])
     summary = run_summary(record)
-    assert "selector: hindsight, an upper bound that peeks" in summary
-    assert ("hindsight (peeks)" in summary) == (task["chosen"] != task["oracle"])
+    assert "selector: hindsight, an upper bound: it uses the labels" in summary
+    assert ("hindsight (upper bound)" in summary) == (task["chosen"] != task["oracle"])
     assert "hindsight" in _meaning(record)
     with pytest.raises(UserError, match="recovery.selector=hindsight chooses with the answers in hand"):
         load(folder)

@@ -64,7 +64,7 @@ def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     )
     assert about["environment"]["versions"]["torch"] and about["config"]["recovery"]["lengths"] == [25, 25, 50]
     assert "stand-in: nq_open" in done.stdout
-    assert "difference to compressed (95 %)" in done.stdout and "| recovery" not in done.stdout
+    assert "difference to compressed (percentage points, 95 % CI)" in done.stdout and "| recovery" not in done.stdout
     assert done.stdout.strip().splitlines()[-3] == about["conclusion"]
     assert "over 5 tasks (nq_open in place of webqs)" in about["conclusion"]
     pairs = [(each["after"], each["before"]) for each in about["comparisons"]]

@@ -185,7 +185,7 @@ def of_answers(
 
     - `one prompt`: the prompt with the best mean over tasks.
     - `by task`: the prompt with the best mean on the document's task.
-    - `router`: ridge regression of each prompt's outcome, less the mean of all prompts on that document, on the
+    - `router`: ridge regression of each prompt's outcome, minus the mean of all prompts on that document, on the
       embedding of the text and its task; the penalty is that of the least leave-one-out error.
 
     Args:
@@ -365,7 +365,7 @@ def page(result: dict[str, Any]) -> str:
             "",
             tabulate(
                 rows,
-                headers=["choice", "reads", "score", "less the best by held-out loss (95 %)", "p (Holm)"],
+                headers=["choice", "reads", "score", "minus the best by held-out loss (95 % CI)", "p (Holm)"],
                 tablefmt="github",
                 disable_numparse=True,
             ),

@@ -99,7 +99,7 @@ def _section(claim: dict[str, Any]) -> list[str]:
             ]
             for evidence in claim["evidence"]
         ]
-        headers = ["comparison", "figure (95 %)", "p", "verdict", "note"]
+        headers = ["comparison", "figure (95 % CI)", "p", "verdict", "note"]
         lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [f"Undecided: needs {need}" for need in claim["needs"]]
     return [*lines, ""] if claim["needs"] else lines

@@ -43,7 +43,7 @@ class Fate:
     """What a repair did to the documents, each figure with its interval; one of nothing is left out.
 
     `gain_on_known`: of the documents that dense had right, the share that the repaired model has right less that of the
-    compressed one; `gain_on_unknown` the same where dense was wrong; `specific_gain` the first less the second.
+    compressed one; `gain_on_unknown` the same where dense was wrong; `specific_gain` the first minus the second.
     `restored`: of the documents that compression broke, the share that the repaired model has right; `learned` the same
     of those that neither dense nor compressed had right; `restored_beyond_learned` their difference; `newly_broken`: of
     the documents that dense and compressed had right, the share that the repaired model has wrong.
@@ -259,11 +259,11 @@ def page(result: dict[str, Any]) -> str:
     lines = ["# Displaced or forgotten", ""]
     lines += [
         "Percent of documents, each task weighing the same, with 95 % intervals over documents and runs."
-        " `gain on known`: of the documents that dense had right, repaired less compressed; `gain on unknown`: the same"
-        " where dense was wrong. `restored`: of the documents that compression broke, those that the repair has right;"
-        " `learned`: the same of documents that neither had right, the control; `newly broken`: of what compression"
-        " had kept. `confidence`: the mean probability of the right choice on documents that dense had right: dense,"
-        " compressed, repaired.",
+        " `gain on known`: of the documents that dense had right, repaired minus compressed; `gain on unknown`: the"
+        " same where dense was wrong. `restored`: of the documents that compression broke, those that the repair has"
+        " right; `learned`: the same of documents that neither had right, the control; `newly broken`: of what"
+        " compression had kept. `confidence`: the mean probability of the right choice on documents that dense had"
+        " right: dense, compressed, repaired.",
         "",
     ]
     for setting in result["settings"]:

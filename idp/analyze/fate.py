@@ -106,9 +106,9 @@ def controlled(dense: Tables, other: Tables, before: Tables, after: Tables) -> d
 
     Returns:
         `gain_where_dense_alone` and `gain_where_other_alone` are those gains, `control` their difference.
-        `own_beyond_shared` is the first less twice the second: above 0 where more than half of the gain is dense's own.
-        That is what is tested: of impostors, `control` keeps a few points, which many documents would call significant.
-        Empty where one of the two has no document alone.
+        `own_beyond_shared` is the first minus twice the second: above 0 where more than half of the gain is dense's
+        own. That is what is tested: of impostors, `control` keeps a few points, which many documents would call
+        significant. Empty where one of the two has no document alone.
     """
     gained = _gained(before, after)
     alone = share(gained, {task: dense[task] & ~other[task] for task in dense})

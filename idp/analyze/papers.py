@@ -27,8 +27,8 @@ def better_than_one_prompt(cells: Sequence[Cell], margin: float) -> Claim:
         "IDP is better than one prompt",
         "A bank of prompts with one chosen per input beats a single prompt (+1.24 % on average over nine tasks).",
         HOANG,
-        "Mean accuracy of recovery=idp less that of recovery=prompt of as many tokens as the bank has in all (else the"
-        " longest), and less that of the bank's own best prompt by held-out loss. Paired over documents and"
+        "Mean accuracy of recovery=idp minus that of recovery=prompt of as many tokens as the bank has in all (else the"
+        " longest), and minus that of the bank's own best prompt by held-out loss. Paired over documents and"
         f" seeds. Not supported where the interval leaves no room for {100 * margin:g} point.",
     )
     for idp in _main_idp(cells):
@@ -50,7 +50,7 @@ def comparable_to_lora(cells: Sequence[Cell], margin: float) -> Claim:
         "IDP is comparable to LoRA",
         "IDP recovers as much as, or more than, LoRA.",
         HOANG,
-        "Two one-sided tests of the difference of mean accuracy, IDP less LoRA, against a margin of"
+        "Two one-sided tests of the difference of mean accuracy, IDP minus LoRA, against a margin of"
         f" {100 * margin:g} point: the claim needs evidence that IDP is not worse by as much (its p stands here; that"
         " of the other side in the note). A difference that is merely not significant decides nothing.",
     )
@@ -137,7 +137,7 @@ def perplexity_misleads(cells: Sequence[Cell], margin: float) -> Claim:
         "Perplexity looks repaired, or undamaged, where tasks show damage.",
         HOANG,
         "If perplexity told the truth, a repair that brings back the share r of the lost log-perplexity would bring"
-        " back the share r of the lost accuracy. Figure: accuracy less what perplexity promises, (1 - r) compressed +"
+        " back the share r of the lost accuracy. Figure: accuracy minus what perplexity promises, (1 - r) compressed +"
         f" r dense; below 0 it promised too much. Not supported where the interval leaves no room for {100 * margin:g}"
         " point. And: pairs of dense and compressed models that perplexity and tasks rank in opposite order, tested"
         " one by one (smallest p times their number).",
@@ -177,7 +177,7 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         "Prompts transfer",
         "A prompt learned on one compressed model repairs another (another compressor, level or data set).",
         XU,
-        "Mean accuracy of the compressed model with the transferred repair less without any; paired over"
+        "Mean accuracy of the compressed model with the transferred repair minus without any; paired over"
         " documents and seeds. In the note, the same for the repair that was learned in place. Not supported where the"
         f" interval leaves no room for {100 * margin:g} point.",
     )

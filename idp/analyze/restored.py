@@ -34,8 +34,8 @@ def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Co
         "A repair that brings back what the dense model knew gains where dense was right and a second dense model of"
         " like accuracy was wrong, more than where the second was right and dense wrong; one that helps easy documents,"
         " or all alike, gains on both. Figure: the difference of these gains. p: of more than half of the first gain"
-        " being dense's own (the first less twice the second), or of the gain on all that dense had right, whichever is"
-        " larger. Repairs of the input alone. Without a second model the figure is the gain where dense was right,"
+        " being dense's own (the first minus twice the second), or of the gain on all that dense had right, whichever"
+        " is larger. Repairs of the input alone. Without a second model the figure is the gain where dense was right,"
         " which decides nothing for the claim: impostors have it as well. Not supported where the second gain is more"
         f" than half of the first, or the interval leaves no room for {100 * margin:g} point where dense was right, and"
         " none on all documents either, or the gain is elsewhere; undecided where compression took nothing measurable."
@@ -77,7 +77,7 @@ def displaced_not_forgotten(cells: Sequence[Cell], margin: float, collection: Co
 
 @dataclass(frozen=True)
 class Effect:
-    """What a repair did: `lost` is compressed less dense, `whole` repaired less compressed, over all documents."""
+    """What a repair did: `lost` is compressed minus dense, `whole` repaired minus compressed, over all documents."""
 
     lost: Interval
     whole: Interval

@@ -181,7 +181,7 @@ def quantization_config(
         bits: bits per weight.
         group_size: weights that share a scale; -1: a whole row.
         symmetric: whether the grid has no zero points.
-        actorder: the order of columns that GPTQ took; it does not change the format.
+        actorder: GPTQ's activation ordering; it does not change the format.
         routers: of a mixture of experts, by the checkpoint's names: other readers take them for linear layers.
     """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme

@@ -109,11 +109,12 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
 def _pair(
     outcomes: Outcomes, graded: Outcomes, after: str, before: str, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
+    from idp.records.differences import SCORE, SHARE
     from idp.stats.significance import comparison
 
     pairs = {task: (rows[before], rows[after]) for task, rows in outcomes.items()}
     if not pairs:
-        return {"mean": None, "tasks": {}, "graded": None, "groups": {}, "unit": "score"}
+        return {"mean": None, "tasks": {}, "graded": None, "groups": {}, "unit": SCORE}
     sharper = {task: (rows[before], rows[after]) for task, rows in graded.items()}
     found = comparison(pairs, sharper or None)
     found["groups"] = {
@@ -122,7 +123,7 @@ def _pair(
         if (members := {task: pairs[task] for task in tasks if task in pairs}) and len(members) == len(tasks)
     }
     shares = all((abs(side) <= 1).all() for pair in pairs.values() for side in pair)
-    return found | {"unit": "share" if shares else "score"}
+    return found | {"unit": SHARE if shares else SCORE}
 
 
 def _add_shares(

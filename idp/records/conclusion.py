@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from idp.records.differences import damage, last_step, share, unchanged
+from idp.records.differences import SHARE, damage, last_step, share, unchanged
 from idp.records.schema import Comparison, Record, Test
 from idp.records.scores import lower_is_better, main_metric, main_scores
 from idp.records.seeds import calibrated
@@ -18,7 +18,7 @@ def conclusion(record: Record) -> str:
     """What the run's differences say, with their intervals; what stays undecided, and what it would take to decide it.
 
     Only what was measured is claimed: of documents that stand in for a task's, of one training seed, of an upper bound
-    that peeks at the answers.
+    that uses the labels.
     """
     step = last_step(record)
     if step is None or step["mean"] is None:
@@ -35,7 +35,7 @@ def _alone(record: Record) -> list[str]:
     name = {"dense": "the dense model", "compressed": made, "repaired": f"{made} with {_repair(record)}"}[row]
     parts = [f"{name} scores {sum(scores.values()) / len(scores):.3f} in {_subject(record)}"]
     if _peeks(record):
-        parts.append("an upper bound that peeks at the answers, no method")
+        parts.append("an upper bound that uses the labels, no method")
     if last_step(record) is not None:
         parts.append("no task's score is a mean over documents, so no difference has an interval")
     elif row == "dense":
@@ -72,7 +72,7 @@ def _effect(record: Record, step: Comparison) -> list[str]:
     if unchanged(mean):
         return [f"{name} changes no document's outcome{where}"]
     if _peeks(record):
-        return [f"{name}: {signed}, an upper bound that peeks at the answers, no method", *_beyond_luck(record, step)]
+        return [f"{name}: {signed}, an upper bound that uses the labels, no method", *_beyond_luck(record, step)]
     if not _decided(record, mean):
         damaged = step.get("damage_brought_back") and mean["difference"] > 0
         return [f"{name} {'brings back' if damaged else 'adds'} {signed}: undecided"]
@@ -208,11 +208,11 @@ def _amount(comparison: Comparison, value: float) -> str:
 
 
 def _unit(comparison: Comparison) -> str:
-    return " points" if comparison["unit"] == "share" else ""
+    return " points" if comparison["unit"] == SHARE else ""
 
 
 def _number(comparison: Comparison, value: float, sign: str = "") -> str:
-    scale, digits = (100, 1) if comparison["unit"] == "share" else (1, 3)
+    scale, digits = (100, 1) if comparison["unit"] == SHARE else (1, 3)
     return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus before a zero
 
 

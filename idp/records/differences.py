@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from idp.records.schema import Comparison, Record, Share, TaskTest
+from idp.records.schema import Comparison, IdpBlock, Record, Share, TaskTest
 
 NO_DAMAGE = "no damage beyond noise"
+SHARE, SCORE = "share", "score"  # units of a comparison: scores from 0 to 1, and others
 
 
 def compared(record: Record, after: str, before: str) -> Comparison | None:
@@ -28,14 +29,41 @@ def last_step(record: Record) -> Comparison | None:
     return next((found for before in others if (found := compared(record, own, before)) is not None), None)
 
 
-def with_interval(test: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 3) -> str:
-    """A difference and its 95 % interval, such as `+0.004 (-0.003 to +0.011)`; nothing where there is none."""
+def unit_of(about: IdpBlock) -> str:
+    """Of all differences of a run: shares where every score of every comparison is one."""
+    return SHARE if {each["unit"] for each in about.get("comparisons") or []} == {SHARE} else SCORE
+
+
+def difference_to(before: str, unit: str) -> str:
+    """What a column of differences is called; `unit` as of `with_interval`."""
+    return f"difference to {before} ({in_points(unit)}95 % CI)"
+
+
+def in_points(unit: str) -> str:
+    """What goes before `95 % CI` in the heads of columns."""
+    return "percentage points, " if unit == SHARE else ""
+
+
+def with_interval(test: Mapping[str, Any] | None, unit: str = SHARE) -> str:
+    """A difference and its 95 % confidence interval, such as `+0.4 (-0.3 to +1.1)`; nothing where there is none.
+
+    Args:
+        test: `difference`, `low` and `high`.
+        unit: of the scores, as a record's comparison has it: `share`, from 0 to 1, whose differences are shown in
+            percentage points; `score`, in which they are shown as they are.
+    """
     if not test:
         return ""
     if unchanged(test):
         return "0 (nothing changed)"
-    value, low, high = (scale * test[key] for key in ("difference", "low", "high"))
-    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    value, low, high = (signed(test[key], unit) for key in ("difference", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def signed(value: float, unit: str = SHARE) -> str:
+    """A difference with its sign; what rounds to nothing has none that speaks of harm."""
+    scale, digits = (100, 1) if unit == SHARE else (1, 3)
+    return f"{round(scale * value, digits) + 0.0:+.{digits}f}"
 
 
 def unchanged(test: Mapping[str, Any]) -> bool:
@@ -77,7 +105,7 @@ class Change:
         found = []
         if self.step is not None:
             repair = ["damage brought back", "brought back"] if self._repairs else []
-            found = [f"difference to {self.step['before']} (95 %)", *repair, "newly right", "newly broken"]
+            found = [difference_to(self.step["before"], self.step["unit"]), *repair, "newly right", "newly broken"]
         return found + (["KL to dense"] if self.fidelity else [])
 
     def of_task(self, task: str) -> list[str]:
@@ -114,7 +142,7 @@ class Change:
         repair = []
         if self._repairs:
             repair = [share(test.get("damage_brought_back")) if test else "", brought_back(tests)]
-        return [with_interval(test), *repair, *turned(tests)]
+        return [with_interval(test, self.step["unit"]), *repair, *turned(tests)]
 
     def _kl(self, names: Sequence[str], part: str = "tasks") -> list[str]:
         """One cell: of each model the unweighted mean over `names`; empty where one of them was not measured."""

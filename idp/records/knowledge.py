@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from idp.records.differences import with_interval
+from idp.records.differences import SCORE, difference_to, unit_of, with_interval
 from idp.records.schema import IdpBlock, Record
 from idp.stats.matching import AT_CHANCE
 from idp.stats.open_book import KNOWLEDGE, READING
@@ -42,12 +42,18 @@ def sections(record: Record) -> list[str]:
 
 def matching_section(about: IdpBlock) -> list[str]:
     """Each group's scores, and what share of dense's each model keeps: matched by the point, and by the interval."""
-    rows = list(about["matching"]["mean"])
+    rows, unit = list(about["matching"]["mean"]), unit_of(about)
     lines = []
     for group, found in about["groups"].items():
         for row in rows:
             lines.append(
-                [group, len(found[row]["tasks"]), row, *_scores(found, row), *_kept(found[row].get("matching"))]
+                [
+                    group,
+                    len(found[row]["tasks"]),
+                    row,
+                    *_scores(found, row, unit),
+                    *_kept(found[row].get("matching")),
+                ]
             )
     hidden = folded(about)
     for task, found in about["matching"]["tasks"].items():
@@ -55,8 +61,9 @@ def matching_section(about: IdpBlock) -> list[str]:
             lines += [[task, "", row, "", "", *_kept(found[row])] for row in rows]
     for row in rows:
         lines.append(["all tasks", len(about["data"]), row, "", "", *_kept(about["matching"]["mean"][row])])
-    headers = ["group or task", "tasks", "model", "score", "difference to dense (95 %)", "share of dense kept (95 %)"]
-    table = tabulate(lines, headers=[*headers, *NAMES.values()], tablefmt="github", disable_numparse=True)
+    headers = ["group or task", "tasks", "model", "score", difference_to("dense", unit)]
+    headers += ["share of dense kept (95 % CI)", *NAMES.values()]
+    table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     said = "Matching: 95 % of dense's score is kept (LLM-KICK judges the scores alone; beside it, the whole interval):"
     notes = []
     if any(line[-1] == AT_CHANCE for line in lines):
@@ -75,9 +82,9 @@ def open_book_section(closed: str, pair: dict[str, Any]) -> list[str]:
             lines.append(
                 [
                     metric.split(",")[0],
-                    f"{step['after']} less {step['before']}",
-                    *(f"{_of(found, step, side)} {with_interval(step[side])}" for side in ("closed", "open")),
-                    with_interval(step["difference"]),
+                    f"{step['after']} minus {step['before']}",
+                    *(f"{_of(found, step, side)} {with_interval(step[side], SCORE)}" for side in ("closed", "open")),
+                    with_interval(step["difference"], SCORE),
                     " / ".join(_share(step[side]["kept"]) for side in ("closed", "open")),
                     _points(step["kept_difference"]),
                 ]
@@ -117,10 +124,10 @@ def _brought_back(step: dict[str, Any]) -> str:
     return f"the repair does more for {more} than for {less}"
 
 
-def _scores(group: dict[str, Any], row: str) -> list[str]:
+def _scores(group: dict[str, Any], row: str, unit: str) -> list[str]:
     dense, own = group["dense"]["score"], group[row]["score"]
     difference = group[row].get("difference", {}).get("dense")
-    return [f"{dense:.3f} to {own:.3f}", with_interval(difference)]
+    return [f"{dense:.3f} to {own:.3f}", with_interval(difference, unit)]
 
 
 def _kept(found: dict[str, Any] | None) -> list[str]:

@@ -42,7 +42,7 @@ def summary(record: Record) -> dict[str, float]:
     """The figures that a run ends with; a baseline's stand below its name, such as `dense/score/mean`.
 
     `score/<task>` is a task's main score, the task called as by `key_of`. `gain/...` is the repaired model less the one
-    that was repaired, `damage/...` dense less compressed, each with the ends of its 95 % interval.
+    that was repaired, `damage/...` dense minus compressed, each with the ends of its 95 % interval.
     `latency/<part>_ms` is the run's own model at the first batch size and length that were timed.
     """
     from idp.records.scores import main_scores

@@ -52,7 +52,7 @@ def _recovery(model: Measured) -> str:
         return f"transfer of {learned['kind']} ({learned['compressor'] or '?'}, {learned['corpus'] or '?'})"
     if model.selector is None:
         return model.recovery
-    return f"{model.recovery} ({model.selector}{', peeks: upper bound' if model.peeks else ''})"
+    return f"{model.recovery} ({model.selector}{', upper bound: uses the labels' if model.peeks else ''})"
 
 
 def _options(model: Measured, part: str, by_key: dict[str, Measured]) -> dict[str, Any]:

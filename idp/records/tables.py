@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from idp.config import GRAPH
 from idp.records import knowledge
-from idp.records.differences import Change, damage, last_step, with_interval
+from idp.records.differences import Change, damage, in_points, last_step, unit_of, with_interval
 from idp.records.schema import IdpBlock, Latency, Record, Weights
 from idp.records.scores import lower_is_better, main_metric, main_scores, rows_of
 
@@ -58,13 +58,10 @@ def run_summary(record: Record) -> str:
         if graded := found["graded"]:
             lines.append(
                 f"- probability of the right choice (graded outcome, tasks: {len(graded['tasks'])}), {found['after']}"
-                f" less {found['before']}: {with_interval(graded['mean'])}"
+                f" minus {found['before']}, in percentage points: {with_interval(graded['mean'])}"
             )
     if (selector := about.get("selector")) and selector["peeks"]:
-        lines.append(
-            f"- selector: {selector['kind']}, an upper bound that peeks: it chooses after the fact, with the"
-            " answers in hand; no method"
-        )
+        lines.append(f"- selector: {selector['kind']}, an upper bound: it uses the labels, so it is no method")
     if origin := about.get("transfer"):
         lines.append(
             f"- repair: {origin['kind']}, learned elsewhere: compressor {origin['compressor'] or 'not known'}, corpus"
@@ -72,7 +69,7 @@ def run_summary(record: Record) -> str:
         )
     for task, data in about["data"].items():
         if data["stand_in"]:
-            lines.append(f"- {task}: its documents were not to be had; {data['stand_in']} stands in for it")
+            lines.append(f"- {task}: dataset unavailable, {data['stand_in']} substituted (not comparable)")
     for task, count in about["truncated"].items():
         lines.append(f"- {task}: {count} contexts were longer than the model's window and were cut on the left")
     for task, count in (about.get("merged_choices") or {}).items():
@@ -140,7 +137,7 @@ def selection_notes(about: IdpBlock) -> list[str]:
 
 def controls_table(about: IdpBlock) -> str:
     """What each way to choose a prompt scores on the same documents, per task and as the mean over tasks."""
-    controls, selector = about["controls"], about["selector"]
+    controls, selector, unit = about["controls"], about["selector"], unit_of(about)
     assert controls is not None and selector is not None  # several prompts were chosen among
     kind, peeks = selector["kind"], selector["peeks"]
     rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
@@ -151,18 +148,19 @@ def controls_table(about: IdpBlock) -> str:
     ways += ["oracle_by_luck"] * luck
     lines = []
     for task, found in rows.items():
-        low, high = found["gap_interval"]
+        gain = dict(zip(("low", "high"), found["gap_interval"], strict=True), difference=found["gap"])
         cells = [f"{found[way]:.3f}" for way in ways]
-        lines.append([task, *cells, f"{found['agreement']:.3f}", f"{found['gap']:+.3f} ({low:+.3f} to {high:+.3f})"])
+        lines.append([task, *cells, f"{found['agreement']:.3f}", with_interval(gain, unit)])
         if luck:
-            low, high = found["beyond_luck_interval"]
-            lines[-1].append(f"{found['beyond_luck']:+.3f} ({low:+.3f} to {high:+.3f})")
+            ends = zip(("low", "high"), found["beyond_luck_interval"], strict=True)
+            lines[-1].append(with_interval(dict(ends, difference=found["beyond_luck"]), unit))
     for corpus, found in controls["perplexity"].items():
         lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", "", *[""] * luck])
-    titles = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (peeks)"}
-    titles |= {"chosen": f"{kind} (peeks)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
-    headers = ["task", *(titles.get(way, way) for way in ways), "as good as oracle", "gap to random (95 %)"]
-    headers += ["oracle beyond luck (95 %)"] * luck
+    titles = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (upper bound)"}
+    titles |= {"chosen": f"{kind} (upper bound)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
+    headers = ["task", *(titles.get(way, way) for way in ways), "matches the oracle"]
+    interval = f"({in_points(unit)}95 % CI)"
+    headers += [f"gain over random choice {interval}", *[f"oracle beyond luck {interval}"] * luck]
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
     said = [f"Each way to choose among the prompts, on the same documents:\n\n{table}"]
     if luck:

@@ -24,7 +24,7 @@ PLACES = tuple(  # of a name beside its point, in points: the nearest first, to 
     for side in (1, -1)
 )
 ROLES = (DENSE, COMPRESSED, REPAIRED)
-PALE = 0.35  # of what is no method: an upper bound that has seen the answers
+PALE = 0.35  # of what is no method: an upper bound that uses the labels
 NAMED = 60  # points at most in a plot that names them
 PANELS = 6  # at most, of plots with one for each model
 STYLE = {
@@ -237,7 +237,7 @@ def draw_legend(
         handles.append(Line2D([], [], marker="o", linestyle="none", fillstyle="none", color="#777", label=hollow))
     if pale:
         look: dict[str, Any] = {"marker": "o", "linestyle": "none", "alpha": PALE}
-        handles.append(Line2D([], [], color="#777", label="pale: upper bound (peeks)", **look))
+        handles.append(Line2D([], [], color="#777", label="pale: upper bound (uses the labels)", **look))
     if bars:
         handles.append(Line2D([], [], marker="|", linestyle="none", color="#777", markersize=9, label=bars))
     if dashed:

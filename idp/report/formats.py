@@ -40,12 +40,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """`of`: what the column is one of, such as tasks; `wide`: shown where there is room, not in Markdown or LaTeX."""
+    """A column, and what it is called.
+
+    `of` is what it is one of, such as tasks; a `wide` one is shown where there is room, not in Markdown or LaTeX;
+    `in_csv` is its title there, where the numbers stand in full and in the scores' own unit.
+    """
 
     key: str
     title: str
     of: str = ""
     wide: bool = False
+    in_csv: str = ""
 
 
 @dataclass
@@ -64,11 +69,6 @@ class Table:
 
 
 MISSING = Entry("-")
-
-
-def signed(value: float) -> str:
-    """A difference in three digits; what rounds to nothing has no sign that speaks of harm."""
-    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def percent(share: float) -> str:
@@ -98,7 +98,8 @@ def comma_separated(tables: list[Table]) -> str:
     writer = csv.writer(written, lineterminator="\n")
     header = []
     for column in columns:
-        header += [column.title, *(f"{column.title} {part}" for part in parts_of[column.key])]
+        title = column.in_csv or column.title
+        header += [title, *(f"{title} {part}" for part in parts_of[column.key])]
     writer.writerow(header)
     for row in rows:
         line: list[object] = []

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from idp.records.cell import Cell
 from idp.records.outcomes import paired
 from idp.report.comparisons import LEVEL, Difference
-from idp.report.formats import Column, Entry, Table, signed
+from idp.report.formats import Column, Entry, Table
 from idp.report.view import View
 
 
@@ -68,4 +68,4 @@ def in_full(found: Difference) -> Entry:
         "gained": found.gained,
         "lost": found.lost,
     }
-    return Entry(signed(found.difference), found.difference, found.differs, low=found.low, high=found.high, more=more)
+    return Entry(f"{found.difference:+.3f}", found.difference, found.differs, low=found.low, high=found.high, more=more)

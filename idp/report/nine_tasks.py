@@ -6,8 +6,9 @@ import functools
 
 from idp.records.cell import Cell
 from idp.records.collect import Unfinished
+from idp.records.differences import difference_to, in_points, signed
 from idp.report.comparisons import Comparison, Difference
-from idp.report.formats import MISSING, Column, Entry, Table, percent, signed
+from idp.report.formats import MISSING, Column, Entry, Table, percent
 from idp.report.intervals import interval_of_score
 from idp.report.view import View
 
@@ -24,17 +25,17 @@ SEED_ONLY = "¹"  # marks an interval of one run
 @functools.lru_cache(maxsize=8)
 def score_table(view: View) -> Table:
     """Scores by task, means, the difference to what a model was made from, and the damage that a repair brings back."""
-    titles, tasks = view.headings, view.tasks
+    titles, tasks, points = view.headings, view.tasks, in_points(view.unit)
     grouped = {task for members in view.setting.groups.values() for task in members}
     folded = grouped if len(tasks) > MANY_TASKS else set()
     columns = [*NAMES, Column("seeds", "seeds"), Column("runs", "runs")]
     columns += [Column(task, titles[task], of="tasks", wide=task in folded) for task in tasks]
     columns += [Column(key, title, of="means") for key, title in titles.items() if key not in tasks]
     columns += [
-        Column("difference", "difference (95 %)"),
-        Column("detectable", "detectable"),
-        Column("to dense", "difference to dense (95 %)"),
-        Column("brought back", "damage brought back (95 %)"),
+        Column("difference", f"difference ({points}95 % CI)", in_csv="difference"),
+        Column("detectable", "detectable" + (f" ({points.rstrip(', ')})" if points else ""), in_csv="detectable"),
+        Column("to dense", difference_to("dense", view.unit), in_csv="difference to dense"),
+        Column("brought back", "damage brought back (95 % CI)", in_csv="damage brought back"),
     ]
     lines = []
     for row in view.rows:
@@ -45,9 +46,9 @@ def score_table(view: View) -> Table:
         line["difference"] = _difference(view, row, comparison)
         found = comparison.mean
         if found is not None and found.detectable is not None:
-            line["detectable"] = Entry(f"{found.detectable:.3f}", found.detectable)
+            line["detectable"] = Entry(signed(found.detectable, view.unit).lstrip("+"), found.detectable)
         if view.parent(row) is not view.dense and (to_dense := view.to_dense.get(row.id)) is not None:
-            line["to dense"] = said(row, to_dense.mean) if to_dense.mean else MISSING
+            line["to dense"] = said(view, row, to_dense.mean) if to_dense.mean else MISSING
         else:
             line["to dense"] = Entry("")
         line["brought back"] = _brought_back(view, row)
@@ -56,10 +57,11 @@ def score_table(view: View) -> Table:
     return Table("Scores", columns, lines, _notes(view, bool(folded)))
 
 
-def said(row: Cell, found: Difference) -> Entry:
+def said(view: View, row: Cell, found: Difference) -> Entry:
     """A difference as tables show it: with its interval, marked where that holds for one seed only."""
     mark = SEED_ONLY if row.of_one_seed else ""
-    text = f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)}){mark}"
+    value, low, high = (signed(each, view.unit) for each in (found.difference, found.low, found.high))
+    text = f"{value} ({low} to {high}){mark}"
     return Entry(text, found.difference, found.differs, low=found.low, high=found.high)
 
 
@@ -98,9 +100,9 @@ def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
     if view.parent(row) is None:
         return Entry("")
     if (found := comparison.mean) is not None:
-        return said(row, found)
+        return said(view, row, found)
     difference = view.difference(row)
-    return MISSING if difference is None else Entry(f"{signed(difference)} (not paired)", difference)
+    return MISSING if difference is None else Entry(f"{signed(difference, view.unit)} (not paired)", difference)
 
 
 def _brought_back(view: View, row: Cell) -> Entry:
@@ -127,7 +129,7 @@ def _notes(view: View, folded: bool) -> list[str]:
     if any(row.of_one_seed for row in view.rows):
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
     if any(row.first.peeks for row in view.rows):
-        notes.append(f"{UPPER_BOUND}: it has seen the answers, and is no method")
+        notes.append(f"{UPPER_BOUND}: it uses the labels, and is no method")
         known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.peeks]
         notes += [f"{row.name}: {luck}" for row, luck in known if luck]
     if folded:

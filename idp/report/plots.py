@@ -342,7 +342,7 @@ def transfer_matrix(view: View) -> Figure:
         said = score_label(view) if name == "accuracy" else f"{corpus} perplexity"
         axes.set(xlabel="applied to")
         bold = "\nbold: beyond noise; colours span two standard errors at least" if name == "accuracy" else "\n"
-        axes.set_title(f"{said}, less the same model without it{bold}", fontsize=9)
+        axes.set_title(f"{said}, minus the same model without it{bold}", fontsize=9)
         for y, line in enumerate(values):
             for x, value in enumerate(line):
                 if value == value:

@@ -7,7 +7,7 @@ from tabulate import tabulate
 from idp.records.cell import Cell
 from idp.records.cells import cells
 from idp.records.collect import Collection
-from idp.records.differences import last_step, with_interval
+from idp.records.differences import SHARE, last_step, with_interval
 from idp.records.measured import Measured
 from idp.records.schema import Record
 from idp.records.scores import main_scores
@@ -46,7 +46,7 @@ def sweep_table(found: Collection) -> str:
                 f"{peak / 1e9:.1f}" if peak else "",
             ]
         )
-    headers = ["model", "compressor", "recovery", "budget", "mean (tasks)", "difference (95 %)"]
+    headers = ["model", "compressor", "recovery", "budget", "mean (tasks)", "difference (95 % CI)"]
     headers += [f"{corpus} perplexity" for corpus in corpora]
     headers += [f"{corpus} KL to dense" for corpus in sorted(measured)]
     headers += ["sparsity", "bits", "packed MB", "effective MB", "compress s", "peak GB"]
@@ -60,7 +60,10 @@ def sweep_table(found: Collection) -> str:
 def _difference(record: Record) -> str:
     """The run's own model against what it was made from, in the mean over tasks."""
     step = last_step(record)
-    return f"{with_interval(step['mean'])} to {step['before']}" if step and step["mean"] else ""
+    if not step or not step["mean"]:
+        return ""
+    points = " points" if step["unit"] == SHARE else ""
+    return f"{with_interval(step['mean'], step['unit'])}{points} to {step['before']}"
 
 
 def _kl(record: Record) -> dict[str, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idp.records.cell import Cell
 from idp.records.cells import cells, groups, task_order
 from idp.records.collect import Collection, Unfinished
-from idp.records.differences import NO_DAMAGE
+from idp.records.differences import NO_DAMAGE, SCORE, SHARE
 from idp.records.measured import REPAIRED, Setting
 from idp.report.comparisons import Comparison, compare, compare_to_dense, share_of_damage
 
@@ -35,6 +36,12 @@ class View:
     def tasks(self) -> list[str]:
         """In the paper's order."""
         return task_order(self.setting.tasks)
+
+    @functools.cached_property
+    def unit(self) -> str:
+        """Of differences, as `records.differences` has it: points where every run's scores are shares."""
+        units = {each["unit"] for record in self.found.records for each in record["idp"].get("comparisons") or []}
+        return SHARE if units == {SHARE} else SCORE
 
     @property
     def groups(self) -> dict[str, list[str]]:

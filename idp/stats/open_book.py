@@ -26,8 +26,8 @@ def open_book(closed: Book, with_passage: Book) -> dict[str, Any]:
     Returns:
         JSON: `closed` and `open`, each the test of after - before as `idp.stats.significance.comparison` gives it,
         with `kept` (after / before; None where before is 0) and its 95 % `kept_interval`; `difference`, that of the two
-        changes (open - closed) question by question, as a test; `kept_difference`: open's share kept less closed's, and
-        its 95 % interval `low` to `high`, None where a share is; and `worse`: which of the two fares worse by its
+        changes (open - closed) question by question, as a test; `kept_difference`: open's share kept minus closed's,
+        and its 95 % interval `low` to `high`, None where a share is; and `worse`: which of the two fares worse by its
         share, "knowledge" (closed) or "reading" (open), where that interval excludes 0, else "undecided".
 
     Raises:
@@ -56,7 +56,7 @@ def _test(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
 
 
 def _kept_difference(closed: Book, with_passage: Book) -> dict[str, float] | None:
-    """Open's share kept less closed's, with the interval of the delta method: both ratios, linear in their means.
+    """Open's share kept minus closed's, with the interval of the delta method: both ratios, linear in their means.
 
     None where the dense score behind a share cannot be told from 0: there the method does not hold.
     """

@@ -73,7 +73,9 @@ def table_of(kind, peeks, chosen, **luck):
     scores = {"worst": 0.5, "random": 0.6, "best": 0.7, "chosen": chosen, "oracle": 0.9}
     task = {**scores, "agreement": 0.8, "gap": 0.1, "gap_interval": [0.0, 0.2], **luck}
     controls = {"tasks": {"a": task}, "mean": task, "perplexity": {}}
-    return controls_table({"controls": controls, "selector": {"kind": kind, "peeks": peeks}})
+    comparisons = [{"unit": "share"}]
+    selector = {"kind": kind, "peeks": peeks}
+    return controls_table({"controls": controls, "selector": selector, "comparisons": comparisons})
 
 
 LUCK = {"oracle_by_luck": 0.88, "beyond_luck": 0.02, "beyond_luck_interval": [-0.01, 0.05]}
@@ -81,18 +83,22 @@ LUCK = {"oracle_by_luck": 0.88, "beyond_luck": 0.02, "beyond_luck_interval": [-0
 
 @pytest.mark.parametrize(
     ("kind", "peeks", "chosen", "column"),
-    [("attention", False, 0.65, "| attention "), ("mine", True, 0.5, "| mine (peeks) "), ("oracle", True, 0.9, None)],
+    [
+        ("attention", False, 0.65, "| attention "),
+        ("mine", True, 0.5, "| mine (upper bound) "),
+        ("oracle", True, 0.9, None),
+    ],
 )
 def test_the_table_says_what_luck_explains_and_which_choice_peeks(kind, peeks, chosen, column):
     table = table_of(kind, peeks, chosen, **LUCK)
-    assert "oracle (peeks)" in table and "oracle by luck" in table and "+0.020 (-0.010 to +0.050)" in table
+    assert "oracle (upper bound)" in table and "oracle by luck" in table and "+2.0 (-1.0 to +5.0)" in table
     assert column is None or column in table
     assert (f"{chosen:.3f}" in table) and table.count("0.900") == 1
 
 
 def test_the_table_of_a_record_without_luck():
     table = table_of("attention", False, 0.65)
-    assert "luck" not in table and "oracle (peeks)" in table
+    assert "luck" not in table and "oracle (upper bound)" in table
 
 
 def test_hits_stay_hits_where_less_is_better():

@@ -115,7 +115,11 @@ def test_what_goes_with_it(finished_run, tmp_path):
     for text in (f"{shown:.3f}", "dense", "gptq4", "8 x 64 tokens of bridges, seed 0", "quantization: bits", "static"):
         assert text in card
     assert f"{record['idp']['weights']['bits_per_weight']:.3f}" in card
-    assert "difference to dense (95 %)" in card and record["idp"]["conclusion"] in card and "| recovery" not in card
+    assert (
+        "difference to dense (percentage points, 95 % CI)" in card
+        and record["idp"]["conclusion"] in card
+        and "| recovery" not in card
+    )
     assert "GPTQModifier" in (out / "recipe.yaml").read_text()
     assert (out / "tokenizer.json").is_file() and (out / "tokenizer_config.json").is_file()
     for file in out.rglob("*"):  # where things lay when they were made is nobody else's business

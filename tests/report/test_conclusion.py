@@ -102,7 +102,7 @@ def test_what_peeks_is_an_upper_bound(tmp_path):
     models = {"dense": DENSE, "compressed": DAMAGED, "repaired": better}
     sentence = said(tmp_path, models, recovery="idp", selector=selector)
     assert "idp (hindsight): +15.8 points (" in sentence
-    assert "an upper bound that peeks at the answers, no method" in sentence
+    assert "an upper bound that uses the labels, no method" in sentence
     assert "brings back" not in sentence and "would show" not in sentence
     found = record(tmp_path / "luck", models, recovery="idp", selector=selector)
     found["idp"]["controls"] = {"mean": {"beyond_luck": 0.002, "beyond_luck_interval": [-0.011, 0.015]}}

@@ -118,8 +118,8 @@ def test_an_upper_bound_is_labelled_by_what_it_does_not_by_its_name(record, tmp_
 
     record("oracle", recovery=ORACLE, right=outcomes_of(), change=peeks)
     view = view_of(tmp_path)
-    assert "idp (mine, peeks: upper bound)" in view.rows[2].name
-    assert "upper bound: it has seen the answers" in markdown(score_table(view))
+    assert "idp (mine, upper bound: uses the labels)" in view.rows[2].name
+    assert "upper bound: it uses the labels" in markdown(score_table(view))
     assert not view.compared[view.rows[2].id].differs()  # it claims nothing, and takes no part in Holm's adjustment
     compressed = view.compared[view.rows[1].id].mean
     assert compressed.adjusted == compressed.p < 0.05
@@ -160,12 +160,12 @@ def test_without_outcomes_the_runs_own_comparisons_stand(record, tmp_path):
     test = {"difference": -0.2, "low": -0.3, "high": -0.1, "p": 0.001, "detectable": 0.1, "documents": 40}
 
     def compared(record):
-        whole = {"mean": test, "tasks": dict.fromkeys(DATA, test), "graded": None}
+        whole = {"mean": test, "tasks": dict.fromkeys(DATA, test), "graded": None, "unit": "share"}
         record["idp"]["comparisons"] = [{"after": "compressed", "before": "dense", **whole}]
 
     (record("none", change=compared) / "samples.parquet").unlink()
     compressed = score_table(view_of(tmp_path)).rows[1]
-    assert compressed["difference"].text == "-0.200 (-0.300 to -0.100)¹" and compressed["detectable"].value == 0.1
+    assert compressed["difference"].text == "-20.0 (-30.0 to -10.0)¹" and compressed["detectable"].value == 0.1
 
 
 def test_divergence_from_dense_is_a_column(record, tmp_path):

@@ -33,7 +33,7 @@ def test_lines_are_told_apart_by_settings_and_seed(run_here, shared_store, tmp_p
     run_here(*tiny)
     said = [(row["recovery"], row["seed"]) for row in rows_of(collect([tmp_path / "outputs" / "runs"]))]
     assert said[0] == ("none", "") and len(said) == 5
-    assert ("idp (oracle, peeks: upper bound)", "0") in said
+    assert ("idp (oracle, upper bound: uses the labels)", "0") in said
     prompts = [row for row in said if row[0].startswith("prompt")]
     assert prompts == [("prompt length=2", "0"), ("prompt length=2", "1"), ("prompt length=10", "0")]
 
@@ -41,13 +41,15 @@ def test_lines_are_told_apart_by_settings_and_seed(run_here, shared_store, tmp_p
 def test_a_line_has_the_difference_to_what_was_repaired(vary, runs):
     def differs(record):
         (step,) = (each for each in record["idp"]["comparisons"] if each["before"] == "compressed")
-        step["mean"] |= {"difference": 0.0125, "low": -0.004, "high": 0.029}
+        step["mean"] |= {"difference": 0.0126, "low": -0.004, "high": 0.029}
         record["idp"]["perplexity"] = {"c4": 30.0}
         record["idp"]["fidelity"] = {"repaired": {"texts": {"c4": {"mean_kl": 0.25}}, "tasks": {}}}
 
     vary("first", differs)
     (row,) = rows_of(collect([runs]))
-    assert row["difference (95 %)"] == "+0.013 (-0.004 to +0.029) to compressed" and row["c4 KL to dense"] == "0.250"
+    assert (
+        row["difference (95 % CI)"] == "+1.3 (-0.4 to +2.9) points to compressed" and row["c4 KL to dense"] == "0.250"
+    )
 
 
 def rows_of(found):

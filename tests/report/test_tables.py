@@ -26,7 +26,10 @@ def test_the_table_of_a_repair(tmp_path):
     assert list(rows) == ["arc_easy", "webqs (stand-in: nq_open)", "mean"]
     arc, test = rows["arc_easy"], compared(found, "repaired", "compressed")["tasks"]["arc_easy"]
     assert (arc["dense"], arc["compressed"], arc["repaired"]) == ("0.750", "0.517", "0.650")
-    assert arc["difference to compressed (95 %)"] == f"+0.133 ({test['low']:+.3f} to {test['high']:+.3f})"
+    assert (
+        arc["difference to compressed (percentage points, 95 % CI)"]
+        == f"+13.3 ({100 * test['low']:+.1f} to {100 * test['high']:+.1f})"
+    )
     share = test["damage_brought_back"]
     assert arc["damage brought back"] == f"57% ({share['low']:.0%} to {share['high']:.0%})"
     assert (arc["brought back"], arc["newly right"], arc["newly broken"]) == ("12 of 30", "16", "0")
@@ -34,7 +37,7 @@ def test_the_table_of_a_repair(tmp_path):
     assert (other["damage brought back"], other["newly right"]) == ("no damage beyond noise", "1")
     mean = rows["mean"]
     assert (mean["repaired"], mean["newly right"], mean["documents"]) == ("0.380", "17", "220")
-    assert mean["difference to compressed (95 %)"].startswith("+0.072 (")
+    assert mean["difference to compressed (percentage points, 95 % CI)"].startswith("+7.2 (")
 
 
 @pytest.mark.parametrize("models", [THREE, {row: THREE[row] for row in ("dense", "compressed")}])
@@ -48,9 +51,12 @@ def test_nothing_is_divided_by_dense(tmp_path, models):
 def test_without_a_repair_the_damage_has_its_interval(tmp_path):
     found = record(tmp_path, {row: THREE[row] for row in ("dense", "compressed")}, recovery="none")
     rows, test = rows_of(run_table(found)), compared(found, "compressed", "dense")["tasks"]["arc_easy"]
-    assert rows["arc_easy"]["difference to dense (95 %)"] == f"-0.233 ({test['low']:+.3f} to {test['high']:+.3f})"
+    assert (
+        rows["arc_easy"]["difference to dense (percentage points, 95 % CI)"]
+        == f"-23.3 ({100 * test['low']:+.1f} to {100 * test['high']:+.1f})"
+    )
     assert (rows["arc_easy"]["newly right"], rows["arc_easy"]["newly broken"]) == ("2", "30")
-    assert rows["webqs"]["difference to dense (95 %)"] == "0 (nothing changed)"
+    assert rows["webqs"]["difference to dense (percentage points, 95 % CI)"] == "0 (nothing changed)"
     assert not {"damage brought back", "brought back"} & rows["arc_easy"].keys()
 
 
@@ -74,7 +80,7 @@ def test_where_lower_is_better_the_table_says_so_and_has_no_mean_of_scores(tmp_p
     )
     rows = rows_of(run_table(found))
     assert rows["arc_easy"]["metric"] == "bias (lower is better)"
-    assert rows["arc_easy"]["difference to dense (95 %)"].startswith("+0.233")
+    assert rows["arc_easy"]["difference to dense (percentage points, 95 % CI)"].startswith("+23.3")
     assert rows["mean"]["dense"] == rows["mean"]["compressed"] == ""
 
 
@@ -84,7 +90,7 @@ def test_a_score_that_is_no_mean_is_named(tmp_path):
         each["left_out"] = ["webqs"]
         del each["tasks"]["webqs"]
     table = run_table(found)
-    assert rows_of(table)["webqs"]["difference to compressed (95 %)"] == ""
+    assert rows_of(table)["webqs"]["difference to compressed (percentage points, 95 % CI)"] == ""
     assert "\n\nNo difference of webqs, whose score is no mean over documents" in table
 
 
@@ -114,7 +120,7 @@ def test_kl_and_groups_have_a_column_and_rows(tmp_path):
     )
     assert (rows["c4"]["dense"], rows["c4"]["repaired"]) == ("inf", "21.50")
     group, mean = rows["world (2 tasks)"], rows["mean"]
-    difference = "difference to compressed (95 %)"
+    difference = "difference to compressed (percentage points, 95 % CI)"
     assert group[difference] == mean[difference] and group["documents"] == "220" and group["repaired"] == "0.500"
     assert rows["STEM (1 tasks)"]["brought back"] == "12 of 30"
     about["fidelity"]["repaired"]["tasks"]["webqs"]["mean_kl"] = None  # as of a choice that peeks

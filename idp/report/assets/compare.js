@@ -31,7 +31,7 @@ function drawComparison() {
     part("compare").replaceChildren(nothing("The chosen models have no task in common with the reference."));
     return;
   }
-  const label = comparing.difference ? `score above ${reference.name}, with its 95 % interval, paired over documents`
+  const label = comparing.difference ? `score minus that of ${reference.name}, with its 95 % CI, paired over documents`
     : "score, with its standard error over documents";
   part("compare").replaceChildren(Plot.plot({
     width: width("compare"), style: FONT, marginLeft: 230, marginTop: 30, marginRight: 20, marginBottom: 44,
@@ -79,6 +79,6 @@ function comparisonNotes(rows, points) {
     }
   }
   const peeking = rows.filter(row => row.peeks);
-  if (peeking.length) notes.push(`Pale: an upper bound that has seen the answers, no method: ${peeking.map(row => row.name).join(", ")}.`);
+  if (peeking.length) notes.push(`Pale: an upper bound that uses the labels, no method: ${peeking.map(row => row.name).join(", ")}.`);
   return notes;
 }

@@ -61,5 +61,5 @@ function signed(number) { return `${number < 0 ? "−" : "+"}${Math.abs(number).
 function differenceSaid(found) {
   if (found.why) return `no interval: ${found.why}`;
   const least = found.detectable == null ? "" : `; detectable: ${found.detectable.toFixed(3)}`;
-  return `${signed(found.difference)} (95 %: ${signed(found.low)} to ${signed(found.high)})${least}`;
+  return `${signed(found.difference)} (95 % CI: ${signed(found.low)} to ${signed(found.high)})${least}`;
 }
