@@ -62,7 +62,7 @@ class Quantization:
     group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
     symmetric: bool = option("symmetric grid (no zero points)")
     actorder: Optional[str] = option(
-        "GPTQ's order of columns; static: those with the largest inputs first; null: as they stand",
+        "GPTQ's activation ordering (act-order); static: columns with the largest inputs first; null: as they stand",
         choices=(None, "static"),
     )
 
