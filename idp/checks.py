@@ -98,6 +98,11 @@ def _check_label(compressor: Compressor) -> None:
             f"compressor.kind={compressor.kind}: its label is {label!r}, which cannot be a part of a folder's name; use"
             " letters, digits, _ and -"
         )
+    if (label == "none") != (not compressor.needs):  # which records and tables take for the dense model
+        raise UserError(
+            f"compressor.kind={compressor.kind}: the label none is that of the dense model, of a compressor that needs"
+            f" nothing; its label is {label}, and it needs {', '.join(sorted(compressor.needs)) or 'nothing'}"
+        )
 
 
 def _check_teacher(recovery: Recovery, device_map: str | None) -> None:

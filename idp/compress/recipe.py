@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 GROUP_SIZES = (128, 64, 32)
 
 
-def label(compressor: Compressor) -> str:
-    """A short name made from what the compressor does, such as `gptq3`, `sparsegpt_2of4_gptq4-g128` or `none`."""
-    return compressor.label
-
-
 def needs_data(compressor: Compressor) -> bool:
     """Whether the method itself looks at calibration text: round-to-nearest and magnitude pruning do not."""
     return CALIBRATION in compressor.needs

@@ -87,6 +87,21 @@ def test_a_yaml_of_before_is_what_it_was(yamls, compose):
         compose(found, "compressor=other")
 
 
+@pytest.mark.parametrize(
+    ("label", "needs", "message"),
+    [
+        ("a/b", {DENSE}, r"its label is 'a/b', which cannot be a part of a folder's name"),
+        ("none", {DENSE}, r"the label none is that of the dense model, .* it needs dense"),
+        ("mine", set(), r"the label none is that of the dense model, .* its label is mine, and it needs nothing"),
+    ],
+)
+def test_a_label_is_a_name_and_that_of_no_other(label, needs, message, compose, monkeypatch):
+    monkeypatch.setattr(PruningQuantization, "label", label)
+    monkeypatch.setattr(PruningQuantization, "needs", frozenset(needs))
+    with pytest.raises(UserError, match=message):
+        compose("compressor=rtn4")
+
+
 def test_only_a_method_that_orders_columns_takes_an_order(compose):
     with pytest.raises(UserError, match="actorder=static: only gptq goes through columns in an order"):
         compose("compressor=awq4", "compressor.quantization.actorder=static")

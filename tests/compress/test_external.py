@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from idp.compress import external
 from idp.compress.formats import claims
-from idp.compress.recipe import label
 from idp.errors import UserError
 from idp.models.unpacking import tensors
 from idp.models.weight_files import WeightFiles
@@ -219,7 +218,7 @@ def test_a_gguf_file_of_another_function(dense, compose, tmp_path):
 
 def test_labels(compose):
     for path, name in (("/models/mine-4bit/", "mine-4bit"), ("you/theirs", "theirs"), ("a/b.Q4_0.gguf", "b.Q4_0")):
-        assert label(compose("compressor=external", f"compressor.path={path}").compressor) == f"external-{name}"
+        assert compose("compressor=external", f"compressor.path={path}").compressor.label == f"external-{name}"
 
 
 def test_a_claim_that_the_weights_do_not_bear_out():

@@ -8,13 +8,13 @@ from idp.errors import UserError
 
 
 def test_labels_say_what_is_done(compose):
-    assert recipe.label(compose().compressor) == "none"
-    assert recipe.label(compose("compressor=gptq3").compressor) == "gptq3"
+    assert compose().compressor.label == "none"
+    assert compose("compressor=gptq3").compressor.label == "gptq3"
     override = ["compressor=gptq4", "compressor.quantization.bits=3", "compressor.quantization.group_size=-1"]
-    assert recipe.label(compose(*override).compressor) == "gptq3-g-1"
+    assert compose(*override).compressor.label == "gptq3-g-1"
     for name in ("sparsegpt_2of4_gptq4", "wanda50_gptq4", "magnitude50", "awq3", "rtn8", "sparsegpt_4of8"):
-        assert recipe.label(compose(f"compressor={name}").compressor) == name
-    assert recipe.label(compose("compressor=sparsegpt62").compressor) == "sparsegpt62.5"
+        assert compose(f"compressor={name}").compressor.label == name
+    assert compose("compressor=sparsegpt62").compressor.label == "sparsegpt62.5"
 
 
 def test_group_sizes(open_tiny, compose):
