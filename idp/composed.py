@@ -79,7 +79,8 @@ def without_flags(words: Sequence[str]) -> list[str]:
     for word in places:
         name, equals, folder = word.partition("=")
         if name in ("--config-dir", "-cd"):
-            found.append(f"{SEARCH_PATH}[file://{Path(folder if equals else next(places, '')).absolute()}]")
+            place = Path(folder if equals else next(places, "")).absolute()
+            found.append(f"{SEARCH_PATH}['file://{place}']")
         else:
             found.append(word)
     return found
