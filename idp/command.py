@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,9 @@ def failures_in_one_line(
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if os.environ.get("IDP_DEBUG"):
             raise
         if lacks_memory(error):
@@ -57,6 +61,13 @@ def failures_in_one_line(
         else:
             said = explain(error) if explain is not None else _unforeseen(error)
         sys.exit(f"error: {said}{f'; {also}' if also else ''}")
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    waiting = select.poll()
+    waiting.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
 
 
 def _unforeseen(error: Exception) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +110,14 @@ def test_actions():
         parse_action(actions, ["statsu"], "action")
     with pytest.raises(UserError, match="^which action"):
         parse_action(actions, [], "action")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_reader_that_has_seen_enough_hears_no_error():
+    code = "from idp.command import failures_in_one_line as f\nwith f():\n  [print(n) for n in range(10**6)]"
+    line = shlex.join([sys.executable, "-c", code]) + " | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_help_has_every_option():
