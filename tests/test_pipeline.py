@@ -161,6 +161,7 @@ def test_two_evaluation_processes_give_the_same_record(run_here, spawned_forked)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("golden")  # which loads the same model
 def test_the_embedded_model_from_end_to_end(idp_run, shared_store):
     """As a user starts it, on the whole model. Its figures, and what GPTQ makes of its weights: test_golden.py."""
     words = ("compressor=rtn4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
