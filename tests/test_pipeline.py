@@ -47,7 +47,7 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
 def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     import pyarrow.parquet
 
-    done = idp_run(*TINY, "compressor=gptq4", "recovery=idp", "task=world_knowledge")
+    done = idp_run(*TINY, "compressor=gptq4", "recovery=idp", "recovery.controls=false", "task=world_knowledge")
     record = record_of(done)
     for key in ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "task_hashes"):
         assert "arc_easy" in record[key], key
@@ -120,7 +120,7 @@ def while_measuring(store):
 
 def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_run, tmp_path):
     overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=custom", "task.names=[arc_easy,piqa]"]
-    overrides.append("recovery.training.steps=40")
+    overrides += ["recovery.training.steps=40", "baselines=false"]
     undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
 
     store = tmp_path / "killed"
@@ -161,6 +161,7 @@ def test_two_evaluation_processes_give_the_same_record(run_here, spawned_forked)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("golden")  # which loads the same model
 def test_the_embedded_model_from_end_to_end(idp_run, shared_store):
     """As a user starts it, on the whole model. Its figures, and what GPTQ makes of its weights: test_golden.py."""
     words = ("compressor=rtn4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")

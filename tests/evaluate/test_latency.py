@@ -120,6 +120,8 @@ def test_prefill_and_steps_give_the_plain_logits(family, open_tiny, make_bank):
 )
 def test_a_run_records_latency(recovery, variants, run_here):
     options = ("latency=default", "latency.rounds=3", "latency.new_tokens=2", "tracker=none", "task=arc_easy")
+    if recovery == "idp":
+        options += ("recovery.controls=false",)
     record = run_here("model=tiny_llama", "budget=smoke", "compressor=gptq3", f"recovery={recovery}", *options)
     measured = record["idp"]["latency"]
     assert {row["variant"] for row in measured["rows"]} == variants

@@ -20,7 +20,7 @@ from idp.recover.initial import initial
 from idp.recover.work import Work
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
-QUICK = (*TINY, "recovery=idp", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")
+QUICK = (*TINY, "recovery=idp", "recovery.controls=false", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")
 
 
 def options(bank, lengths=(4, 4), **changes):
@@ -362,6 +362,7 @@ def test_a_bank_runs_from_end_to_end(bank, run_here, tmp_path):
 
 def test_an_assembled_bank_runs_and_trains_nothing(places, run_here, monkeypatch):
     base = (*TINY, "compressor=none", "recovery=idp", "recovery/bank=assembled", "evaluation.perplexity=[]")
+    base += ("recovery.controls=false",)
     monkeypatch.setattr("idp.recover.making._text", lambda *_: pytest.fail("it asked for training text"))
     record = run_here(*base, f"recovery.bank.from=[{places / 'bank'},{places / 'theirs'}]")["idp"]
     assert list(record["selection"]["arc_easy"]) == ["prompt_0", "prompt_1", "theirs"]

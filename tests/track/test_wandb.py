@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_with_the_next_point(run_here, tmp_path, monkeypat
         assert (steps(run, "train/prompt_0/loss"), steps(run, "train/prompt_1/loss")) == points
 
 
-def test_a_killed_run_loses_no_point(run_here, tmp_path):
+def test_a_killed_run_loses_no_point(run_here, bridges, tmp_path):
     """Nobody knows what W&B had written, so all points come again."""
     code = (
         "import os, signal; from idp.track.wandb import WandbTracker as T; log = T.log\n"
@@ -103,7 +103,7 @@ def test_a_killed_run_loses_no_point(run_here, tmp_path):
         "T.log = log_and_die\n"
         "from idp.run import main; main()"
     )
-    options = (*QUICK, "recovery=idp", "recovery.lengths=[3,5]", "tracker.mode=offline")
+    options = (*QUICK, *bridges, "recovery=idp", "recovery.lengths=[3,5]", "tracker.mode=offline")
     done = python("-c", code, *options, f"output={tmp_path / 'outputs'}", env=own_environment())
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert run_here(*options)["results"]["arc_easy"]
