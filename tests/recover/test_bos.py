@@ -12,7 +12,7 @@ from idp.compress import stage as compressing
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
 from idp.prompting.states import embedded
-from idp.recover import opening, selection, stage
+from idp.recover import making, opening, selection, stage
 from idp.store import Store
 
 from .conftest import METHODS
@@ -39,7 +39,7 @@ def begun(small, text, tmp_path, bos_folders):
 
 def rows_of(config, dense, text):
     loaded = models.open_model(models.model_folder(dense), config.model)
-    return loaded, stage._text(config.recovery.training, text, loaded, 0)[1]
+    return loaded, making._text(config.recovery.training, text, loaded, 0)[1]
 
 
 def plain(model, rows, prompt, place):

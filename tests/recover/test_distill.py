@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from idp import models
-from idp.recover import opening, stage
+from idp.recover import making, opening, stage
 from idp.store import Store
 
 from .conftest import METHODS
@@ -41,7 +41,7 @@ def test_it_learns_from_the_dense_model(method, damaged, text):
     # The held-out loss is the KL by torch's own function.
     if method in ("prompt", "lora"):
         teacher = models.open_model(models.model_folder(dense), config.model)
-        _, heldout = stage._text(config.recovery.training, text, teacher, 0)
+        _, heldout = making._text(config.recovery.training, text, teacher, 0)
         repaired = opening.open_repaired(config.model, coarse, repair, config.recovery)
         with torch.no_grad():
             given = log_softmax(teacher.model(heldout).logits[:, :-1], dim=-1).flatten(0, 1)

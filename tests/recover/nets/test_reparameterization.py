@@ -6,7 +6,7 @@ import torch
 from idp import models
 from idp.prompting.bank import PromptBank
 from idp.prompting.states import flatten, run_prompt, unflatten
-from idp.recover import prefix, ptune, stage
+from idp.recover import making, prefix, ptune
 from idp.recover.initial import initial
 from idp.recover.tuning import loss_with
 
@@ -62,7 +62,7 @@ def test_the_folded_bank_gives_the_loss_of_training(method, recovered, text):
     loaded = models.open_model(models.model_folder(dense), config.model)
     bank = PromptBank.load(repair.path / "bank")
     training = config.recovery.training
-    _, heldout = stage._text(training, text, loaded, 0)
+    _, heldout = making._text(training, text, loaded, 0)
     loss_of = loss_with(loaded, Itself(bank.prompts[0]), bank.kind, training, None)
     with torch.no_grad():
         found = sum(loss_of(heldout[i : i + 2]).item() for i in (0, 2)) / 2
