@@ -99,8 +99,8 @@ def _loss(loaded: Any, prompt: torch.Tensor, heldout: torch.Tensor, beginning: B
 
 def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, seed: int, options: Any) -> Any:
     from idp.config import Training
+    from idp.recover.context import RepairContext
     from idp.recover.tuning import tune
-    from idp.recover.work import Work
 
     training = Training(
         options.steps,
@@ -119,8 +119,10 @@ def _trained(loaded: Any, text: tuple[torch.Tensor, torch.Tensor], place: str, s
     )
     with tempfile.TemporaryDirectory() as folder:
         start, beginning = _start(loaded, options.tokens, seed), Beginning(loaded.bos, place)
-        work = Work(loaded, seed, Path(folder), Path(folder), text, label=f"{place} {seed}", beginning=beginning)
-        return tune(work, start, training)[1]
+        context = RepairContext(
+            loaded, seed, Path(folder), Path(folder), text, label=f"{place} {seed}", beginning=beginning
+        )
+        return tune(context, start, training)[1]
 
 
 def rounded_in_place(model: Any, bits: int) -> None:

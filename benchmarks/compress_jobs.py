@@ -43,7 +43,7 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
     from idp.store import Store
 
     config = _config(job)
-    dense = models.load(config.model, models.find(config.model), Store(config.store))
+    dense = models.load(config.model, models.find_model(config.model), Store(config.store))
     loaded = models.open_model(models.model_folder(dense), config.model)
     calibration = named_corpus(config.compressor.calibration.corpus or "corpus", config.corpus, None)
     inputs = blocks(calibration, "calibration", loaded.tokenizer, job["length"], job["samples"], job["seed"])
@@ -91,7 +91,7 @@ def grow(job: dict[str, Any]) -> dict[str, Any]:
         config = _config(job)
         inputs = torch.randint(1, VOCABULARY, (job["samples"], job["length"]))
         with quiet():
-            from idp.compress import oneshot  # noqa: F401  its import is no part of the work
+            from idp.compress import oneshot  # noqa: F401  its import is no part of the context
         before = _peak()
         started = time.perf_counter()
         loaded: LoadedModel = models.open_model(Path(folder) / "dense", config.model)
@@ -106,7 +106,7 @@ def _config(job: dict[str, Any]) -> Any:
 
     from idp.checks import check
     from idp.config import conf_dir
-    from idp.kinds import register
+    from idp.registry import register
 
     register(job["overrides"])
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):

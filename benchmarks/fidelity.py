@@ -67,7 +67,7 @@ def _open(options: argparse.Namespace) -> LoadedModel:
     source = "local" if options.folder else "embedded"
     config = Model("bench", source, options.folder, None, "float32", "auto", None, False, "auto", {})
     return models.open_model(
-        models.model_folder(models.load(config, models.find(config), Store("outputs/store"))), config
+        models.model_folder(models.load(config, models.find_model(config), Store("outputs/store"))), config
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from idp.command import failures_in_one_line, help_text, parse, word
-from idp.finished import find
+from idp.finished import find_run
 from idp.store import digest
 
 REPAIRS = 10  # of each compressor
@@ -152,7 +152,7 @@ def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _folder(place: str) -> Path:
-    find(place)  # says what is wrong with it
+    find_run(place)  # says what is wrong with it
     path = Path(place).expanduser()
     return path if path.is_dir() else path.parent
 

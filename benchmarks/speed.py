@@ -117,7 +117,7 @@ def open_model(options: argparse.Namespace) -> Any:
     config = Model("bench", "embedded", None, None, options.dtype, "auto", None, False, "auto", {})
     if options.shape is not None:
         return random_model(SHAPES[options.shape], models.dtype_of(config), models.device_of(config))
-    product = models.load(config, models.find(config), Store("outputs/store"))
+    product = models.load(config, models.find_model(config), Store("outputs/store"))
     return models.open_model(models.model_folder(product), config)
 
 

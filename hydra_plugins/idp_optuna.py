@@ -6,7 +6,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from idp.sweep import search
 
-ConfigStore.instance().store(group="schema", name="optuna_sweeper", node=search.Options)
+ConfigStore.instance().store(group="schema", name="optuna_sweeper", node=search.SearchOptions)
 
 
 class OptunaSweeper(search.OptunaSweeper):

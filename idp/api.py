@@ -265,8 +265,8 @@ def find(record_or_folder: str | Path | dict[str, Any], store: str | Path | None
         raise UserError(f"idp.load takes a path or a record, not {type(record_or_folder).__name__}")
     folder = Path(record_or_folder).expanduser()
     if (folder / PROVENANCE).is_file():
-        return exports.find(folder)
-    return finished.find(record_or_folder, store)
+        return exports.find_export(folder)
+    return finished.find_run(record_or_folder, store)
 
 
 def check_device(device: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from idp import kinds
+from idp import registry
 from idp.config import Compressor, Config, Recovery, choices_of, one_line
 from idp.errors import UserError
 
@@ -23,7 +23,7 @@ def check(config: DictConfig) -> Config:
     Raises:
         UserError: a value is missing, of the wrong type, or outside its choices or range.
     """
-    kinds.load_plugins(config.get("plugins") or [])  # in a process that did not compose it
+    registry.load_plugins(config.get("plugins") or [])  # in a process that did not compose it
     try:
         typed = cast(Config, OmegaConf.to_object(_typed(config)))
     except UserError:
@@ -31,7 +31,7 @@ def check(config: DictConfig) -> Config:
     except Exception as error:  # OmegaConf's errors span several lines: keep the first and the key
         raise UserError(one_line(error)) from error
     typed.compressor = typed.compressor.resolved()
-    typed.corpus = kinds.corpus(typed.corpus)
+    typed.corpus = registry.corpus(typed.corpus)
     _check_fields(typed, "")
     _check_together(typed)
     return typed
@@ -71,7 +71,7 @@ def _typed(config: DictConfig) -> DictConfig:
     values = config.get("compressor")
     if values is None or issubclass(cast(type, OmegaConf.get_type(values)), Compressor):
         return config
-    node = kinds.named(Compressor, values.get("kind"), "compressor")
+    node = registry.named(Compressor, values.get("kind"), "compressor")
     typed = copy.deepcopy(config)
     try:
         typed.compressor = OmegaConf.merge(OmegaConf.structured(node), values)
@@ -85,7 +85,7 @@ def _check_kinds(config: Config) -> None:
     parts: dict[str, Any] = {"compressor": config.compressor, "recovery": recovery}
     parts |= {f"recovery/{group}": node for group, node in recovery.parts.items()}
     for group, node in parts.items():
-        if node.kind != (kind := kinds.kind_of(node)):
+        if node.kind != (kind := registry.kind_of(node)):
             name = group.replace("/", ".")
             raise UserError(f"{name}.kind={node.kind}: its options are those of {kind}; say {group}={node.kind}")
 
@@ -130,7 +130,7 @@ def _check_together(config: Config) -> None:
     recovery.check()
     _check_teacher(recovery, config.model.device_map)
     selector = recovery.choice.selector if recovery.choice is not None else None
-    if selector is not None and selector.peeks and config.latency.enabled:
+    if selector is not None and selector.uses_labels and config.latency.enabled:
         raise UserError(
             f"recovery.selector={selector.kind} chooses with the answers in hand and runs no model: it has no latency;"
             " use latency=none or another selector"

@@ -34,7 +34,7 @@ def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> I
     from hydra.core.global_hydra import GlobalHydra
 
     from idp.checks import check
-    from idp.kinds import register
+    from idp.registry import register
 
     register(words)
     GlobalHydra.instance().clear()

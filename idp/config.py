@@ -272,7 +272,7 @@ class Compressor:
         """Raises a UserError where the options do not go together."""
 
     def find(self, store: Any = None) -> Any:
-        """Where weights that others made are, an `idp.models.Source` known by its content; None where none are wanted.
+        """Where weights that others made are, an `idp.models.ModelSource` known by its content; None: none wanted.
 
         Raises:
             UserError: they are not there.
@@ -313,8 +313,12 @@ class Compressor:
         """What is claimed of the weights that it leaves."""
         return Claims()
 
-    def apply(self, work: Any) -> None:
-        """Changes the dense model in place: the weights of `work.layers`; `work` is an `idp.compress.work.Work`."""
+    def apply(self, context: Any) -> None:
+        """Changes the dense model in place: the weights of `context.layers`.
+
+        Args:
+            context: an `idp.compress.context.CompressionContext`.
+        """
         raise NotImplementedError
 
     @property
@@ -419,11 +423,11 @@ class Selector:
     @property
     def needs(self) -> frozenset[str]:
         """What it reads before it can choose; each prompt's loss on held-out text takes the model."""
-        return frozenset({TEXT, WEIGHTS}) if self.fits and not self.peeks else frozenset()
+        return frozenset({TEXT, WEIGHTS}) if self.fits and not self.uses_labels else frozenset()
 
     @property
-    def peeks(self) -> bool:
-        """Whether it chooses with the answers in hand: it is measured by `peek`, and cannot be used."""
+    def uses_labels(self) -> bool:
+        """Whether it chooses with the answers in hand: it is measured by `best_by_labels`, and cannot be used."""
         return False
 
     @property
@@ -441,8 +445,8 @@ class Selector:
         """Whether it is the choice that IDP's paper describes, by which claims about IDP are judged if it is there."""
         return False
 
-    def peek(self, scores: Any) -> Any:
-        """Of one that peeks, the choice for each document: the first of the prompts that score best on it.
+    def best_by_labels(self, scores: Any) -> Any:
+        """Of one that uses the labels, the choice for each document: the first of the prompts that score best on it.
 
         Args:
             scores: [documents, prompts], what each prompt alone scored on a document, the greater the better.
@@ -483,8 +487,8 @@ class Selector:
         return self
 
     def check_usable(self) -> None:
-        """Raises a UserError where no model can choose like it: one that peeks is measured alone."""
-        if self.peeks:
+        """Raises a UserError where no model can choose like it: one that uses the labels is measured alone."""
+        if self.uses_labels:
             raise UserError(
                 f"recovery.selector={self.kind} chooses with the answers in hand: it can be evaluated, not used; take"
                 " another selector of the same bank"
@@ -563,8 +567,8 @@ class Bank:
         """As `Recovery.content`."""
         return None
 
-    def make(self, recovery: Any, work: Any) -> Any:
-        """Makes the bank, a prompt for each of the recovery's lengths; `work` and result as of `Recovery.make`."""
+    def make(self, recovery: Any, context: Any) -> Any:
+        """Makes the bank, a prompt for each of the recovery's lengths; `context` and result as of `Recovery.make`."""
         raise NotImplementedError
 
 
@@ -732,8 +736,8 @@ class Recovery:
 
     # How it is made, put back on a model and exported.
 
-    def make(self, work: Any) -> Any:
-        """Makes the repair: an `idp.recover.work.Made` out of an `idp.recover.work.Work`."""
+    def make(self, context: Any) -> Any:
+        """Makes the repair: an `idp.recover.context.RepairResult` out of an `idp.recover.context.RepairContext`."""
         raise NotImplementedError
 
     @classmethod

@@ -28,7 +28,7 @@ A W&B workspace and a report, made for the runs that are there.
 
 
 @dataclass
-class Options:
+class DashboardOptions:
     """The words of the command line."""
 
     runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
@@ -238,11 +238,11 @@ def main(words: Sequence[str] | None = None) -> None:
     """Saves both and prints their addresses, or with `--dry-run` writes what would be saved."""
     words = list(sys.argv[1:] if words is None else words)
     if wants_help(words):
-        print(help_text(Options, HELP))
+        print(help_text(DashboardOptions, HELP))
         return
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
-        options = parse(Options, words)
+        options = parse(DashboardOptions, words)
         from idp.records.collect import collect
 
         records = collect(options.runs or ["outputs/runs"]).records

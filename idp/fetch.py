@@ -53,7 +53,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Item:
+class FetchItem:
     """What became of a need."""
 
     need: Need
@@ -92,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{len(missing)} of {len(items)} missing: {names}")
 
 
-def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update: bool = False) -> Iterator[Item]:
+def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update: bool = False) -> Iterator[FetchItem]:
     """What each run of a command line takes from elsewhere, each thing once; fetched unless it is there.
 
     Args:
@@ -137,7 +137,7 @@ def needs(config: Config) -> Iterator[Need]:
     yield from _tasks(config)
 
 
-def line(item: Item) -> str:
+def line(item: FetchItem) -> str:
     """One item in a line."""
     bytes_of = f", {size(item.bytes)}" if item.bytes else ""
     return f"{item.state:<8} {item.need.what:<10} {item.need.name:<20} {item.said}{bytes_of}"
@@ -152,18 +152,18 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
 
 
-def _taken(need: Need, store: Store) -> Item:
+def _taken(need: Need, store: Store) -> FetchItem:
     from idp import fetched
 
     with fetched.noting() as products:
         try:
             said = need.take(store)
         except UserError as error:
-            return Item(need, MISSING, str(error), 0)
+            return FetchItem(need, MISSING, str(error), 0)
     state = LOCAL
     if products:
         state = THERE if all(product.reused for product in products) else FETCHED
-    return Item(need, state, said, sum(map(_bytes, products)))
+    return FetchItem(need, state, said, sum(map(_bytes, products)))
 
 
 def _bytes(product: Product) -> int:
@@ -181,7 +181,7 @@ def _bytes(product: Product) -> int:
 def _model(config: Config, store: Store) -> str:
     from idp import models
 
-    source = models.find(config.model, store)
+    source = models.find_model(config.model, store)
     if source.kind == "random":
         return "random weights, made by the run"
     if source.kind != "hub":

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from idp.beginning import AUTO
 from idp.config import Choice, Compressor, Fitting, Model, Recovery, Selector, conf_dir
 from idp.errors import UserError
-from idp.kinds import load_plugins, restore
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.records.schema import Record
+from idp.registry import load_plugins, restore
 from idp.store import Product, Store
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MADE_BY = {"load": "dense model", "compress": "compressed model", "recover": "re
 
 
 @dataclass
-class Made(Recovery):
+class StoredRecovery(Recovery):
     """What is still needed of a recovery once its repair is made: how one of several prompts is chosen."""
 
     selector: Selector | None = None
@@ -44,7 +44,7 @@ class Finished:
     record: Record
     model: Model
     compressor: Compressor
-    recovery: Made
+    recovery: StoredRecovery
     batch_tokens: int
     places: list[Path]
 
@@ -148,7 +148,7 @@ class Finished:
         return Store(found[0])
 
 
-def find(place: str | Path, store: str | Path | None = None) -> Finished:
+def find_run(place: str | Path, store: str | Path | None = None) -> Finished:
     """The run of a record.
 
     Args:
@@ -192,7 +192,7 @@ def of_record(
                 dtype=record["config"]["model_dtype"],
             ),
             restore(Compressor, config["compressor"], "compressor"),
-            Made(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
+            StoredRecovery(recovery["kind"], restore(Selector, chosen, "recovery.selector") if chosen else None),
             int(record["idp"].get("batch_tokens") or config["evaluation"]["batch_tokens"]),  # older ones: the config's
             places,
         )

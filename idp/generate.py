@@ -22,12 +22,12 @@ HELP = """idp generate: what a run's models answer, side by side, and which prom
   idp generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
   idp generate record=exports/mine file=prompts.txt models=compressed,repaired
 
-Options:"""
+GenerateOptions:"""
 GAP = 2  # columns between two answers
 
 
 @dataclass
-class Options:
+class GenerateOptions:
     """`key=value` words; `prompt` or `file` must be there."""
 
     record: str | None = word("a run's record.json or folder, or an export; else the newest run there is", default=None)
@@ -44,10 +44,10 @@ def main(words: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     words = sys.argv[1:] if words is None else words
     if not words or wants_help(words):
-        print(help_text(Options, HELP))
+        print(help_text(GenerateOptions, HELP))
         sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
     with failures_in_one_line(command="generate"):
-        options = parse(Options, words)
+        options = parse(GenerateOptions, words)
         prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
         check_count("max_new_tokens", options.max_new_tokens)
         check_device(options.device)
@@ -69,7 +69,7 @@ def main(words: list[str] | None = None) -> None:
             print(side_by_side(prompt, row, banked, shutil.get_terminal_size().columns), end="\n\n", flush=True)
 
 
-def prompts_of(options: Options) -> list[str]:
+def prompts_of(options: GenerateOptions) -> list[str]:
     """The prompts that the options name.
 
     Raises:

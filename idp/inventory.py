@@ -29,7 +29,7 @@ NAMED = ("load", "compress", "recover")
 
 
 @dataclass
-class Item:
+class StoreItem:
     """One folder of a store.
 
     Attributes:
@@ -111,7 +111,7 @@ class Inventory:
         self._by_key = {item.key: item for item in self.items if item.manifest}
         self._name_runs()
 
-    def words(self, item: Item) -> str:
+    def words(self, item: StoreItem) -> str:
         """What an item is, from the model on: `smollm2_135m gptq4 prompt`."""
         if item.left:
             return item.left
@@ -159,18 +159,18 @@ class Inventory:
         found = (runs.glob(f"*/{name}") for runs in self.runs for name in (STATUS, RECORD))
         return sorted({path.parent for paths in found for path in paths})
 
-    def _ancestors(self, item: Item) -> Iterator[str]:
+    def _ancestors(self, item: StoreItem) -> Iterator[str]:
         while (parent := self._by_key.get(item.parent or "")) is not None:
             yield parent.key
             item = parent
 
 
-def _items(root: Path) -> Iterator[Item]:
+def _items(root: Path) -> Iterator[StoreItem]:
     for place in root.glob("*/*"):
         if place.parent.name not in NOT_STAGES and place.is_dir():
             size = sum(_size(file) for file in place.rglob("*"))
             plain = KEY.fullmatch(place.name) is not None
-            yield Item(place, place.parent.name, size, _json(place / MANIFEST) if plain else {})
+            yield StoreItem(place, place.parent.name, size, _json(place / MANIFEST) if plain else {})
 
 
 def _size(file: Path) -> int:
@@ -180,7 +180,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _label(item: Item) -> str:
+def _label(item: StoreItem) -> str:
     """What its maker called it; a product from before that was written down is told from its config."""
     if label := item.manifest.get("label"):
         return label

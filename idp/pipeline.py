@@ -65,7 +65,7 @@ def _run(config: Config) -> tuple[Record, Path]:
     return record, place
 
 
-def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracking) -> recording.Made:
+def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracking) -> recording.RunResult:
     """The stages from the dense model on, one after the other."""
     config, inputs, store = plan.config, plan.inputs, plan.store
 
@@ -94,7 +94,7 @@ def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracki
         _stage(status, "latency")
     latency = rows.time(config, compared, store, plan.shape.empty.bos)
 
-    return recording.Made(
+    return recording.RunResult(
         name=name,
         compressor=config.compressor.label,
         config=values_of(config),

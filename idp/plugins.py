@@ -1,7 +1,7 @@
 """Modules of the user's own with kinds in them: `plugins=[my_module]`, on the command line or in an experiment's YAML.
 
 They are imported before Hydra composes, since what it composes is typed by them. What is imported here stays for the
-process; `idp.kinds` looks for kinds in it.
+process; `idp.registry` looks for kinds in it.
 """
 
 from __future__ import annotations

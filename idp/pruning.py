@@ -14,7 +14,7 @@ from filelock import Timeout
 
 from idp.command import word
 from idp.errors import UserError
-from idp.inventory import Inventory, Item
+from idp.inventory import Inventory, StoreItem
 from idp.store.lease import lease
 from idp.store.verification import Stamps
 
@@ -33,7 +33,9 @@ class Choice:
     named: bool = word("also what records need: their models cannot be opened then", default=False)
 
 
-def choose(inventory: Inventory, items: list[Item], options: Choice, of_kinds: bool) -> tuple[list[Item], Counter[str]]:
+def choose(
+    inventory: Inventory, items: list[StoreItem], options: Choice, of_kinds: bool
+) -> tuple[list[StoreItem], Counter[str]]:
     """What to remove, and how many of those asked for are spared for which reason.
 
     Args:
@@ -79,7 +81,7 @@ def choose(inventory: Inventory, items: list[Item], options: Choice, of_kinds: b
     return chosen, spared
 
 
-def _recent(items: list[Item], keep: int | None) -> set[Path]:
+def _recent(items: list[StoreItem], keep: int | None) -> set[Path]:
     """The `keep` of each kind that were used last."""
     by_kind = defaultdict(list)
     for item in sorted(items, key=lambda item: -item.used):
@@ -87,7 +89,7 @@ def _recent(items: list[Item], keep: int | None) -> set[Path]:
     return {place for places in by_kind.values() for place in places[: keep or 0]}
 
 
-def remove(item: Item) -> bool:
+def remove(item: StoreItem) -> bool:
     """Removes one product under its maker's lease; False where another process holds that, or has used it meanwhile.
 
     Raises:

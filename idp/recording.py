@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
+class RunResult:
     """What a run's stages made.
 
     Args:
@@ -89,7 +89,7 @@ def bos_of(recovery: Recovery, empty: LoadedModel, repair: Product | None) -> di
     return {"tokens": tokens, "text": text, "place": beginning.place if prompted else None}
 
 
-def build(made: Made) -> Record:
+def build(made: RunResult) -> Record:
     """The record of a run."""
     from idp.evaluate import fidelity
     from idp.records.conclusion import conclusion
@@ -163,7 +163,7 @@ def build(made: Made) -> Record:
     return whole
 
 
-def write(folder: Path, record: Record, made: Made) -> Path:
+def write(folder: Path, record: Record, made: RunResult) -> Path:
     """Writes the record and, beside it, the per-document outcomes of every model and every prompt; the record last."""
     import pyarrow as arrow
     from pyarrow import parquet
@@ -244,8 +244,8 @@ def _merged(measured: Measured) -> dict[str, Any]:
 
 def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
     """What a repair is made of: tokens of each of its prompts, whether it changes layers; and the method that it is."""
-    from idp.kinds import recoveries
     from idp.recover.weight_side import has_weight_side
+    from idp.registry import recoveries
 
     if repair is None:
         return None
@@ -264,7 +264,7 @@ def _chosen(own: Measured) -> dict[str, dict[str, int]]:
 
 
 def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) -> dict[str, Any] | None:
-    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is a choice that peeks."""
+    """The selector, and how evenly it chose. One prompt by design is no collapse, nor is a choice by the labels."""
     from idp.evaluate.selection import collapsed, entropy
 
     if selection is None:
@@ -274,15 +274,15 @@ def _selector(selection: Selection | None, chosen: dict[str, dict[str, int]]) ->
         described = {**described, "oracle_loss_by_luck": selection.oracle_loss_by_luck}
     return {
         **described,
-        "peeks": options.peeks,
+        "peeks": options.uses_labels,
         "constant": options.constant,
         "published": options.published,
         "entropy": {task: entropy(list(counts.values())) for task, counts in chosen.items()},
-        "collapsed": [] if options.constant or options.peeks else collapsed(chosen),
+        "collapsed": [] if options.constant or options.uses_labels else collapsed(chosen),
     }
 
 
-def _controls(made: Made) -> dict[str, Any] | None:
+def _controls(made: RunResult) -> dict[str, Any] | None:
     from idp.evaluate.selection import controls
 
     if not made.per_prompt or made.selection is None:

@@ -42,9 +42,9 @@ class Row:
         return (self.repair or self.weights).key
 
     @property
-    def peeks(self) -> bool:
+    def uses_labels(self) -> bool:
         """Whether it chooses with the answers in hand, so that it is read off from its prompts alone."""
-        return self.selection is not None and self.selection.options.peeks
+        return self.selection is not None and self.selection.options.uses_labels
 
     def subject(self, folder: Path) -> Subject:
         """What is measured of it; `folder` has its config and tokenizer.
@@ -96,7 +96,11 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
     or no control is asked for.
     """
     choice = config.recovery.choice
-    if row.selection is None or row.recovery is None or not (row.peeks or (choice is not None and choice.controls)):
+    if (
+        row.selection is None
+        or row.recovery is None
+        or not (row.uses_labels or (choice is not None and choice.controls))
+    ):
         return []
     found = []
     for number, prompt in enumerate(row.selection.prompts):
@@ -110,11 +114,11 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
 def measure(
     rows: list[Row], prompts: list[Row], benchmark: Benchmark, store: Store, finished: Finished
 ) -> tuple[dict[str, Measured], list[Measured]]:
-    """Scores of every row by its name, and of each prompt alone; those of a choice that peeks are taken from these."""
+    """Scores of every row by its name, and of each prompt alone; those of a choice by the labels come from these."""
     of_prompts = [_measure(row, benchmark, store, None, finished) for row in prompts]
     measured: dict[str, Measured] = {}
     for row in rows:
-        if row.peeks and row.selection is not None:
+        if row.uses_labels and row.selection is not None:
             subject = row.subject(models.model_folder(_made(row.weights)))
             measured[row.name] = oracle.measure(subject, benchmark, of_prompts, row.selection.options, store)
         else:

@@ -20,8 +20,8 @@ from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import conf_dir
 from idp.errors import UserError
-from idp.kinds import register
 from idp.records.record import heldout_loss
+from idp.registry import register
 
 # Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from idp.command import failures_in_one_line, help_text, parse_action, wants_help, word
 from idp.errors import UserError
-from idp.inventory import Inventory, Item
+from idp.inventory import Inventory, StoreItem
 from idp.progress import progress
 from idp.pruning import Choice, choose, remove
 from idp.store import damage_of
@@ -132,7 +132,7 @@ def prune(options: Prune) -> None:
     print(f"removed {len(removed)} products, {_size(sum(item.bytes for item in removed))}")
 
 
-def _say(inventory: Inventory, chosen: list[Item], spared: Counter[str], named: bool) -> None:
+def _say(inventory: Inventory, chosen: list[StoreItem], spared: Counter[str], named: bool) -> None:
     for item in chosen:
         print(f"{item.kind} {item.key[:12]}  {inventory.words(item)}  {_size(item.bytes)}, last used {_times(item)[1]}")
         if named and item.runs:
@@ -153,7 +153,7 @@ def _inventory(options: Verify) -> Inventory:
     return Inventory(root, [Path(each) for each in getattr(options, "runs", ())] or [root.parent / "runs"])
 
 
-def _of_kind(inventory: Inventory, kinds: Sequence[str]) -> list[Item]:
+def _of_kind(inventory: Inventory, kinds: Sequence[str]) -> list[StoreItem]:
     known = sorted({item.kind for item in inventory.items})
     if unknown := [kind for kind in kinds if kind not in known]:
         raise UserError(f"--kind {unknown[0]}: the store has {', '.join(known) or 'nothing'}")
@@ -168,11 +168,11 @@ def _configured() -> Path:
     return Path(OmegaConf.load(conf_dir() / "config.yaml").store)
 
 
-def _times(item: Item) -> list[str]:
+def _times(item: StoreItem) -> list[str]:
     return [time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (item.made, item.used)]
 
 
-def _as_json(inventory: Inventory, item: Item) -> dict[str, object]:
+def _as_json(inventory: Inventory, item: StoreItem) -> dict[str, object]:
     made, used = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)) for when in (item.made, item.used))
     about = {"kind": item.kind, "key": item.key, "what": inventory.words(item), "bytes": item.bytes}
     return {**about, "made": made, "used": used, "runs": item.runs, "folder": str(item.place)}

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from idp import config, kinds, plugins
+from idp import config, plugins, registry
 from idp.command import nearest
 from idp.config import conf_dir, one_line
 from idp.errors import UserError
@@ -80,7 +80,7 @@ def help_of(words: Sequence[str]) -> str:
         UserError: a plug-in does not import, or has no kind.
     """
     if others := [word for word in words if word not in ("-h", "--help")]:
-        kinds.load_plugins(plugins.named(others))  # which takes Hydra
+        registry.load_plugins(plugins.named(others))  # which takes Hydra
     return text()
 
 
@@ -166,7 +166,9 @@ def _mapping(key: str) -> str | None:
 
 def _all_names() -> set[str]:
     nodes = [getattr(config, name) for name in dir(config)]
-    nodes += [node for sort in kinds.SORTS.values() if sort.composed for node in kinds.find(sort.base).values()]
+    nodes += [
+        node for sort in registry.SORTS.values() if sort.composed for node in registry.kinds_of(sort.base).values()
+    ]
     found: set[str] = set()
     while nodes:
         node = nodes.pop()
@@ -206,7 +208,7 @@ def _compressors() -> str:
     """The options of each kind of compressor, without those that an earlier one has as well."""
     said, known = [], _fields("compressor.", config.Compressor)
     for kind, node in sorted(
-        kinds.compressors().items(), key=lambda item: item[0] != kinds.SORTS[config.Compressor].unsaid
+        registry.compressors().items(), key=lambda item: item[0] != registry.SORTS[config.Compressor].unsaid
     ):
         own = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
         known = f"{known}\n{own}"
@@ -219,15 +221,16 @@ def _recoveries() -> str:
     return (
         "\n".join(
             f"with recovery={kind}:\n{_fields('recovery.', node)}"
-            for kind, node in kinds.recoveries().items()
+            for kind, node in registry.recoveries().items()
             if _own_fields("recovery.", node, config.Recovery)  # none has nothing to say
         )
         + "".join(
-            f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}" for kind, node in kinds.banks().items()
+            f"\nwith recovery/bank={kind}:\n{_fields('recovery.bank.', node)}"
+            for kind, node in registry.banks().items()
         )
         + "".join(
             f"\nwith recovery/selector={kind}:\n{fields}"
-            for kind, node in kinds.selectors().items()
+            for kind, node in registry.selectors().items()
             if (fields := _own_fields("recovery.selector.", node, config.Selector))
         )
         + f"\nwith every recovery that is trained:\n{_fields('recovery.training.', config.Training)}"

@@ -177,12 +177,12 @@ def compose():
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from idp import kinds
+    from idp import registry
     from idp.checks import check
     from idp.config import conf_dir
 
     def composed(*overrides: str):
-        kinds.register(overrides)
+        registry.register(overrides)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
             return check(hydra.compose("config", overrides=list(overrides)))

@@ -115,10 +115,10 @@ def test_an_input_longer_than_the_window_is_cut_and_said(banked, caplog):
 @pytest.mark.parametrize("overrides", [BANK, FITTED, LORA], ids=["idp", "fitted", "lora"])
 def test_an_export_is_the_run(overrides, finished_run, tmp_path):
     from idp.export.checkpoint import export
-    from idp.export.options import Options
+    from idp.export.options import ExportOptions
 
     folder, _ = finished_run(*overrides, "baselines=true")
-    export(Options(str(folder), str(tmp_path / "mine")))
+    export(ExportOptions(str(folder), str(tmp_path / "mine")))
     for variant in ("compressed", "repaired"):
         own, theirs = (idp.load(place, variant=variant) for place in (folder, tmp_path / "mine"))
         assert own.prompts == theirs.prompts

@@ -9,14 +9,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from idp import models
-from idp.finished import find
+from idp.finished import find_run
 from idp.models import model_folder
 from idp.plan import assumed, cost, peaks
 from idp.plan.assumed import of_run
 from idp.plan.cost import main, of_experiment
 from idp.plan.machine import counted as count_documents
 from idp.plan.machine import machine_of
-from idp.plan.work import COMPRESS, FORWARD, HELDOUT, JUDGE, MEASURE, PERPLEXITY, TRAIN, Machine
+from idp.plan.workload import COMPRESS, FORWARD, HELDOUT, JUDGE, MEASURE, PERPLEXITY, TRAIN, Machine
 from idp.usage import options
 
 MACHINE = Machine(
@@ -110,7 +110,7 @@ def test_every_token_that_passes_a_model_is_counted(run, compose, bridges, tmp_p
 
 def test_a_record_gives_tokens_speed_and_hours(finished_run, capsys):
     folder, record = finished_run("compressor=gptq3", "recovery=prompt", "baselines=true")
-    run = find(folder)
+    run = find_run(folder)
     machine = machine_of(run, str(folder))
     tokenizer = AutoTokenizer.from_pretrained(model_folder(run.product("load")))
     assert machine.tokens["arc_easy"] > machine.contexts["arc_easy"] > len(tokenizer.encode("What"))

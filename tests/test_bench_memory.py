@@ -15,9 +15,9 @@ from idp.bench.memory import (
     fits,
 )
 from idp.plan.meta import Peak
-from idp.plan.peaks import RECOVERIES, Step, peak_of, prepared
+from idp.plan.peaks import RECOVERIES, TrainingStep, peak_of, prepared
 from idp.plan.shapes import config_of
-from idp.recover.fitting import Fitting
+from idp.recover.fitting import FitResult
 
 SAVED = {"checkpointing": True, "teacher": "streamed"}
 
@@ -25,7 +25,7 @@ SAVED = {"checkpointing": True, "teacher": "streamed"}
 @pytest.mark.parametrize("shape", ["llama_7b", "llama3_8b"])
 @pytest.mark.parametrize("recovery", RECOVERIES)
 def test_seven_and_eight_billion_weights_are_trained_within_20_gib(shape, recovery):
-    found = peak_of(Step(shape, recovery, **SAVED))
+    found = peak_of(TrainingStep(shape, recovery, **SAVED))
     numbers = sum(parameter.numel() for parameter in model(shape).parameters())
     assert found["weights"] == pytest.approx(2 * numbers, rel=1e-6)  # and a few of its positions' frequencies
     assert found["weights"] < found["peak"] < 20 * GIB
@@ -52,7 +52,7 @@ def test_logits_never_set_the_peak(recovery, monkeypatch):
     """A quarter as many at a time take no less."""
     from idp.recover.nets import head_loss
 
-    step = Step("llama3_8b", recovery, layers=2, **SAVED)
+    step = TrainingStep("llama3_8b", recovery, layers=2, **SAVED)
     found = peak_of(step)["peak"]
     monkeypatch.setattr(head_loss, "GPU_LOGITS", head_loss.GPU_LOGITS // 4)
     assert peak_of(step)["peak"] > 0.97 * found
@@ -60,14 +60,14 @@ def test_logits_never_set_the_peak(recovery, monkeypatch):
 
 def test_a_card_that_is_too_small_makes_training_spare_memory():
     """First layers are computed anew, then the micro batch is halved."""
-    step = Step("llama32_1b", "prompt", layers=4, checkpointing=None)
-    saved = peak_of(Step("llama32_1b", "prompt", layers=4, **SAVED))["peak"]
+    step = TrainingStep("llama32_1b", "prompt", layers=4, checkpointing=None)
+    saved = peak_of(TrainingStep("llama32_1b", "prompt", layers=4, **SAVED))["peak"]
     plain, little = peak_of(step)["peak"], 2**24  # more than the optimizer has, which is not asked to step here
 
     def changes(limit):
         with Peak() as memory:
             loss, parameters, _ = prepared(step, memory)
-            fitting, held = Fitting(loss, step.rows, []), memory.now
+            fitting, held = FitResult(loss, step.rows, []), memory.now
 
             def backward(rows):
                 for parameter in parameters:

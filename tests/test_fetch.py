@@ -182,15 +182,17 @@ def test_a_branch_is_resolved_once_until_it_is_asked_for_anew(the_hub, compose, 
     from idp import models
 
     config, store = compose("model=llama_7b").model, Store(tmp_path / "outputs" / "store")
-    first = models.find(config, store).identity
+    first = models.find_model(config, store).identity
     the_hub.commit = "moved"
-    assert models.find(config, store).identity == first == {"repository": "huggyllama/llama-7b", "commit": "c0ffee"}
+    assert (
+        models.find_model(config, store).identity == first == {"repository": "huggyllama/llama-7b", "commit": "c0ffee"}
+    )
     named = compose("model=llama_7b", "model.revision=v2").model
-    assert models.find(named, store).identity["commit"] == "v2"
-    assert models.find(config).identity["commit"] == "moved", "without a store it is asked anew"
+    assert models.find_model(named, store).identity["commit"] == "v2"
+    assert models.find_model(config).identity["commit"] == "moved", "without a store it is asked anew"
     lines = fetching("--update", "model=llama_7b", "task=arc_easy")
     assert "huggyllama/llama-7b at moved" in lines[0]
-    assert models.find(config, store).identity["commit"] == "moved"
+    assert models.find_model(config, store).identity["commit"] == "moved"
 
 
 def test_a_hub_cache_that_was_emptied_is_filled_again(the_hub, compose, tmp_path):

@@ -251,11 +251,11 @@ def test_a_part_of_a_split(name, group, model_folders, tmp_path, compose):
     config = compose(f"{group}={kind}", f"{group}.path={file}")
     with pytest.raises(UserError, match=r"m.*gguf: part \d of a model that is split into 3 files; merge"):
         if group == "model":
-            models.find(config.model)
+            models.find_model(config.model)
         else:
             from idp.compress import external
 
-            external.find(config.compressor)
+            external.find_checkpoint(config.compressor)
 
 
 def test_the_one_part_of_a_split_into_one(model_folders, tmp_path):
@@ -472,7 +472,7 @@ def test_a_gguf_without_a_tokenizer_is_refused_as_a_model_and_read_as_weights(mo
     file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf", tokenizer={})
     assert models.gguf_source(file).kind == "gguf"
     with pytest.raises(UserError, match="its tokenizer is of the kind None, which is not read"):
-        models.find(compose("model=local", f"model.path={file}").model)
+        models.find_model(compose("model=local", f"model.path={file}").model)
 
 
 @pytest.mark.parametrize(("pre", "held"), [("qwen2", True), ("deepseek-r1-qwen", True), ("llama-bpe", False)])
@@ -535,8 +535,8 @@ def fits(compose, tmp_path):
         overrides = ("model=local", f"model.path={folder}", "compressor=external", f"compressor.path={file}")
         config = compose(*overrides)
         store = Store(tmp_path / "store")
-        dense = models.load(config.model, models.find(config.model), store)
-        source = external.find(config.compressor)
+        dense = models.load(config.model, models.find_model(config.model), store)
+        source = external.find_checkpoint(config.compressor)
         external.check(
             config.compressor, source, config.model, models.open_empty(models.model_folder(dense), config.model)
         )
@@ -581,7 +581,7 @@ def test_factors_that_mean_the_model_s_own_scaling(made, fits, tmp_path):
 def test_the_embedded_file_has_the_key_that_it_always_had(compose):
     from idp.store import hash_file
 
-    source = models.find(compose("model=smollm2_135m").model)
+    source = models.find_model(compose("model=smollm2_135m").model)
     assert source.identity == {"file": hash_file(source.place)}
 
 
@@ -595,7 +595,7 @@ def test_a_file_that_came_out_otherwise_before_has_another_key(model_folders, tm
     ):
         file = tmp_path / f"{name}.gguf"
         writing.write_model(folder, file, more=more, tokenizer=writing.byte_level(folder, **values))
-        names[name] = models.find(compose("model=local", f"model.path='{file}'").model).identity.get("revision")
+        names[name] = models.find_model(compose("model=local", f"model.path='{file}'").model).identity.get("revision")
     assert names == {"as ever": None, "scaled": 2, "bos": 2, "pre": 2}
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     {"beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
     {"plugins"},
-    {"fetched", "kinds", "records"},
+    {"fetched", "records", "registry"},
     {"checks", "models", "tracking", "usage"},
     {"composed", "prompting", "tasks"},
     {"corpora"},
@@ -30,7 +30,7 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-ROOMS = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+ROOMS = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 
 
 def modules():
@@ -67,22 +67,22 @@ def arrows():
     return found
 
 
-def room(module):
+def module(module):
     """The package or the file of the top level that a module is in."""
     return module.split(".")[1] if "." in module else "idp"
 
 
-def test_every_room_has_a_floor():
-    assert {room(module) for module in modules()} - {"idp"} == set(ROOMS)
+def test_every_module_has_a_floor():
+    assert {module(module) for module in modules()} - {"idp"} == set(ROOMS)
 
 
 def test_no_arrow_points_up(arrows):
     upward = {
         f"{module} imports {target}"
         for module, targets in arrows.items()
-        if not module.endswith("__main__") and room(module) != "idp"  # commands, and what `import idp` offers
+        if not module.endswith("__main__") and module(module) != "idp"  # commands, and what `import idp` offers
         for target in targets
-        if room(target) not in ("idp", room(module)) and ROOMS[room(target)] >= ROOMS[room(module)]
+        if module(target) not in ("idp", module(module)) and ROOMS[module(target)] >= ROOMS[module(module)]
     }
     assert not upward, "\n".join(sorted(upward))
 

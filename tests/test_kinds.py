@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from idp import kinds
+from idp import registry
 from idp.errors import UserError
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", "compressor=rtn3")
@@ -30,11 +30,11 @@ def added(tmp_path, monkeypatch):
         (choices / f"{name}.yaml").write_text(yaml)
         home = importlib.import_module(package)
         monkeypatch.setattr(home, "__path__", [*home.__path__, str(folder)])
-        kinds.forget()
+        registry.forget()
         return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
 
     yield add
-    kinds.forget()
+    registry.forget()
 
 
 def test_the_page_s_selector(added, run_here):
@@ -57,10 +57,10 @@ from idp import config
 @dataclass
 class Hindsight(config.Selector):
     @property
-    def peeks(self) -> bool:
+    def uses_labels(self) -> bool:
         return True
 
-    def peek(self, scores):
+    def best_by_labels(self, scores):
         return scores.argmin(1)
 """
 HINDSIGHT_YAML = "defaults: [/schema/selector/hindsight@_here_, _self_]\nkind: hindsight\n"
@@ -78,7 +78,7 @@ RANKED_YAML = "defaults: [lora@_here_, /schema/recovery/ranked@_here_, _self_]\n
 
 
 def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
-    """It is asked whether it peeks, whatever it is called: measured as it says, and no method anywhere."""
+    """It is asked whether it uses the labels, whatever it is called: measured as it says, and no method anywhere."""
     from idp.analyze.claims import check
     from idp.analyze.claims import page as claims_page
     from idp.api import load
@@ -104,8 +104,8 @@ def test_a_selector_of_one_s_own_that_peeks(added, run_here, tmp_path):
     assert "hindsight" not in claims_page(check(collection))
     shown = data(collection, views(collection), "t")["views"][0]
     [row] = [row for row in shown["rows"] if row["role"] == "repaired"]
-    assert row["peeks"] and row["name"] == "rtn3 + idp (hindsight, upper bound: uses the labels)"
-    assert any("hindsight, peeks" in note and "beyond that" in note for note in shown["notes"])
+    assert row["uses_labels"] and row["name"] == "rtn3 + idp (hindsight, upper bound: uses the labels)"
+    assert any("hindsight, upper bound" in note and "beyond that" in note for note in shown["notes"])
     summary = run_summary(record)
     assert "selector: hindsight, an upper bound: it uses the labels" in summary
     assert ("hindsight (upper bound)" in summary) == (task["chosen"] != task["oracle"])
@@ -141,9 +141,9 @@ def test_the_page_s_bank(added, run_here, monkeypatch):
 
     seen, tune = [], tuning.tune
 
-    def watched(work, *about):
-        seen.append({tuple(block.tolist()) for block in work.text[0]})
-        return tune(work, *about)
+    def watched(context, *about):
+        seen.append({tuple(block.tolist()) for block in context.text[0]})
+        return tune(context, *about)
 
     monkeypatch.setattr(tuning, "tune", watched)
     found = added("idp.recover.banks", "recovery/bank", "turns", TURNS, TURNS_YAML)
@@ -162,5 +162,5 @@ def test_kinds_are_found_without_the_heavy_libraries():
     import subprocess
     import sys
 
-    code = "import sys; from idp import kinds; kinds.register(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from idp import registry; registry.register(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -31,7 +31,7 @@ def test_hub_ids_that_cannot_be_had(error, message, compose, monkeypatch):
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
     with pytest.raises(UserError, match=f"model.path=meta-llama/Llama-2-7b-hf: .*{message}"):
-        models.find(compose("model=llama2_7b").model)
+        models.find_model(compose("model=llama2_7b").model)
 
 
 def test_a_hub_model_is_known_by_its_commit(compose, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_hub_model_is_known_by_its_commit(compose, monkeypatch):
     from huggingface_hub import HfApi
 
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="abc123"))
-    source = models.find(compose("model=opt_125m").model)
+    source = models.find_model(compose("model=opt_125m").model)
     assert source.identity == {"repository": "facebook/opt-125m", "commit": "abc123"}
 
 
@@ -50,9 +50,9 @@ def test_a_changed_file_makes_another_model(model_folders, compose, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(model_folders("llama"), folder)
     config = compose("model=local", f"model.path={folder}").model
-    before = models.find(config).identity
+    before = models.find_model(config).identity
     (folder / "generation_config.json").write_text("{}")
-    assert models.find(config).identity != before
+    assert models.find_model(config).identity != before
 
 
 def test_a_file_that_is_no_gguf(compose, tmp_path):
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_gguf(compose, tmp_path):
     file.write_bytes(b"not a model")
     config = compose("model=local", f"model.path={file}").model
     with pytest.raises(UserError, match="model.gguf: cannot be read as a GGUF model"):
-        models.load(config, models.find(config), Store(tmp_path / "store"))
+        models.load(config, models.find_model(config), Store(tmp_path / "store"))
 
 
 def test_a_folder_whose_config_is_of_no_language_model(compose, tmp_path, model_folders):
@@ -89,7 +89,7 @@ def test_the_embedded_model_s_tokenizer_is_mended(compose, tmp_path):
     from idp.store import Store
 
     config = compose("model=smollm2_135m").model
-    product = models.load(config, models.find(config), Store(tmp_path))
+    product = models.load(config, models.find_model(config), Store(tmp_path))
     tokenizer = models.open_empty(models.model_folder(product), config).tokenizer
     assert tokenizer.tokenize("12345 hi") == ["1", "2", "3", "4", "5", "Ġhi"]
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.bos_token == "<|im_start|>"

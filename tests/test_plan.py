@@ -164,7 +164,7 @@ def test_a_model_is_described_as_it_will_be_loaded(kind, compose, model_folders,
         file = writing.write_model(model_folders("llama"), tmp_path / "tiny.gguf")
         words = ["model=local", f"model.path={file}", "model.name=tiny", "model.device=cpu"]
     model = compose(*words).model
-    store, source = Store(tmp_path / "store"), models.find(model)
+    store, source = Store(tmp_path / "store"), models.find_model(model)
     ahead = described(model, source, store)
     product = models.load(model, source, store)
     loaded = models.model_folder(product)

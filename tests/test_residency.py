@@ -65,7 +65,7 @@ MIB = 2**20
 def test_opening_takes_no_memory_beside_the_weights(tmp_path):
     """The file is mapped: where its dtype is wanted its pages are the weights, which all processes share."""
     config = Model("m", "random", None, None, "float32", "cpu", None, False, "auto", ARCHITECTURE)
-    folder = models.model_folder(models.load(config, models.find(config), Store(tmp_path)))
+    folder = models.model_folder(models.load(config, models.find_model(config), Store(tmp_path)))
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 190 * MIB
     release()

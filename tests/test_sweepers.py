@@ -9,7 +9,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from idp.config import conf_dir
-from idp.kinds import register
+from idp.registry import register
 
 from .conftest import record_of
 

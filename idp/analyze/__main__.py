@@ -30,28 +30,28 @@ class Runs:
 
 
 @dataclass
-class Claims(Runs):
+class ClaimsOptions(Runs):
     """Of the claim check."""
 
     margin: float = word("accuracy that counts as a difference, in points (default: 1)", default=1.0)
 
 
 @dataclass
-class Run:
+class RunOptions:
     """Of an analysis of one run, which opens its models."""
 
     record: str = word("a run's record.json, or its folder")
 
 
 @dataclass
-class Choice(Run):
+class ChoiceOptions(RunOptions):
     """Of what choosing could earn."""
 
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
 
 
 @dataclass
-class Similarity(Run):
+class Similarity(RunOptions):
     """Of the comparison with the dense model, layer by layer."""
 
     documents: int = word("documents of each task", default=16)
@@ -59,7 +59,13 @@ class Similarity(Run):
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
 
 
-OPTIONS = {"claims": Claims, "compare": Runs, "displaced": Runs, "choice": Choice, "similarity": Similarity}
+OPTIONS = {
+    "claims": ClaimsOptions,
+    "compare": Runs,
+    "displaced": Runs,
+    "choice": ChoiceOptions,
+    "similarity": Similarity,
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -72,7 +78,9 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(0 if words else "error: which analysis?")
     with failures_in_one_line(command="analyze"):
         name, options = parse_action(OPTIONS, words, "analysis")
-        written = _of_run(name, options) if isinstance(options, (Choice, Similarity)) else _of_runs(name, options)
+        written = (
+            _of_run(name, options) if isinstance(options, (ChoiceOptions, Similarity)) else _of_runs(name, options)
+        )
         print("\n".join(f"written: {file}" for file in written))
 
 
@@ -81,7 +89,7 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
     from idp.analyze.files import write
     from idp.records.collect import collect
 
-    margin = _margin(options.margin) if isinstance(options, Claims) else Claims.margin / 100
+    margin = _margin(options.margin) if isinstance(options, ClaimsOptions) else ClaimsOptions.margin / 100
     places = options.runs or ["outputs/runs"]
     collection = collect(places)
     if name == "claims":
@@ -96,16 +104,16 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
     return write(options.out or places[0], name, result, text)
 
 
-def _of_run(name: str, options: Choice | Similarity) -> list[Path]:
+def _of_run(name: str, options: ChoiceOptions | Similarity) -> list[Path]:
     from idp.analyze import choice, similarity
     from idp.analyze.files import write
-    from idp.finished import find
+    from idp.finished import find_run
 
     if isinstance(options, Similarity):
         for option, least in (("documents", 1), ("tokens", similarity.SHORTEST)):
             if getattr(options, option) < least:
                 raise UserError(f"{option}={getattr(options, option)}: must be at least {least}")
-    run = find(options.record, options.store)
+    run = find_run(options.record, options.store)
     place = Path(options.record).expanduser()
     folder = place if place.is_dir() else place.parent
     if isinstance(options, Similarity):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from idp.records.cell import Cell, complete
-from idp.records.measured import Measured
+from idp.records.measured import ModelScores
 
 Outcomes = dict[str, tuple[list[int], np.ndarray, np.ndarray]]  # of each task: documents, best, chosen
 
@@ -33,7 +33,7 @@ def best_and_chosen(cell: Cell) -> dict[str, tuple[np.ndarray, np.ndarray]] | No
     return scores or None
 
 
-def _of_run(run: Measured) -> Outcomes | None:
+def _of_run(run: ModelScores) -> Outcomes | None:
     from pyarrow import parquet
 
     from idp.evaluate.selection import OUTCOMES

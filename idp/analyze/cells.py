@@ -18,8 +18,8 @@ Scores = dict[str, list[np.ndarray]]  # of each task, [runs, documents] of each 
 
 
 def cells_of(collection: Collection, setting: Setting) -> list[Cell]:
-    """The cells of one setting, in the collection's order; upper bounds that peek at the answers are left out."""
-    return [cell for cell in cells.cells(collection, setting) if not cell.first.peeks]
+    """The cells of one setting, in the collection's order; upper bounds, which use the labels, are left out."""
+    return [cell for cell in cells.cells(collection, setting) if not cell.first.uses_labels]
 
 
 def title(collection: Collection, setting: Setting) -> str:

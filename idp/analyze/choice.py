@@ -43,7 +43,7 @@ READS = {
 
 
 @dataclass
-class Outcomes:
+class ChoiceOutcomes:
     """What each prompt alone scored on a task's documents.
 
     `scores` is [documents, prompts], the greater the better; `chosen` [documents] is what the run's selector took;
@@ -65,8 +65,8 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     Returns:
         JSON: `documents`; `differ`, the share of each task's documents on which prompts score differently; and of each
         of `ways` what it `reads`, its score on each of `tasks`, their `mean`, the `difference` to `best`, its 95 %
-        interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, which peeks; of that `by_luck`, what it
-        would score over equal prompts, and `beyond_luck` with its interval (`idp.stats.luck`).
+        interval (`low`, `high`) and `p`, Holm's over the ways but the oracle, an upper bound; of that `by_luck`, what
+        it would score over equal prompts, and `beyond_luck` with its interval (`idp.stats.luck`).
 
     Raises:
         UserError: the run has no bank or did not measure its prompts alone, or what was stored of it is gone.
@@ -84,10 +84,14 @@ def choice(run: Finished, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     selector = run.recovery.selector
     assert selector is not None  # `choice` asks for a run that chose among prompts
-    peeks = selector.peeks
-    reads_of = READS | ({"chosen": READS["oracle"]} if peeks else {})
+    uses_labels = selector.uses_labels
+    reads_of = READS | ({"chosen": READS["oracle"]} if uses_labels else {})
     for way, reads in reads_of.items():
-        if way == "chosen" and peeks and all(np.array_equal(ways[way][task], ways["oracle"][task]) for task in tasks):
+        if (
+            way == "chosen"
+            and uses_labels
+            and all(np.array_equal(ways[way][task], ways["oracle"][task]) for task in tasks)
+        ):
             continue  # it is the oracle
         means = {name: float(values.mean()) for name, values in ways[way].items()}
         found[way] = {"reads": reads, "tasks": means, "mean": float(np.mean(list(means.values())))}
@@ -130,7 +134,7 @@ def _luck(tasks: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str, Outcomes]]:
+def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str, ChoiceOutcomes]]:
     """The best prompt by held-out loss, the prompts' names, and each task's outcomes, from the files beside a record.
 
     Raises:
@@ -167,7 +171,7 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
         runs = about["data"][name]["stand_in"] or name
         higher = run.record["higher_is_better"][runs].get(own[0]["metric"].split(",")[0]) is not False
         scores = np.array([[row[prompt] for prompt in prompts] for row in own], float)
-        tasks[name] = Outcomes(
+        tasks[name] = ChoiceOutcomes(
             greater(scores, higher),
             np.array([row["chosen"] for row in own]),
             [texts[name, row["doc_id"]] for row in own],
@@ -275,7 +279,7 @@ def _features(embeddings: np.ndarray, task_of: np.ndarray, tasks: int) -> np.nda
     return np.concatenate([reduced / spread, np.eye(tasks)[task_of]], axis=1)
 
 
-def _embeddings(run: Finished, tasks: Mapping[str, Outcomes]) -> dict[str, np.ndarray]:
+def _embeddings(run: Finished, tasks: Mapping[str, ChoiceOutcomes]) -> dict[str, np.ndarray]:
     """The mean final hidden state of each context in the model that is repaired, as cluster banks embed text."""
     from safetensors.numpy import load_file, save_file
 

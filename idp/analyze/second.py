@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from idp.records.collect import Collection
-from idp.records.measured import DENSE, Measured
+from idp.records.measured import DENSE, ModelScores
 from idp.records.outcomes import outcomes
 
 LIKE = 0.10  # of accuracy: a model that is further away is no control
@@ -26,7 +26,7 @@ class Second:
     model and of this one; `same`, the share of documents that both have right or both wrong.
     """
 
-    model: Measured
+    model: ModelScores
     right: dict[str, dict[int, bool]]
     accuracy: tuple[float, float]
     same: float
@@ -61,7 +61,7 @@ class Second:
         )
 
 
-def second_dense(collection: Collection, dense: Measured) -> Second | None:
+def second_dense(collection: Collection, dense: ModelScores) -> Second | None:
     """The control for a dense model among all that was collected; None where there is none.
 
     One of unlike accuracy is given where there is no other, so that it can be named; see `Second.alike`.
@@ -80,7 +80,7 @@ def _preferred(second: Second) -> tuple[bool, int, float]:
     return not second.alike, -second.documents, abs(second.accuracy[0] - second.accuracy[1])
 
 
-def _held_against(dense: Measured, model: Measured, samples: dict[str, dict[str, tuple]]) -> Second | None:
+def _held_against(dense: ModelScores, model: ModelScores, samples: dict[str, dict[str, tuple]]) -> Second | None:
     right, mine, theirs, same = {}, [], [], []
     for task, score in dense.tasks.items():
         one, two = (samples[each.setting].get(f"task:{task}") for each in (dense, model))

@@ -44,7 +44,7 @@ MEASURES = (
 
 
 @dataclass
-class Inputs:
+class SimilarityInputs:
     """Token ids that every model is shown, and what is said of them."""
 
     tokens: list[list[int]]
@@ -87,7 +87,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
     variants = [variant for variant in run.variants if variant != "dense"]
     if not variants:
         raise UserError(f"{run.said}: the run compressed nothing and repaired nothing, so there is nothing to compare")
-    if run.recovery.selector is not None and run.recovery.selector.peeks:
+    if run.recovery.selector is not None and run.recovery.selector.uses_labels:
         raise UserError(
             f"{run.said}: its prompts were chosen with the answers in hand ({run.recovery.selector.kind}), which no"
             " model can do; name a run with another selector"
@@ -111,7 +111,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
     return result
 
 
-def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: Product) -> Inputs:
+def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: Product) -> SimilarityInputs:
     """The contexts of documents that the run measured, evenly spaced over each task, as token ids.
 
     Args:
@@ -157,7 +157,7 @@ def find_inputs(run: Finished, folder: Path, documents: int, tokens: int, load: 
         "tasks": per_task,
         "fingerprint": digest(ids),
     }
-    return Inputs(ids, described)
+    return SimilarityInputs(ids, described)
 
 
 def compare(dense: RepairedModel, other: RepairedModel, inputs: Sequence[Sequence[int]], label: str) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def untrained(model: RepairedModel, length: int, beginning: Beginning | None = N
     return RepairedModel(LoadedModel(model.model, model.tokenizer, model.bos), bank)
 
 
-def _compared(run: Finished, name: str, inputs: Inputs, store: Store) -> Product:
+def _compared(run: Finished, name: str, inputs: SimilarityInputs, store: Store) -> Product:
     """One model's likeness to the dense one, as a product."""
     from idp.models import bos_of, model_folder, numerics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from idp.config import EAGER
 from idp.records.cell import Cell
-from idp.records.measured import Measured
+from idp.records.measured import ModelScores
 from idp.records.record import RECORD, load
 from idp.records.schema import Latency
 from idp.stats.significance import Interval
@@ -58,7 +58,7 @@ def _error(row: Mapping[str, Any], rounds: int) -> float:
     return MEDIAN * row["deviation"] / row["mean"] / math.sqrt(rounds)
 
 
-def _rounds(run: Measured) -> int:
+def _rounds(run: ModelScores) -> int:
     """Over how many rounds a run's latency was taken, as its record says."""
     for folder in run.folders:
         about = load(folder / RECORD)["idp"]

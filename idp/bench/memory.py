@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from idp.plan.peaks import CHECKPOINTED, PLAIN, RECOVERIES, Step, peaks
+from idp.plan.peaks import CHECKPOINTED, PLAIN, RECOVERIES, TrainingStep, peaks
 from idp.plan.shapes import SHAPES
 
 GIB = 2**30
@@ -26,7 +26,7 @@ def main() -> None:
     found = []
     for shape in options.shapes:
         for recovery in RECOVERIES:
-            step = Step(shape, recovery, options.rows, options.tokens, options.length)
+            step = TrainingStep(shape, recovery, options.rows, options.tokens, options.length)
             found.append(peaks(step))
             print(f"{shape} {recovery}: done", file=sys.stderr)
     print(table(found))

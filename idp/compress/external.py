@@ -20,7 +20,7 @@ from idp.compress.formats.claims import Decompressed, measure
 from idp.compress.recipe import compressed_layers
 from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.models import LoadedModel, Source, quantized, weights
+from idp.models import LoadedModel, ModelSource, quantized, weights
 from idp.models.gguf import model as ggufs
 from idp.models.weight_files import WeightFiles
 from idp.store import Identity, Product, Store, verification, write_json
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 
 
-def find(compressor: PruningQuantization, store: Store | None = None) -> Source | None:
+def find_checkpoint(compressor: PruningQuantization, store: Store | None = None) -> ModelSource | None:
     """Where the checkpoint of `compressor.path` is, known by its content; None where none is asked for.
 
     Raises:
@@ -54,11 +54,11 @@ def find(compressor: PruningQuantization, store: Store | None = None) -> Source 
     except UserError as error:
         raise UserError(f"{error} (there is no folder {place} either)") from error
     quantized.refuse_unread(f"compressor.path={compressor.path}", quantized.described(found.config))
-    return Source("hub", None, {"repository": compressor.path, "commit": found.commit})
+    return ModelSource("hub", None, {"repository": compressor.path, "commit": found.commit})
 
 
 def check(
-    compressor: PruningQuantization, source: Source, model: Model, empty: LoadedModel, store: Store | None = None
+    compressor: PruningQuantization, source: ModelSource, model: Model, empty: LoadedModel, store: Store | None = None
 ) -> None:
     """Checks that a checkpoint computes what the model computes, from its config, its tokenizer and its headers.
 
@@ -117,7 +117,9 @@ def check(
             log.warning("%s: %s", where, note)
 
 
-def compress(compressor: PruningQuantization, source: Source, model: Model, dense: Product, store: Store) -> Product:
+def compress(
+    compressor: PruningQuantization, source: ModelSource, model: Model, dense: Product, store: Store
+) -> Product:
     """Stage 2 with a checkpoint of others: its plain weights in the model's dtype, and what they are.
 
     Args:
@@ -160,13 +162,13 @@ def compress(compressor: PruningQuantization, source: Source, model: Model, dens
     return product
 
 
-def identity(compressor: PruningQuantization, source: Source, model: Model, dense: str) -> Identity:
+def identity(compressor: PruningQuantization, source: ModelSource, model: Model, dense: str) -> Identity:
     """What the product is, by the key of the dense model; the checkpoint's content is part of it."""
     config = {"external": {"kind": source.kind, **source.identity}, **models.numerics(model)}
     return Identity("compress", dense, config, VERSION, compressor.label)
 
 
-def place_of(compressor: PruningQuantization, source: Source, store: Store | None = None) -> Path:
+def place_of(compressor: PruningQuantization, source: ModelSource, store: Store | None = None) -> Path:
     """The checkpoint's folder or file, downloaded if need be; a store knows what has been fetched."""
     if source.kind != "hub":
         assert source.place is not None
@@ -187,7 +189,7 @@ def _weights_of(folder: Path) -> Callable[[str], torch.Tensor | None]:
     return weight
 
 
-def _tied(place: Path, source: Source, model: Model) -> bool | None:
+def _tied(place: Path, source: ModelSource, model: Model) -> bool | None:
     """Whether the checkpoint's own config ties its head to its embeddings; None for GGUF, where the tensors say it."""
     from transformers import AutoConfig
 
@@ -199,7 +201,7 @@ def _tied(place: Path, source: Source, model: Model) -> bool | None:
 
 def _read(
     place: Path,
-    source: Source,
+    source: ModelSource,
     model: Model,
     empty: LoadedModel,
     shapes: dict[str, list[int]],

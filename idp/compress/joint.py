@@ -116,13 +116,13 @@ def quantize_kept(
         groups, kept = groups[order[0]], kept[:, order[0]]
     failed = torch.zeros(1, dtype=torch.bool, device=weight.device)
     inverse = factorize_hessian(ordered, hessian, dampening, failed)[0]  # also sets the columns of dead inputs to zero
-    work = ordered[0]
+    context = ordered[0]
     for start in range(0, columns, block_size):
         end = min(start + block_size, columns)
         steps, zeros = column_scale_window(
             scale[None], zero_point[None], None, groups[None], arguments, num_rows=rows, i1=start, i2=end
         )
-        block, corner = work[:, start:end].clone(), inverse[start:end, start:end]
+        block, corner = context[:, start:end].clone(), inverse[start:end, start:end]
         errors = torch.empty_like(block)
         for column in range(end - start):
             value, step = block[:, column], steps[0, :, column].float()
@@ -131,8 +131,8 @@ def quantize_kept(
             rounded = rounded * kept[:, start + column]
             error = (value - rounded) / corner[column, column]
             block[:, column + 1 :] -= error[:, None] * corner[column, column + 1 :]
-            work[:, start + column], errors[:, column] = rounded, error
-        work[:, end:] -= errors @ inverse[start:end, end:]
+            context[:, start + column], errors[:, column] = rounded, error
+        context[:, end:] -= errors @ inverse[start:end, end:]
     if order is not None:
-        work = work[:, order[0].argsort()]
-    return work, bool(failed)
+        context = context[:, order[0].argsort()]
+    return context, bool(failed)

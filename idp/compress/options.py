@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
-from idp import config, kinds
+from idp import config, registry
 from idp.config import n_of_m, option
 from idp.errors import UserError
 
@@ -14,14 +14,14 @@ from idp.errors import UserError
 @dataclass
 class Sparsity:
     method: Optional[str] = option(
-        "how weights are pruned; null: not at all", choices=lambda: (None, *kinds.find(config.Pruner))
+        "how weights are pruned; null: not at all", choices=lambda: (None, *registry.kinds_of(config.Pruner))
     )
     level: float = option("share of weights set to zero", minimum=0.0, maximum=0.999)
     pattern: Optional[str] = option("N:M, such as 2:4; null: unstructured")
 
     @property
     def pruner(self) -> config.Pruner | None:
-        return kinds.find(config.Pruner)[self.method]() if self.method else None
+        return registry.kinds_of(config.Pruner)[self.method]() if self.method else None
 
     @property
     def label(self) -> str:
@@ -44,7 +44,7 @@ class Sparsity:
             given = f"pattern={pattern}" if pattern is not None else f"level={level}"
             raise UserError(
                 f"compressor.sparsity.{given}: nothing would prune; add"
-                f" compressor.sparsity.method={_either(kinds.find(config.Pruner))}"
+                f" compressor.sparsity.method={_either(registry.kinds_of(config.Pruner))}"
             )
         if method is not None and level == 0:
             raise UserError(
@@ -56,7 +56,7 @@ class Sparsity:
 @dataclass
 class Quantization:
     method: Optional[str] = option(
-        "how weights are rounded; null: not at all", choices=lambda: (None, *kinds.find(config.Quantizer))
+        "how weights are rounded; null: not at all", choices=lambda: (None, *registry.kinds_of(config.Quantizer))
     )
     bits: Optional[int] = option("bits per weight; null: not quantised", choices=(2, 3, 4, 8, None))
     group_size: Any = option("weights that share a scale; -1: a whole row; auto: 128, 64 or 32, whichever divides")
@@ -68,7 +68,7 @@ class Quantization:
 
     @property
     def quantizer(self) -> config.Quantizer | None:
-        return kinds.find(config.Quantizer)[self.method]() if self.method else None
+        return registry.kinds_of(config.Quantizer)[self.method]() if self.method else None
 
     @property
     def label(self) -> str:
@@ -78,7 +78,7 @@ class Quantization:
 
     def check(self) -> None:
         """Raises a UserError where the options do not go together."""
-        size, quantizers = self.group_size, kinds.find(config.Quantizer)
+        size, quantizers = self.group_size, registry.kinds_of(config.Quantizer)
         if size != "auto" and not (isinstance(size, int) and not isinstance(size, bool) and (size == -1 or size > 0)):
             raise UserError(
                 f"compressor.quantization.group_size={size}: use auto, -1 (a whole row) or a positive number"

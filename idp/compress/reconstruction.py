@@ -46,14 +46,14 @@ def reconstruction_errors(
     import torch
 
     scales = scales or {}
-    compared = {name: Comparison(name, compressed, scales) for name in layers}
+    compared = {name: LayerComparison(name, compressed, scales) for name in layers}
     with torch.inference_mode(), watching(model, compared):
         few = inputs[: max(1, TOKENS // inputs.shape[1])].to(model.get_input_embeddings().weight.device)
         model.base_model(input_ids=few, use_cache=False)  # without the head: nobody looks at its logits
     return {name: each.error for name, each in compared.items() if each.error is not None}
 
 
-class Comparison(Observer):
+class LayerComparison(Observer):
     """The error of one layer on one batch of its dense inputs."""
 
     def __init__(self, name: str, compressed: Tensors, scales: dict[str, torch.Tensor]):

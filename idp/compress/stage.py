@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import kinds, models
+from idp import models, registry
 from idp.beginning import Beginning, begun
 from idp.compress import kept, recipe, sizes
+from idp.compress.context import CompressionContext
 from idp.compress.freeze import freeze
 from idp.compress.measure import check_claims, measure_weights
 from idp.compress.saved import measure_saved
 from idp.compress.terminal import quiet
-from idp.compress.work import Work
 from idp.config import CALIBRATION, DENSE, Compressor, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import LoadedModel
@@ -39,7 +39,7 @@ VERSION = 2
 TRACED_RIGHT = ("llama", "qwen2", "qwen3", "gemma3_text")
 
 
-def find(compressor: Compressor, store: Store | None = None) -> models.Source | None:
+def find_checkpoint(compressor: Compressor, store: Store | None = None) -> models.ModelSource | None:
     """Where the weights are that a compressor takes from others; None where it compresses here.
 
     Raises:
@@ -53,7 +53,7 @@ def check(
     empty: LoadedModel,
     text: Any,
     model: Model | None = None,
-    source: models.Source | None = None,
+    source: models.ModelSource | None = None,
     store: Store | None = None,
 ) -> Any:
     """Checks the compressor against the model's layers and the calibration text.
@@ -63,7 +63,7 @@ def check(
         empty: the model without weights.
         text: the calibration corpus.
         model: the model's config.
-        source: what `find` gave.
+        source: what `find_checkpoint` gave.
         store: which knows what has been fetched.
 
     Returns:
@@ -113,7 +113,7 @@ def compress(
     dense: Product,
     text: Any,
     store: Store,
-    source: models.Source | None = None,
+    source: models.ModelSource | None = None,
 ) -> Product:
     """Stage 2: the compressed model as a product, or, for `compressor=none`, the dense one measured.
 
@@ -124,7 +124,7 @@ def compress(
         dense: the load stage's product.
         text: the calibration corpus, an `idp.corpora.corpus.Text`.
         store: where products live.
-        source: what `find` gave.
+        source: what `find_checkpoint` gave.
 
     Raises:
         UserError: a dense weight is not finite, or the compressed weights do not show what the compressor claims.
@@ -158,7 +158,7 @@ def identity(
     dense: str,
     folder: Path,
     text: Any,
-    source: models.Source | None = None,
+    source: models.ModelSource | None = None,
 ) -> Identity:
     """What the compressed model is, before there is one.
 
@@ -169,7 +169,7 @@ def identity(
         dense: the key of the load stage's product.
         folder: of that model's config and tokenizer; no weight of it is read.
         text: the calibration corpus.
-        source: what `find` gave.
+        source: what `find_checkpoint` gave.
     """
     if source is not None:
         return compressor.taken(source, model, dense)
@@ -178,7 +178,7 @@ def identity(
     config, claims = compressor.identity(resolved), compressor.claims(resolved)
     if sizes.claims_of(config) != claims:  # what is read of a product without knowing its kind
         config["claims"] = asdict(claims)
-    config |= kinds.code_of(compressor, *compressor.parts.values())
+    config |= registry.code_of(compressor, *compressor.parts.values())
     config |= {"calibration": {**asdict(compressor.calibration), "corpus": text.fingerprint}}
     config |= models.numerics(model)
     config |= Beginning(models.bos_of(folder, model)).identity()
@@ -259,13 +259,13 @@ class Singular:
     few: list[str]  # of those, the layers with too few to be calibrated on them
 
     @classmethod
-    def of(cls, work: Work, said: list[str]) -> Singular:
-        """What was counted as `work` was done, and the lines that llmcompressor said meanwhile."""
+    def of(cls, context: CompressionContext, said: list[str]) -> Singular:
+        """What was counted as `context` was done, and the lines that llmcompressor said meanwhile."""
         failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
         lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
-        few = [name for name, each in work.reach.items() if each.few]
-        counts = {name: each.count for name, each in work.dead.items() if each.count and name not in few}
-        tokens = {name: each.count for name, each in work.reach.items() if not each.whole}
+        few = [name for name, each in context.reach.items() if each.few]
+        counts = {name: each.count for name, each in context.dead.items() if each.count and name not in few}
+        tokens = {name: each.count for name, each in context.reach.items() if not each.whole}
         return cls(counts, lines, tokens, few)
 
     def within(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -301,20 +301,20 @@ def _apply(
     with progress(total, f"compress {compressor.label}", unit="layers") as bar, quiet() as said:
         from idp.compress import oneshot
 
-        work = Work(model, recipe.compressed_layers(model), inputs, resolved, folder, bar)
+        context = CompressionContext(model, recipe.compressed_layers(model), inputs, resolved, folder, bar)
         with torch.no_grad():
-            compressor.apply(work)
-        grids = freeze(model) | work.grids
+            compressor.apply(context)
+        grids = freeze(model) | context.grids
         experts.stack(model)
         stored = kept.save(model, folder / "model", grids, compressor.claims(resolved))
         (folder / "model" / "recipe.yaml").unlink(missing_ok=True)  # llmcompressor's, empty once its session is over
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references
     loaded.tokenizer.save_pretrained(folder / "model")
-    for name, tensors in (("grids", grids), ("scales", work.scales)):
+    for name, tensors in (("grids", grids), ("scales", context.scales)):
         if tensors:
             save_file({key: each.clone().contiguous() for key, each in tensors.items()}, folder / f"{name}.safetensors")
-    return work.scales, Singular.of(work, said), stored
+    return context.scales, Singular.of(context, said), stored
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:

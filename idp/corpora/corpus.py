@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from idp import kinds, text_files
+from idp import registry, text_files
 from idp.config import Corpus, conf_dir, one_line
 from idp.errors import UserError
 
@@ -54,7 +54,7 @@ def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -
     Raises:
         UserError: the text cannot be had, or a file cannot be read.
     """
-    pools, place = kinds.corpus(cfg).read(data_dir, store)
+    pools, place = registry.corpus(cfg).read(data_dir, store)
     pools = {name: documents[: cfg.documents] for name, documents in pools.items()}
     hashes = {name: sorted(_by_hash(documents)) for name, documents in pools.items()}
     hashes["perplexity"] = [_hash(document) for document in pools.get("perplexity", [])]  # read as one text: in order
@@ -107,7 +107,7 @@ def _of_file(file: Path) -> Corpus:
     try:
         loaded = cast(DictConfig, OmegaConf.load(file))
         loaded.pop("defaults", None)
-        node = kinds.sources().get(str(loaded.get("source")), Corpus)
+        node = registry.sources().get(str(loaded.get("source")), Corpus)
         return cast(Corpus, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), loaded)))
     except OmegaConfBaseException as error:
         raise UserError(f"{file}: {one_line(error)}") from error

@@ -24,7 +24,7 @@ class Request:
 
 
 @dataclass
-class Row:
+class PackedRow:
     """A trunk and its branches as one sequence, and which places predict which tokens of which request."""
 
     tokens: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Row:
     owners: list[int] = field(default_factory=list)  # for each target: the request it belongs to
 
 
-def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[int]) -> Row:
+def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[int]) -> PackedRow:
     """One row for requests that share the beginning of their text.
 
     Args:
@@ -46,7 +46,7 @@ def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[in
     """
     inputs = [(request.context + request.continuation)[:-1] for request in requests]
     shared = common_length(inputs)
-    row = Row(inputs[0][:shared], list(range(shared)), [TRUNK] * shared, reads)
+    row = PackedRow(inputs[0][:shared], list(range(shared)), [TRUNK] * shared, reads)
     for branch, (request, tokens, number) in enumerate(zip(requests, inputs, numbers, strict=True), start=1):
         start = len(row.tokens)
         row.tokens += tokens[shared:]
@@ -59,7 +59,7 @@ def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[in
     return row
 
 
-def split_at(rows: Sequence[Row], limits: Sequence[int]) -> tuple[list[Row], list[int], list[int]]:
+def split_at(rows: Sequence[PackedRow], limits: Sequence[int]) -> tuple[list[PackedRow], list[int], list[int]]:
     """Rows whose requests are all longer than a limit or none; those with both become two.
 
     Args:
@@ -70,7 +70,7 @@ def split_at(rows: Sequence[Row], limits: Sequence[int]) -> tuple[list[Row], lis
         the rows; for each the number of the one that it comes from; and for each target of the given rows, in order,
         its place among the targets of the new ones.
     """
-    found: list[Row] = []
+    found: list[PackedRow] = []
     sources: list[int] = []
     order: list[int] = []
     made = 0
@@ -96,13 +96,13 @@ def split_at(rows: Sequence[Row], limits: Sequence[int]) -> tuple[list[Row], lis
     return found, sources, order
 
 
-def _of_owners(row: Row, owners: set[int]) -> Row:
+def _of_owners(row: PackedRow, owners: set[int]) -> PackedRow:
     """The trunk of a row, and the branches and targets of some of its requests."""
     mine = [index for index, owner in enumerate(row.owners) if owner in owners]
     branches = {row.branches[row.places[index]] for index in mine} | {TRUNK}
     kept = [place for place, branch in enumerate(row.branches) if branch in branches]
     moved = {place: index for index, place in enumerate(kept)}
-    return Row(
+    return PackedRow(
         [row.tokens[place] for place in kept],
         [row.positions[place] for place in kept],
         [row.branches[place] for place in kept],

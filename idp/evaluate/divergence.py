@@ -133,7 +133,7 @@ class Watched:
         self.found: list[Any] = [None] * len(self.asks)
 
 
-class Observer:
+class DivergenceObserver:
     """Answers the asks of one batch as its forward pass yields logits; every watched row is of one request.
 
     Args:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from idp.beginning import Beginning
 from idp.errors import lacks_memory
-from idp.evaluate.batching import Row, split_at
-from idp.evaluate.divergence import Ask, Observer
+from idp.evaluate.batching import PackedRow, split_at
+from idp.evaluate.divergence import Ask, DivergenceObserver
 from idp.evaluate.generation import decode
 from idp.memory import release
 from idp.models import keep_freed_memory
@@ -45,7 +45,7 @@ class Engine(Protocol):
     not_followed: list[str]  # generation settings of the model's own: see `greedy.not_followed`
 
     def score(
-        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+        self, batches: Sequence[Sequence[PackedRow]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each batch's number and result, in any order.
 
@@ -85,7 +85,7 @@ class LocalEngine:
         self._extended: tuple[list[int], dict[int, Prefixes]] = ([], {})
 
     def score(
-        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+        self, batches: Sequence[Sequence[PackedRow]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, batch in enumerate(batches):
             yield number, self.score_batch(list(batch), shared, list(asks[number]) if asks else None)
@@ -103,7 +103,7 @@ class LocalEngine:
     def close(self) -> None:
         """Nothing to end: the model is this process's own."""
 
-    def score_batch(self, rows: list[Row], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
+    def score_batch(self, rows: list[PackedRow], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
         """One batch of `score`; in halves where memory does not suffice."""
         if asks is None:
             return _joined(in_halves(lambda part: self._score(part, shared), rows))
@@ -116,10 +116,10 @@ class LocalEngine:
         """One batch of `generate`; in halves where memory does not suffice."""
         return _joined(in_halves(lambda part: self._generate(part, stops, max_new_tokens), contexts))
 
-    def _score(self, rows: list[Row], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
+    def _score(self, rows: list[PackedRow], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
         import torch
 
-        observer = Observer(asks, [len(row.places) for row in rows]) if asks is not None else None
+        observer = DivergenceObserver(asks, [len(row.places) for row in rows]) if asks is not None else None
         read = [shared + row.reads for row in rows]
         with torch.inference_mode():
             choice = self.repaired.choose(read)
@@ -160,7 +160,7 @@ class LocalEngine:
         places: torch.Tensor,
         targets: torch.Tensor,
         prefixes: Prefixes | None,
-        observer: Observer | None = None,
+        observer: DivergenceObserver | None = None,
     ) -> tuple[list[float], list[bool]]:
         """Each target's log-probability in nats, and whether it is the most likely token; both [targets]."""
         import torch

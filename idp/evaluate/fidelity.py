@@ -252,7 +252,7 @@ def recorded(measured: dict[str, Measured]) -> dict[str, Any] | None:
 
     `texts`: {corpus: figures}, `tasks`: {task: figures, `flips`}; figures as `divergence.figures` gives them, in nats
     per token, with `mass`, the share of the dense model's probability that lies on its most likely tokens, and in a
-    task `last`: the same at the last position of each context alone. A choice that peeks has no distribution of its
+    task `last`: the same at the last position of each context alone. A choice by the labels has no distribution of its
     own: its figures are None, and only its flips are counted. None where nothing was kept of a dense model.
     """
     dense = measured.get("dense")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from idp import config as schema
-    from idp.models import Source
+    from idp.models import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _refuse(product: Product, parts: Sequence[str]) -> None:
 _answered: dict[str, dict[str, Any]] = {}  # in this process, for whichever store
 
 
-def config_of(source: Source, model: schema.Model, folder: Path | None = None) -> PretrainedConfig | None:
+def config_of(source: ModelSource, model: schema.Model, folder: Path | None = None) -> PretrainedConfig | None:
     """A model's config, without its weights; None for a GGUF file, whose config is in its product once it is read.
 
     Args:

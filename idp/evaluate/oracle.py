@@ -1,4 +1,4 @@
-"""Selectors that peek, such as the oracle: each document's best prompt, taken after the fact. A bound, no method.
+"""Selectors that use the labels, such as the oracle: each document's best prompt. An upper bound, no method.
 
 Its rows are those of the prompts measured alone; no model runs.
 """
@@ -45,13 +45,13 @@ def measure(
     selector: schema.Selector,
     store: Store,
 ) -> Measured[Product]:
-    """The products of a selector that peeks, under the keys that a selector's own would have.
+    """The products of a selector that uses the labels, under the keys that a selector's own would have.
 
     Args:
         subject: the repaired model.
         benchmark: what each prompt was measured on.
         per_prompt: what each prompt scored by itself, in order.
-        selector: its options, part of each product's key; its `peek` chooses.
+        selector: its options, part of each product's key; its `best_by_labels` chooses.
         store: where products live.
 
     Raises:
@@ -102,7 +102,7 @@ def _task(
             " leave the task out of task.names"
         )
     _, higher, _, scores, _ = found
-    chosen = [int(prompt) for prompt in selector.peek(scores if higher else -scores)]
+    chosen = [int(prompt) for prompt in selector.best_by_labels(scores if higher else -scores)]
     tables = [parquet.read_table(product.path / "samples.parquet").to_pylist() for product in products]
     rows = [tables[prompt][place] | {"prompt": prompt} for place, prompt in enumerate(chosen)]
     results = products[0].read("results.json")
@@ -148,5 +148,5 @@ def _corpus(products: Sequence[Product], selector: schema.Selector, folder: Path
     import numpy as np
 
     windows = np.array([product.read("windows.json") for product in products]).T  # [windows, prompts]
-    losses = [float(row[prompt]) for row, prompt in zip(windows, selector.peek(-windows), strict=True)]
+    losses = [float(row[prompt]) for row, prompt in zip(windows, selector.best_by_labels(-windows), strict=True)]
     write_corpus(folder, losses, products[0].read("perplexity.json")["window"])

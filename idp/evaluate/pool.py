@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, cast
 
-from idp import kinds, plugins
+from idp import plugins, registry
 from idp.errors import UserError, lacks_memory
-from idp.evaluate.batching import Row
+from idp.evaluate.batching import PackedRow
 from idp.evaluate.divergence import Ask
 from idp.evaluate.engine import LocalEngine
 from idp.hub import first_line
@@ -60,7 +60,7 @@ class PooledEngine:
         self.beginning, self.not_followed = described["beginning"], described["not_followed"]
 
     def score(
-        self, batches: Sequence[Sequence[Row]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
+        self, batches: Sequence[Sequence[PackedRow]], shared: list[int], asks: Sequence[Sequence[Ask]] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         jobs = [
             ("score_batch", (list(batch), shared, list(asks[number]) if asks else None))
@@ -121,7 +121,7 @@ def _work(connection: Connection, open_model: OpenModel, device: str, processes:
     closed."""
     import torch
 
-    kinds.load_plugins(modules)
+    registry.load_plugins(modules)
     if device == "cpu":  # share the cores out instead of fighting for them
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     engine = None

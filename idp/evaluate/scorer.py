@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from idp.beginning import Encoder
 from idp.errors import UserError
-from idp.evaluate.batching import Request, Row, common_length, make_row, plan
+from idp.evaluate.batching import PackedRow, Request, common_length, make_row, plan
 from idp.evaluate.divergence import Watched
 from idp.evaluate.engine import Engine
 from idp.evaluate.journal import Journal
@@ -346,7 +346,7 @@ class Scorer(TemplateLM):
 
     def _run(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PackedRow],
         count: int,
         disable_tqdm: bool,
         keys: Sequence[Any] = (),

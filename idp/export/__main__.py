@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help
-from idp.export.options import Options
+from idp.export.options import ExportOptions
 
 quiet_libraries()
 
@@ -14,17 +14,17 @@ HELP = """idp export: a run's compressed model as a checkpoint that transformers
   idp export record=outputs/runs/<run>/record.json out=exports/mine
   idp export record=outputs/runs/<run> out=exports/mine name=me/my-model-gptq4
 
-Options:"""
+ExportOptions:"""
 
 
 def main(words: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     words = sys.argv[1:] if words is None else words
     if not words or wants_help(words):
-        print(help_text(Options, HELP))
+        print(help_text(ExportOptions, HELP))
         sys.exit(0 if words else "error: nothing to export: give record=... and out=...")
     with failures_in_one_line("interrupted; nothing was written", also="nothing was written", command="export"):
-        options = parse(Options, words)
+        options = parse(ExportOptions, words)
         from idp.export.checkpoint import export
 
         done = export(options)

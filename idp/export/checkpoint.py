@@ -16,8 +16,8 @@ from idp.config import WEIGHTS
 from idp.errors import UserError
 from idp.export import licence, repair
 from idp.export.card import write_card
-from idp.export.options import Options
-from idp.export.run import Run, find
+from idp.export.options import ExportOptions
+from idp.export.run import Run, find_run_to_export
 from idp.models import weights
 from idp.store import versions, write_json
 
@@ -44,7 +44,7 @@ class Done:
     difference: float
 
 
-def export(options: Options) -> Done:
+def export(options: ExportOptions) -> Done:
     """Exports the model of a run, and checks what was written.
 
     Raises:
@@ -53,7 +53,7 @@ def export(options: Options) -> Done:
     """
     out = Path(options.out).expanduser()
     _check_place(out, options.overwrite)
-    run = find(options)
+    run = find_run_to_export(options)
     repair.check(run)
     part = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     try:
@@ -69,7 +69,7 @@ def export(options: Options) -> Done:
     return Done(out, difference)
 
 
-def _write(run: Run, folder: Path, options: Options) -> float:
+def _write(run: Run, folder: Path, options: ExportOptions) -> float:
     """Everything of an export; the largest difference of a logit after loading it again."""
     with quiet():
         loaded = models.open_model(models.model_folder(run.compressed), run.model)

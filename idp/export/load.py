@@ -14,7 +14,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.evaluate.room import FEWEST
 from idp.export.checkpoint import PROVENANCE
 from idp.export.repair import PROMPTS, weight_side
-from idp.kinds import restore
+from idp.registry import restore
 
 if TYPE_CHECKING:
     from idp.prompting.repaired import RepairedModel
@@ -109,7 +109,7 @@ class Exported:
         return loaded
 
 
-def find(folder: Path) -> Exported:
+def find_export(folder: Path) -> Exported:
     """The export in a folder that has an `export.json`.
 
     Raises:

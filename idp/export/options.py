@@ -8,7 +8,7 @@ from idp.command import word
 
 
 @dataclass
-class Options:
+class ExportOptions:
     """`key=value` words; `record` and `out` must be there."""
 
     record: str = word("a run's record.json, or the folder that it is in")

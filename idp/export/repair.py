@@ -22,9 +22,9 @@ from idp.models.weight_files import WeightFiles
 from idp.prompting.bank import PromptBank
 from idp.prompting.states import embedded, flatten, run_prompt
 from idp.recover import values
+from idp.recover.context import OWN
 from idp.recover.selection import DESCRIPTION, STATE
 from idp.recover.weight_side import VALUES, WeightSide, maker
-from idp.recover.work import OWN
 from idp.store import Product, write_json
 
 if TYPE_CHECKING:

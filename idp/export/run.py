@@ -7,7 +7,7 @@ from pathlib import Path
 
 from idp import finished, models
 from idp.config import Compressor, Model
-from idp.export.options import Options
+from idp.export.options import ExportOptions
 from idp.records.schema import Record
 from idp.store import Product
 
@@ -25,13 +25,13 @@ class Run:
     selector: Product | None = None  # where one was fitted to choose among the repair's prompts
 
 
-def find(options: Options) -> Run:
+def find_run_to_export(options: ExportOptions) -> Run:
     """The run of a record, its artifacts verified.
 
     Raises:
         UserError: no record there, or its artifacts are gone or damaged.
     """
-    run = finished.find(options.record, options.store)
+    run = finished.find_run(options.record, options.store)
     compressed, repair = run.made("compress"), run.product("recover")
     return Run(run.record, run.model, run.compressor, compressed, repair, _dense_folder(run), run.product("select"))
 

@@ -1,7 +1,7 @@
 """Loading language models: the embedded one, the hub's, a local folder, a GGUF file, or random weights.
 
-`find` answers quickly whether a model can be had; `load` is the first stage and yields the dense model as a product;
-`open_model` brings a product's weights into memory in a chosen dtype.
+`find_model` answers quickly whether a model can be had; `load` is the first stage and yields the dense model as a
+product; `open_model` brings a product's weights into memory in a chosen dtype.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a model's weights are: what `find` found. `identity` is what the store's key is made of."""
+class ModelSource:
+    """Where a model's weights are: what `find_model` found. `identity` is what the store's key is made of."""
 
     kind: str  # gguf, folder, hub or random
     place: Path | None  # of the hub's: only where they have been fetched
@@ -69,14 +69,14 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def find(config: Model, store: Store | None = None) -> Source:
+def find_model(config: Model, store: Store | None = None) -> ModelSource:
     """Where the model of `config` is, found without loading it; what the hub's is, is asked once for a store.
 
     Raises:
         UserError: it is not installed, not there, not a model, compressed already, damaged, gated, or not reachable.
     """
     if config.source == "random":
-        return Source("random", None, {"architecture": dict(config.architecture)})
+        return ModelSource("random", None, {"architecture": dict(config.architecture)})
     if config.source == "embedded":
         return gguf_source(_embedded_file(), with_tokenizer=True)
     if not config.path:
@@ -87,7 +87,7 @@ def find(config: Model, store: Store | None = None) -> Source:
         found = fetched.repository(config.path, config.revision, "model", store)
         quantized.refuse(f"model.path={config.path}", config.path, found.config, found.files)
         place = fetched.downloaded(config.path, found.commit, store, code=config.trust_remote_code)
-        return Source("hub", place, {"repository": config.path, "commit": found.commit})
+        return ModelSource("hub", place, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
         return gguf_source(place, with_tokenizer=True)
@@ -96,7 +96,7 @@ def find(config: Model, store: Store | None = None) -> Source:
     return folder_source(_checked(place, f"model.path={config.path}"))
 
 
-def load(config: Model, source: Source, store: Store) -> Product:
+def load(config: Model, source: ModelSource, store: Store) -> Product:
     """Stage 1: the dense model as a product, in a float format that every later stage reads.
 
     GGUF weights and random ones are written out as safetensors; a local folder and a hub snapshot are referred to, once
@@ -132,7 +132,7 @@ def load(config: Model, source: Source, store: Store) -> Product:
     return product
 
 
-def identity(config: Model, source: Source) -> Identity:
+def identity(config: Model, source: ModelSource) -> Identity:
     """What the dense model is, as a product of the load stage."""
     return Identity("load", None, {"kind": source.kind, **source.identity}, VERSION, config.name)
 
@@ -143,7 +143,7 @@ def tokenizer_identity(config: Model, dense: str) -> Identity:
     return Identity("tokenizer", dense, about, tokenization.VERSION, config.name)
 
 
-def _hold_tokenizer(config: Model, source: Source, product: Product, store: Store) -> None:
+def _hold_tokenizer(config: Model, source: ModelSource, product: Product, store: Store) -> None:
     """Lets the guard of tokenizers see the model's, once for each version of the libraries that open it.
 
     Raises:
@@ -366,7 +366,7 @@ def _embedded_file() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / EMBEDDED_FILE
 
 
-def gguf_source(file: Path, with_tokenizer: bool = False) -> Source:
+def gguf_source(file: Path, with_tokenizer: bool = False) -> ModelSource:
     """A GGUF file, known by its hash.
 
     Args:
@@ -377,13 +377,13 @@ def gguf_source(file: Path, with_tokenizer: bool = False) -> Source:
         UserError: something in it is not read as the file says.
     """
     header = ggufs.check(file, with_tokenizer)
-    return Source("gguf", file, {"file": hash_file(file), **(ggufs.revision(header) if with_tokenizer else {})})
+    return ModelSource("gguf", file, {"file": hash_file(file), **(ggufs.revision(header) if with_tokenizer else {})})
 
 
-def folder_source(place: Path) -> Source:
+def folder_source(place: Path) -> ModelSource:
     """A folder, known by the hashes of its files."""
     files = sorted(file for file in place.iterdir() if file.is_file())
-    return Source("folder", place, {"files": {file.name: hash_file(file) for file in files}})
+    return ModelSource("folder", place, {"files": {file.name: hash_file(file) for file in files}})
 
 
 def _checked(place: Path, where: str) -> Path:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from idp import fetched, models
 from idp.config import Model
-from idp.models import Source, streamed
+from idp.models import ModelSource, streamed
 from idp.models.gguf import model as ggufs
 from idp.store import Store, canonical
 
 
-def described(config: Model, source: Source, store: Store) -> Path:
+def described(config: Model, source: ModelSource, store: Store) -> Path:
     """A folder with the config, the generation settings and the tokenizer of a model, to be read only.
 
     A folder's is itself; of a model on the hub those files are fetched; of a GGUF file and of random weights they are

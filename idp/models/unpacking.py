@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
-from idp.models.weight_files import Entry, WeightFiles
+from idp.models.weight_files import TensorEntry, WeightFiles
 from idp.store import read_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ CHUNK = 1 << 24  # weights that are unpacked at a time, so that no second copy o
 class PlainTensor:
     """A tensor that is stored as it is, and read when it is asked for: `tensor[...]`, as of a slice of safetensors."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     opened: dict[Path, Any]  # each file's reader; a header takes as long to read as many a tensor
     name: str
 

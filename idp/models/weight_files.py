@@ -50,7 +50,7 @@ HARMLESS = re.compile(
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a safetensors file: where it is, and what its header says of it."""
 
     file: Path
@@ -84,13 +84,13 @@ class WeightFiles:
         self.pickled = bool(self.files) and self.files[0].suffix != ".safetensors"
 
     @cached_property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorEntry]:
         """Every tensor by name; empty for pickled weights, which have no headers.
 
         Raises:
             UserError: a file is damaged, or the index is not that of its shards.
         """
-        found: dict[str, Entry] = {}
+        found: dict[str, TensorEntry] = {}
         if self.pickled:
             return found
         for file in self.files:
@@ -182,7 +182,7 @@ class WeightFiles:
         self.index, self.index_file = places, self.folder / index
         return files
 
-    def _check_index(self, found: dict[str, Entry]) -> None:
+    def _check_index(self, found: dict[str, TensorEntry]) -> None:
         for name, file in sorted((self.index or {}).items()):
             if name not in found or found[name].file.name != file:
                 raise UserError(
@@ -196,7 +196,7 @@ class WeightFiles:
                 )
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, from its header.
 
     Raises:
@@ -216,7 +216,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             dtype, shape, (start, stop) = about["dtype"], tuple(map(int, about["shape"])), about["data_offsets"]
             if dtype in BITS and (stop - start) * 8 != math.prod(shape) * BITS[dtype]:
                 raise ValueError(f"{name} has {stop - start} bytes, which is not {dtype} {list(shape)}")
-            entries[name], end = Entry(file, dtype, shape, stop - start), max(end, stop)
+            entries[name], end = TensorEntry(file, dtype, shape, stop - start), max(end, stop)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read as safetensors: {_line(error)}") from error
     if size != 8 + length + end:
@@ -227,7 +227,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _dtype(entry: Entry) -> torch.dtype:
+def _dtype(entry: TensorEntry) -> torch.dtype:
     import torch
 
     names = {"BOOL": "bool", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}

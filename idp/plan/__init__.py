@@ -3,7 +3,7 @@
 inputs      resolved inputs: where model, documents and texts are
 refusals    what a run is refused for, in one line each
 steps       the products in their order, under the keys that their own stages give them
-work        what each of them computes, in tokens
+workload    what each of them computes, in tokens
 estimate    seconds, memory and disk of that
 preflight   all of it: `preflight(config) -> Plan`
 command     the plan of a run or a sweep as a table

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp.config import Config
 from idp.errors import UserError
-from idp.plan.inputs import Inputs, Shape
+from idp.plan.inputs import ResolvedInputs, Shape
 from idp.plan.sizes import KEPT_POSITION, compressed_bytes, repair_bytes
 from idp.plan.steps import Step, Walk
-from idp.plan.work import FIDELITY, MEASURE, Machine, Work, tasks_of, trainings
+from idp.plan.workload import FIDELITY, MEASURE, Machine, Workload, tasks_of, trainings
 from idp.store import canonical, digest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from idp.corpora.corpus import Text
-    from idp.models import Source
+    from idp.models import ModelSource
     from idp.store import Store
     from idp.tasks.own import Own
     from idp.tasks.tasks import TaskSource
@@ -88,7 +88,7 @@ def config_of_model(model: schema.Model, store: Store | None) -> PretrainedConfi
     if model.name in SHAPES:
         return config_of(model.name)
     if model.source == "local" and Path(model.path or "").is_dir():  # to find it would hash its files
-        return guard.config_of(models.Source("folder", Path(model.path or ""), {}), model)
+        return guard.config_of(models.ModelSource("folder", Path(model.path or ""), {}), model)
     try:
         source = _found(model, store)
         if source.kind == "gguf" and source.place is not None:
@@ -136,14 +136,16 @@ def steps_of(config: Config, model: Assumed, machine: Machine) -> Iterator[Step]
 
     recovery, given = config.recovery, Given()
     if not recovery.awaited:
-        recovery, given = recovering.find(recovery)
+        recovery, given = recovering.resolve(recovery)
     here = replace(config.model, device="auto", device_map=None)
     config = replace(config, model=here, recovery=recovery)
     inputs = dataclasses.replace(_inputs(config, model, machine), given=given)
     yield from Walk(config, inputs, model.shape, _resolved(config, model), None, machine).steps()
 
 
-def works_of(config: Config, model: Assumed, machine: Machine, seen: set[tuple[str, str]] | None = None) -> list[Work]:
+def works_of(
+    config: Config, model: Assumed, machine: Machine, seen: set[tuple[str, str]] | None = None
+) -> list[Workload]:
     """What a run computes that is not among `seen`, which then has it; the scores of one model are one work.
 
     Args:
@@ -153,7 +155,7 @@ def works_of(config: Config, model: Assumed, machine: Machine, seen: set[tuple[s
         seen: what runs before it have computed, by `what` and `key`.
     """
     seen = set() if seen is None else seen
-    found: dict[tuple[str, str], Work] = {}
+    found: dict[tuple[str, str], Workload] = {}
     for step in steps_of(config, model, machine):
         for work in step.works:
             if (known := (work.what, work.key)) in seen:
@@ -165,7 +167,7 @@ def works_of(config: Config, model: Assumed, machine: Machine, seen: set[tuple[s
     return list(found.values())
 
 
-def of_run(config: Config, machine: Machine) -> list[Work]:
+def of_run(config: Config, machine: Machine) -> list[Workload]:
     """What one run computes, the dense and the compressed model's scores included."""
     return works_of(config, of_config(config.model, None, None), machine)
 
@@ -216,30 +218,30 @@ def training_peaks(config: Config, model: Assumed) -> tuple[float, float] | None
 
 @functools.cache
 def _peaks(shape: str, method: str, distilled: bool, rows: int, tokens: int, length: int) -> tuple[float, float]:
-    from idp.plan.peaks import CHECKPOINTED, PLAIN, Step, peaks
+    from idp.plan.peaks import CHECKPOINTED, PLAIN, TrainingStep, peaks
 
     kind = method if method in ("lora", "prefix") else "prompt"
     if distilled and kind == "prompt":
         kind = "distilled prompt"
-    found = peaks(Step(shape, kind, rows, tokens, length or 1))
+    found = peaks(TrainingStep(shape, kind, rows, tokens, length or 1))
     beside = found["weights"] if distilled and kind != "distilled prompt" else 0  # a teacher beside it
     return found[PLAIN] + beside, found[CHECKPOINTED]
 
 
-def _inputs(config: Config, model: Assumed, machine: Machine) -> Inputs:
+def _inputs(config: Config, model: Assumed, machine: Machine) -> ResolvedInputs:
     """Inputs that are known by their options alone."""
-    from idp.models import Source
+    from idp.models import ModelSource
     from idp.recover.given import Given
     from idp.tasks import catalog
 
     compressor = config.compressor
     mine = catalog.find_own(config.task.include_path) if config.task.include_path else catalog.NONE
     tasks = [_task(task, config.task, mine, machine) for task in tasks_of(config) if task in machine.documents]
-    source = Source("gguf" if model.converted else "hub", None, {"assumed": asdict(config.model)})
+    source = ModelSource("gguf" if model.converted else "hub", None, {"assumed": asdict(config.model)})
     by_others = None
     if schema.WEIGHTS in compressor.needs:
-        by_others = Source("hub", None, {"assumed": schema.values_of(compressor)})
-    return Inputs(
+        by_others = ModelSource("hub", None, {"assumed": schema.values_of(compressor)})
+    return ResolvedInputs(
         source,
         tasks,
         _text(config, "corpus"),
@@ -307,7 +309,7 @@ def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _together(one: Work, other: Work) -> Work:
+def _together(one: Workload, other: Workload) -> Workload:
     """Two works of one kind, as one."""
     tokens, steps = one.tokens + other.tokens, one.steps + other.steps
     return replace(one, key=one.part_of, tokens=tokens, steps=steps)
@@ -319,8 +321,8 @@ def _positions(config: Config) -> int:
     return min(config.evaluation.perplexity_tokens or TEXT_POSITIONS, TEXT_POSITIONS)
 
 
-def _found(model: schema.Model, store: Store | None, offline: bool = False) -> Source:
+def _found(model: schema.Model, store: Store | None, offline: bool = False) -> ModelSource:
     from idp import hub, models
 
     with hub.offline() if offline else contextlib.nullcontext():
-        return models.find(model, store)
+        return models.find_model(model, store)

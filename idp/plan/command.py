@@ -14,7 +14,7 @@ from idp.errors import UserError
 if TYPE_CHECKING:
     from idp.plan.preflight import Plan
     from idp.plan.steps import Step
-    from idp.plan.work import Work
+    from idp.plan.workload import Workload
 
 FLAG, SWEEP = "--plan", ("-m", "--multirun")
 HELP = """What a run would make or reuse, with seconds, memory and disk, before anything is computed.
@@ -29,7 +29,7 @@ SHOWN = 12  # characters of a key
 
 
 @dataclass
-class Entry:
+class PlanLine:
     """A product in a plan: what becomes of it, and what that takes."""
 
     stage: str
@@ -43,11 +43,11 @@ class Entry:
 
 
 @dataclass
-class Cell:
+class PlannedRun:
     """A run of a plan, or why it is refused."""
 
     name: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[PlanLine] = field(default_factory=list)
     refusal: str = ""
     speed: str = ""
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{len(refused)} of {len(found)} runs are refused; the first: {refused[0].refusal}")
 
 
-def cells(configs: Iterator[Config], sweep: bool = True) -> Iterator[Cell]:
+def cells(configs: Iterator[Config], sweep: bool = True) -> Iterator[PlannedRun]:
     """The plans of several runs in their order; what an earlier one makes is shared by the later ones.
 
     Args:
@@ -106,39 +106,39 @@ def cells(configs: Iterator[Config], sweep: bool = True) -> Iterator[Cell]:
         name = run_id_and_folder(config)[1].name
         try:
             plan = preflight(config, known)
-            cell = Cell(name, speed=plan.speed.said)
+            cell = PlannedRun(name, speed=plan.speed.said)
             for step in plan.steps:
                 cell.entries.append(_entry(plan, step, made, done))
             yield cell
         except UserError as error:
             if not sweep:
                 raise
-            yield Cell(name, refusal=str(error))
+            yield PlannedRun(name, refusal=str(error))
 
 
-def _entry(plan: Plan, step: Step, made: set[str], done: set[tuple[str, str]]) -> Entry:
+def _entry(plan: Plan, step: Step, made: set[str], done: set[tuple[str, str]]) -> PlanLine:
     """What a step comes to beside those before it, of which `made` has the keys and `done` the works."""
     from idp.plan.estimate import seconds_of
 
     key = step.key or ""
     if step.reused:
-        return Entry(step.stage, step.label, key, REUSED)
+        return PlanLine(step.stage, step.label, key, REUSED)
     if key in made:
-        return Entry(step.stage, step.label, key, SHARED)
+        return PlanLine(step.stage, step.label, key, SHARED)
     made |= {key} - {""}
-    new: list[Work] = []
+    new: list[Workload] = []
     for work in step.works:
         if (work.what, work.key) not in done:
             done.add((work.what, work.key))
             new.append(work)
     host, device = plan.memory(step)
     state = MADE if not step.after else f"{MADE}, key known after {step.after}"
-    return Entry(
+    return PlanLine(
         step.stage, step.label, key, state, seconds_of(new, plan.speed, plan.size), host, device, plan.disk(step)
     )
 
 
-def run_text(cell: Cell) -> str:
+def run_text(cell: PlannedRun) -> str:
     """The plan of one run as Markdown: each product, and their sum."""
     rows = [
         [entry.stage, entry.label, entry.key[:SHOWN] or "-", entry.state, *_numbers(entry)] for entry in cell.entries
@@ -148,7 +148,7 @@ def run_text(cell: Cell) -> str:
     return "\n\n".join([f"plan of {cell.name}", _table(rows, headers), _notes(cell.speed)])
 
 
-def sweep_text(found: list[Cell]) -> str:
+def sweep_text(found: list[PlannedRun]) -> str:
     """The plan of a sweep as Markdown: each run, and their sum."""
     rows: list[list[Any]] = []
     for cell in found:
@@ -166,13 +166,13 @@ def sweep_text(found: list[Cell]) -> str:
     return "\n\n".join(filter(None, [_table(rows, headers), "\n".join(refused), f"{said}\n{_notes(speed)}"]))
 
 
-def _sums(found: list[Cell]) -> list[str]:
+def _sums(found: list[PlannedRun]) -> list[str]:
     seconds, disk = (sum(cell.total(what) for cell in found) for what in ("seconds", "disk"))
     host, device = (max((cell.most(what) for cell in found), default=0.0) for what in ("host", "device"))
     return _shown(seconds, host, device, disk)
 
 
-def _numbers(entry: Entry) -> list[str]:
+def _numbers(entry: PlanLine) -> list[str]:
     if entry.state in (REUSED, SHARED):
         return ["", "", "", ""]
     return _shown(entry.seconds, entry.host, entry.device, entry.disk)

@@ -19,12 +19,12 @@ from idp.command import failures_in_one_line, help_text, parse, quiet_libraries,
 from idp.composed import configs as composed
 from idp.config import Config
 from idp.errors import UserError
-from idp.finished import find
+from idp.finished import find_run
 from idp.plan import assumed
 from idp.plan.assumed import BITS, Assumed
 from idp.plan.estimate import CARD_BYTES, CARD_OPERATIONS, DISK_BYTES, Speed
 from idp.plan.machine import counted, machine_of
-from idp.plan.work import KINDS, LOAD, Machine, Work, lengths_of, tasks_of
+from idp.plan.workload import KINDS, LOAD, Machine, Workload, lengths_of, tasks_of
 from idp.store import Store
 from idp.usage import explain
 from idp.usage import options as choices
@@ -40,7 +40,7 @@ PASS = 2**30  # bytes of activations and logits of a pass of evaluation.batch_to
 
 
 @dataclass
-class Options:
+class CostOptions:
     """The words that are not those of `idp.run`."""
 
     experiment: str | None = word("a file of conf/experiment, without .yaml: the runs of that study", default=None)
@@ -54,13 +54,13 @@ class Options:
 
 
 @dataclass
-class Cell:
+class RunCost:
     """Runs of a study that differ in their seed alone; hours and bytes are those that no run before them has had."""
 
     name: str
     size: Assumed
     runs: int = 0
-    works: list[Work] = field(default_factory=list)
+    works: list[Workload] = field(default_factory=list)
     bytes: float = 0.0
     peak: float = 0.0  # bytes
     spared: float = 0.0  # bytes, with all that is spared where memory runs out
@@ -70,20 +70,22 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     words = list(sys.argv[1:] if words is None else words)
     if {"-h", "--help"} & set(words):
-        print(help_text(Options, "What a study would take, before it is started. All other words are idp.run's; -m:"))
+        print(
+            help_text(CostOptions, "What a study would take, before it is started. All other words are idp.run's; -m:")
+        )
         print("  the words are those of a sweep, as with experiment=. budget= is paper unless it is said.")
         return
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with failures_in_one_line(explain=explain):
         own, others, sweep = _sorted(words)
-        options = parse(Options, own)
+        options = parse(CostOptions, own)
         weights, tflops = (_number(options, name) for name in ("parameters", "tflops"))
         if options.experiment is not None and options.experiment not in (known := choices("experiment")):
             raise UserError(f"experiment={options.experiment}: there is none; choose one of {', '.join(sorted(known))}")
         found = list(_composed(options.experiment, others, sweep))
         store = Store(Path(found[0].store).expanduser())
         if options.record is not None:
-            machine = machine_of(find(options.record), options.record)
+            machine = machine_of(find_run(options.record), options.record)
         else:
             tokenizer, whose = assumed.tokenizer_of(found[0].model, store)
             machine = counted(found, tokenizer, store)
@@ -139,7 +141,7 @@ def report(
     )
 
 
-def of_experiment(experiment: str, budget: str, machine: Machine) -> Iterator[Work]:
+def of_experiment(experiment: str, budget: str, machine: Machine) -> Iterator[Workload]:
     """All that an experiment's runs compute, each thing once.
 
     Args:
@@ -160,11 +162,11 @@ def configs(experiment: str, budget: str) -> Iterator[Config]:
     yield from _composed(experiment, [f"budget={budget}"], True)
 
 
-def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, Assumed]) -> Iterator[Cell]:
+def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, Assumed]) -> Iterator[RunCost]:
     """The runs of a study by what they are, in their order; of each what no run before it has done or kept."""
     seen: set[tuple[str, str]] = set()
     kept: set[str] = set()
-    cells: dict[str, Cell] = {}
+    cells: dict[str, RunCost] = {}
     for config in configs:
         size = sizes[config.model.name]
         name = f"{size.name} {_name(config)}" if len(sizes) > 1 else _name(config)
@@ -173,14 +175,14 @@ def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, Assum
         kept |= set(stored)
         plain, spared = assumed.training_peaks(config, size) or (0, 0)
         least = size.bytes + PASS  # while it is measured
-        cell = cells.setdefault(name, Cell(name, size))
+        cell = cells.setdefault(name, RunCost(name, size))
         cell.runs, cell.bytes = cell.runs + 1, cell.bytes + new
         cell.works += assumed.works_of(config, size, machine, seen)
         cell.peak, cell.spared = max(cell.peak, plain, least), max(cell.spared, spared, least)
     yield from cells.values()
 
 
-def seconds_of(each: Work, machine: Machine, parameters: float, tflops: float | None) -> float:
+def seconds_of(each: Workload, machine: Machine, parameters: float, tflops: float | None) -> float:
     """How long something takes."""
     evaluation = tflops * 1e12 if tflops else machine.evaluation
     training = evaluation if tflops else machine.training or evaluation
@@ -189,7 +191,7 @@ def seconds_of(each: Work, machine: Machine, parameters: float, tflops: float | 
     return speed.seconds(each, parameters, parameters * BITS / 8)
 
 
-def by_run(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
+def by_run(cells: Sequence[RunCost], machine: Machine, tflops: float | None) -> str:
     """Hours, disk and memory of each cell as Markdown."""
     from tabulate import tabulate
 
@@ -205,7 +207,7 @@ def by_run(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def table(cells: Sequence[Cell], machine: Machine, tflops: float | None) -> str:
+def table(cells: Sequence[RunCost], machine: Machine, tflops: float | None) -> str:
     """The work by kind as Markdown.
 
     Args:
@@ -244,7 +246,7 @@ def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator
 
 def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
     """The words of this command, those of `idp.run`, and whether these are a sweep's."""
-    names = set(Options.__dataclass_fields__)
+    names = set(CostOptions.__dataclass_fields__)
     words = [
         f"experiment={word.removeprefix('+experiment=')}" if word.startswith("+experiment=") else word for word in words
     ]
@@ -266,7 +268,7 @@ def _name(config: Config) -> str:
     return " ".join(parts)
 
 
-def _number(options: Options, name: str) -> float | None:
+def _number(options: CostOptions, name: str) -> float | None:
     given = getattr(options, name)
     if given is None:
         return None

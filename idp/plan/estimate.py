@@ -12,7 +12,7 @@ from idp import models
 from idp.config import WEIGHTS, Config, Recovery
 from idp.evaluate.room import token_bytes
 from idp.plan.sizes import FLOAT, KEPT_POSITION, compressed_bytes, repair_bytes
-from idp.plan.work import FORWARD, GUARD, LOAD, TRAIN, Work, own_trainings
+from idp.plan.workload import FORWARD, GUARD, LOAD, TRAIN, Workload, own_trainings
 from idp.store import MANIFEST, Store, read_json
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Speed:
     card: bool = True  # whether a pass waits for a card's memory
     layers: int = 0  # of the model, whose kernels each pass launches; 0: that is not counted
 
-    def seconds(self, work: Work, parameters: float, weight_bytes: float) -> float:
+    def seconds(self, work: Workload, parameters: float, weight_bytes: float) -> float:
         """How long something takes on a model of so many weights."""
         if work.what == GUARD:
             return GUARD_SECONDS
@@ -127,7 +127,7 @@ def size_of(config: Config, empty: models.LoadedModel) -> Size:
     return Size(empty.parameters, itemsize, on_card, empty.model.config.get_text_config())
 
 
-def seconds_of(works: Iterable[Work], speed: Speed, size: Size) -> float:
+def seconds_of(works: Iterable[Workload], speed: Speed, size: Size) -> float:
     """How long works take, one after the other."""
     return sum(speed.seconds(work, size.parameters, size.bytes) for work in works)
 

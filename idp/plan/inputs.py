@@ -11,7 +11,7 @@ from idp import models
 from idp.compress import stage as compressing
 from idp.config import Config, Model, values_of
 from idp.recover import stage as recovering
-from idp.recover.work import CalibrationText
+from idp.recover.context import CalibrationText
 from idp.store import Store, digest
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ Found = TypeVar("Found")
 
 
 @dataclass
-class Inputs:
+class ResolvedInputs:
     """Resolved inputs: where model, documents and texts are, each known by its content."""
 
-    source: models.Source
+    source: models.ModelSource
     tasks: list[TaskSource]
     corpus: Text  # for training, and for comparing prompts
     calibration: Text
-    external: models.Source | None  # a checkpoint that others compressed
+    external: models.ModelSource | None  # a checkpoint that others compressed
     perplexity: dict[str, Text]  # by name
     given: Given  # what the recovery takes from elsewhere
 
@@ -61,7 +61,7 @@ class Known:
         return self.found[key]
 
 
-def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[Config, Inputs]:
+def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[Config, ResolvedInputs]:
     """Finds model, documents and texts, and checks that they go together; computes nothing.
 
     What the hub has of them is fetched once for a store.
@@ -81,11 +81,13 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
     from idp.tasks.tasks import find_tasks
 
     known = known or Known()
-    recovery, given = recovering.find(config.recovery)
+    recovery, given = recovering.resolve(config.recovery)
     config = replace(config, recovery=recovery)
     compressor = config.compressor
-    source = known.once(["model", asdict(config.model)], lambda: models.find(config.model, store))
-    by_others = known.once(["compressor", values_of(compressor)], lambda: compressing.find(compressor, store))
+    source = known.once(["model", asdict(config.model)], lambda: models.find_model(config.model, store))
+    by_others = known.once(
+        ["compressor", values_of(compressor)], lambda: compressing.find_checkpoint(compressor, store)
+    )
     models.dtype_of(config.model)
     models.devices(config.model, config.evaluation.processes)
     tasks = known.once(["tasks", asdict(config.task)], lambda: find_tasks(config.task, store))
@@ -102,10 +104,10 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
     given.refuse_evaluated(tasks)
-    return config, Inputs(source, tasks, text("corpus"), calibration, by_others, perplexity, given)
+    return config, ResolvedInputs(source, tasks, text("corpus"), calibration, by_others, perplexity, given)
 
 
-def shape_of(model: Model, source: models.Source, store: Store, known: Known | None = None) -> Shape:
+def shape_of(model: Model, source: models.ModelSource, store: Store, known: Known | None = None) -> Shape:
     """The dense model without its weights, of which none is read.
 
     Raises:

@@ -16,7 +16,7 @@ from idp.beginning import Beginning
 from idp.config import Config
 from idp.errors import UserError
 from idp.finished import Finished
-from idp.plan.work import FORWARD, TRAINED, Document, Machine
+from idp.plan.workload import FORWARD, TRAINED, DocumentTokens, Machine
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
         tokenizer: the model's, or another one's.
         store: where what comes from the hub is kept.
     """
-    from idp.plan.work import tasks_of
+    from idp.plan.workload import tasks_of
     from idp.tasks.tasks import find_tasks
 
     machine = Machine({}, {}, said="documents as they are here")
@@ -121,7 +121,7 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
 
 def document_of(
     source: TaskSource, few: int, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
-) -> Document:
+) -> DocumentTokens:
     """A document of a task, as a mean over `few` that are formatted and cut into requests as they are when measured."""
     from idp.evaluate.room import FEWEST
     from idp.evaluate.scorer import Scorer
@@ -133,7 +133,7 @@ def document_of(
     context = engine.contexts / len(rows)
     # A batch of as many as fit takes the steps of its longest answer.
     steps = engine.longest / max(1.0, batch / context) if source.generates else 0.0
-    return Document(scorer.tokens_run / len(rows), context, steps)
+    return DocumentTokens(scorer.tokens_run / len(rows), context, steps)
 
 
 class Here(Machine):
@@ -143,7 +143,7 @@ class Here(Machine):
         super().__init__({}, {source.name: source.documents for source in tasks})
         self.sources, self.tokenizer, self.known = {source.name: source for source in tasks}, tokenizer, known
 
-    def document(self, task: str) -> Document:
+    def document(self, task: str) -> DocumentTokens:
         source = self.sources[task]
         asked = ["document", source.runs, source.fingerprint, self.tokenizer.name_or_path]
         return self.known.once(asked, lambda: document_of(source, FEW, self.tokenizer))

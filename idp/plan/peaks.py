@@ -28,7 +28,7 @@ RANK, ALPHA, DROPOUT = 8, 16.0, 0.05
 
 
 @dataclass
-class Step:
+class TrainingStep:
     """What a step is of: `budget=paper`, unless something else is said.
 
     `recovery` is one of `RECOVERIES`; `rows` and `micro` are sequences of a batch and of a pass; `length` is the
@@ -47,7 +47,7 @@ class Step:
     layers: int | None = None  # another number of decoder layers than the shape's
 
 
-def peaks(step: Step) -> dict[str, Any]:
+def peaks(step: TrainingStep) -> dict[str, Any]:
     """The peaks of a step in bytes: as it is, and with layers computed anew and a streamed teacher."""
     plain, saved = peak_of(step), peak_of(replace(step, checkpointing=True, teacher="streamed"))
     return {
@@ -59,7 +59,7 @@ def peaks(step: Step) -> dict[str, Any]:
     }
 
 
-def peak_of(step: Step) -> dict[str, Any]:
+def peak_of(step: TrainingStep) -> dict[str, Any]:
     """The most bytes that a step holds at once (`peak`), those of the model (`weights`), and the `operation` then."""
     from idp.plan.meta import Peak
 
@@ -69,7 +69,7 @@ def peak_of(step: Step) -> dict[str, Any]:
     return {"peak": memory.peak, "weights": weights, "operation": memory.at_peak}
 
 
-def run(step: Step, loss: Loss, parameters: list[torch.nn.Parameter], memory: Peak) -> None:
+def run(step: TrainingStep, loss: Loss, parameters: list[torch.nn.Parameter], memory: Peak) -> None:
     """A step as any but the first is, which finds the optimizer's state there."""
     import torch
 
@@ -87,7 +87,7 @@ def run(step: Step, loss: Loss, parameters: list[torch.nn.Parameter], memory: Pe
     optimizer.zero_grad(set_to_none=True)
 
 
-def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], int]:
+def prepared(step: TrainingStep, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], int]:
     """A step's loss, what it trains, and the bytes of the model; to be called within `memory`."""
     import torch
 
@@ -121,7 +121,7 @@ def prepared(step: Step, memory: Peak) -> tuple[Loss, list[torch.nn.Parameter], 
         return loss_with(loaded, maker, "prefix" if prefix else "prompt", options, teacher), [maker.prompt], weights
 
 
-def _opened(step: Step) -> LoadedModel:
+def _opened(step: TrainingStep) -> LoadedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +134,7 @@ def _opened(step: Step) -> LoadedModel:
     return LoadedModel(model.eval().requires_grad_(False), None, ())
 
 
-def _teacher(step: Step, memory: Peak) -> LoadedModel:
+def _teacher(step: TrainingStep, memory: Peak) -> LoadedModel:
     from idp.recover.teacher import stream
 
     if step.teacher == "resident":
@@ -152,7 +152,7 @@ def _bare_heads() -> Iterator[None]:
         yield
 
 
-def _training(step: Step, objective: str) -> Any:
+def _training(step: TrainingStep, objective: str) -> Any:
     from idp.config import Training
 
     once = dict.fromkeys(("steps", "warmup_steps", "evaluate_every", "heldout_sequences", "checkpoint_every"), 1)

@@ -13,7 +13,7 @@ from idp.evaluate.benchmark import Benchmark
 from idp.evaluate.room import batch_tokens
 from idp.plan import estimate, refusals
 from idp.plan.estimate import Size, Speed
-from idp.plan.inputs import Inputs, Known, Shape, resolve, shape_of
+from idp.plan.inputs import Known, ResolvedInputs, Shape, resolve, shape_of
 from idp.plan.machine import Here
 from idp.plan.steps import Step, Walk
 from idp.store import Store
@@ -34,7 +34,7 @@ class Plan:
     """
 
     config: Config
-    inputs: Inputs
+    inputs: ResolvedInputs
     shape: Shape
     resolved: Any
     store: Store

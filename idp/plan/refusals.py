@@ -10,12 +10,12 @@ from idp.config import GRAPH, Config
 from idp.errors import UserError
 from idp.evaluate import guard, trial
 from idp.models import LoadedModel
-from idp.plan.inputs import Inputs, Shape
+from idp.plan.inputs import ResolvedInputs, Shape
 from idp.recover import stage as recovering
 from idp.store import Store
 
 
-def refuse(config: Config, inputs: Inputs, shape: Shape, store: Store) -> Any:
+def refuse(config: Config, inputs: ResolvedInputs, shape: Shape, store: Store) -> Any:
     """Refuses what can be told from configs, headers and texts; nothing is computed, and no weight fetched.
 
     Returns:
@@ -38,7 +38,7 @@ def refuse(config: Config, inputs: Inputs, shape: Shape, store: Store) -> Any:
     return resolved
 
 
-def hold(config: Config, inputs: Inputs, shape: Shape, store: Store) -> None:
+def hold(config: Config, inputs: ResolvedInputs, shape: Shape, store: Store) -> None:
     """Refuses what takes a download or a pass of a small model to tell: before hours of work, after `refuse`.
 
     Raises:
@@ -50,7 +50,7 @@ def hold(config: Config, inputs: Inputs, shape: Shape, store: Store) -> None:
         _check_compressor(config, inputs, shape.empty, store)
 
 
-def _check_compressor(config: Config, inputs: Inputs, empty: LoadedModel, store: Store) -> Any:
+def _check_compressor(config: Config, inputs: ResolvedInputs, empty: LoadedModel, store: Store) -> Any:
     return compressing.check(config.compressor, empty, inputs.calibration, config.model, inputs.external, store)
 
 
@@ -69,14 +69,14 @@ def _refuse_class(config: Config, shape: Shape, store: Store) -> None:
     guard.check_known(shape.empty.model.config, store, forward_parts(config), config.model.trust_remote_code)
 
 
-def _is_here(config: Config, source: models.Source, store: Store) -> bool:
+def _is_here(config: Config, source: models.ModelSource, store: Store) -> bool:
     """Whether a checkpoint of others can be read without a download."""
     if source.kind != "hub":
         return True
     return fetched.downloaded(config.compressor.origin, source.identity["commit"], store, pickles=False) is not None
 
 
-def check_perplexity(config: Config, empty: LoadedModel, inputs: Inputs) -> None:
+def check_perplexity(config: Config, empty: LoadedModel, inputs: ResolvedInputs) -> None:
     """Perplexity counts the same tokens for every method, so a window must leave room for the prompt before it."""
     from idp.corpora.corpus import blocks
 
@@ -111,7 +111,7 @@ def check_latency(config: Config, empty: LoadedModel) -> None:
         graph.check(empty.model, models.device_of(config.model))
 
 
-def check_generation(config: Config, empty: LoadedModel, inputs: Inputs) -> None:
+def check_generation(config: Config, empty: LoadedModel, inputs: ResolvedInputs) -> None:
     """What a task lets a model write must fit in its window behind the prompt."""
     from lm_eval.models.utils import resolve_max_length
 

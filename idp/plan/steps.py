@@ -14,9 +14,9 @@ from idp.evaluate import benchmark, guard, oracle
 from idp.evaluate.benchmark import Benchmark
 from idp.evaluate.measured import Measured
 from idp.models import LoadedModel
-from idp.plan import work
-from idp.plan.inputs import Inputs, Shape
-from idp.plan.work import Machine, Reader, Work
+from idp.plan import workload
+from idp.plan.inputs import ResolvedInputs, Shape
+from idp.plan.workload import Machine, PromptReader, Workload
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
 from idp.recover.selection import NotKnownYet, Selection
@@ -45,7 +45,7 @@ class Step:
     stage: str
     label: str
     identity: Identity | None
-    works: tuple[Work, ...] = ()
+    works: tuple[Workload, ...] = ()
     recovery: Recovery | None = None
     documents: int = 0
     after: str = ""
@@ -76,7 +76,7 @@ class Walk:
     """
 
     config: Config
-    inputs: Inputs
+    inputs: ResolvedInputs
     shape: Shape
     resolved: Any
     store: Store | None
@@ -105,7 +105,7 @@ class Walk:
     @property
     def lengths(self) -> list[int]:
         """Tokens of the repair's prompts."""
-        return work.lengths_of(self.config.recovery, self.empty.tokenizer)
+        return workload.lengths_of(self.config.recovery, self.empty.tokenizer)
 
     def _all(self) -> Iterator[Step]:
         config = self.config
@@ -115,7 +115,7 @@ class Walk:
         if self.store is not None:
             yield self._step(models.tokenizer_identity(config.model, dense.key))
         compressed = self._compressed(dense)
-        yield self._step(compressed, work.of_compression(config.compressor, compressed.key, self._by_others))
+        yield self._step(compressed, workload.of_compression(config.compressor, compressed.key, self._by_others))
         repairs = recovering.identities(
             config.recovery,
             config.model,
@@ -128,7 +128,7 @@ class Walk:
         )
         for recovery, identity in self._needed(repairs):
             again = identity.parent != compressed.key  # stored once more, in fewer bits
-            works = () if again else work.of_repair(recovery, identity.key)
+            works = () if again else workload.of_repair(recovery, identity.key)
             yield self._step(identity, works, recovery=recovery)
         repair = repairs[-1][1] if repairs else None
         selection = self._selection(repair)
@@ -136,7 +136,7 @@ class Walk:
         uncompressed = None
         if rows.measures_dense(config):
             uncompressed = compressing.uncompressed_identity(dense.key, self.folder)
-            yield self._step(uncompressed, work.of_compression(None, uncompressed.key, False))
+            yield self._step(uncompressed, workload.of_compression(None, uncompressed.key, False))
         found = rows.rows_of(config, uncompressed, compressed, repair, self._as_known(selection))
         yield from self._scores(found)
         yield from self._latency(found)
@@ -155,7 +155,7 @@ class Walk:
             return
         identity = guard.identity_of(self.empty.model.config, self.config.model.trust_remote_code)
         if identity is not None:
-            yield self._step(identity, [Work(work.GUARD, identity.key, 0, 0)])
+            yield self._step(identity, [Workload(workload.GUARD, identity.key, 0, 0)])
 
     @property
     def _by_others(self) -> bool:
@@ -191,7 +191,7 @@ class Walk:
         if selection is None:
             return
         if (heldout := selection.heldout) is not None:
-            yield self._step(heldout, work.of_heldout(self.config.recovery, heldout.key, self.lengths))
+            yield self._step(heldout, workload.of_heldout(self.config.recovery, heldout.key, self.lengths))
         if selection.fitted is not None:
             yield self._step(selection.fitted)
 
@@ -201,18 +201,18 @@ class Walk:
         measured_on = Benchmark(config.model, config.evaluation, inputs.tasks, config.task.documents, inputs.perplexity)
         of_prompts, dense = [], None
         for row in rows.per_prompt(config, found[-1]):
-            reader = work.reader_of(row, self.lengths, controls=False)
+            reader = workload.reader_of(row, self.lengths, controls=False)
             scores = benchmark.identities(row.subject(self.folder), measured_on, self.store)
             of_prompts.append(scores)
             yield from self._of_row(row, scores, reader)
         for row in found:
-            reader = work.reader_of(row, self.lengths, bool(of_prompts))
+            reader = workload.reader_of(row, self.lengths, bool(of_prompts))
             try:
                 subject = row.subject(self.folder)
             except NotKnownYet as unknown:
                 yield from self._unknown(row, reader, str(unknown), dense)
                 continue
-            if row.peeks and row.selection is not None:
+            if row.uses_labels and row.selection is not None:
                 scores = oracle.identities(subject, measured_on, of_prompts, row.selection.options)
             else:
                 scores = benchmark.identities(subject, measured_on, self.store, dense)
@@ -220,7 +220,7 @@ class Walk:
                 dense = scores
             yield from self._of_row(row, scores, reader)
 
-    def _of_row(self, row: Row, scores: Measured, reader: Reader) -> Iterator[Step]:
+    def _of_row(self, row: Row, scores: Measured, reader: PromptReader) -> Iterator[Step]:
         for source in self.inputs.tasks:
             identity, count = scores.tasks[source.name], self._documents(source)
             yield self._step(identity, self._of_task(reader, identity.key, source), documents=count)
@@ -231,12 +231,12 @@ class Walk:
             evaluation = self.config.evaluation
             if scores.fidelity is not None:
                 compared = scores.fidelity.corpora[corpus]
-                yield self._step(compared, work.of_corpus(reader, compared.key, evaluation, compared=True))
+                yield self._step(compared, workload.of_corpus(reader, compared.key, evaluation, compared=True))
                 yield self._step(identity)
             else:
-                yield self._step(identity, work.of_corpus(reader, identity.key, evaluation))
+                yield self._step(identity, workload.of_corpus(reader, identity.key, evaluation))
 
-    def _unknown(self, row: Row, reader: Reader, after: str, dense: Measured | None) -> Iterator[Step]:
+    def _unknown(self, row: Row, reader: PromptReader, after: str, dense: Measured | None) -> Iterator[Step]:
         """The scores of a model whose keys a stage decides: which prompt was the best on held-out text."""
         compares = dense is not None and dense.fidelity is not None
         evaluation = self.config.evaluation
@@ -249,7 +249,7 @@ class Walk:
                 works = tuple(self._of_contexts(reader, key, source))
                 yield Step("fidelity", f"{row.name} contexts of {source.name}", None, works, after=after)
         for corpus in self.inputs.perplexity:
-            works = tuple(work.of_corpus(reader, f"{reader.key} {corpus}", evaluation, compares))
+            works = tuple(workload.of_corpus(reader, f"{reader.key} {corpus}", evaluation, compares))
             if compares:
                 yield Step("fidelity", f"{row.name} text of {corpus}", None, works, after=after)
             label = f"{row.name} perplexity of {corpus}"
@@ -260,23 +260,23 @@ class Walk:
         try:
             identity = rows.latency_of(self.config, found, self.empty.bos)
         except NotKnownYet as unknown:
-            works = tuple(work.of_latency(latency, found[-1].key, found, self.lengths))
+            works = tuple(workload.of_latency(latency, found[-1].key, found, self.lengths))
             yield Step("latency", "", None, works, after=str(unknown))
             return
         if identity is not None:
-            yield self._step(identity, work.of_latency(latency, identity.key, found, self.lengths))
+            yield self._step(identity, workload.of_latency(latency, identity.key, found, self.lengths))
 
     def _documents(self, source: TaskSource) -> int:
         return min(source.wanted(self.config.task.documents) or source.documents, source.documents)
 
-    def _of_task(self, reader: Reader, key: str, source: TaskSource) -> Iterator[Work]:
-        return work.of_task(reader, key, self._documents(source), source.name, self.machine)
+    def _of_task(self, reader: PromptReader, key: str, source: TaskSource) -> Iterator[Workload]:
+        return workload.of_task(reader, key, self._documents(source), source.name, self.machine)
 
-    def _of_contexts(self, reader: Reader, key: str, source: TaskSource) -> Iterator[Work]:
-        return work.of_contexts(reader, key, self._documents(source), source.name, self.machine)
+    def _of_contexts(self, reader: PromptReader, key: str, source: TaskSource) -> Iterator[Workload]:
+        return workload.of_contexts(reader, key, self._documents(source), source.name, self.machine)
 
     def _step(
-        self, identity: Identity, works: Iterable[Work] = (), recovery: Recovery | None = None, documents: int = 0
+        self, identity: Identity, works: Iterable[Workload] = (), recovery: Recovery | None = None, documents: int = 0
     ) -> Step:
         finished = self.store.finished(identity) if self.store is not None else None
         ahead = tuple(works) if finished is None else ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from idp.records.measured import REPAIRED, Measured
+from idp.records.measured import REPAIRED, ModelScores
 from idp.records.schema import LatencyRow
 from idp.records.seeds import TRAINING, by_chance, seed_said, seeds_of, seeds_said
 
@@ -22,14 +22,14 @@ class Cell:
     """Models that differ by seeds alone: of training, of calibration."""
 
     id: str
-    members: list[Measured]  # by seed
+    members: list[ModelScores]  # by seed
     parent: str | None = None  # `id` of the cell that these models were made from
     weights: str = ""  # the same for a compressed cell and all repairs of it
     compressor: str = ""  # with what sets it apart from others of the name
     recovery: str = ""
 
     @property
-    def first(self) -> Measured:
+    def first(self) -> ModelScores:
         """The member with the lowest seed: what is no figure is the same in all."""
         return self.members[0]
 
@@ -55,7 +55,7 @@ class Cell:
         """Its seeds in words: those of training, and others that vary."""
         return seeds_said(self.members)
 
-    def seed_said(self, model: Measured) -> str:
+    def seed_said(self, model: ModelScores) -> str:
         """The seeds of one of its runs, as far as they tell it from the others."""
         return seed_said(model, self.members)
 
@@ -133,7 +133,7 @@ class Cell:
                 return ratios
         return None
 
-    def _over_seeds(self, of: Callable[[Measured], float | None]) -> float | None:
+    def _over_seeds(self, of: Callable[[ModelScores], float | None]) -> float | None:
         values = complete(of(model) for model in self.members)
         return None if values is None else statistics.fmean(values)
 
@@ -145,7 +145,7 @@ def complete(values: Iterable[T | None]) -> list[T] | None:
     return found if len(found) == len(known) else None
 
 
-def latency_ratios(model: Measured, part: Part) -> tuple[float, float | None] | None:
+def latency_ratios(model: ModelScores, part: Part) -> tuple[float, float | None] | None:
     """See `Cell.latency`."""
     if model.latency is None:
         return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from idp.errors import UserError
-from idp.records.measured import Measured, Setting, groups_of, models_of, sample_of
+from idp.records.measured import ModelScores, Setting, groups_of, models_of, sample_of
 from idp.records.record import RECORD, comparable, load
 from idp.records.schema import Record
 from idp.records.sweeps import SWEEP
@@ -51,31 +51,31 @@ class Unfinished:
 class Collection:
     """All that the given places hold."""
 
-    models: list[Measured] = field(default_factory=list)
+    models: list[ModelScores] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)  # by name; the same run once
     unfinished: list[Unfinished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
-    _index: dict[str, Measured] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _index: dict[str, ModelScores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def told(self) -> list[str]:
         """What stands at the head of a report: what was left out, and what is not finished."""
         return [*self.notes, *(run.line for run in self.unfinished)]
 
-    def of(self, setting: Setting) -> list[Measured]:
+    def of(self, setting: Setting) -> list[ModelScores]:
         """The models of one setting: dense, then each compressed model with its repairs."""
         return [model for model in self.models if model.setting == setting.id]
 
-    def get(self, identity: str | None) -> Measured | None:
+    def get(self, identity: str | None) -> ModelScores | None:
         """The model of that `id`."""
         return self._by_id().get(identity or "")
 
-    def dense(self, model: Measured) -> Measured | None:
+    def dense(self, model: ModelScores) -> ModelScores | None:
         """The dense model of the same setting."""
         return next((each for each in self.models if each.setting == model.setting and each.role == "dense"), None)
 
-    def _by_id(self) -> dict[str, Measured]:
+    def _by_id(self) -> dict[str, ModelScores]:
         if len(self._index) != len(self.models):
             self._index = {model.id: model for model in self.models}
         return self._index
@@ -271,7 +271,7 @@ def _not_paired(one: Setting, other: Setting) -> str:
     )
 
 
-def _add(found: Collection, model: Measured) -> None:
+def _add(found: Collection, model: ModelScores) -> None:
     """Adds a model, or what a further run has measured of one that is there."""
     known = found.get(model.id)
     if known is None:
@@ -298,7 +298,7 @@ def _add(found: Collection, model: Measured) -> None:
         known.weights = model.weights
 
 
-def _in_order(models: list[Measured]) -> list[Measured]:
+def _in_order(models: list[ModelScores]) -> list[ModelScores]:
     roles = {"dense": 0, "compressed": 1, "repaired": 2}
     return sorted(
         models,

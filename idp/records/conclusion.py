@@ -34,7 +34,7 @@ def _alone(record: Record) -> list[str]:
     row, made = about["row"], about["compressor"]
     name = {"dense": "the dense model", "compressed": made, "repaired": f"{made} with {_repair(record)}"}[row]
     parts = [f"{name} scores {sum(scores.values()) / len(scores):.3f} in {_subject(record)}"]
-    if _peeks(record):
+    if _uses_labels(record):
         parts.append("an upper bound that uses the labels, no method")
     if last_step(record) is not None:
         parts.append("no task's score is a mean over documents, so no difference has an interval")
@@ -71,7 +71,7 @@ def _effect(record: Record, step: Comparison) -> list[str]:
     signed, lost = _signed(step, mean) + where, _lost(step, mean) + where
     if unchanged(mean):
         return [f"{name} changes no document's outcome{where}"]
-    if _peeks(record):
+    if _uses_labels(record):
         return [f"{name}: {signed}, an upper bound that uses the labels, no method", *_beyond_luck(record, step)]
     if not _decided(record, mean):
         damaged = step.get("damage_brought_back") and mean["difference"] > 0
@@ -99,14 +99,14 @@ def _graded(record: Record, step: Comparison) -> list[str]:
     """What the sharper outcome decides where hits do not."""
     found = step.get("graded")
     graded = found["mean"] if found else None
-    if graded is None or _peeks(record) or _decided(record, _mean(step)) or not _decided(record, graded):
+    if graded is None or _uses_labels(record) or _decided(record, _mean(step)) or not _decided(record, graded):
         return []
     return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
 
 
 def _reach(record: Record, step: Comparison) -> list[str]:
     """The least difference that the run would have shown, and what an undecided one would take."""
-    if _peeks(record):
+    if _uses_labels(record):
         return []
     if not _spread_known(record):
         return ["a single document of a task says nothing of noise, so nothing is decided"]
@@ -151,7 +151,7 @@ def _repair(record: Record) -> str:
     return f"{kind} ({selector['kind']})" if selector else kind
 
 
-def _peeks(record: Record) -> bool:
+def _uses_labels(record: Record) -> bool:
     selector = record["idp"].get("selector")
     return bool(selector and selector.get("peeks"))
 

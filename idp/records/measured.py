@@ -58,7 +58,7 @@ class Perplexity:
 
 
 @dataclass
-class Measured:
+class ModelScores:
     """One model that was measured: dense, compressed, or repaired in one way with one seed."""
 
     id: str  # hash of what made it and of what it was measured on
@@ -69,7 +69,7 @@ class Measured:
     compressor: str  # none, gptq4, ...
     recovery: str  # none, prompt, idp, ...
     selector: str | None  # how one prompt of several is chosen
-    peeks: bool  # an upper bound that has seen the answers; no method
+    uses_labels: bool  # an upper bound, no method
     seed: int  # of training
     budget: str
     setting: str  # `Setting.id`
@@ -186,7 +186,7 @@ def groups_of(record: Record) -> dict[str, list[str]]:
     return found
 
 
-def models_of(record: Record, folder: Path, setting: Setting) -> list[Measured]:
+def models_of(record: Record, folder: Path, setting: Setting) -> list[ModelScores]:
     """The models that one record tells of, baselines first.
 
     Args:
@@ -197,7 +197,7 @@ def models_of(record: Record, folder: Path, setting: Setting) -> list[Measured]:
     Raises:
         KeyError, TypeError, ValueError: the record lacks something.
     """
-    found: dict[str, Measured] = {}
+    found: dict[str, ModelScores] = {}
     for row in [*record["idp"]["baselines"], record["idp"]["row"]]:
         found[row] = _model(record, row, folder, setting)
     for row, model in found.items():
@@ -208,7 +208,7 @@ def models_of(record: Record, folder: Path, setting: Setting) -> list[Measured]:
     return list(found.values())
 
 
-def _model(record: Record, row: str, folder: Path, setting: Setting) -> Measured:
+def _model(record: Record, row: str, folder: Path, setting: Setting) -> ModelScores:
     about = record["idp"]
     config, stages, own = about["config"], about["stages"], row == about["row"]
     repaired = row == REPAIRED
@@ -217,7 +217,7 @@ def _model(record: Record, row: str, folder: Path, setting: Setting) -> Measured
     keys = {stage: made["key"] for stage in _made_by(row, about) if (made := stages.get(stage))}
     parameters = about["parameters"]
     baseline = None if own else about["baselines"][row]
-    return Measured(
+    return ModelScores(
         id=_identity(record, row, setting),
         parent=None,
         role=row,
@@ -226,7 +226,7 @@ def _model(record: Record, row: str, folder: Path, setting: Setting) -> Measured
         compressor=compressor,
         recovery=config["recovery"]["kind"] if repaired else "none",
         selector=selector["kind"] if selector else None,
-        peeks=bool(selector and selector.get("peeks")),
+        uses_labels=bool(selector and selector.get("peeks")),
         seed=config["seed"],
         budget=about["budget"],
         setting=setting.id,

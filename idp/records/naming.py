@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from idp.records.measured import Measured
+from idp.records.measured import ModelScores
 from idp.records.seeds import SAME_MODEL, compressed_by, repaired_by
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ def name(rows: Sequence[Cell]) -> None:
     config says, by the products that hold them.
     """
     by_key = {row.first.keys["recover"]: row.first for row in rows if "recover" in row.first.keys}
-    kinds: dict[str, Callable[[Measured], str]] = {"compressor": lambda model: model.compressor, "recovery": _recovery}
+    kinds: dict[str, Callable[[ModelScores], str]] = {
+        "compressor": lambda model: model.compressor,
+        "recovery": _recovery,
+    }
     for part, kind in kinds.items():
         alike: dict[str, list[Cell]] = defaultdict(list)
         for row in rows:
@@ -46,16 +49,16 @@ def natural(name: str) -> list[tuple[bool, float, str]]:
     return [(is_number := n % 2 == 1, float(part) if is_number else 0.0, part) for n, part in enumerate(parts)]
 
 
-def _recovery(model: Measured) -> str:
+def _recovery(model: ModelScores) -> str:
     if model.transfer is not None:
         learned = model.transfer
         return f"transfer of {learned['kind']} ({learned['compressor'] or '?'}, {learned['corpus'] or '?'})"
     if model.selector is None:
         return model.recovery
-    return f"{model.recovery} ({model.selector}{', upper bound: uses the labels' if model.peeks else ''})"
+    return f"{model.recovery} ({model.selector}{', upper bound: uses the labels' if model.uses_labels else ''})"
 
 
-def _options(model: Measured, part: str, by_key: dict[str, Measured]) -> dict[str, Any]:
+def _options(model: ModelScores, part: str, by_key: dict[str, ModelScores]) -> dict[str, Any]:
     if part == "compressor":
         return dict(_flat(compressed_by(model) or {}))
     return dict(_flat(repaired_by(model, by_key))) if model.recovery != "none" else {}

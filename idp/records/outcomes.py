@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.records.measured import Measured, Score
+from idp.records.measured import ModelScores, Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def graded_outcomes(samples: Path, row: str, task: str, metric: str) -> np.ndarr
     return _graded(samples, row, task, metric)
 
 
-def paired(models: Iterable[Measured], task: str, of: Callable = outcomes) -> list[np.ndarray] | None:
+def paired(models: Iterable[ModelScores], task: str, of: Callable = outcomes) -> list[np.ndarray] | None:
     """The scores of several models on the same documents of a task, each [documents], in one order.
 
     None where one of them has no outcomes, or they are of different settings or documents: those are never compared.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from idp.records.measured import COMPRESSED, DENSE, REPAIRED, Measured
+from idp.records.measured import COMPRESSED, DENSE, REPAIRED, ModelScores
 from idp.store import digest
 
 SEED = "seed"
@@ -16,7 +16,7 @@ TRAINING, CALIBRATION = "training", "calibration"
 SAME_MODEL = (SEED, "from", "controls", "checkpoint_every", "checkpointing", "teacher")
 
 
-def seeds_of(model: Measured) -> dict[str, Any]:
+def seeds_of(model: ModelScores) -> dict[str, Any]:
     """Every seed that a model was made with: of calibration, of training, and of what a repair's own options name."""
     found: dict[str, Any] = {}
     if model.role == REPAIRED:
@@ -29,7 +29,7 @@ def seeds_of(model: Measured) -> dict[str, Any]:
     return found
 
 
-def seeds_said(members: Sequence[Measured]) -> str:
+def seeds_said(members: Sequence[ModelScores]) -> str:
     """The seeds of a row's runs: those of training, and of others those that vary between the runs."""
     every = [seeds_of(model) for model in members]
     words = []
@@ -45,26 +45,26 @@ def seeds_said(members: Sequence[Measured]) -> str:
     return "; ".join(words)
 
 
-def seed_said(model: Measured, members: Sequence[Measured]) -> str:
+def seed_said(model: ModelScores, members: Sequence[ModelScores]) -> str:
     """The same of one run of a row: what tells it from the row's others."""
     seeds = seeds_of(model)
     words = [str(seeds[TRAINING])] if TRAINING in seeds else []
     return "; ".join([*words, f"{CALIBRATION} {seeds.get(CALIBRATION)}"] if calibrations(members) > 1 else words)
 
 
-def calibrations(members: Iterable[Measured]) -> int:
+def calibrations(members: Iterable[ModelScores]) -> int:
     """How many compressed models stand behind the runs of a row."""
     return len({model.keys.get("compress") for model in members})
 
 
-def weights_of(models: Iterable[Measured]) -> dict[str, str]:
+def weights_of(models: Iterable[ModelScores]) -> dict[str, str]:
     """Which compressed models differ by the calibration seed alone: an identity for each model's `id`.
 
     The key of a product hashes all that made it, configs say what that was. Where two products have one config and one
     seed, they differ in something that neither tells (the text behind a corpus' name, a version of the code): such
     products are never one row.
     """
-    products: dict[str, dict[str, Measured]] = defaultdict(dict)  # made -> key -> a model on that product
+    products: dict[str, dict[str, ModelScores]] = defaultdict(dict)  # made -> key -> a model on that product
     made_of: dict[tuple[str, ...], str] = {}  # keys -> made: as the first run that has the product says it
     of_model: dict[str, tuple[str, str]] = {}
     for model in models:
@@ -80,11 +80,11 @@ def weights_of(models: Iterable[Measured]) -> dict[str, str]:
     return {name: digest([made, key])[:12] if alone[made] else made[:12] for name, (made, key) in of_model.items()}
 
 
-def identities(models: Sequence[Measured]) -> dict[str, str]:
+def identities(models: Sequence[ModelScores]) -> dict[str, str]:
     """The row that each model is a run of, by the model's `id`."""
     weights = weights_of(models)
     by_key = {model.keys["recover"]: model for model in models if "recover" in model.keys and not model.transfer}
-    together: dict[str, list[Measured]] = defaultdict(list)
+    together: dict[str, list[ModelScores]] = defaultdict(list)
     for model in models:
         made = seedless(repaired_by(model, by_key)) if model.role == REPAIRED else None
         together[digest([model.setting, model.role, weights[model.id], made])[:12]].append(model)
@@ -111,14 +111,14 @@ def calibrated(weights: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     return not options.get("path") and not methods.isdisjoint(CALIBRATED)
 
 
-def by_chance(model: Measured) -> bool:
+def by_chance(model: ModelScores) -> bool:
     """Whether another seed would have made another model: of what was trained, or compressed by what text showed."""
     if model.role != COMPRESSED:
         return model.role == REPAIRED
     return calibrated(model.weights, model.config["compressor"] or {})
 
 
-def compressed_by(model: Measured) -> dict[str, Any] | None:
+def compressed_by(model: ModelScores) -> dict[str, Any] | None:
     """The options that made the weights; with the run's corpus where that is what calibrated them."""
     options = model.config["compressor"]
     if options is None or options.get("path") or (options.get("calibration") or {}).get("corpus") is not None:
@@ -126,7 +126,7 @@ def compressed_by(model: Measured) -> dict[str, Any] | None:
     return {**options, **_corpus(model)}
 
 
-def repaired_by(model: Measured, by_key: Mapping[str, Measured]) -> dict[str, Any]:
+def repaired_by(model: ModelScores, by_key: Mapping[str, ModelScores]) -> dict[str, Any]:
     """The options that made the repair, and of one that was learned elsewhere those that made it there.
 
     Args:
@@ -150,13 +150,13 @@ def seedless(config: Any) -> Any:
     return [seedless(value) for value in config] if isinstance(config, list) else config
 
 
-def _corpus(model: Measured) -> dict[str, Any]:
+def _corpus(model: ModelScores) -> dict[str, Any]:
     """Its name, and beneath that what else is said of it."""
     corpus = dict(model.config["corpus"] or {})
     return {"corpus": corpus.pop("name", None), **{f"corpus.{key}": value for key, value in corpus.items()}}
 
 
-def _size(model: Measured) -> dict[str, Any]:
+def _size(model: ModelScores) -> dict[str, Any]:
     """All that is known of a repair whose own run is not among these."""
     return {"added": model.parameters["added"], "repair_bytes": model.repair_bytes}
 

@@ -19,7 +19,7 @@ SWEEP, SUBMISSIONS = "sweep.json", "submissions"
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One run of a sweep: its overrides, and its folder or, where its config is not valid, what is wrong with it."""
 
     overrides: list[str]
@@ -52,7 +52,7 @@ class Sweep:
     command: list[str]
     directory: str
     launcher: str
-    cells: list[Cell]
+    cells: list[SweepCell]
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def read(folder: Path) -> Sweep:
     """
     try:
         values = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-        cells = [Cell(**cell) for cell in values.pop("cells")]
+        cells = [SweepCell(**cell) for cell in values.pop("cells")]
         return Sweep(folder, cells=cells, **values)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep here ({SWEEP} is missing); name a folder of outputs/sweeps") from error

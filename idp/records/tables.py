@@ -139,10 +139,10 @@ def controls_table(about: IdpBlock) -> str:
     """What each way to choose a prompt scores on the same documents, per task and as the mean over tasks."""
     controls, selector, unit = about["controls"], about["selector"], unit_of(about)
     assert controls is not None and selector is not None  # several prompts were chosen among
-    kind, peeks = selector["kind"], selector["peeks"]
+    kind, uses_labels = selector["kind"], selector["peeks"]
     rows = {**controls["tasks"], **({"mean": controls["mean"]} if len(controls["tasks"]) > 1 else {})}
     ways = [way for way in ("worst", "random", "best", "chosen", "oracle") if way in controls["mean"]]
-    if peeks and all(found["chosen"] == found["oracle"] for found in rows.values()):
+    if uses_labels and all(found["chosen"] == found["oracle"] for found in rows.values()):
         ways.remove("chosen")
     luck = "oracle_by_luck" in controls["mean"]  # records before it was told apart have none
     ways += ["oracle_by_luck"] * luck
@@ -157,7 +157,7 @@ def controls_table(about: IdpBlock) -> str:
     for corpus, found in controls["perplexity"].items():
         lines.append([f"{corpus} perplexity", *(f"{found[way]:.2f}" for way in ways), "", "", *[""] * luck])
     titles = {"worst": "worst held-out", "best": "best held-out", "oracle": "oracle (upper bound)"}
-    titles |= {"chosen": f"{kind} (upper bound)" if peeks else kind, "oracle_by_luck": "oracle by luck"}
+    titles |= {"chosen": f"{kind} (upper bound)" if uses_labels else kind, "oracle_by_luck": "oracle by luck"}
     headers = ["task", *(titles.get(way, way) for way in ways), "matches the oracle"]
     interval = f"({in_points(unit)}95 % CI)"
     headers += [f"gain over random choice {interval}", *[f"oracle beyond luck {interval}"] * luck]

@@ -49,7 +49,7 @@ class Loss:
 
 
 @dataclass
-class Fitting:
+class FitResult:
     """Passes of as many rows as fit in memory.
 
     Args:

@@ -9,8 +9,8 @@ from idp import config
 from idp.config import bos_option, option
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.initial import embed
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -25,9 +25,9 @@ class HardPrompt(config.Recovery):
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [len(self._tokens(tokenizer))]
 
-    def make(self, work: Work) -> Made:
-        prompt = embed(work.loaded, self._tokens(work.loaded.tokenizer))
-        return Made(PromptBank([prompt], ["hard"]), borrowed=True)
+    def make(self, context: RepairContext) -> RepairResult:
+        prompt = embed(context.loaded, self._tokens(context.loaded.tokenizer))
+        return RepairResult(PromptBank([prompt], ["hard"]), borrowed=True)
 
     def _tokens(self, tokenizer: Any) -> list[int]:
         return tokenizer(self.text, add_special_tokens=False)["input_ids"]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
-from idp import kinds, models
+from idp import models, registry
 from idp.beginning import Beginning
 from idp.config import CALIBRATION, DENSE, TEXT
 from idp.prompting import storage
-from idp.recover.work import CalibrationText
+from idp.recover.context import CalibrationText
 from idp.store import Identity
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _config(recovery: schema.Recovery, basis: Basis) -> dict[str, Any]:
         found["teacher"] = basis.dense
     if CALIBRATION in read and basis.calibration is not None:
         found["calibration"] = basis.calibration.identity()
-    return found | kinds.code_of(*_kinds(recovery))
+    return found | registry.code_of(*_kinds(recovery))
 
 
 def _seeded(recovery: schema.Recovery) -> bool:

@@ -25,9 +25,9 @@ from idp.config import (
 )
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.initial import Start
 from idp.recover.prompt import PromptTuning, unused_text
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -124,5 +124,5 @@ class Idp(config.Trained):
     def check_model(self, empty: LoadedModel) -> None:
         self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
 
-    def make(self, work: Work) -> Made:
-        return self.bank.make(self, work)
+    def make(self, context: RepairContext) -> RepairResult:
+        return self.bank.make(self, context)

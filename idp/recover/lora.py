@@ -12,9 +12,9 @@ from idp import config
 from idp.config import WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel, weights
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.objective import text_loss
 from idp.recover.training import History, Report, named, train
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
@@ -51,19 +51,19 @@ class Lora(config.Trained):
         ]
         return sum(self.rank * sum(size) for size in sizes)
 
-    def make(self, work: Work) -> Made:
+    def make(self, context: RepairContext) -> RepairResult:
         adapter, history = tune(
-            work.loaded,
+            context.loaded,
             self,
-            work.text,
-            work.folder / "adapter",
-            checkpoint=work.checkpoint,
-            label=work.label,
-            seed=work.seed,
-            report=named(work.report, "lora"),
-            teacher=work.teacher,
+            context.text,
+            context.folder / "adapter",
+            checkpoint=context.checkpoint,
+            label=context.label,
+            seed=context.seed,
+            report=named(context.report, "lora"),
+            teacher=context.teacher,
         )
-        return Made(None, adapter, adapter, {"lora": history})
+        return RepairResult(None, adapter, adapter, {"lora": history})
 
 
 def tune(

@@ -24,11 +24,11 @@ from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS
 from idp.memory import release
 from idp.prompting import storage
 from idp.recover import search, weight_side
+from idp.recover.context import CalibrationText, RepairContext, RepairResult
 from idp.recover.identity import Basis
 from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, report_rows
 from idp.recover.weight_side import FOLDERS, WeightSide
-from idp.recover.work import CalibrationText, Made, Work
 from idp.store import CHECKPOINT, MANIFEST, Product, write_json
 
 if TYPE_CHECKING:
@@ -75,20 +75,22 @@ def make(
         report: called with each training step's figures.
     """
     release()  # what made the repair beneath
-    work = Work(_opened(recovery, sources), sources.seed, folder / CHECKPOINT, folder, report=report)
-    work.beginning = beginning
-    beneath = _take_over(first, work) if first is not None else Made()
-    _provide(recovery, sources, work)
-    made: Made = _searched_and_made(recovery.trained, work) if recovery.trained is not None else recovery.make(work)
+    context = RepairContext(_opened(recovery, sources), sources.seed, folder / CHECKPOINT, folder, report=report)
+    context.beginning = beginning
+    beneath = _take_over(first, context) if first is not None else RepairResult()
+    _provide(recovery, sources, context)
+    made: RepairResult = (
+        _searched_and_made(recovery.trained, context) if recovery.trained is not None else recovery.make(context)
+    )
     base = str(models.model_folder(sources.compressed))
     if made.whole is not None:
         _take_whole(made.whole, folder, base, beginning, recovery.content() or {})
         return
-    weight_side.save(made, work.loaded, folder)
+    weight_side.save(made, context.loaded, folder)
     made = made.on(beneath)
     if made.bank is not None:
         made.bank.beginning = beginning
-        made.bank.save(folder / "bank", work.loaded.model.config, base)
+        made.bank.save(folder / "bank", context.loaded.model.config, base)
     described = {"kind": recovery.kind, "added": made.added, "trainable": made.trainable}
     write_json(folder / REPAIR, {**described, "bytes": tensor_bytes(folder) if made.added else 0})
     write_json(folder / HISTORY, {name: vars(history) for name, history in made.histories.items()})
@@ -108,21 +110,21 @@ def _opened(recovery: schema.Recovery, sources: Sources) -> models.LoadedModel:
     return opened(models.model_folder(sources.compressed), sources.model)
 
 
-def _provide(recovery: schema.Recovery, sources: Sources, work: Work) -> None:
+def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext) -> None:
     """Gives the work what the recovery says that it needs."""
     if TEXT in recovery.needs:
-        work.corpus = sources.text
+        context.corpus = sources.text
     if CALIBRATION in recovery.needs and sources.calibration is not None:
-        work.calibration = sources.calibration.blocks(work.loaded)
+        context.calibration = sources.calibration.blocks(context.loaded)
     if DENSE in recovery.needs:
-        work.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
+        context.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
     if (trained := recovery.trained) is not None:
-        if work.loaded.device.type == "cpu":
+        if context.loaded.device.type == "cpu":
             models.keep_freed_memory()
-        work.text = _text(trained.training, sources.text, work.loaded, sources.seed, trained.texts)
+        context.text = _text(trained.training, sources.text, context.loaded, sources.seed, trained.texts)
         if trained.training.objective == "distill":
             folder = models.model_folder(sources.dense)
-            work.teacher = open_teacher(folder, sources.model, trained.training, work.loaded)
+            context.teacher = open_teacher(folder, sources.model, trained.training, context.loaded)
 
 
 def _text(
@@ -143,15 +145,15 @@ def _text(
     )
 
 
-def _take_over(first: Product, work: Work) -> Made:
+def _take_over(first: Product, context: RepairContext) -> RepairResult:
     """Puts the repair beneath on the model and into the product, and gives what became of it when it was made."""
-    if first.reused and work.report is not None:
-        report_rows(first.read(HISTORY), work.report)
+    if first.reused and context.report is not None:
+        report_rows(first.read(HISTORY), context.report)
     for part in WeightSide.of(first.path).parts:
-        shutil.copytree(part, work.folder / part.name, dirs_exist_ok=True)
-    work.loaded = WeightSide.of(first.path).attach(work.loaded)
+        shutil.copytree(part, context.folder / part.name, dirs_exist_ok=True)
+    context.loaded = WeightSide.of(first.path).attach(context.loaded)
     repair = first.read(REPAIR)
-    return Made(
+    return RepairResult(
         None,
         repair["trainable"],
         repair["added"],
@@ -171,22 +173,22 @@ def _take_whole(source: Product, folder: Path, base: str, beginning: Beginning, 
         write_json(file, {**described, "base_model_name_or_path": base, **bos})
 
 
-def _searched_and_made(recovery: schema.Trained, work: Work) -> Made:
+def _searched_and_made(recovery: schema.Trained, context: RepairContext) -> RepairResult:
     """What training gives, after the search that is asked for."""
     if not recovery.search.wanted:
-        return recovery.make(work)
+        return recovery.make(context)
     recovery, found = search.search(
         recovery,
         lambda candidate, place, label: _tried(
-            candidate, replace(work, checkpoint=place, folder=place, report=None, label=label)
+            candidate, replace(context, checkpoint=place, folder=place, report=None, label=label)
         ),
-        work.checkpoint / "search",
+        context.checkpoint / "search",
     )
-    made = recovery.make(work)
+    made = recovery.make(context)
     made.searches[recovery.part] = found
     return made
 
 
-def _tried(candidate: schema.Trained, work: Work) -> History:
+def _tried(candidate: schema.Trained, context: RepairContext) -> History:
     """The training curve of one candidate of a search."""
-    return next(iter(candidate.make(work).histories.values()))
+    return next(iter(candidate.make(context).histories.values()))

@@ -88,11 +88,11 @@ class Objective:
         from idp.recover.nets.head_loss import distill, lm, mixture
 
         options = self.options
-        wished = lm(tokens[:, 1:].flatten().to(device))
+        lm_loss = lm(tokens[:, 1:].flatten().to(device))
         if self.teacher is None:
-            return wished
-        told = distill(self._teacher_logits(tokens, device), options.temperature)
-        return mixture(told, wished, options.lm_weight) if options.lm_weight else told
+            return lm_loss
+        teacher_loss = distill(self._teacher_logits(tokens, device), options.temperature)
+        return mixture(teacher_loss, lm_loss, options.lm_weight) if options.lm_weight else teacher_loss
 
     def _teacher_logits(self, tokens: torch.Tensor, device: torch.device) -> Any:
         """The teacher's logits of all places but each row's last, given a slice of them.

@@ -14,9 +14,9 @@ from idp.config import WIDE, option
 from idp.models import LoadedModel
 from idp.prompting.shapes import prefix_width
 from idp.prompting.states import flatten, run_prompt
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.prompt import PromptTuning
 from idp.recover.tuning import make_with
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +38,8 @@ class PrefixTuning(PromptTuning):
     def numbers(self, empty: LoadedModel) -> int:
         return self.length * prefix_width(empty.model.config)
 
-    def make(self, work: Work) -> Made:
-        return make_with(encoder(self, work.loaded, work.seed, work.beginning), self, work, "prefix")
+    def make(self, context: RepairContext) -> RepairResult:
+        return make_with(encoder(self, context.loaded, context.seed, context.beginning), self, context, "prefix")
 
 
 def encoder(options: PrefixTuning, loaded: LoadedModel, seed: int, beginning: Beginning | None = None) -> nn.Module:

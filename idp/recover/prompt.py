@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from idp import config
 from idp.config import Search, Storage, bos_option, option, part
 from idp.models import LoadedModel
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.initial import Start
 from idp.recover.tuning import tune_each
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -46,8 +46,8 @@ class PromptTuning(config.Trained):
     def numbers(self, empty: LoadedModel) -> int:
         return self.length * empty.model.config.get_text_config().hidden_size
 
-    def make(self, work: Work) -> Made:
-        return tune_each(self, [self.length], [work.text], work)
+    def make(self, context: RepairContext) -> RepairResult:
+        return tune_each(self, [self.length], [context.text], context)
 
 
 def unused_text(init: str, search: Search) -> set[str]:

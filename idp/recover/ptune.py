@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from idp.config import WIDE, option
 from idp.models import LoadedModel
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.prompt import PromptTuning
 from idp.recover.tuning import make_with
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +23,8 @@ class PTuning(PromptTuning):
     encoder_hidden_size: int = option("width of the encoder's hidden layers", minimum=1, maximum=WIDE)
     residual: bool = option("add the encoder's input to its output, which then starts at zero")
 
-    def make(self, work: Work) -> Made:
-        return make_with(encoder(self, work.loaded, work.seed), self, work, "prompt")
+    def make(self, context: RepairContext) -> RepairResult:
+        return make_with(encoder(self, context.loaded, context.seed), self, context, "prompt")
 
 
 def encoder(options: PTuning, loaded: LoadedModel, seed: int) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config as schema
-from idp import kinds, models
+from idp import models, registry
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
@@ -39,7 +39,7 @@ class NotKnownYet(Exception):
 
 
 @dataclass(frozen=True)
-class Bank:
+class BankIdentity:
     """What of a bank decides the selectors of it."""
 
     prompts: list[str]  # their names, in order
@@ -64,13 +64,13 @@ class Selection:
             NotKnownYet: that is asked of a selector that is still to be fitted, and settles on another then.
         """
         if self.fitted is None:
-            return asdict(self.options) | kinds.code_of(self.options)
+            return asdict(self.options) | registry.code_of(self.options)
         settled = self.options
         if self.options.settles:
             if not isinstance(self.fitted, Product):
                 raise NotKnownYet("select")
             settled = self.options.settled(self.fitted.read(DESCRIPTION))
-        return asdict(settled) | kinds.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
+        return asdict(settled) | registry.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def select(
     return Selection(options, prompts, fitted, heldout)
 
 
-def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> Bank:
+def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> BankIdentity:
     """What the bank of a recovery will be; `bos` is the BOS of the model, `lengths` are those of its prompts."""
     names, centred = recovery.bank_ahead(lengths)
-    return Bank(names, recovery.beginning(bos), centred)
+    return BankIdentity(names, recovery.beginning(bos), centred)
 
 
 def selection_of(
-    recovery: schema.Recovery, model: schema.Model, repair: str, bank: Bank, text: Any
+    recovery: schema.Recovery, model: schema.Model, repair: str, bank: BankIdentity, text: Any
 ) -> Selection | None:
     """The selection of a bank, with what its products are; None where there is one prompt, or nothing to choose with.
 
@@ -160,36 +160,36 @@ def selection_of(
     options, fit = choice.selector, choice.fit
     about = {"corpus": text.fingerprint, **models.numerics(model)}
     about |= bank.beginning.identity() if bank.beginning is not None else {}
-    fits, given = options.fits and not options.peeks, _given(options, bank)
+    fits, given = options.fits and not options.uses_labels, _given(options, bank)
     heldout = fitted = None
     if choice.controls or (fits and not given):
         config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
         heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
     if fits:
         source = {} if given else {"fit": asdict(fit), **about}
-        config = {"selector": asdict(options), **source, **kinds.code_of(options)}
+        config = {"selector": asdict(options), **source, **registry.code_of(options)}
         fitted = Identity("select", repair, config, VERSION, options.kind)
     return Selection(options, bank.prompts, fitted, heldout)
 
 
-def _given(options: schema.Selector, bank: Bank) -> bool:
+def _given(options: schema.Selector, bank: BankIdentity) -> bool:
     """Whether a bank brings what a selector would have to be fitted for."""
-    return options.fits and not options.peeks and options.takes_centres and bank.centred
+    return options.fits and not options.uses_labels and options.takes_centres and bank.centred
 
 
-def _bank_of(repair: Product | None) -> Bank | None:
+def _bank_of(repair: Product | None) -> BankIdentity | None:
     """What of a stored repair's bank decides; None where it has none."""
     if repair is None or not (repair.path / "bank" / "bank.json").exists():
         return None
     described = repair.read("bank/bank.json")
-    return Bank(described["names"], beginning_of(described)[0], (repair.path / "bank" / CENTRES_FILE).exists())
+    return BankIdentity(described["names"], beginning_of(described)[0], (repair.path / "bank" / CENTRES_FILE).exists())
 
 
 def restored(options: schema.Selector, fitted: Path | None) -> Selector:
     """The selector that a config describes, as it was fitted: `fitted` is the folder of its product, or of an export.
 
     Raises:
-        UserError: it needs a fit and there is none, or it is another selector's, or it peeks.
+        UserError: it needs a fit and there is none, or it is another selector's, or it uses the labels.
     """
     from safetensors.torch import load_file
 

@@ -11,19 +11,19 @@ from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
 from idp.recover import few_bits, making
+from idp.recover.context import CalibrationText
 from idp.recover.given import Given
 from idp.recover.identity import Basis, identity_of, needs
 from idp.recover.identity import identities as identities_of
 from idp.recover.making import Sources
 from idp.recover.training import Report, report_rows
-from idp.recover.work import CalibrationText
 from idp.store import Identity, Product, Store
 
 if TYPE_CHECKING:
     from idp.corpora.corpus import Text
 
 
-def find(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
+def resolve(recovery: schema.Recovery) -> tuple[schema.Recovery, Given]:
     """Finds the files that a recovery names, and says what follows from them in the recovery's own options.
 
     Returns:
@@ -176,7 +176,7 @@ def identities(
     """What the products of a repair are, before there are any, in the order in which they are made.
 
     Args:
-        recovery: what to make, as `find` gave it back.
+        recovery: what to make, as `resolve` gave it back.
         model: the model's config.
         compressed: the key of the model that is repaired.
         folder: of that model's config and tokenizer, which are the dense model's; no weight of it is read.

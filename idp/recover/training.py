@@ -16,7 +16,7 @@ from idp.preemption import postponed
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from idp.recover.determinism import deterministic
-from idp.recover.fitting import Fitting, Loss
+from idp.recover.fitting import FitResult, Loss
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def train(
         for row in rows(history):  # what a killed process reported may have got lost with it
             report(row)
     order = _order(len(blocks), options.steps * options.batch_size, seed)
-    fitting = Fitting(loss_of, options.micro_batch_size or options.batch_size, history.changes)
+    fitting = FitResult(loss_of, options.micro_batch_size or options.batch_size, history.changes)
 
     def evaluate(step: int) -> None:
         nonlocal best

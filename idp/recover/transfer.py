@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
-from idp import config, kinds, models
+from idp import config, models, registry
 from idp.beginning import PLACES, Beginning
 from idp.config import Choice, Fitting, Selector, controls_option, keyword_option, option
 from idp.errors import UserError
@@ -21,8 +21,8 @@ from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
 from idp.records import reading
 from idp.records.record import RECORD
 from idp.records.schema import Record
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.given import Given
-from idp.recover.work import Made, Work
 from idp.status import STATUS
 from idp.store import MANIFEST, Product, Store
 
@@ -67,8 +67,8 @@ class Transfer(config.Recovery):
         return f"transfer of {self._origin[:12]}"
 
     @property
-    def _source(self) -> Source:
-        return find(getattr(self, "from"))
+    def _source(self) -> RepairSource:
+        return find_repair(getattr(self, "from"))
 
     @property
     def _origin(self) -> str:
@@ -84,7 +84,7 @@ class Transfer(config.Recovery):
         names = self._source.repair.read("bank/bank.json")["names"] if bank.is_dir() else []
         return names, (bank / CENTRES_FILE).exists()
 
-    def find(self) -> tuple[Transfer, Source]:
+    def find_repair(self) -> tuple[Transfer, RepairSource]:
         """The recovery with the selector that will be used: its own, else that of the run that it is from.
 
         Raises:
@@ -127,12 +127,12 @@ class Transfer(config.Recovery):
         learned = learned or Beginning(bos)
         return replace(learned, place=self.bos) if self.bos is not None else learned
 
-    def make(self, work: Work) -> Made:
-        return Made(whole=self._source.repair)
+    def make(self, context: RepairContext) -> RepairResult:
+        return RepairResult(whole=self._source.repair)
 
 
 @dataclass
-class Source(Given):
+class RepairSource(Given):
     """A stored repair, and what is known of the run that learned it."""
 
     place: str  # as the user named it
@@ -161,7 +161,7 @@ class Source(Given):
     def selector(self) -> config.Selector | None:
         """What chose among its prompts in the run that it is from."""
         values = self.record["idp"]["config"]["recovery"].get("selector") if self.record else None
-        return kinds.restore(config.Selector, values, "recovery.selector") if values else None
+        return registry.restore(config.Selector, values, "recovery.selector") if values else None
 
     def check(self, model: config.Model, dense: str, empty: models.LoadedModel, beginning: Beginning) -> None:
         """Refuses a repair that was learned on another model than this run's, and says if it was with another BOS.
@@ -216,7 +216,7 @@ class Source(Given):
         return {**said, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
 
 
-def find(place: str, setting: str = "recovery.from") -> Source:
+def find_repair(place: str, setting: str = "recovery.from") -> RepairSource:
     """The repair that a record, a run's folder or a repair's own folder names, its files verified.
 
     Raises:
@@ -248,10 +248,10 @@ def find(place: str, setting: str = "recovery.from") -> Source:
         )
     loaded = record["idp"]["stages"]["load"]
     assert loaded is not None  # `read` refuses a record without it
-    return Source(place, Store(root).get("recover", repair["key"]), loaded["key"], record)
+    return RepairSource(place, Store(root).get("recover", repair["key"]), loaded["key"], record)
 
 
-def _from_product(place: str, path: Path, setting: str) -> Source:
+def _from_product(place: str, path: Path, setting: str) -> RepairSource:
     """A repair's own folder in a store; the products that it was made from name its dense model."""
     if path.parent.name != "recover":
         raise UserError(f"{setting}={place}: a repair outside its store; name its run's folder or {RECORD}")
@@ -267,4 +267,4 @@ def _from_product(place: str, path: Path, setting: str) -> Source:
             f"{setting}={place}: the compressed model that it was learned on ({key[:12]}) is gone from {root}; name its"
             f" run's {RECORD} instead"
         ) from error
-    return Source(place, repair, manifest["parent"], None)
+    return RepairSource(place, repair, manifest["parent"], None)

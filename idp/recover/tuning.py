@@ -10,11 +10,11 @@ from idp.config import Training
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import behind
+from idp.recover.context import RepairContext, RepairResult, train_in
 from idp.recover.fitting import Loss
 from idp.recover.initial import Start
 from idp.recover.objective import Objective
 from idp.recover.training import History
-from idp.recover.work import Made, Work, train_in
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,8 @@ class OnePrompt(Protocol):
 
 
 def tune_each(
-    options: Startable, lengths: list[int], texts: list[tuple[torch.Tensor, torch.Tensor]], work: Work
-) -> Made:
+    options: Startable, lengths: list[int], texts: list[tuple[torch.Tensor, torch.Tensor]], context: RepairContext
+) -> RepairResult:
     """Trains prompt i on `texts[i]`, training and held-out blocks, each [blocks, tokens].
 
     Args:
@@ -53,15 +53,15 @@ def tune_each(
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
         own = replace(
-            work.named(name, f"{name} ({number + 1} of {len(lengths)}, {length} tokens)"),
+            context.named(name, f"{name} ({number + 1} of {len(lengths)}, {length} tokens)"),
             text=text,
-            seed=seed_of(work.seed, number),
+            seed=seed_of(context.seed, number),
         )
-        start = options.start.prompt(work.loaded, length, own.seed)
+        start = options.start.prompt(context.loaded, length, own.seed)
         prompt, histories[name] = tune(own, start, options.training)
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
-    return Made(bank, bank.parameters, histories=histories)
+    return RepairResult(bank, bank.parameters, histories=histories)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -74,19 +74,21 @@ def name_of(number: int, length: int) -> str:
     return f"prompt_{number}_{length}_tokens"
 
 
-def make_with(encoder: nn.Module, options: OnePrompt, work: Work, kind: str) -> Made:
+def make_with(encoder: nn.Module, options: OnePrompt, context: RepairContext, kind: str) -> RepairResult:
     """A prompt or prefix that an encoder makes while it is trained, and that alone is kept; `kind` as in `PromptBank`.
 
     Its name in the bank is that of the recovery and its length.
     """
-    own = work.named("prompt_0", f"{options.kind} of {options.length} tokens")
+    own = context.named("prompt_0", f"{options.kind} of {options.length} tokens")
     prompt, history = tune(own, encoder, options.training, kind)
     bank = PromptBank([prompt], [f"{options.kind}_{options.length}_tokens"], kind)
-    return Made(bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history})
+    return RepairResult(
+        bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history}
+    )
 
 
 def tune(
-    work: Work, start: torch.Tensor | nn.Module, options: Training, kind: str = "prompt"
+    context: RepairContext, start: torch.Tensor | nn.Module, options: Training, kind: str = "prompt"
 ) -> tuple[torch.Tensor, History]:
     """Trains one soft prompt, or one prefix, to lower the model's loss on text.
 
@@ -107,9 +109,9 @@ def tune(
 
     from idp.recover.nets.reparameterization import Itself
 
-    maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(work.loaded.device)
-    loss = loss_with(work.loaded, maker, kind, options, work.teacher, work.beginning)
-    history = train_in(work, dict(maker.named_parameters()), loss, options)
+    maker = (Itself(start) if isinstance(start, torch.Tensor) else start).to(context.loaded.device)
+    loss = loss_with(context.loaded, maker, kind, options, context.teacher, context.beginning)
+    history = train_in(context, dict(maker.named_parameters()), loss, options)
     with torch.no_grad():
         return maker().detach().clone().cpu(), history
 

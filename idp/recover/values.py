@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.recover.context import RepairContext, train_in
 from idp.recover.fitting import Loss
 from idp.recover.objective import text_loss
 from idp.recover.training import History
-from idp.recover.work import Work, train_in
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,9 @@ WITHIN_ADAPTED = ".base_layer"  # what PEFT calls a layer that has an adapter ab
 Place = tuple["nn.Module", str]
 
 
-def train_values(work: Work, names: Iterable[str], options: Training) -> tuple[dict[str, torch.Tensor], History]:
+def train_values(
+    context: RepairContext, names: Iterable[str], options: Training
+) -> tuple[dict[str, torch.Tensor], History]:
     """Trains some of the model's own parameters on the work's text; all else is frozen, and the model as it was after.
 
     They are trained in float32 and enter the model in its dtype.
@@ -46,18 +48,18 @@ def train_values(work: Work, names: Iterable[str], options: Training) -> tuple[d
     """
     import torch
 
-    model = work.loaded.model
+    model = context.loaded.model
     if not (places := _places(model, list(names))):
         raise UserError(f"recovery: {type(model).__name__} has none of the parameters that it would train")
     own = {name: getattr(*where[0]) for name, where in places.items()}
     trained = {name: torch.nn.Parameter(value.detach().float().clone()) for name, value in own.items()}
-    loss = text_loss(work.loaded, options, work.teacher)
+    loss = text_loss(context.loaded, options, context.teacher)
 
     def of(batch: torch.Tensor) -> torch.Tensor:
         with _in_place_of(places, {name: value.to(own[name].dtype) for name, value in trained.items()}):
             return loss.of(batch)
 
-    history = train_in(work, trained, Loss(of, loss.spare), options)
+    history = train_in(context, trained, Loss(of, loss.spare), options)
     return {_plain(name): value.detach().cpu() for name, value in trained.items()}, history
 
 

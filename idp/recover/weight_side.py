@@ -7,12 +7,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from idp import kinds
+from idp import registry
 from idp.config import Recovery
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover import lora, values
-from idp.recover.work import OWN, Made
+from idp.recover.context import OWN, RepairResult
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def has_weight_side(repair: Path) -> bool:
 def method_of(repair: Path) -> str:
     """The method of the literature that a repair is, or its kind's name."""
     kind = WeightSide.of(repair).kind
-    node = kinds.recoveries().get(kind)
+    node = registry.recoveries().get(kind)
     return (node.method if node is not None else "") or kind
 
 
@@ -75,15 +75,15 @@ def maker(kind: str, place: str) -> type[Recovery]:
     Raises:
         UserError: there is none here; `place` is what was made by it.
     """
-    if kind not in kinds.recoveries():
+    if kind not in registry.recoveries():
         raise UserError(
             f"{place}: made by recovery={kind}, which alone can put it on a model and is not among"
-            f" {', '.join(kinds.recoveries())}; name the module that has it with plugins=[module]"
+            f" {', '.join(registry.recoveries())}; name the module that has it with plugins=[module]"
         )
-    return kinds.recoveries()[kind]
+    return registry.recoveries()[kind]
 
 
-def save(made: Made, loaded: LoadedModel, folder: Path) -> None:
+def save(made: RepairResult, loaded: LoadedModel, folder: Path) -> None:
     """Writes what a recovery has given of updates and values into a repair's folder.
 
     Raises:

@@ -20,7 +20,7 @@ One table, plots and an HTML page over any set of runs, finished or not.
 
 
 @dataclass
-class Options:
+class ReportOptions:
     """The words of the command line."""
 
     runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
@@ -33,10 +33,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line: a table on standard output, files in the folder; bad input is one line on standard error."""
     words = list(sys.argv[1:] if words is None else words)
     if wants_help(words):
-        print(help_text(Options, OPENING))
+        print(help_text(ReportOptions, OPENING))
         return
     with failures_in_one_line(command="report"):
-        options = parse(Options, words)
+        options = parse(ReportOptions, words)
         formats = options.formats or list(FORMATS)
         if unknown := set(formats) - set(FORMATS):
             given = ",".join(formats)

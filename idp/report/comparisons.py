@@ -64,7 +64,7 @@ def compare(
     """Paired tests of every row that has a parent against that, by the row's `id`.
 
     p-values are adjusted by Holm: of single tasks over all rows and tasks, of the means over all rows. Those of rows
-    that peek at the answers are not: they are upper bounds, and claim nothing.
+    that use the labels are not: they are upper bounds, and claim nothing.
 
     Args:
         rows: of one setting.
@@ -75,7 +75,7 @@ def compare(
     found = {
         row.id: against(known[row.parent], row, tasks, groups or {}) for row in rows if row.parent in known
     }  # a row without a parent has nothing to stand against
-    _adjust_all([found[row.id] for row in rows if row.id in found and not row.first.peeks])
+    _adjust_all([found[row.id] for row in rows if row.id in found and not row.first.uses_labels])
     return found
 
 
@@ -88,7 +88,7 @@ def compare_to_dense(
         return {}
     others = [row for row in rows if row is not dense]
     found = {row.id: made[row.id] if row.parent == dense.id else against(dense, row, tasks, groups) for row in others}
-    _adjust_all([found[row.id] for row in others if row.parent != dense.id and not row.first.peeks])
+    _adjust_all([found[row.id] for row in others if row.parent != dense.id and not row.first.uses_labels])
     return found
 
 

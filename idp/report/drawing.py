@@ -95,12 +95,12 @@ def draw_points(
 ) -> None:
     kinds: dict[tuple[str, str, bool], list[tuple[float, float]]] = {}
     for x, y, row in points:
-        kinds.setdefault((row.compressor, row.first.recovery, row.first.peeks), []).append((x, y))
-    for (compressor, recovery, peeks), places in kinds.items():
+        kinds.setdefault((row.compressor, row.first.recovery, row.first.uses_labels), []).append((x, y))
+    for (compressor, recovery, uses_labels), places in kinds.items():
         look: dict[str, Any] = {
             "color": colours[compressor],
             "marker": markers[recovery],
-            "alpha": PALE if peeks else 1,
+            "alpha": PALE if uses_labels else 1,
         }
         axes.scatter(*zip(*places, strict=True), s=34, linewidth=0, **look)
 

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from idp.records.measured import Measured
+from idp.records.measured import ModelScores
 from idp.records.reading import stores
 
 SIMILARITY = Path("analysis", "similarity.json")
 SIMILARITY_SCHEMA = 1
 
 
-def weights_by_layer(model: Measured) -> dict[str, dict[str, Any]]:
+def weights_by_layer(model: ModelScores) -> dict[str, dict[str, Any]]:
     """Each compressed linear layer's figures, by name: `sparsity`, `reconstruction_error`, `bits_per_weight`, ...
 
     Empty where the model is dense, or its product is not in the store any more.
@@ -36,7 +36,7 @@ def depth_and_part(name: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found else None
 
 
-def similarity(model: Measured) -> dict[str, Any] | None:
+def similarity(model: ModelScores) -> dict[str, Any] | None:
     """Likeness to the dense model of what `python -m idp.analyze similarity` wrote beside one of the model's runs.
 
     `layers`, of `attention` and `activation` each measure's value by layer, and as `control` the same of a prompt

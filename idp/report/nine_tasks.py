@@ -128,9 +128,9 @@ def _notes(view: View, folded: bool) -> list[str]:
     ]
     if any(row.of_one_seed for row in view.rows):
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
-    if any(row.first.peeks for row in view.rows):
+    if any(row.first.uses_labels for row in view.rows):
         notes.append(f"{UPPER_BOUND}: it uses the labels, and is no method")
-        known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.peeks]
+        known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.uses_labels]
         notes += [f"{row.name}: {luck}" for row, luck in known if luck]
     if folded:
         notes.append("the tasks behind the groups have columns in table.csv and in the page")

@@ -116,7 +116,7 @@ def _row(view: View, tables: tuple[Table, ...], number: int) -> dict[str, Any]:
         "role": row.first.role,
         "compressor": row.compressor,
         "kind": row.first.recovery,
-        "peeks": row.first.peeks,
+        "uses_labels": row.first.uses_labels,
         "runs": [name for model in row.members for name in model.runs][:12],
         "count": row.runs,
         "one_seed": row.of_one_seed,

@@ -96,7 +96,7 @@ def recovery_and_parameters(view: View) -> Figure:
             capsize=2,
             elinewidth=0.8,
             linestyle="none",
-            alpha=PALE if row.first.peeks else 1.0,
+            alpha=PALE if row.first.uses_labels else 1.0,
         )
     for compressor in colours:
         parent = next(view.parent(row) for row in rows if row.compressor == compressor)
@@ -106,7 +106,7 @@ def recovery_and_parameters(view: View) -> Figure:
     axes.axhline(0, color="#555", linewidth=0.8)
     added_axis(axes, [row.first.parameters["added"] for row in rows])
     axes.set(xlabel="added parameters", ylabel=f"{score_label(view)}, above compressed")
-    draw_legend(axes, colours, markers, dashed="dense", pale=any(row.first.peeks for row in rows))
+    draw_legend(axes, colours, markers, dashed="dense", pale=any(row.first.uses_labels for row in rows))
     say_names(axes, points)
     return figure
 
@@ -131,17 +131,17 @@ def accuracy_and_latency(view: View) -> Figure:
             hollow = "merged into the weights" if merged else hollow
             for value, filled in ((ratio, True), (merged, False)):
                 if value is not None:
-                    if not row.first.peeks:  # an upper bound is no model to be had
+                    if not row.first.uses_labels:  # an upper bound is no model to be had
                         points.append((value, mean))
                     face = colours[row.compressor] if filled else "none"
                     look = {"facecolor": face, "edgecolor": colours[row.compressor]}
-                    alpha = PALE if row.first.peeks else 1.0
+                    alpha = PALE if row.first.uses_labels else 1.0
                     axes.scatter(value, mean, s=36, marker=markers[row.first.recovery], alpha=alpha, **look)
         draw_noise(axes, view, plain, colours)
         front = pareto_front(points)
         axes.plot(*zip(*front, strict=True), color="#777", linewidth=0.8, linestyle="--", zorder=0)
         axes.set(xlabel=f"{part} latency, ratio to compressed", ylabel=score_label(view))
-    pale = any(row.first.peeks for row in rows)
+    pale = any(row.first.uses_labels for row in rows)
     draw_legend(panels[-1], colours, markers, dashed="Pareto front", hollow=hollow, pale=pale, bars=BARS)
     return figure
 
@@ -173,7 +173,7 @@ def perplexity_and_accuracy(view: View) -> Figure:
         axes.set(xlabel=f"{corpus} perplexity", ylabel=score_label(view))
         if axes.get_xscale() == "linear":
             span_at_least(axes, of="x")
-    pale = any(row.first.peeks for row in every)
+    pale = any(row.first.uses_labels for row in every)
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
     for axes, points in zip(panels, measured.values(), strict=True):
         say_names(axes, points)
@@ -194,7 +194,7 @@ def accuracy_and_size(view: View) -> Figure:
         draw_points(axes, points, colours, markers)
         draw_noise(axes, view, points, colours)
         axes.set(xlabel=label, ylabel=score_label(view))
-    pale = any(row.first.peeks for row in rows)
+    pale = any(row.first.uses_labels for row in rows)
     draw_legend(panels[-1], colours if view.repaired else {}, markers if view.repaired else {}, pale=pale, bars=BARS)
     for axes, points in zip(panels, drawn, strict=True):
         say_names(axes, points)
@@ -213,7 +213,7 @@ def prompt_length_and_bank_size(view: View) -> Figure:
     size: dict[str, list[tuple[float, Cell]]] = {}
     for row in view.repaired:
         recovery = row.first.config["recovery"]
-        if view.difference(row) is None or row.first.peeks:
+        if view.difference(row) is None or row.first.uses_labels:
             continue
         if isinstance(recovery.get("length"), int):
             length.setdefault(f"{row.compressor} + {row.first.recovery}", []).append((recovery["length"], row))

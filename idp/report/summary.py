@@ -8,7 +8,7 @@ from idp.records.cell import Cell
 from idp.records.cells import cells
 from idp.records.collect import Collection
 from idp.records.differences import SHARE, last_step, with_interval
-from idp.records.measured import Measured
+from idp.records.measured import ModelScores
 from idp.records.schema import Record
 from idp.records.scores import main_scores
 
@@ -73,7 +73,7 @@ def _kl(record: Record) -> dict[str, float]:
     return {corpus: value for corpus, value in known.items() if value is not None}
 
 
-def _rows(found: Collection) -> list[tuple[str, Cell, Measured]]:
+def _rows(found: Collection) -> list[tuple[str, Cell, ModelScores]]:
     """Each run's name with the row that its last model is in, in the report's order."""
     last = {record["idp"]["name"]: record["idp"]["row"] for record in found.records}
     return [

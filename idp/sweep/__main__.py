@@ -27,7 +27,7 @@ A sweep is started by idp run -m (docs/slurm.md)."""
 
 
 @dataclass
-class Status:
+class StatusOptions:
     """Of what says where the cells stand."""
 
     folder: str | None = word(
@@ -37,7 +37,7 @@ class Status:
 
 
 @dataclass
-class Resume:
+class ResumeOptions:
     """Of giving the command again."""
 
     folder: str | None = word(
@@ -45,7 +45,7 @@ class Resume:
     )
 
 
-OPTIONS = {"status": Status, "wait": Status, "resume": Resume}
+OPTIONS = {"status": StatusOptions, "wait": StatusOptions, "resume": ResumeOptions}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ def _is_hydras(given: str) -> bool:
     return not given.startswith(("--", "folder=")) and not Path(given).exists()
 
 
-def act(action: str, options: Status | Resume, launcher: Sequence[str] = ()) -> None:
+def act(action: str, options: StatusOptions | ResumeOptions, launcher: Sequence[str] = ()) -> None:
     """Does what the command line asks for.
 
     Raises:
@@ -77,7 +77,7 @@ def act(action: str, options: Status | Resume, launcher: Sequence[str] = ()) -> 
     from idp.sweep import standing
 
     sweep = read(Path(options.folder) if options.folder else newest(_sweeps()))
-    if isinstance(options, Resume):
+    if isinstance(options, ResumeOptions):
         return resume(sweep, list(launcher))
     found = standing.wait(sweep, _progress) if action == "wait" else standing.standings(sweep)
     if options.json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
-from idp.records.sweeps import SUBMISSIONS, SWEEP, Cell, Submission, Sweep, read
+from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell, read
 from idp.store import digest, write_json
 
 
@@ -36,7 +36,7 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
     return sweep
 
 
-def _cell(config: Any, loader: Any, overrides: list[str]) -> Cell:
+def _cell(config: Any, loader: Any, overrides: list[str]) -> SweepCell:
     from omegaconf import open_dict
 
     from idp.checks import check
@@ -46,12 +46,12 @@ def _cell(config: Any, loader: Any, overrides: list[str]) -> Cell:
     with open_dict(composed):
         del composed["hydra"]
     try:
-        return Cell(overrides, str(run_id_and_folder(check(composed))[1].absolute()))
+        return SweepCell(overrides, str(run_id_and_folder(check(composed))[1].absolute()))
     except UserError as error:
-        return Cell(overrides, None, str(error))
+        return SweepCell(overrides, None, str(error))
 
 
-def submit(sweep: Sweep, name: str, cells: Sequence[Cell]) -> Submission:
+def submit(sweep: Sweep, name: str, cells: Sequence[SweepCell]) -> Submission:
     """Writes down that cells are about to be given to SLURM under a job's name."""
     made = Submission(name, time.time(), [cell.folder for cell in cells if cell.folder is not None])
     _write(sweep.folder, made)

@@ -71,7 +71,9 @@ class SlurmLauncher(SubmititLauncher):
         ended = {tuple(stands.cell.overrides): stands for stands in wait(sweep)}  # earlier batches' cells come first
         return [_result(ended[tuple(words)]) for words in job_overrides]
 
-    def _submit(self, sweep: listing.Sweep, cells: list[listing.Cell], numbers: dict[tuple[str, ...], int]) -> None:
+    def _submit(
+        self, sweep: listing.Sweep, cells: list[listing.SweepCell], numbers: dict[tuple[str, ...], int]
+    ) -> None:
         """Submits cells as one job array, whose name no other job has."""
         import submitit
 

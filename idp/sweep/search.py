@@ -42,7 +42,7 @@ class Sampler:
 
 
 @dataclass
-class Options:
+class SearchOptions:
     """`hydra.sweeper`, explained in conf/hydra/sweeper/optuna.yaml."""
 
     _target_: str = MISSING
@@ -57,10 +57,10 @@ class Options:
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna for trials, launches `n_jobs` at a time, and tells it their losses; the options are `Options`."""
+    """Asks Optuna for trials, launches `n_jobs` at a time, and tells it their losses, as `SearchOptions` say."""
 
     def __init__(self, **options: Any) -> None:
-        self.options = Options(**{**options, "sampler": Sampler(**options["sampler"])})
+        self.options = SearchOptions(**{**options, "sampler": Sampler(**options["sampler"])})
         checks = {
             "direction": self.options.direction in ("minimize", "maximize"),
             "sampler.kind": self.options.sampler.kind in ("tpe", "random", "grid"),

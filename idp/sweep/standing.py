@@ -15,7 +15,7 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.records.record import RECORD
-from idp.records.sweeps import Cell, Submission, Sweep, last_submissions
+from idp.records.sweeps import Submission, Sweep, SweepCell, last_submissions
 from idp.status import LOCK, STATUS, TIME
 from idp.store.lease import TAKEN_AFTER_SECONDS
 from idp.sweep import queue
@@ -28,7 +28,7 @@ KILLED, UNBORN = "killed", "ended before the run began"  # what no status file c
 class Standing:
     """A cell's state, one of `STATES`; its SLURM job; and where it is, or in a line why it waits or failed."""
 
-    cell: Cell
+    cell: SweepCell
     state: str
     job: str | None = None
     remark: str = ""
@@ -56,7 +56,7 @@ def standings(sweep: Sweep) -> list[Standing]:
     return [_explained(stands, last, ways, sweep) for stands in found]
 
 
-def _standing(cell: Cell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job]) -> Standing:
+def _standing(cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job]) -> Standing:
     if cell.folder is None:
         return Standing(cell, "failed", remark=cell.error or "")
     folder = Path(cell.folder)
@@ -145,7 +145,7 @@ def wait(sweep: Sweep, say: Any = print) -> list[Standing]:
         time.sleep(min(30.0, max(1.0, (time.monotonic() - started) / 20)))
 
 
-def short(cells: Sequence[Cell]) -> list[str]:
+def short(cells: Sequence[SweepCell]) -> list[str]:
     """Each cell by the overrides that not all cells have."""
     counts = Counter(word for cell in cells for word in set(cell.overrides))
     return [" ".join(w for w in cell.overrides if counts[w] < len(cells)) or "the only cell" for cell in cells]

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from idp import kinds
+from idp import registry
 from idp.errors import UserError
 from idp.tasks import own
 from idp.tasks.own import Own
@@ -28,7 +28,7 @@ NONE = Own()
 
 def aliases() -> dict[str, tuple[str, ...]]:
     """The names by which suites call several tasks at once."""
-    return {name: tuple(tasks) for suite in kinds.suites().values() for name, tasks in suite.aliases.items()}
+    return {name: tuple(tasks) for suite in registry.suites().values() for name, tasks in suite.aliases.items()}
 
 
 def find_own(include_path: Any) -> Own:
@@ -37,7 +37,7 @@ def find_own(include_path: Any) -> Own:
     Raises:
         UserError: a folder or file that cannot be used, or a name that lm-eval or a suite has.
     """
-    return own.find(include_path, [*aliases(), *scan()[0], *scan()[1]] if include_path else ())
+    return own.find_own_tasks(include_path, [*aliases(), *scan()[0], *scan()[1]] if include_path else ())
 
 
 def expand(name: str, mine: Own = NONE) -> list[str]:
@@ -122,7 +122,7 @@ def _scan(definitions: tuple[Path, ...]) -> tuple[dict[str, Path], dict[str, Pat
 
 def _definitions() -> tuple[Path, ...]:
     """The folders of definitions that suites bring."""
-    return tuple(suite.definitions for suite in kinds.suites().values() if suite.definitions is not None)
+    return tuple(suite.definitions for suite in registry.suites().values() if suite.definitions is not None)
 
 
 def _root() -> Path:

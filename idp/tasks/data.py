@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp import fetched, hub, kinds
+from idp import fetched, hub, registry
 from idp.config import Suite
 from idp.errors import UserError
 from idp.tasks import jsonl
@@ -26,7 +26,7 @@ class NotFound(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class TaskDocuments:
     """The splits of one task in one place."""
 
     source: str  # data_dir, task (its own code makes them), embedded, files or hub
@@ -48,7 +48,9 @@ class Found:
         return f"{file} line {jsonl.line(file, row, self.subject)}"
 
 
-def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store | None = None) -> Found:
+def find_documents(
+    task: str, config: dict[str, Any], data_dir: str | None, store: Store | None = None
+) -> TaskDocuments:
     """The first place that has a split to evaluate.
 
     Args:
@@ -63,10 +65,10 @@ def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store |
     """
     dataset, name = config.get("dataset_path"), config.get("dataset_name")
     looked = []
-    places: list[Callable[[], Found | None]] = [
+    places: list[Callable[[], TaskDocuments | None]] = [
         partial(_in_folder, task, config, data_dir),
         partial(_made_by_task, config),
-        *(partial(_of_suite, suite(), dataset, name) for suite in kinds.suites().values() if suite.place),
+        *(partial(_of_suite, suite(), dataset, name) for suite in registry.suites().values() if suite.place),
         partial(_on_hub, dataset, name, config.get("dataset_kwargs"), store),
     ]
     for look in places:
@@ -78,7 +80,7 @@ def find(task: str, config: dict[str, Any], data_dir: str | None, store: Store |
     raise NotFound(f"looked in {', '.join(looked)}")
 
 
-def evaluated_split(config: dict[str, Any], found: Found) -> str | None:
+def evaluated_split(config: dict[str, Any], found: TaskDocuments) -> str | None:
     """The split that lm-eval evaluates (test, else validation), or whichever of the two is there."""
     own = config.get("test_split") or config.get("validation_split")
     candidates = [own, config.get("validation_split"), "test", "validation"]
@@ -86,7 +88,7 @@ def evaluated_split(config: dict[str, Any], found: Found) -> str | None:
 
 
 def example_split(
-    task: str, config: dict[str, Any], found: Found, evaluated: str, shots: int
+    task: str, config: dict[str, Any], found: TaskDocuments, evaluated: str, shots: int
 ) -> tuple[str | None, str]:
     """The split that few-shot examples come from, None where none is read, and a note where it is not lm-eval's.
 
@@ -132,7 +134,7 @@ def split_file(folder: Path, split: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found | None:
+def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> TaskDocuments | None:
     if data_dir is None:
         return None
     if not Path(data_dir).is_dir():
@@ -148,27 +150,31 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> Found
         if (file := split_file(folder, split)) is not None:
             splits[split] = partial(jsonl.read, file, subject)
     wanted = config.get("test_split") or config.get("validation_split") or "test"
-    return Found("data_dir", str(folder), splits, trouble=f"no {wanted}.jsonl or {wanted}.jsonl.gz", subject=subject)
+    return TaskDocuments(
+        "data_dir", str(folder), splits, trouble=f"no {wanted}.jsonl or {wanted}.jsonl.gz", subject=subject
+    )
 
 
-def _made_by_task(config: dict[str, Any]) -> Found | None:
+def _made_by_task(config: dict[str, Any]) -> TaskDocuments | None:
     """The splits of a task that has a function instead of a data set."""
     make = config.get("custom_dataset")
     if not callable(make):
         return None
     made = make(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
     loaders: dict[str, Callable[[], Any]] = {split: partial(made.__getitem__, split) for split in made}
-    return Found("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
+    return TaskDocuments("task", f"what {make.__name__} makes:", loaders, trouble="no split to evaluate")
 
 
-def _of_suite(suite: Suite, dataset: str | None, name: str | None) -> Found:
-    return Found(suite.source, suite.place, suite.splits(dataset, name), suite.note(dataset), suite.trouble())
+def _of_suite(suite: Suite, dataset: str | None, name: str | None) -> TaskDocuments:
+    return TaskDocuments(suite.source, suite.place, suite.splits(dataset, name), suite.note(dataset), suite.trouble())
 
 
-def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None) -> Found:
+def _on_hub(
+    dataset: str | None, name: str | None, options: dict[str, Any] | None, store: Store | None
+) -> TaskDocuments:
     options = {key: value for key, value in (options or {}).items() if key != "trust_remote_code"}
     if dataset is None:
-        return Found("hub", "the task's definition", {}, trouble="names no dataset_path")
+        return TaskDocuments("hub", "the task's definition", {}, trouble="names no dataset_path")
     local = dataset in BUILDERS or Path(dataset).is_dir()
     place = _files(options.get("data_files")) or dataset if local else f"the hub's {dataset}"
     try:
@@ -176,10 +182,10 @@ def _on_hub(dataset: str | None, name: str | None, options: dict[str, Any] | Non
     except UserError:
         raise
     except Exception as error:  # each kind of trouble has its own class; all of them mean that it cannot be had
-        return Found(
+        return TaskDocuments(
             "files" if local else "hub", place, {}, trouble=hub.first_line(error) if local else hub.reason(error)
         )
-    return Found("files" if local else "hub", place, loaders, trouble="no split to evaluate")
+    return TaskDocuments("files" if local else "hub", place, loaders, trouble="no split to evaluate")
 
 
 def _files(data_files: Any) -> str:

@@ -42,7 +42,7 @@ class Own:
     nameless: list[Path] = field(default_factory=list)
 
 
-def find(include_path: Any, taken: Iterable[str] = ()) -> Own:
+def find_own_tasks(include_path: Any, taken: Iterable[str] = ()) -> Own:
     """The tasks, groups and tags under one folder or several.
 
     Args:

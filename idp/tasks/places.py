@@ -13,7 +13,7 @@ from typing import Any
 from idp.errors import UserError
 from idp.store.plain import ADDRESS
 from idp.tasks import rows
-from idp.tasks.data import Found
+from idp.tasks.data import TaskDocuments
 
 READERS = {"doc_to_text", "doc_to_target", "doc_to_choice"}  # lm-eval's functions that read a document
 
@@ -31,7 +31,7 @@ class Places:
     """
 
     task: Any
-    found: Found
+    found: TaskDocuments
     splits: dict[str, Any]
     evaluated: str
     examples: str | None

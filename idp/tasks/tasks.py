@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from idp import kinds
+from idp import registry
 from idp.config import Task
 from idp.errors import UserError
 from idp.models import greedy
@@ -154,7 +154,9 @@ def _find_or_stand_in(name: str, cfg: Task, mine: Own, store: Store | None) -> T
     try:
         return _find(name, name, cfg, mine, store)
     except data.NotFound as nowhere:
-        stand_in = next((suite.stand_ins[name] for suite in kinds.suites().values() if name in suite.stand_ins), None)
+        stand_in = next(
+            (suite.stand_ins[name] for suite in registry.suites().values() if name in suite.stand_ins), None
+        )
         if stand_in is None:
             raise
         try:
@@ -170,9 +172,9 @@ def _find(name: str, runs: str, cfg: Task, mine: Own, store: Store | None) -> Ta
     if "class" in config:
         raise UserError(f"task.names: {runs} is a Python class in lm-eval; only tasks defined by YAML can run here")
     shots = _shots(runs, config, cfg.fewshot, suites.value_of(cfg.fewshot_of, name, mine))
-    found = data.find(runs, config, cfg.data_dir, store)
+    found = data.find_documents(runs, config, cfg.data_dir, store)
     split = data.evaluated_split(config, found)
-    assert split is not None  # `data.find` finds a place that has it, or none
+    assert split is not None  # `data.find_documents` finds a place that has it, or none
     examples, note = data.example_split(runs, config, found, split, shots)
     config = data.restricted(config, split, examples) | {"num_fewshot": shots}
     config["process_docs"] = _remembered(config.get("process_docs"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from idp.records.collect import Collection
-from idp.records.measured import Measured, Perplexity, Score, Setting
+from idp.records.measured import ModelScores, Perplexity, Score, Setting
 from idp.store import digest
 
 METRIC = "acc,none"
@@ -22,7 +22,7 @@ class Study:
         self.setting = Setting("setting", "toy", "float32", {})
         self.collection = Collection(settings=[self.setting])
 
-    def add_second(self, right: dict[str, np.ndarray], name: str = "other", **more) -> Measured:
+    def add_second(self, right: dict[str, np.ndarray], name: str = "other", **more) -> ModelScores:
         """Adds the dense model of another setting; `more` as of `add`."""
         own, self.setting = self.setting, Setting(f"setting of {name}", name, "float32", {})
         self.collection.settings.append(self.setting)
@@ -43,7 +43,7 @@ class Study:
         sure: float | dict[str, float] = 0.7,
         doc_ids: dict[str, list[int]] | None = None,
         **more,
-    ) -> Measured:
+    ) -> ModelScores:
         """Adds a model; `sure` is the probability that it gives to the choice it takes, of all tasks or of each."""
         import pyarrow as arrow
         from pyarrow import parquet
@@ -77,7 +77,7 @@ class Study:
             keys["compress"] = more.pop("base", compressor)
         if recovery:
             keys["recover"] = digest([recovery, seed, keys])
-        model = Measured(
+        model = ModelScores(
             id=str(number),
             parent=None,
             role=role,
@@ -86,7 +86,7 @@ class Study:
             compressor=compressor,
             recovery=kind,
             selector=(recovery or {}).get("selector", {}).get("kind"),
-            peeks=more.pop("peeks", False),
+            uses_labels=more.pop("uses_labels", False),
             seed=seed,
             budget="small",
             setting=self.setting.id,

@@ -22,7 +22,7 @@ def test_seeds_are_runs_of_one_cell(study, draw):
     study.add("repaired", right, "gptq3", LORA)
     study.add("repaired", right, "gptq4", LORA)
     study.add("repaired", right, recovery=LORA)
-    study.add("repaired", right, "gptq3", IDP | {"selector": {"kind": "oracle"}}, peeks=True)
+    study.add("repaired", right, "gptq3", IDP | {"selector": {"kind": "oracle"}}, uses_labels=True)
     assert names(study) == {
         "dense": 1,
         "gptq3": 1,

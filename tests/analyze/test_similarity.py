@@ -7,7 +7,7 @@ import torch
 
 from idp.analyze.__main__ import main
 from idp.analyze.similarity import UNTRAINED, compare, eager_attention, look, untrained
-from idp.finished import find
+from idp.finished import find_run
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.fixed import Fixed
 
@@ -63,7 +63,7 @@ def test_a_run(finished_run, capsys, monkeypatch):
             "activation"
         ].keys()
         assert all(len(values) == 2 for part in found.values() for values in part.values())
-    run = find(folder)
+    run = find_run(folder)
     shown = [run.open("dense"), run.open("repaired")]
     tokens = _inputs(run, folder)
     again = compare(*shown, tokens, "repaired")

@@ -26,7 +26,7 @@ def compress_with(compose, shared):
         name = (config.compressor.calibration.corpus or "corpus", config.corpus.path)
         if name not in texts:
             texts[name] = named_corpus(name[0], config.corpus, None)
-        dense = models.load(config.model, models.find(config.model), place)
+        dense = models.load(config.model, models.find_model(config.model), place)
         empty = models.open_empty(models.model_folder(dense), config.model)
         group_size = stage.check(config.compressor, empty, texts[name])
         return stage.compress(config.compressor, group_size, config.model, dense, texts[name], place)

@@ -7,8 +7,8 @@ from idp.compress.compressors.pruning_quantization import PruningQuantization
 from idp.compress.sizes import claims_of
 from idp.config import CALIBRATION, DENSE, WEIGHTS, Claims, Compressor, values_of
 from idp.errors import UserError
-from idp.kinds import code_of, restore
 from idp.records.seeds import calibrated
+from idp.registry import code_of, restore
 
 # A YAML of before, by itself: no schema, no kind.
 ALONE = """

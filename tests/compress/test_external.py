@@ -26,7 +26,7 @@ def dense(tmp_path_factory, compose):
     from idp.store import Store
 
     config = compose("model=tiny_llama").model
-    return models.model_folder(models.load(config, models.find(config), Store(tmp_path_factory.mktemp("store"))))
+    return models.model_folder(models.load(config, models.find_model(config), Store(tmp_path_factory.mktemp("store"))))
 
 
 @pytest.fixture
@@ -112,11 +112,11 @@ def test_pruned_weights_and_a_repair_on_them(dense, run_external, tmp_path):
 
 def test_our_own_export(run_here, run_external, tmp_path):
     from idp.export.checkpoint import export
-    from idp.export.options import Options
+    from idp.export.options import ExportOptions
 
     own = run_here(*QUICK, "compressor=gptq3", "compressor.quantization.symmetric=true")
     runs = tmp_path / "outputs" / "runs" / own["idp"]["name"]
-    export(Options(str(runs), str(tmp_path / "export")))
+    export(ExportOptions(str(runs), str(tmp_path / "export")))
     stored = tmp_path / "outputs" / "store" / "compress" / own["idp"]["stages"]["compress"]["key"] / "model"
     record, weights, measured = run_external(tmp_path / "export")
     same(weights, {name: tensor[...] for name, tensor in tensors(WeightFiles(stored, "the store")).items()})
@@ -167,7 +167,9 @@ def test_the_key_is_the_content_s(dense, compose, tmp_path):
     shutil.copytree(tmp_path / "theirs", tmp_path / "copy")
 
     def identity(name):
-        return external.find(compose("compressor=external", f"compressor.path={tmp_path / name}").compressor).identity
+        return external.find_checkpoint(
+            compose("compressor=external", f"compressor.path={tmp_path / name}").compressor
+        ).identity
 
     assert identity("theirs") == identity("copy")
     tensors = load_file(tmp_path / "copy" / "model.safetensors")
@@ -206,7 +208,7 @@ def test_one_on_the_hub_that_is_not_read(compose, monkeypatch):
     info = SimpleNamespace(sha="abc123", config={"quantization_config": {"quant_method": "hqq"}})
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
     with pytest.raises(UserError, match=r"compressor\.path=you/theirs: quant_method=hqq is not read; these are"):
-        external.find(compose("compressor=external", "compressor.path=you/theirs").compressor)
+        external.find_checkpoint(compose("compressor=external", "compressor.path=you/theirs").compressor)
 
 
 def test_a_gguf_file_of_another_function(dense, compose, tmp_path):
@@ -223,10 +225,10 @@ def test_labels(compose):
 
 def test_a_claim_that_the_weights_do_not_bear_out():
     weight = torch.arange(64.0).reshape(2, 32)
-    found = claims.Decompressed("gptq", {}, {"layer": claims.Claim(4, 16, 32)}, {"layer": 32}, 100)
+    found = claims.Decompressed("gptq", {}, {"layer": claims.FormatClaim(4, 16, 32)}, {"layer": 32}, 100)
     assert claims.measure(found, [("layer", weight)])["layers"]["layer"]["distinct_values"] == 16
     for group in (32, -1, "tensor", torch.zeros(32, dtype=torch.long)):
-        found.claims["layer"] = claims.Claim(4, group, 32)
+        found.claims["layer"] = claims.FormatClaim(4, group, 32)
         with pytest.raises(UserError, match="layer claims 4 bits and holds (32|64) distinct values"):
             claims.measure(found, [("layer", weight)])
 
@@ -321,9 +323,9 @@ def product_of(path, compose, tmp_path, own=None):
 
     model = ("model=tiny_llama",) if own is None else ("model=local", f"model.path={own}", f"model.name={own.name}")
     config = compose(*model, "compressor=external", f"compressor.path={path}")
-    source = external.find(config.compressor)
+    source = external.find_checkpoint(config.compressor)
     store = Store(tmp_path / "store")
-    loaded = models.load(config.model, models.find(config.model), store)
+    loaded = models.load(config.model, models.find_model(config.model), store)
     external.check(
         config.compressor, source, config.model, models.open_empty(models.model_folder(loaded), config.model)
     )
@@ -642,7 +644,7 @@ def test_paths_that_are_not_there(compose, monkeypatch, tmp_path):
         ("exports/mine", r"compressor.path=exports/mine: .*hub.*\(there is no folder .*/exports/mine either\)"),
     ):
         with pytest.raises(UserError, match=message):
-            external.find(compose("compressor=external", f"compressor.path={path}").compressor)
+            external.find_checkpoint(compose("compressor=external", f"compressor.path={path}").compressor)
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"bad\.gguf: cannot be read as a GGUF model"):
         product_of(tmp_path / "bad.gguf", compose, tmp_path)

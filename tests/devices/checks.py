@@ -508,7 +508,7 @@ def compressed(compressor: str, device: str, way: str | None) -> tuple[dict[str,
     model = replace(whole.model, device=device, device_map=way)
     with tempfile.TemporaryDirectory() as place:
         store = Store(Path(place))
-        dense = models.load(model, models.find(model), store)
+        dense = models.load(model, models.find_model(model), store)
         text = named_corpus("corpus", whole.corpus, None)
         group = stage.check(whole.compressor, models.open_empty(models.model_folder(dense), model), text)
         product = stage.compress(whole.compressor, group, model, dense, text, store)
@@ -523,7 +523,7 @@ def composed(*overrides: str) -> Any:
 
     from idp.checks import check as checked
     from idp.config import conf_dir
-    from idp.kinds import register
+    from idp.registry import register
 
     register()
     GlobalHydra.instance().clear()

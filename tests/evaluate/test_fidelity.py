@@ -13,7 +13,7 @@ from pyarrow import parquet
 from idp.beginning import PLACES, Beginning
 from idp.errors import UserError
 from idp.evaluate import contexts, divergence
-from idp.evaluate.divergence import Keep, Kept, Observer, figures
+from idp.evaluate.divergence import DivergenceObserver, Keep, Kept, figures
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, flips
 from idp.evaluate.measured import Fidelity, Measured
@@ -124,10 +124,10 @@ def test_a_model_is_not_at_all_from_itself(open_tiny, tmp_path):
 def of_logits(p, q, seed):
     """The divergence of one pair of distributions, as it is found from what is kept of the first."""
     at, mine = torch.tensor([0]), torch.tensor([0])
-    keeper = Observer([Keep(seed)], [1])
+    keeper = DivergenceObserver([Keep(seed)], [1])
     keeper.see(p[None].clone(), p.argmax()[None], at, mine)
     kept = Kept.decoded(json.loads(json.dumps(keeper.results()[0])))
-    other = Observer([kept], [1])
+    other = DivergenceObserver([kept], [1])
     other.see(q[None].clone(), q.argmax()[None], at, mine)
     return other.results()[0]["kl"][0]
 

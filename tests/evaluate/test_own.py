@@ -227,14 +227,16 @@ def test_from_yaml_to_record(run_here, bridges, tmp_path, caplog):
 
 
 def test_an_answer_that_does_not_fit_the_window_is_refused_before_the_model_is_compressed(own, compose, open_tiny):
-    from idp.plan.inputs import Inputs
+    from idp.plan.inputs import ResolvedInputs
     from idp.plan.refusals import check_generation
 
     said = "task: said\ntest_split: test\ndoc_to_text: q\ndoc_to_target: q\nmetric_list: [{metric: exact_match}]\n"
     config, empty = compose("model=tiny_llama", "recovery=prompt", "recovery.length=20"), open_tiny("llama")
     for longest, refused in [(2027, False), (2028, True)]:
         options = f"generation_kwargs: {{until: ['x'], max_gen_toks: {longest}}}\n"
-        inputs = Inputs(None, own({"a.yaml": said + options}, "said", data=("said",)), None, None, None, {}, None)
+        inputs = ResolvedInputs(
+            None, own({"a.yaml": said + options}, "said", data=("said",)), None, None, None, {}, None
+        )
         if refused:
             with pytest.raises(UserError, match="said lets a model generate 2028 tokens, and the window holds 2028"):
                 check_generation(config, empty, inputs)

@@ -89,7 +89,7 @@ LUCK = {"oracle_by_luck": 0.88, "beyond_luck": 0.02, "beyond_luck_interval": [-0
         ("oracle", True, 0.9, None),
     ],
 )
-def test_the_table_says_what_luck_explains_and_which_choice_peeks(kind, peeks, chosen, column):
+def test_the_table_says_what_luck_explains_and_which_choice_uses_the_labels(kind, peeks, chosen, column):
     table = table_of(kind, peeks, chosen, **LUCK)
     assert "oracle (upper bound)" in table and "oracle by luck" in table and "+2.0 (-1.0 to +5.0)" in table
     assert column is None or column in table

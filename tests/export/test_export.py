@@ -15,7 +15,7 @@ from idp.command import parse
 from idp.errors import UserError
 from idp.export import checkpoint
 from idp.export.__main__ import main
-from idp.export.options import Options
+from idp.export.options import ExportOptions
 
 GRIDS = [
     ("gptq4", "32", "false", "static"),
@@ -64,7 +64,7 @@ def test_a_fresh_process_finds_the_same_model(finished_run, tmp_path):
         runs["_".join((compressor, group, symmetric, actorder))] = finished_run(f"compressor={compressor}", *grid)
     runs |= {compressor: finished_run(f"compressor={compressor}") for compressor in OTHERS}
     for name, (folder, _) in runs.items():
-        done = checkpoint.export(Options(str(folder), str(tmp_path / name)))
+        done = checkpoint.export(ExportOptions(str(folder), str(tmp_path / name)))
         assert done.difference < 1e-5
     script = tmp_path / "reader.py"
     script.write_text(READER)
@@ -94,9 +94,11 @@ def test_a_fresh_process_finds_the_same_model(finished_run, tmp_path):
 def test_plain_weights_are_written_plain(source, finished_run, tmp_path):
     folder, record = finished_run("compressor=none")
     if source == "external":
-        checkpoint.export(Options(str(finished_run("compressor=gptq4", "baselines=true")[0]), str(tmp_path / "theirs")))
+        checkpoint.export(
+            ExportOptions(str(finished_run("compressor=gptq4", "baselines=true")[0]), str(tmp_path / "theirs"))
+        )
         folder, record = finished_run("compressor=external", f"compressor.path={tmp_path / 'theirs'}")
-    checkpoint.export(Options(str(folder), str(tmp_path / "export")))
+    checkpoint.export(ExportOptions(str(folder), str(tmp_path / "export")))
     stages, root = record["idp"]["stages"], folder.parents[1] / "store"
     places = {"none": root / "load" / stages["load"]["key"], "external": root / "compress" / stages["compress"]["key"]}
     stored = load_file(places[source] / "model" / "model.safetensors")
@@ -109,7 +111,7 @@ def test_plain_weights_are_written_plain(source, finished_run, tmp_path):
 def test_what_goes_with_it(finished_run, tmp_path):
     folder, record = finished_run("compressor=gptq4", "baselines=true")
     out = tmp_path / "export"
-    checkpoint.export(Options(str(folder / "record.json"), str(out)))
+    checkpoint.export(ExportOptions(str(folder / "record.json"), str(out)))
     card = (out / "README.md").read_text()
     shown = record["idp"]["baselines"]["dense"]["results"]["arc_easy"]["acc,none"]
     for text in (f"{shown:.3f}", "dense", "gptq4", "8 x 64 tokens of bridges, seed 0", "quantization: bits", "static"):
@@ -135,7 +137,7 @@ def test_prompts_beside_it_are_peft_s(finished_run, tmp_path):
 
     folder, record = finished_run("compressor=gptq4", "recovery=idp", "recovery.lengths=[3,5]")
     out = tmp_path / "export"
-    checkpoint.export(Options(str(folder), str(out), name="me/mine"))
+    checkpoint.export(ExportOptions(str(folder), str(out), name="me/mine"))
     bank = json.loads((out / "prompts" / "bank.json").read_text())
     assert bank["selector"]["kind"] == "attention" and bank["lengths"] == [3, 5]
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -159,7 +161,7 @@ def test_a_fitted_selector_goes_with_its_prompts(finished_run, tmp_path):
     more = ("recovery/selector=nearest", "recovery.controls=false")
     folder, record = finished_run("compressor=gptq4", "recovery=idp", "recovery.lengths=[3,5]", *more)
     out = tmp_path / "export"
-    checkpoint.export(Options(str(folder), str(out)))
+    checkpoint.export(ExportOptions(str(folder), str(out)))
     bank = json.loads((out / "prompts" / "bank.json").read_text())
     assert (bank["selector"]["kind"], bank["fitted"]["kind"]) == ("nearest", "nearest")
     key = record["idp"]["stages"]["select"]["key"]
@@ -177,7 +179,7 @@ def test_lora_beside_it_is_peft_s(finished_run, tmp_path, compose):
 
     folder, record = finished_run("compressor=gptq3", "recovery=lora", "recovery.training.learning_rate=0.1")
     out = tmp_path / "export"
-    checkpoint.export(Options(str(folder), str(out)))
+    checkpoint.export(ExportOptions(str(folder), str(out)))
     adapter = json.loads((out / "lora" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(out)
     assert sorted(file.name for file in (out / "lora").iterdir()) == [
@@ -198,7 +200,7 @@ def test_lora_beside_it_is_peft_s(finished_run, tmp_path, compose):
 
 def test_nothing_half_written_and_nothing_overwritten(finished_run, tmp_path, monkeypatch):
     folder, _ = finished_run("compressor=gptq4", "baselines=true")
-    options = Options(str(folder), str(tmp_path / "export"))
+    options = ExportOptions(str(folder), str(tmp_path / "export"))
 
     def refuse(*_, **__):
         raise UserError("no")
@@ -218,7 +220,7 @@ def test_nothing_half_written_and_nothing_overwritten(finished_run, tmp_path, mo
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds no earlier export"):
-        checkpoint.export(Options(str(folder), str(tmp_path / "mine"), overwrite=True))
+        checkpoint.export(ExportOptions(str(folder), str(tmp_path / "mine"), overwrite=True))
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
@@ -227,7 +229,7 @@ def test_a_written_model_that_is_another_is_noticed(finished_run, tmp_path, comp
 
     folder, _ = finished_run("compressor=gptq4", "baselines=true")
     out = tmp_path / "export"
-    checkpoint.export(Options(str(folder), str(out)))
+    checkpoint.export(ExportOptions(str(folder), str(out)))
     model = compose("model=tiny_llama").model
     expected = checkpoint.logits_of(AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out))
     assert checkpoint.verify(out, expected, model) == 0
@@ -245,16 +247,16 @@ def test_a_store_that_was_moved(finished_run, tmp_path):
     record["idp"]["config"]["store"] = "elsewhere/store"
     (moved / "record.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"is not in elsewhere/store or in .*; name the run's store with store="):
-        checkpoint.export(Options(str(moved), str(tmp_path / "export")))
+        checkpoint.export(ExportOptions(str(moved), str(tmp_path / "export")))
     store = tmp_path / "copy"
     key = record["idp"]["stages"]["compress"]["key"]
     original = folder.parents[1] / "store" / "compress" / key
     shutil.copytree(original, store / "compress" / key)
-    checkpoint.export(Options(str(moved), str(tmp_path / "export"), store=str(store)))
+    checkpoint.export(ExportOptions(str(moved), str(tmp_path / "export"), store=str(store)))
     damaged = store / "compress" / key / "grids.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"grids\.safetensors does not match its hash; run the record's own command"):
-        checkpoint.export(Options(str(moved), str(tmp_path / "again"), store=str(store)))
+        checkpoint.export(ExportOptions(str(moved), str(tmp_path / "again"), store=str(store)))
 
 
 @pytest.mark.parametrize(
@@ -298,4 +300,4 @@ def test_help(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert stopped.value.code == 0 and "record=..." in shown and "overwrite=..." in shown
-    assert parse(Options, ["record=a=b", "out=c"]) == Options("a=b", "c")
+    assert parse(ExportOptions, ["record=a=b", "out=c"]) == ExportOptions("a=b", "c")

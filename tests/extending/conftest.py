@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from idp import kinds, plugins
+from idp import plugins, registry
 
 EXAMPLES = Path(__file__).parent
 
@@ -23,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
-    kinds.forget()
+    registry.forget()
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp.prompting.bank import PromptBank
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.prompt import PromptTuning
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Doubled(PromptTuning):
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [2 * self.length]
 
-    def make(self, work: Work) -> Made:
-        made = super().make(work)
+    def make(self, context: RepairContext) -> RepairResult:
+        made = super().make(context)
         (prompt,) = made.bank.prompts
-        return Made(PromptBank([prompt.repeat(2, 1)], ["doubled"]), made.trainable, histories=made.histories)
+        return RepairResult(PromptBank([prompt.repeat(2, 1)], ["doubled"]), made.trainable, histories=made.histories)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from idp import config
 from idp.compress.activations import Observer
 from idp.config import CALIBRATION, DENSE, WEIGHTS, option
-from idp.recover.work import Made, Work
+from idp.recover.context import RepairContext, RepairResult
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +26,16 @@ class LowRank(config.Recovery):
     needs: ClassVar[frozenset[str]] = frozenset({CALIBRATION, DENSE, WEIGHTS})
     adapts: ClassVar[bool] = True
 
-    def make(self, work: Work) -> Made:
+    def make(self, context: RepairContext) -> RepairResult:
         from idp.compress.activations import observe
         from idp.compress.recipe import compressed_layers
 
-        model, dense = work.loaded.model, work.dense().model
+        model, dense = context.loaded.model, context.dense().model
         corrections = {
             name: Correction(dense.get_submodule(name).weight, self.rank) for name in compressed_layers(model)
         }
-        observe(model, work.calibration, corrections)
-        return Made(low_rank={name: each.pair for name, each in corrections.items()})
+        observe(model, context.calibration, corrections)
+        return RepairResult(low_rank={name: each.pair for name, each in corrections.items()})
 
 
 class Correction(Observer):

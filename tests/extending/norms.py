@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from idp import config
 from idp.models import LoadedModel
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.values import train_values
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -16,10 +16,10 @@ class Norms(config.Trained):
     part: ClassVar[str] = "norms"
     adapts: ClassVar[bool] = True
 
-    def make(self, work: Work) -> Made:
-        names = self._names(work.loaded)
-        values, history = train_values(work.named("norms", "norms and biases"), names, self.training)
-        return Made(values=values, trainable=self.numbers(work.loaded), histories={"norms": history})
+    def make(self, context: RepairContext) -> RepairResult:
+        names = self._names(context.loaded)
+        values, history = train_values(context.named("norms", "norms and biases"), names, self.training)
+        return RepairResult(values=values, trainable=self.numbers(context.loaded), histories={"norms": history})
 
     def numbers(self, empty: LoadedModel) -> int:
         return sum(empty.model.get_parameter(name).numel() for name in self._names(empty))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from idp import config
 from idp.compress.activations import Observer
-from idp.compress.work import Work
+from idp.compress.context import CompressionContext
 from idp.config import CALIBRATION, DENSE, option
 from idp.errors import UserError
 
@@ -32,8 +32,8 @@ class TruncatedSVD(config.Compressor):
         if self.kept == 0:
             raise UserError("compressor.kept=0: nothing would be left; give a share above 0")
 
-    def apply(self, work: Work) -> None:
-        work.observe({name: Truncation(self.kept) for name in work.layers})
+    def apply(self, context: CompressionContext) -> None:
+        context.observe({name: Truncation(self.kept) for name in context.layers})
 
 
 class Truncation(Observer):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from idp import kinds
+from idp import registry
 from idp.errors import UserError
 
 TINY = ("model=tiny_llama", "model.dtype=float32", "budget=smoke", "task=arc_easy", "tracker=none", "recovery=none")
@@ -37,7 +37,7 @@ def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, 
     from idp.analyze.claims import check
     from idp.compress.stage import calibration_blocks
     from idp.corpora.corpus import named_corpus
-    from idp.finished import find
+    from idp.finished import find_run
     from idp.records.collect import collect
     from idp.records.tables import run_summary
     from idp.report.page import data
@@ -54,7 +54,7 @@ def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, 
     assert 0 < weights["reconstruction_error"] < 1 and weights["dead_inputs"] == 0
     assert weights["packed_bytes"] == 4 * about["parameters"]["model"]  # float32, nothing is packed
 
-    run = find(folder)
+    run = find_run(folder)
     assert run.compressor.kind == "svd" and type(run.compressor).__module__ == "svd"
     product = run.product("compress")
     saved = load_file(product.path / "model" / "model.safetensors")
@@ -90,11 +90,11 @@ def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, 
 def test_it_is_opened_and_exported(compressed, tmp_path):
     import idp
     from idp.export.checkpoint import export
-    from idp.export.options import Options
+    from idp.export.options import ExportOptions
 
     folder, _ = compressed
     assert idp.load(folder, variant="compressed").generate(["The bridge"], 2)
-    done = export(Options(record=str(folder), out=str(tmp_path / "out")))
+    done = export(ExportOptions(record=str(folder), out=str(tmp_path / "out")))
     assert done.difference < 1e-4
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| kept" in card and "0.25" in card and "stored dense" in card and "calibration" in card
@@ -102,12 +102,12 @@ def test_it_is_opened_and_exported(compressed, tmp_path):
 
 def test_edited_code_is_another_product_and_the_same_code_the_same(elsewhere, outside, compose):
     words = outside("svd")
-    before = kinds.code_of(compose(*words, *TINY, "compressor=svd").compressor)
-    assert before == kinds.code_of(compose(*words, *TINY, "compressor=svd").compressor)
+    before = registry.code_of(compose(*words, *TINY, "compressor=svd").compressor)
+    assert before == registry.code_of(compose(*words, *TINY, "compressor=svd").compressor)
     file = elsewhere / "svd.py"
     file.write_text(file.read_text().replace("0.01 *", "0.02 *"))
-    assert kinds.code_of(compose(*words, *TINY, "compressor=svd").compressor) != before
-    assert kinds.code_of(compose("compressor=gptq3").compressor) == {}  # ours: versions of stages say it
+    assert registry.code_of(compose(*words, *TINY, "compressor=svd").compressor) != before
+    assert registry.code_of(compose("compressor=gptq3").compressor) == {}  # ours: versions of stages say it
 
 
 def test_its_options_are_checked_as_ours_are(outside, compose):
@@ -125,13 +125,13 @@ def test_a_plug_in_of_a_record_that_is_gone_is_named(compressed, elsewhere, monk
     import sys
 
     from idp import plugins
-    from idp.finished import find
+    from idp.finished import find_run
 
     folder, _ = compressed
     assert json.loads((folder / "record.json").read_text())["idp"]["config"]["plugins"] == ["svd"]
     (elsewhere / "svd.py").unlink()
     del sys.modules["svd"]
     monkeypatch.setattr(plugins, "_LOADED", {})
-    kinds.forget()
+    registry.forget()
     with pytest.raises(UserError, match=r"plugins=\[svd\]: there is no module svd; run where it lies"):
-        find(folder)
+        find_run(folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from idp import kinds, plugins
+from idp import plugins, registry
 from idp.errors import UserError
 from tests.conftest import record_of
 
@@ -35,7 +35,7 @@ def installed(folder, name, group, value):
     place.mkdir()
     (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
     (place / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
-    kinds.forget()
+    registry.forget()
 
 
 @pytest.mark.parametrize("value", ["svd", "svd:TruncatedSVD"])
@@ -44,7 +44,7 @@ def test_an_installed_distribution_s_kind_is_there_without_a_word(value, outside
     installed(elsewhere, "decomposed", "idp.compressors", value)
     config = compose(yamls, "compressor=svd")
     assert config.compressor.label == "svd50" and config.plugins == [] and not plugins.loaded()
-    assert [code["module"] for code in kinds.code_of(config.compressor)["plugin"]] == ["svd"]
+    assert [code["module"] for code in registry.code_of(config.compressor)["plugin"]] == ["svd"]
 
 
 def test_a_run_with_an_installed_kind(outside, elsewhere, run_here):
@@ -100,11 +100,11 @@ def test_the_cells_of_a_sweep_know_them_too(outside, compose):
     config = compose(*words, "tracker=jsonl")
     handed = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config)), "compressor": {}})
     plugins._LOADED.clear()
-    kinds.forget()
-    assert "jsonl" not in kinds.trackers()
+    registry.forget()
+    assert "jsonl" not in registry.trackers()
     with pytest.raises(UserError):
         check(handed)  # which has no compressor
-    assert "jsonl" in kinds.trackers()
+    assert "jsonl" in registry.trackers()
 
 
 @pytest.mark.slow
@@ -122,7 +122,9 @@ def test_a_pruner_of_one_s_own_is_a_method(elsewhere, compose):
         compose(*words)
     compressor = compose(*words, "plugins=[checkered]").compressor
     assert compressor.label == "checkered50_rtn4" and compressor.needs == {"dense", "calibration"}
-    assert [code["module"] for code in kinds.code_of(compressor, *compressor.parts.values())["plugin"]] == ["checkered"]
+    assert [code["module"] for code in registry.code_of(compressor, *compressor.parts.values())["plugin"]] == [
+        "checkered"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_two_classes_of_one_file_need_names(elsewhere, compose):
     plugins._LOADED.clear()
     (elsewhere / "named.py").write_text(two.format('kind: str = "other"'))
     compose("plugins=[named]")
-    assert {"named", "other"} <= kinds.trackers().keys()
+    assert {"named", "other"} <= registry.trackers().keys()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_an_edit_anywhere_in_a_package_counts(elsewhere, compose):
     (package / "helper.py").write_text("x = 1\n")
     shutil.copy(EXAMPLES / "jsonl.py", package)
     compose("plugins=[theirs]")
-    node = kinds.trackers()["jsonl"]
+    node = registry.trackers()["jsonl"]
     before = plugins.code(node)
     (package / "helper.py").write_text("x = 2\n")
     assert plugins.code(node) != before

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import idp
-from idp import kinds, models, plugins
+from idp import models, plugins, registry
 from idp.errors import UserError
 from idp.recover import opening, stage
-from idp.recover.work import CalibrationText
+from idp.recover.context import CalibrationText
 from idp.store import Store
 
 TINY = ("model=tiny_llama", "model.dtype=float32", "model.device=cpu", "budget=smoke", "task=arc_easy", "tracker=none")
@@ -39,9 +39,9 @@ def product(record, tmp_path):
 
 def exported(folder, out):
     from idp.export.checkpoint import export
-    from idp.export.options import Options
+    from idp.export.options import ExportOptions
 
-    assert export(Options(record=str(folder), out=str(out))).difference < 1e-4
+    assert export(ExportOptions(record=str(folder), out=str(out))).difference < 1e-4
     return idp.load(out)
 
 
@@ -58,7 +58,7 @@ def made(outside, compose, bridges, tmp_path):
 
         config = compose(*outside("low_rank", "norms"), *TINY, *bridges, *overrides)
         root = Store(tmp_path / store)
-        dense = models.load(config.model, models.find(config.model), root)
+        dense = models.load(config.model, models.find_model(config.model), root)
         empty = models.open_empty(models.model_folder(dense), config.model)
         text = named_corpus("corpus", config.corpus, None)
         group_size = compressing.check(config.compressor, empty, text)
@@ -138,15 +138,15 @@ def test_a_closed_form_from_end_to_end(outside, run_here, bridges, tmp_path, mon
 
 def linear(record, tmp_path):
     from idp.compress.recipe import compressed_layers
-    from idp.finished import find
+    from idp.finished import find_run
 
-    model = find(folder_of(record, tmp_path)).open("compressed").model
+    model = find_run(folder_of(record, tmp_path)).open("compressed").model
     return compressed_layers(model).values()
 
 
 def test_what_it_does_not_say_that_it_needs_is_not_there(made, monkeypatch):
     made("recovery=low_rank")
-    monkeypatch.setattr(kinds.recoveries()["low_rank"], "needs", frozenset({"weights"}))
+    monkeypatch.setattr(registry.recoveries()["low_rank"], "needs", frozenset({"weights"}))
     with pytest.raises(ValueError, match="a recovery that reads the dense model says so: DENSE among its `needs`"):
         made("recovery=low_rank", "recovery.rank=2")
 
@@ -233,7 +233,7 @@ STEERED = """
 from dataclasses import dataclass
 
 from idp import config
-from idp.recover.work import Made
+from idp.recover.context import Made
 
 
 @dataclass
@@ -279,7 +279,7 @@ def test_a_repair_in_a_form_of_its_own(outside, elsewhere, run_here, bridges, tm
     )
     assert moved["idp"]["parameters"]["added"] == 64
 
-    kinds.recoveries()["steered"].export = classmethod(
+    registry.recoveries()["steered"].export = classmethod(
         lambda cls, own, out: (
             (out / "vector.safetensors").write_bytes((own / "vector.safetensors").read_bytes())
             and "Under `own/` is a vector to add to the last hidden state."
@@ -296,7 +296,7 @@ def test_a_form_that_nobody_here_knows_is_refused(outside, elsewhere, made, monk
     copy = found.repair.path / "own"
     copy.mkdir()
     monkeypatch.setattr(plugins, "_LOADED", {})
-    kinds.forget()
+    registry.forget()
     with pytest.raises(UserError, match=r"made by recovery=norms, .* name the module that has it with plugins=\["):
         opening.open_repaired(found.config.model, found.compressed, found.repair, None)
     copy.rmdir()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from idp import config
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.idp import Idp
 from idp.recover.tuning import tune_each
-from idp.recover.work import Made, Work
 
 
 @dataclass
@@ -16,8 +16,8 @@ class TurnsBank(config.Bank):
     def shares(self) -> bool:
         return True  # as much text is read for each prompt as for one alone
 
-    def make(self, recovery: Idp, work: Work) -> Made:
-        train, heldout = work.text  # each [blocks, tokens]
+    def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
+        train, heldout = context.text  # each [blocks, tokens]
         prompts = len(recovery.lengths)
         texts = [(train[number::prompts], heldout) for number in range(prompts)]
-        return tune_each(recovery, recovery.lengths, texts, work)
+        return tune_each(recovery, recovery.lengths, texts, context)

@@ -190,7 +190,7 @@ def _leaves(base: tuple[str, ...]) -> list[tuple[str, Any]]:
 
     from idp.checks import check
     from idp.config import conf_dir
-    from idp.kinds import register
+    from idp.registry import register
 
     def walk(node: Any, prefix: str) -> list[tuple[str, Any]]:
         found = []

@@ -119,7 +119,7 @@ class Bench:
         from idp import models
 
         return models.load(
-            self.config(folder), models.Source("folder", folder, {"check": folder.name, "role": role}), store
+            self.config(folder), models.ModelSource("folder", folder, {"check": folder.name, "role": role}), store
         )
 
     def text_file(self) -> Path:
@@ -144,7 +144,7 @@ class Bench:
 
         from idp.checks import check
         from idp.config import conf_dir
-        from idp.kinds import register
+        from idp.registry import register
 
         register()
         GlobalHydra.instance().clear()

@@ -6,7 +6,7 @@ from torch import nn
 
 from idp.compress import experts, external, recipe
 from idp.errors import UserError
-from idp.models import LoadedModel, Source
+from idp.models import LoadedModel, ModelSource
 from tests.compress.mixtures import MIXTURES, SMALL
 
 
@@ -99,4 +99,4 @@ def test_an_external_checkpoint_of_a_mixture_is_refused(compose, tmp_path):
     loaded = LoadedModel(empty(SMALL | MIXTURES["mixtral"]), None)
     config = compose("compressor=external", f"compressor.path={tmp_path}")
     with pytest.raises(UserError, match="is a mixture of experts, whose experts are read from no external checkpoint"):
-        external.check(config.compressor, Source("folder", tmp_path, {}), config.model, loaded)
+        external.check(config.compressor, ModelSource("folder", tmp_path, {}), config.model, loaded)

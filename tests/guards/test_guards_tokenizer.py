@@ -94,10 +94,10 @@ def test_ids_beyond_the_embedding(rows, planted, compose, tmp_path):
     folder = planted(byte_level(), rows=rows)
     config = compose("model=local", f"model.path={folder}").model
     if rows == 257:
-        models.load(config, models.find(config), Store(tmp_path / "store"))
+        models.load(config, models.find_model(config), Store(tmp_path / "store"))
         return
     with pytest.raises(UserError, match=rf"with the id 256, and the model's embedding has {rows} rows"):
-        models.load(config, models.find(config), Store(tmp_path / "store"))
+        models.load(config, models.find_model(config), Store(tmp_path / "store"))
 
 
 def test_text_that_does_not_come_back(planted):
@@ -132,5 +132,5 @@ def test_it_is_asked_once_for_each_model(planted, compose, tmp_path, monkeypatch
     asked, check = [], tokenization.check
     monkeypatch.setattr(tokenization, "check", lambda *given: (asked.append(given), check(*given)))
     for _ in range(2):
-        models.load(config, models.find(config), Store(tmp_path / "store"))
+        models.load(config, models.find_model(config), Store(tmp_path / "store"))
     assert len(asked) == 1

@@ -51,7 +51,7 @@ def loads(compose, tmp_path):
 
     def load(folder):
         config = compose("model=local", f"model.path={folder}").model
-        return models.model_folder(models.load(config, models.find(config), Store(tmp_path / "store")))
+        return models.model_folder(models.load(config, models.find_model(config), Store(tmp_path / "store")))
 
     return load
 
@@ -251,7 +251,7 @@ def test_an_index_that_is_not_that_of_its_shards(fault, message, copied, compose
     folder, tensors = copied()
     fault(folder, tensors, sharded(folder, tensors))
     with pytest.raises(UserError, match=message):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 def test_a_stale_index_beside_newer_weights(copied, loads, compose):
@@ -268,7 +268,7 @@ def test_weights_that_the_config_names(copied, loads, compose):
     assert not opened(loads(folder), compose).model.state_dict()[UP].any()  # as transformers reads it
     config_of(folder, transformers_weights="../mine.safetensors")
     with pytest.raises(UserError, match=r"transformers_weights=\.\./mine.safetensors in config.json is no file"):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 @pytest.mark.parametrize("rest", [slice(0, -100), slice(0, 0), slice(0, 40)])
@@ -277,7 +277,7 @@ def test_a_file_that_is_cut_short(rest, copied, compose):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[rest])
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be read as safetensors"):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 @pytest.mark.parametrize(
@@ -296,14 +296,14 @@ def test_a_dense_model_that_is_compressed(described, message, copied, compose):
     folder, _ = copied()
     config_of(folder, quantization_config=described)
     with pytest.raises(UserError, match=rf"model\.path=.* is already compressed: .*{message}"):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 def test_a_compressed_model_that_another_file_describes(copied, compose):
     folder, _ = copied()
     (folder / "quantize_config.json").write_text('{"bits": 4}')
     with pytest.raises(UserError, match=r"is already compressed: use compressor=external .*\(gptq\)"):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 def test_a_compressed_model_on_the_hub(compose, monkeypatch):
@@ -314,14 +314,14 @@ def test_a_compressed_model_on_the_hub(compose, monkeypatch):
     info = SimpleNamespace(sha="abc", config={"quantization_config": {"quant_method": "awq"}}, siblings=[])
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
     with pytest.raises(UserError, match="is already compressed: use compressor=external compressor.path=facebook/opt"):
-        models.find(compose("model=opt_125m").model)
+        models.find_model(compose("model=opt_125m").model)
 
 
 def test_an_adapter_beside_the_weights(copied, compose):
     folder, _ = copied()
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="an adapter lies beside the weights"):
-        models.find(compose("model=local", f"model.path={folder}").model)
+        models.find_model(compose("model=local", f"model.path={folder}").model)
 
 
 def test_a_reused_folder_is_checked_again(copied, loads, compose, tmp_path, monkeypatch):

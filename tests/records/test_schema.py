@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from idp.errors import UserError
-from idp.finished import find
+from idp.finished import find_run
 from idp.records.collect import collect
 from idp.records.record import RECORD, load
 from idp.records.schema import SCHEMA_VERSION, IdpBlock, Record, json_schema
@@ -48,7 +48,7 @@ def test_another_schema_is_refused_by_name(finished_run, tmp_path):
     other["idp"]["schema_version"] = SCHEMA_VERSION + 1
     file = tmp_path / RECORD
     file.write_text(json.dumps(other))
-    for read in (load, find, lambda place: collect([place])):
+    for read in (load, find_run, lambda place: collect([place])):
         with pytest.raises(
             UserError, match=f"a record of schema {SCHEMA_VERSION + 1}; this version reads {SCHEMA_VERSION}"
         ):

@@ -62,7 +62,7 @@ def recovered(small, text, tmp_path):
     def make(method: str, *overrides: str, store: str = "store", report=None, seed: int = 0):
         config = small(method, *overrides)
         root = Store(tmp_path / store)
-        dense = models.load(config.model, models.find(config.model), root)
+        dense = models.load(config.model, models.find_model(config.model), root)
         repair = stage.recover(config.recovery, config.model, dense, text, seed, root, report, dense=dense)
         return config, dense, repair
 

@@ -15,9 +15,9 @@ from idp.recover.banks.assembled import AssembledBank
 from idp.recover.banks.cluster import ClusterBank
 from idp.recover.banks.independent import IndependentBank
 from idp.recover.banks.specialists import SpecialistsBank
+from idp.recover.context import RepairContext
 from idp.recover.idp import Idp
 from idp.recover.initial import initial
-from idp.recover.work import Work
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false")
 QUICK = (*TINY, "recovery=idp", "recovery.controls=false", "evaluation.perplexity=[]", "recovery.lengths=[3,3,5]")
@@ -54,7 +54,7 @@ def options(bank, lengths=(4, 4), **changes):
 
 def made(recovery, loaded, text, folder, seed=0, report=None):
     """The bank that a recovery makes, and its histories."""
-    result = recovery.make(Work(loaded, seed, folder, folder, text, report))
+    result = recovery.make(RepairContext(loaded, seed, folder, folder, text, report))
     return result.bank, result.histories
 
 
@@ -94,10 +94,10 @@ def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, mo
     text, _ = two_kinds
     seen = []
 
-    def tune(work, start, training):
+    def tune(context, start, training):
         from idp.recover.training import History
 
-        seen.append(work.text)
+        seen.append(context.text)
         return start, History(heldout=[{"step": 0, "loss": 1.0}])
 
     monkeypatch.setattr("idp.recover.tuning.tune", tune)

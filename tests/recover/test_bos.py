@@ -29,7 +29,7 @@ def begun(small, text, tmp_path, bos_folders):
         where = ["model=local", f"model.path={bos_folders('llama', adds)}", "model.dtype=float32"]
         config = small(method, *where, *overrides)
         root = Store(tmp_path / "store")
-        dense = models.load(config.model, models.find(config.model), root)
+        dense = models.load(config.model, models.find_model(config.model), root)
         stage.check(config.recovery, models.open_empty(models.model_folder(dense), config.model), text)
         as_it_is = compressing.compress(config.compressor, None, config.model, dense, text, root)
         return config, dense, stage.recover(config.recovery, config.model, as_it_is, text, seed, root, dense=dense)
@@ -180,7 +180,7 @@ def test_a_transferred_bank_keeps_its_own(begun, compose, tmp_path, text, caplog
         moved = stage.recover(config.recovery, config.model, dense, text, 0, Store(tmp_path / "store"), dense=dense)
         assert PromptBank.load(moved.path / "bank").beginning == Beginning((BOS,), wanted)
     config = compose(*where, "recovery=transfer", f"recovery.from={repair.path}", "model.bos=never")
-    recovery, given = stage.find(config.recovery)
+    recovery, given = stage.resolve(config.recovery)
     empty = models.open_empty(models.model_folder(dense), config.model)
     stage.check_given(given, config.model, dense, empty, recovery)
     assert "learned with the BOS tokens [257]" in caplog.text
@@ -203,12 +203,12 @@ def test_prompts_of_another_bos_do_not_join(begun, compose):
     where = ["model=local", f"model.path={models.model_folder(dense)}", "model.dtype=float32"]
     joined = ["recovery/bank=assembled", f"recovery.bank.from=[{repair.path},{repair.path}]"]
     config = compose(*where, "recovery=idp", *joined, "recovery.bos=before")
-    recovery, given = stage.find(config.recovery)
+    recovery, given = stage.resolve(config.recovery)
     empty = models.open_empty(models.model_folder(dense), config.model)
     with pytest.raises(UserError, match=r"BOS tokens \[257\] at recovery.bos=after, this run has .*before"):
         stage.check_given(given, config.model, dense, empty, recovery)
     config = compose(*where, "recovery=idp", *joined, "recovery.bos=after")
-    recovery, given = stage.find(config.recovery)
+    recovery, given = stage.resolve(config.recovery)
     stage.check_given(given, config.model, dense, empty, recovery)
 
 

@@ -20,7 +20,7 @@ def damaged(small, text, tmp_path):
         few = ["compressor.calibration.samples=2", "compressor.calibration.length=64"]
         config = small(method, "compressor=rtn2", *few, *overrides)
         root = Store(tmp_path / "store")
-        dense = models.load(config.model, models.find(config.model), root)
+        dense = models.load(config.model, models.find_model(config.model), root)
         empty = models.open_empty(models.model_folder(dense), config.model)
         size = compressing.check(config.compressor, empty, text)
         coarse = compressing.compress(config.compressor, size, config.model, dense, text, root)

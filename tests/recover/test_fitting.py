@@ -11,6 +11,7 @@ import torch
 from idp.prompting.shapes import prefix_width
 from idp.recover import lora
 from idp.recover.banks.specialists import SpecialistsBank
+from idp.recover.context import RepairContext
 from idp.recover.determinism import deterministic, give_up
 from idp.recover.fitting import Loss
 from idp.recover.initial import initial
@@ -18,7 +19,6 @@ from idp.recover.nets.reparameterization import Itself, PromptEncoder
 from idp.recover.objective import Objective
 from idp.recover.training import train
 from idp.recover.tuning import loss_with, tune
-from idp.recover.work import Work
 
 from ..conftest import FAMILIES
 from .test_training import adapter, blocks, options  # noqa: F401
@@ -286,7 +286,7 @@ def test_tune_takes_the_options(open_tiny, blocks, tmp_path):  # noqa: F811
     loaded = open_tiny("llama")
     start = initial(loaded, 5, "vocabulary", "", 0)
     prompts = [
-        tune(Work(loaded, 3, tmp_path / str(n), tmp_path, blocks), start, options(**changes))[0]
+        tune(RepairContext(loaded, 3, tmp_path / str(n), tmp_path, blocks), start, options(**changes))[0]
         for n, changes in enumerate(({}, {"checkpointing": True}, {"micro_batch_size": 1}))
     ]
     assert torch.equal(prompts[0], prompts[1])

@@ -91,7 +91,7 @@ def test_more_prompt_than_the_window_is_refused(method, small, text, tmp_path):
     long = {"lora": "recovery.training.sequence_length=3000"}
     lengths = "recovery.lengths=[2100]" if "idp" in method else long.get(method, "recovery.length=2100")
     config = small(method, lengths)
-    dense = models.load(config.model, models.find(config.model), Store(tmp_path))
+    dense = models.load(config.model, models.find_model(config.model), Store(tmp_path))
     empty = models.open_empty(models.model_folder(dense), config.model)
     with pytest.raises(UserError, match="do not fit in the model's window of 2048"):
         stage.check(config.recovery, empty, text)
@@ -99,7 +99,7 @@ def test_more_prompt_than_the_window_is_refused(method, small, text, tmp_path):
 
 def test_the_adapters_window_counts_as_well(small, text, tmp_path):
     config = small("lora_idp", "recovery.lora.training.sequence_length=3000")
-    dense = models.load(config.model, models.find(config.model), Store(tmp_path))
+    dense = models.load(config.model, models.find_model(config.model), Store(tmp_path))
     with pytest.raises(UserError, match="do not fit in the model's window of 2048"):
         stage.check(config.recovery, models.open_empty(models.model_folder(dense), config.model), text)
 

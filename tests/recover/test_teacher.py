@@ -32,11 +32,11 @@ def test_its_logits_are_the_same_bits_and_its_weights_stay(family, open_tiny):
 
 def test_one_layer_at_a_time_is_on_the_device():
     from idp.plan.meta import Peak
-    from idp.plan.peaks import Step, _opened
+    from idp.plan.peaks import TrainingStep, _opened
 
     with Peak() as counted:
         with counted.elsewhere():
-            teacher = _opened(Step("llama32_1b", "prompt", layers=4))
+            teacher = _opened(TrainingStep("llama32_1b", "prompt", layers=4))
         teachers.stream(teacher.model, teacher.device)
         layer = sum(tensor.nbytes for tensor in teacher.model.model.layers[0].parameters())
         with torch.no_grad():

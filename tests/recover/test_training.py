@@ -7,11 +7,11 @@ from idp.config import Search, Training
 from idp.errors import UserError
 from idp.prompting.masks import attention_mask
 from idp.recover import lora
+from idp.recover.context import RepairContext
 from idp.recover.initial import embed, initial
 from idp.recover.lora import Lora
 from idp.recover.training import schedule, train
 from idp.recover.tuning import tune
-from idp.recover.work import Work
 
 
 def options(**changes):
@@ -49,7 +49,7 @@ def blocks():
 def test_a_prompt_lowers_the_heldout_loss(open_tiny, blocks, tmp_path):
     loaded = open_tiny("llama")
     start = initial(loaded, 5, "vocabulary", "", 0)
-    prompt, history = tune(Work(loaded, 0, tmp_path, tmp_path, blocks), start, options(steps=30))
+    prompt, history = tune(RepairContext(loaded, 0, tmp_path, tmp_path, blocks), start, options(steps=30))
     assert history.best_loss < history.heldout[0]["loss"] - 0.05
     assert history.best_loss == min(row["loss"] for row in history.heldout)
     assert prompt.shape == start.shape and not torch.equal(prompt, start)
@@ -108,8 +108,8 @@ def test_killed_and_resumed_equals_undisturbed(kind, kill_at, open_tiny, blocks,
         loaded = open_tiny("llama")
         if kind == "prompt":
             start = initial(loaded, 5, "vocabulary", "", 0)
-            work = Work(loaded, 3, folder / "ckpt", folder, blocks, report)
-            prompt, history = tune(work, start, options())
+            context = RepairContext(loaded, 3, folder / "ckpt", folder, blocks, report)
+            prompt, history = tune(context, start, options())
             return {"prompt": prompt}, history
         recovery = adapter(0.3, options())
         _, history = lora.tune(
@@ -142,7 +142,7 @@ def test_killed_and_resumed_equals_undisturbed(kind, kill_at, open_tiny, blocks,
 def test_a_damaged_checkpoint_starts_anew(name, damage, open_tiny, blocks, tmp_path, caplog):
     loaded = open_tiny("llama")
     start = initial(loaded, 5, "vocabulary", "", 0)
-    expected, _ = tune(Work(loaded, 3, tmp_path, tmp_path, blocks), start, options())
+    expected, _ = tune(RepairContext(loaded, 3, tmp_path, tmp_path, blocks), start, options())
     (file,) = tmp_path.glob(name)
     content = file.read_bytes()
     if damage == "cut":
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_starts_anew(name, damage, open_tiny, blocks, tmp_p
         file.write_bytes(content[:best] + b"0" + content[best + 1 :])
     else:
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
-    found, _ = tune(Work(loaded, 3, tmp_path, tmp_path, blocks), start, options())
+    found, _ = tune(RepairContext(loaded, 3, tmp_path, tmp_path, blocks), start, options())
     assert torch.equal(found, expected) and "this part starts anew" in caplog.text
 
 
@@ -172,7 +172,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
 def test_the_model_stays_frozen(open_tiny, blocks, tmp_path):
     loaded = open_tiny("llama")
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-    tune(Work(loaded, 0, tmp_path, tmp_path, blocks), initial(loaded, 5, "random", "", 0), options())
+    tune(RepairContext(loaded, 0, tmp_path, tmp_path, blocks), initial(loaded, 5, "random", "", 0), options())
     assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 

@@ -104,7 +104,7 @@ def test_places_that_hold_no_repair(run_here, tmp_path):
 
     def refused(place, message):
         with pytest.raises(UserError, match=message) as caught:
-            transfer.find(str(place))
+            transfer.find_repair(str(place))
         assert "\n" not in str(caught.value)
 
     refused(tmp_path / "nowhere", "no such file or folder; name a run's folder")
@@ -149,5 +149,5 @@ def test_a_record_moved_with_its_store_is_found(run_here, tmp_path):
     record = run_here(*TINY, "compressor=none", *RECOVERIES["prompt"])
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "outputs", moved)
-    found = transfer.find(str(moved / "runs" / record["idp"]["name"]))
+    found = transfer.find_repair(str(moved / "runs" / record["idp"]["name"]))
     assert Path(found.repair.path).is_relative_to(moved) and found.lengths == [4]

@@ -8,7 +8,7 @@ import pytest
 from idp.errors import UserError
 from idp.records.collect import collect
 from idp.records.outcomes import outcomes, paired
-from idp.records.sweeps import Cell, Sweep
+from idp.records.sweeps import Sweep, SweepCell
 from idp.report.nine_tasks import score_table
 from idp.report.view import views
 
@@ -132,8 +132,11 @@ def test_what_cannot_be_used_is_said(vary, runs):
 
 def test_cells_of_a_sweep_that_were_never_started_are_missing(vary, runs, tmp_path):
     name = vary("first").name
-    cells = [Cell(["seed=0"], str(runs / name)), Cell(["seed=1"], "/elsewhere/runs/tiny_llama-gptq3-lora-smoke-0123")]
-    cells.append(Cell(["seed=-1"], None, "seed=-1: must be from 0"))
+    cells = [
+        SweepCell(["seed=0"], str(runs / name)),
+        SweepCell(["seed=1"], "/elsewhere/runs/tiny_llama-gptq3-lora-smoke-0123"),
+    ]
+    cells.append(SweepCell(["seed=-1"], None, "seed=-1: must be from 0"))
     for sweep in ("one", "another"):
         Sweep(runs.parent / "sweeps" / sweep, ["-m", "seed=0,1,-1"], str(tmp_path), "basic", cells).write()
     for place in (runs, runs.parent):

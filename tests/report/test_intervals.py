@@ -113,10 +113,10 @@ def test_rounding_to_nearest_has_no_seed(record, tmp_path):
 
 
 def test_an_upper_bound_is_labelled_by_what_it_does_not_by_its_name(record, tmp_path):
-    def peeks(record):
+    def uses_labels(record):
         record["idp"]["selector"] = {"kind": "mine", "peeks": True}
 
-    record("oracle", recovery=ORACLE, right=outcomes_of(), change=peeks)
+    record("oracle", recovery=ORACLE, right=outcomes_of(), change=uses_labels)
     view = view_of(tmp_path)
     assert "idp (mine, upper bound: uses the labels)" in view.rows[2].name
     assert "upper bound: it uses the labels" in markdown(score_table(view))

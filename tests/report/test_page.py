@@ -160,7 +160,7 @@ def study(record):
     """Two compressed models of 200 documents a task, a repair with three seeds, a selector that peeks; no real run."""
     from tests.report.test_intervals import ORACLE, PROMPT, outcomes_of
 
-    def peeks(written):
+    def uses_labels(written):
         written["idp"]["selector"] = {"kind": "mine", "peeks": True}
 
     for compressor, seed in (("gptq3", 7), ("gptq4", 8)):
@@ -181,7 +181,11 @@ def study(record):
                 right=lambda model, task, number=number, outcomes=outcomes: outcomes(model, task, number),
             )
     record(
-        "oracle", compressor="gptq4", recovery=ORACLE, change=peeks, right=lambda model, task: outcomes(model, task, 0)
+        "oracle",
+        compressor="gptq4",
+        recovery=ORACLE,
+        change=uses_labels,
+        right=lambda model, task: outcomes(model, task, 0),
     )
 
 
@@ -193,7 +197,7 @@ def test_differences_are_paired_whatever_the_reference(browser, study, runs, tmp
 
     (view,) = views(collect([runs]))
     opened, complaints = shown(browser, runs, tmp_path)
-    rows = [row for row in view.rows if not row.first.peeks]
+    rows = [row for row in view.rows if not row.first.uses_labels]
     seen = set()
     for before in rows:
         for after in rows:

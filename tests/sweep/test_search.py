@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from idp.config import conf_dir
 from idp.errors import UserError
-from idp.kinds import register
+from idp.registry import register
 
 optuna = pytest.importorskip("optuna", minversion="4.4")
 

@@ -8,7 +8,7 @@ import pytest
 
 from idp.errors import UserError
 from idp.records.record import RECORD
-from idp.records.sweeps import Cell, Submission, Sweep, newest, read
+from idp.records.sweeps import Submission, Sweep, SweepCell, newest, read
 from idp.status import Status
 from idp.sweep import __main__ as command
 from idp.sweep.cells import submit, submitted
@@ -34,7 +34,7 @@ def slurm(tmp_path, monkeypatch):
 @pytest.fixture
 def sweep(tmp_path):
     """A sweep of three cells that nobody started."""
-    cells = [Cell([f"seed={seed}", "task=piqa"], str(tmp_path / "runs" / f"run-{seed}")) for seed in range(3)]
+    cells = [SweepCell([f"seed={seed}", "task=piqa"], str(tmp_path / "runs" / f"run-{seed}")) for seed in range(3)]
     made = Sweep(tmp_path / "sweeps" / "one", ["-m", "seed=0,1,2"], str(tmp_path), "slurm", cells)
     made.write()
     return made
@@ -101,7 +101,7 @@ def test_resume_tells_the_folder_from_the_launcher(words, folder, launcher, swee
     seen = []
     monkeypatch.setattr(command, "act", lambda *given: seen.extend(given))
     command.main(["resume", *(word.format(folder=sweep.folder) for word in words)])
-    assert seen == ["resume", command.Resume(folder and folder.format(folder=sweep.folder)), launcher]
+    assert seen == ["resume", command.ResumeOptions(folder and folder.format(folder=sweep.folder)), launcher]
 
 
 def test_done_takes_a_record(sweep, slurm):

@@ -40,7 +40,7 @@ class External(PruningQuantization):
     def find(self, store: Any = None) -> Any:
         from idp.compress import external
 
-        return external.find(self, store)
+        return external.find_checkpoint(self, store)
 
     def check_model(
         self, empty: Any, *, model: config.Model | None = None, source: Any = None, store: Any = None
@@ -56,7 +56,7 @@ class External(PruningQuantization):
     def claims(self, resolved: Any) -> Claims:
         return Claims()
 
-    def apply(self, work: Any) -> None:
+    def apply(self, context: Any) -> None:
         raise NotImplementedError("it takes what others made")
 
     @property

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
-from idp import config, kinds
+from idp import config, registry
 from idp.compress.options import Quantization, Sparsity
 from idp.config import CALIBRATION, DENSE, Claims, option
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.compress.work import Work
+    from idp.compress.context import CompressionContext
 
 NAME = "pruning_quantization"
 
@@ -33,7 +33,7 @@ class PruningQuantization(config.Compressor):
     def resolved(self) -> config.Compressor:
         if self.path is None or self.label != "none":
             return self
-        external = kinds.find(config.Compressor)["external"]
+        external = registry.kinds_of(config.Compressor)["external"]
         values = {name: value for name, value in vars(self).items() if name != "kind"}
         return external(**values)
 
@@ -97,20 +97,20 @@ class PruningQuantization(config.Compressor):
             return Claims(level, pattern)
         return Claims(level, pattern, quantization.bits, resolved, quantization.symmetric, quantization.actorder)
 
-    def apply(self, work: Work) -> None:
+    def apply(self, context: CompressionContext) -> None:
         from idp.compress import oneshot, recipe
         from idp.compress.terminal import counting
 
-        modifiers = recipe.build(self, work.resolved, work.model)
-        (work.folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
-        steps = [*modifiers, counting(work.bar)]
+        modifiers = recipe.build(self, context.resolved, context.model)
+        (context.folder / "recipe.yaml").write_text(recipe.as_yaml(modifiers), encoding="utf-8")  # goes with an export
+        steps = [*modifiers, counting(context.bar)]
         if CALIBRATION in self.needs:
-            watching = oneshot.Watching().of(*work.watched(modifiers))
-            oneshot.run(work.model, [watching, *steps], work.blocks)
+            watching = oneshot.Watching().of(*context.watched(modifiers))
+            oneshot.run(context.model, [watching, *steps], context.blocks)
         else:
-            oneshot.run(work.model, steps, None)
+            oneshot.run(context.model, steps, None)
         for modifier in modifiers:
-            work.scales |= getattr(modifier, "scales", {})
+            context.scales |= getattr(modifier, "scales", {})
 
     def settings(self) -> list[tuple[str, Any]]:
         parts = (("sparsity", self.sparsity), ("quantization", self.quantization))

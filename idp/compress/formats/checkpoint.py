@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models import quantized
-from idp.models.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, Entry, WeightFiles
+from idp.models.weight_files import HARMLESS, INDEX, PACKED, PICKLES, PLAIN, SINGLE, TensorEntry, WeightFiles
 from idp.store import read_json
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Checkpoint:
             raise UserError(f"{where}: not a model: it has no config.json")
         self.config = read_json(folder / "config.json")
         self.weights = _weight_files(folder, where)
-        self.entries: dict[str, Entry] = self.weights.entries
+        self.entries: dict[str, TensorEntry] = self.weights.entries
 
     @property
     def names(self) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Claim:
+class FormatClaim:
     """One quantised layer, as the checkpoint has it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Decompressed:
 
     kind: str
     state: dict[str, torch.Tensor]
-    claims: dict[str, Claim]
+    claims: dict[str, FormatClaim]
     layer_bytes: dict[str, int]
     disk_bytes: int
     notes: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ def measure(found: Decompressed, layers: Iterable[tuple[str, torch.Tensor]]) -> 
 
 
 def distinct_in_groups(weight: torch.Tensor, group: int | str | torch.Tensor) -> int:
-    """The largest number of distinct values that any group of `weight` [rows, columns] holds; `group` as in `Claim`."""
+    """The largest number of distinct values that any group of `weight` [rows, columns] holds; `group`: as claimed."""
     import torch
 
     if isinstance(group, str):

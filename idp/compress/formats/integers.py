@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.compress.formats.checkpoint import Checkpoint, plain
-from idp.compress.formats.claims import Claim, Decompressed
+from idp.compress.formats.claims import Decompressed, FormatClaim
 from idp.errors import UserError, lacks_memory
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_gptq(
         UserError: a layer whose tensors do not fit the config or the dense model; it is named.
     """
 
-    def packed(name: str) -> Packed:
+    def packed(name: str) -> PackedWeight:
         return _packed(checkpoint, described, name, shapes[name])
 
     quantised = _quantised(checkpoint, shapes)
@@ -61,9 +61,9 @@ def read_gptq(
     shown = _middle(checkpoint, quantised, shapes) if described.get("sym", True) else None
     version, note = _version(described, near, shown)
 
-    def layer(name: str, shape: list[int]) -> tuple[torch.Tensor, Claim]:
+    def layer(name: str, shape: list[int]) -> tuple[torch.Tensor, FormatClaim]:
         found = packed(name)
-        claim = Claim(found.bits, _shares(found.groups), checkpoint.bytes_under(name))
+        claim = FormatClaim(found.bits, _shares(found.groups), checkpoint.bytes_under(name))
         return found.weight(version).contiguous().to(dtype), claim
 
     read = _read(checkpoint, f"gptq v{version}", layer, shapes, dtype)
@@ -72,7 +72,7 @@ def read_gptq(
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedWeight:
     """One GPTQ layer: `codes` [columns, rows] and stored `zeros` [groups, rows] as integers, `scales` [groups, rows],
     and each column's group [columns]."""
 
@@ -90,7 +90,7 @@ class Packed:
         return (self.scales[self.groups] * (self.codes - zeros[self.groups])).T
 
 
-def _packed(checkpoint: Checkpoint, described: dict[str, Any], name: str, shape: list[int]) -> Packed:
+def _packed(checkpoint: Checkpoint, described: dict[str, Any], name: str, shape: list[int]) -> PackedWeight:
     """A layer's tensors, unpacked.
 
     Raises:
@@ -112,7 +112,9 @@ def _packed(checkpoint: Checkpoint, described: dict[str, Any], name: str, shape:
             raise ValueError("desc_act orders its columns by a g_idx, which it does not have")
         if list(scales.shape) != [len(scales), rows] or list(zeros.shape) != [len(scales), -(-rows * bits // 32)]:
             raise ValueError(f"scales are {list(scales.shape)} and qzeros {list(zeros.shape)}, for {rows} rows")
-        return Packed(bits, unpack(words, bits, columns, axis=0), unpack(zeros, bits, rows, axis=1), scales, groups)
+        return PackedWeight(
+            bits, unpack(words, bits, columns, axis=0), unpack(zeros, bits, rows, axis=1), scales, groups
+        )
 
 
 def _version(described: dict[str, Any], near: int | None, shown: int | None) -> tuple[int, str | None]:
@@ -146,7 +148,7 @@ def _version(described: dict[str, Any], near: int | None, shown: int | None) -> 
 
 
 def _nearest(
-    quantised: list[str], packed: Callable[[str], Packed], dense: Callable[[str], torch.Tensor | None]
+    quantised: list[str], packed: Callable[[str], PackedWeight], dense: Callable[[str], torch.Tensor | None]
 ) -> int | None:
     """The version that lies clearly closer to the dense weights; None where none does, as after a rotation."""
     distances = {1: 0.0, 2: 0.0}
@@ -188,7 +190,7 @@ def read_awq(
     if stated != AWQ_BITS:
         raise UserError(f"compressor.path={checkpoint.folder}: AWQ with {stated} bits is not read; 4 bits are")
 
-    def layer(name: str, shape: list[int]) -> tuple[torch.Tensor, Claim]:
+    def layer(name: str, shape: list[int]) -> tuple[torch.Tensor, FormatClaim]:
         rows, columns = shape
         with _naming(checkpoint, name):
             words, zeros, scales = _words(checkpoint, name)
@@ -199,7 +201,7 @@ def read_awq(
             if list(scales.shape) != [len(scales), rows] or list(zeros.shape) != [len(scales), words.shape[1]]:
                 raise ValueError(f"scales are {list(scales.shape)} and qzeros {list(zeros.shape)}, for {rows} rows")
             weight = scales[groups] * (unpack_awq(words) - unpack_awq(zeros)[groups])
-        return weight.T.contiguous().to(dtype), Claim(AWQ_BITS, _shares(groups), checkpoint.bytes_under(name))
+        return weight.T.contiguous().to(dtype), FormatClaim(AWQ_BITS, _shares(groups), checkpoint.bytes_under(name))
 
     return _read(checkpoint, "awq", layer, shapes, dtype)
 

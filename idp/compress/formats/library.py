@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.compress.formats.checkpoint import Checkpoint, plain
-from idp.compress.formats.claims import Claim, Decompressed
+from idp.compress.formats.claims import Decompressed, FormatClaim
 from idp.compress.terminal import quiet
 from idp.errors import UserError
 from idp.models import weights
@@ -79,7 +79,7 @@ def read_compressed_tensors(checkpoint: Checkpoint, layers: list[str], trust_rem
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is not None and scheme.weights is not None:
             _check_scales(checkpoint, name, list(module.weight.shape), scheme.weights)
-            claims[name] = Claim(scheme.weights.num_bits, _shares(scheme.weights), checkpoint.bytes_under(name))
+            claims[name] = FormatClaim(scheme.weights.num_bits, _shares(scheme.weights), checkpoint.bytes_under(name))
         if scheme is not None and scheme.input_activations is not None and not notes:
             notes.append("its activations are quantised as well by its makers; here its weights alone are")
     sizes = {name: checkpoint.bytes_under(name) for name in layers}
@@ -148,7 +148,7 @@ def read_gguf(file: Path, layers: list[str], dtype: Any) -> Decompressed:
         sizes[layer] = int(tensor.n_bytes)
         if kind not in GGUF_FLOATS:
             bits, block = GGUF_BLOCKS.get(kind, (None, -1))
-            claims[layer] = Claim(bits, block, int(tensor.n_bytes))
+            claims[layer] = FormatClaim(bits, block, int(tensor.n_bytes))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(types.items()))
     model = ggufs.open_weights(file, dtype)
     return Decompressed(f"GGUF ({kinds})", _plain_state(model), claims, sizes, file.stat().st_size)

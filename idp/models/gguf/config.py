@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.models.gguf import rope
-from idp.models.gguf.header import Header, Reader
+from idp.models.gguf.header import Header, HeaderReader
 from idp.models.gguf.tokenizer import special_id
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def settings(header: Header) -> dict[str, Any]:
         )
     if "token_embd.weight" not in header.tensors:
         raise UserError(f"{header.file}: it has no token_embd.weight: not a language model")
-    read = Reader(header)
+    read = HeaderReader(header)
     try:
         found = ARCHITECTURES[header.architecture](read)
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a value that is no such number
@@ -98,7 +98,7 @@ def _stated_as(like: Any, found: dict[str, Any], header: Header) -> dict[str, An
     return found
 
 
-def _decoder(read: Reader, model_type: str) -> dict[str, Any]:
+def _decoder(read: HeaderReader, model_type: str) -> dict[str, Any]:
     """What nearly all decoders share."""
     heads, width = read.whole("attention.head_count"), read.whole("embedding_length")
     head = read.whole("attention.key_length", width // heads)
@@ -116,7 +116,7 @@ def _decoder(read: Reader, model_type: str) -> dict[str, Any]:
     }
 
 
-def _rotary(read: Reader, found: dict[str, Any], partial: bool = False) -> dict[str, Any]:
+def _rotary(read: HeaderReader, found: dict[str, Any], partial: bool = False) -> dict[str, Any]:
     """`found` with its rotary positions, over all of a head's dimensions unless `partial` is known to the model."""
     head = found["head_dim"]
     rotated = read.whole("rope.dimension_count", head)
@@ -128,7 +128,7 @@ def _rotary(read: Reader, found: dict[str, Any], partial: bool = False) -> dict[
     return {**found, "rope_parameters": parameters}
 
 
-def _attention_scalar(read: Reader, found: dict[str, Any], large: int) -> int | float:
+def _attention_scalar(read: HeaderReader, found: dict[str, Any], large: int) -> int | float:
     """Gemma's `query_pre_attn_scalar`: stated as a scale, or llama.cpp's rule (another one for the largest model)."""
     scale = read("attention.scale", 0.0)
     if scale:
@@ -138,7 +138,7 @@ def _attention_scalar(read: Reader, found: dict[str, Any], large: int) -> int | 
     return found["head_dim"]
 
 
-def _llama(read: Reader) -> dict[str, Any]:
+def _llama(read: HeaderReader) -> dict[str, Any]:
     tensors = read.header.tensors
     found = _rotary(read, _decoder(read, "llama"))
     found |= {
@@ -154,18 +154,18 @@ def _llama(read: Reader) -> dict[str, Any]:
     return found
 
 
-def _qwen2(read: Reader) -> dict[str, Any]:
+def _qwen2(read: HeaderReader) -> dict[str, Any]:
     found = _rotary(read, _decoder(read, "qwen2"))
     if found.pop("head_dim") * found["num_attention_heads"] != found["hidden_size"]:
         raise UserError(f"{read.where}: a Qwen2 whose heads are not its width divided among them is not read")
     return {**found, "rms_norm_eps": read("attention.layer_norm_rms_epsilon")}
 
 
-def _qwen3(read: Reader) -> dict[str, Any]:
+def _qwen3(read: HeaderReader) -> dict[str, Any]:
     return {**_rotary(read, _decoder(read, "qwen3")), "rms_norm_eps": read("attention.layer_norm_rms_epsilon")}
 
 
-def _gemma2(read: Reader) -> dict[str, Any]:
+def _gemma2(read: HeaderReader) -> dict[str, Any]:
     found = _rotary(read, _decoder(read, "gemma2"))
     return {
         **found,
@@ -177,7 +177,7 @@ def _gemma2(read: Reader) -> dict[str, Any]:
     }
 
 
-def _gemma3(read: Reader) -> dict[str, Any]:
+def _gemma3(read: HeaderReader) -> dict[str, Any]:
     found = _rotary(read, _decoder(read, "gemma3_text"))
     layers, window = found["num_hidden_layers"], read.whole("attention.sliding_window", 0)
     pattern = read("attention.sliding_window_pattern", 6)
@@ -200,7 +200,7 @@ def _gemma3(read: Reader) -> dict[str, Any]:
     }
 
 
-def _phi3(read: Reader) -> dict[str, Any]:
+def _phi3(read: HeaderReader) -> dict[str, Any]:
     found = _rotary(read, _decoder(read, "phi3"), partial=True)
     if found.pop("head_dim") * found["num_attention_heads"] != found["hidden_size"]:
         raise UserError(f"{read.where}: a Phi-3 whose heads are not its width divided among them is not read")
@@ -213,7 +213,7 @@ def _phi3(read: Reader) -> dict[str, Any]:
     }
 
 
-def _starcoder2(read: Reader) -> dict[str, Any]:
+def _starcoder2(read: HeaderReader) -> dict[str, Any]:
     found = _rotary(read, _decoder(read, "starcoder2"))
     if found.pop("head_dim") * found["num_attention_heads"] != found["hidden_size"]:
         raise UserError(f"{read.where}: a StarCoder2 whose heads are not its width divided among them is not read")
@@ -224,7 +224,7 @@ def _starcoder2(read: Reader) -> dict[str, Any]:
     }
 
 
-def _gpt2(read: Reader) -> dict[str, Any]:
+def _gpt2(read: HeaderReader) -> dict[str, Any]:
     found = _decoder(read, "gpt2")
     if found["num_key_value_heads"] != found["num_attention_heads"]:
         raise UserError(f"{read.where}: a GPT-2 with grouped queries is not read")
@@ -241,7 +241,7 @@ def _gpt2(read: Reader) -> dict[str, Any]:
 
 
 # Each is held by a test that writes a model as GGUF, opens it, and compares logits.
-ARCHITECTURES: dict[str, Callable[[Reader], dict[str, Any]]] = {
+ARCHITECTURES: dict[str, Callable[[HeaderReader], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,

@@ -47,7 +47,7 @@ NEUTRAL = {
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """Where one tensor is: its shape (outermost dimension first), its type (gguf.GGMLQuantizationType), its place."""
 
     shape: tuple[int, ...]
@@ -65,7 +65,7 @@ class Header:
 
     file: Path
     metadata: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorInfo]
 
     @property
     def architecture(self) -> str:
@@ -111,7 +111,7 @@ def read(file: Path) -> Header:
     return Header(file, metadata, tensors)
 
 
-def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     if content[:4] != MAGIC:
         raise ValueError("it does not begin with GGUF")
     version, tensor_count, value_count = struct.unpack_from("<IQQ", content, 4)
@@ -130,7 +130,7 @@ def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, Tensor]]:
         place += 4 + 8 * dimensions + 12
     step = int(metadata.get("general.alignment", 32))
     data = -(-place // step) * step
-    tensors = {name: Tensor(shape, kind, data + offset) for name, shape, kind, offset in found}
+    tensors = {name: TensorInfo(shape, kind, data + offset) for name, shape, kind, offset in found}
     if any(tensor.start >= len(content) for tensor in tensors.values()):
         raise ValueError("the file is cut off")
     return metadata, tensors
@@ -187,7 +187,7 @@ def _refuse_parts(file: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-class Reader:
+class HeaderReader:
     """Reads a file's `<architecture>.*` keys, and remembers which."""
 
     def __init__(self, header: Header):

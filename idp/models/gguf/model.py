@@ -15,7 +15,7 @@ from idp.models.gguf import config as configs
 from idp.models.gguf import header as headers
 from idp.models.gguf import plain, tokenizer
 from idp.models.gguf.header import Header
-from idp.models.gguf.tensors import Tensors
+from idp.models.gguf.tensors import GgufTensors
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def open_weights(file: Path, dtype: torch.dtype) -> PreTrainedModel:
     empty = _empty(_as_stored(configs.config_of(header)), dtype)
     with _reading(file):
         model, about = type(empty).from_pretrained(
-            None, config=empty.config, state_dict=Tensors(header, empty), dtype=dtype, output_loading_info=True
+            None, config=empty.config, state_dict=GgufTensors(header, empty), dtype=dtype, output_loading_info=True
         )
     weights.check_loaded(str(file), about)
     return model
@@ -99,7 +99,7 @@ def convert(file: Path, folder: Path) -> None:
     header = headers.read(file)
     vocabulary = tokenizer.check(header)
     model = _described(header, vocabulary)
-    tensors = Tensors(header, _empty(_as_stored(model.config), torch.float32))
+    tensors = GgufTensors(header, _empty(_as_stored(model.config), torch.float32))
     with _reading(file):
         streamed.save(model, folder, tensors, where=str(file))
     tokenizer.save(tokenizer.build(vocabulary), folder)

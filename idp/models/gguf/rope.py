@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.models.gguf.header import Reader
+    from idp.models.gguf.header import HeaderReader
 
 FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FACTORS, LONG_FACTORS, SHORT_FACTORS)
@@ -16,7 +16,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 CLOSE = 1e-4  # relative, between the factors in the file and those that parameters give
 
 
-def parameters(read: Reader, dimensions: int, positions: int) -> dict[str, Any]:
+def parameters(read: HeaderReader, dimensions: int, positions: int) -> dict[str, Any]:
     """`rope_parameters` of transformers for `dimensions` rotated dimensions of a head and a context of `positions`.
 
     Raises:
@@ -118,7 +118,7 @@ def _round(value: float) -> float:
     return near if math.isclose(near, value, rel_tol=CLOSE) else value
 
 
-def _scaling(read: Reader, theta: float, positions: int) -> dict[str, Any]:
+def _scaling(read: HeaderReader, theta: float, positions: int) -> dict[str, Any]:
     """What the metadata says, by llama.cpp's rules: a factor without a type is linear."""
     factor = float(read("rope.scaling.factor", 0.0) or read("rope.scale_linear", 0.0) or 1.0)
     kind = str(read("rope.scaling.type", "linear"))
@@ -140,7 +140,7 @@ def _scaling(read: Reader, theta: float, positions: int) -> dict[str, Any]:
     return _yarn(read, theta, factor, context)
 
 
-def _yarn(read: Reader, theta: float, factor: float, context: int | None) -> dict[str, Any]:
+def _yarn(read: HeaderReader, theta: float, factor: float, context: int | None) -> dict[str, Any]:
     # What these multiply has changed between versions of llama.cpp.
     for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)):
         value = read(f"rope.scaling.{name}", neutral)
@@ -154,7 +154,9 @@ def _yarn(read: Reader, theta: float, factor: float, context: int | None) -> dic
     return found
 
 
-def _long(read: Reader, theta: float, positions: int, context: int | None, attention: float | None) -> dict[str, Any]:
+def _long(
+    read: HeaderReader, theta: float, positions: int, context: int | None, attention: float | None
+) -> dict[str, Any]:
     tensors = read.header.tensors
     if LONG_FACTORS not in tensors or SHORT_FACTORS not in tensors or context is None:
         raise UserError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-class Tensors(Mapping[str, "Tensor"]):
+class GgufTensors(Mapping[str, "Tensor"]):
     """The tensors of a file by the model's own names; transformers takes them for a state dict.
 
     Args:
@@ -58,7 +58,7 @@ class Tensors(Mapping[str, "Tensor"]):
 class Tensor:
     """One tensor; `tensor[...]` reads it, as of a slice of safetensors."""
 
-    def __init__(self, tensors: Tensors, name: str, stored: Any):
+    def __init__(self, tensors: GgufTensors, name: str, stored: Any):
         self.tensors, self.name, self.stored = tensors, name, stored
 
     def __getitem__(self, _: Any) -> torch.Tensor:

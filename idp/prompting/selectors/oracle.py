@@ -10,5 +10,5 @@ from idp import config
 @dataclass
 class OracleSelector(config.Selector):
     @property
-    def peeks(self) -> bool:
+    def uses_labels(self) -> bool:
         return True

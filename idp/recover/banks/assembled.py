@@ -17,8 +17,8 @@ from idp.models import LoadedModel
 from idp.prompting import peft_files
 from idp.prompting.bank import PromptBank, beginning_of
 from idp.recover import transfer
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.given import Given
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +63,11 @@ class AssembledBank(config.Bank):
                 " recovery=idp"
             )
 
-    def make(self, recovery: Idp, work: Work) -> Made:
+    def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
         found = members(self)
         made = {"kind": "assembled", "base_models": [member.base_model for member in found]}
         bank = PromptBank([member.prompt for member in found], [member.name for member in found], made=made)
-        return Made(bank, bank.parameters)
+        return RepairResult(bank, bank.parameters)
 
 
 @dataclass
@@ -179,7 +179,7 @@ def _members(place: str) -> list[Member]:
         return [Member(folder.absolute().name, read.prompt[ahead:], place, read.base_model, None, beginning)]
     dense = None
     if not (folder / "bank.json").is_file():
-        source = transfer.find(place, setting="recovery.bank.from")
+        source = transfer.find_repair(place, setting="recovery.bank.from")
         folder, dense = source.repair.path / "bank", source.dense
         if not folder.is_dir():
             raise UserError(f"recovery.bank.from: {place}: that run's repair holds no prompts")

@@ -20,8 +20,8 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.progress import progress
 from idp.recover.checkpoint import load_checkpoint, save_checkpoint
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.tuning import tune_each
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
@@ -55,27 +55,29 @@ class ClusterBank(config.Bank):
         blocks = training.steps * training.batch_size * prompts
         return min(self.blocks or blocks, blocks) + training.heldout_sequences
 
-    def make(self, recovery: Idp, work: Work) -> Made:
+    def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
         """Clusters the training blocks, and trains each prompt on its cluster alone.
 
         The best state of prompt i is chosen on those held-out blocks that fall to its cluster. The bank's centres are
         the clusters' mean input embeddings, [prompts, hidden_size].
         """
-        blocks, heldout = work.text[0][: self.blocks], work.text[1]
+        blocks, heldout = context.text[0][: self.blocks], context.text[1]
         prompts = len(recovery.lengths)
         if len(blocks) < prompts:
             raise UserError(
                 f"recovery/bank=cluster: {len(blocks)} training blocks cannot make {prompts} clusters; use a larger"
                 " corpus, more recovery.training.steps, or fewer recovery.lengths"
             )
-        found = _kept(work.checkpoint / "clusters", lambda: _cluster(work, recovery, self.restarts, blocks, heldout))
+        found = _kept(
+            context.checkpoint / "clusters", lambda: _cluster(context, recovery, self.restarts, blocks, heldout)
+        )
         members = fill_up(found["labels"], found["distances"], self.smallest)
         judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
         texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
-        made = tune_each(recovery, recovery.lengths, texts, work)
+        made = tune_each(recovery, recovery.lengths, texts, context)
         assert made.bank is not None
-        texts = begun(blocks, work.beginning.ahead_of_text)  # as a selector will read them
-        made.bank.centres = centres(work.loaded, [texts[own] for own in members])
+        texts = begun(blocks, context.beginning.ahead_of_text)  # as a selector will read them
+        made.bank.centres = centres(context.loaded, [texts[own] for own in members])
         counts = found["labels"].bincount(minlength=prompts).tolist()
         made.bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
         return made
@@ -149,16 +151,16 @@ def fill_up(labels: torch.Tensor, distances: torch.Tensor, smallest: float) -> l
 
 
 def _cluster(
-    work: Work, recovery: Idp, restarts: int, blocks: torch.Tensor, heldout: torch.Tensor
+    context: RepairContext, recovery: Idp, restarts: int, blocks: torch.Tensor, heldout: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     import torch
 
     batch_size = recovery.training.batch_size
-    points = text_embeddings(work.loaded, blocks, batch_size)
+    points = text_embeddings(context.loaded, blocks, batch_size)
     mean, deviation = points.mean(0), points.std(0, correction=0).clamp_min(1e-6)
     points = (points - mean) / deviation
-    labels, middles = k_means(points, len(recovery.lengths), restarts, work.seed)
-    apart = (text_embeddings(work.loaded, heldout, batch_size) - mean) / deviation
+    labels, middles = k_means(points, len(recovery.lengths), restarts, context.seed)
+    apart = (text_embeddings(context.loaded, heldout, batch_size) - mean) / deviation
     return {
         "labels": labels,
         "distances": torch.cdist(points, middles),

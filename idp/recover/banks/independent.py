@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idp import config
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.tuning import tune_each
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     from idp.recover.idp import Idp
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 @dataclass
 class IndependentBank(config.Bank):
-    def make(self, recovery: Idp, work: Work) -> Made:
-        return tune_each(recovery, recovery.lengths, [work.text] * len(recovery.lengths), work)
+    def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
+        return tune_each(recovery, recovery.lengths, [context.text] * len(recovery.lengths), context)

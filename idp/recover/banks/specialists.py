@@ -25,11 +25,11 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.recover.banks.cluster import centres
+from idp.recover.context import RepairContext, RepairResult
 from idp.recover.fitting import Loss
 from idp.recover.saving import Saving
 from idp.recover.training import named, train
 from idp.recover.tuning import behind, name_of, seed_of
-from idp.recover.work import Made, Work
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class SpecialistsBank(config.Bank):
                 " likely it is; use recovery.training.objective=lm or another recovery/bank"
             )
 
-    def make(self, recovery: Idp, work: Work) -> Made:
+    def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
         """Trains all prompts in one loop.
 
         A step reads `batch_size` blocks for each prompt, so that every prompt sees as much text as one trained alone.
@@ -82,35 +82,36 @@ class SpecialistsBank(config.Bank):
         """
         import torch
 
-        loaded, lengths, training = work.loaded, recovery.lengths, recovery.training
+        loaded, lengths, training = context.loaded, recovery.lengths, recovery.training
         count = len(lengths)
         starts = [
-            recovery.start.prompt(loaded, length, seed_of(work.seed, number)) for number, length in enumerate(lengths)
+            recovery.start.prompt(loaded, length, seed_of(context.seed, number))
+            for number, length in enumerate(lengths)
         ]
         parts = [torch.nn.Parameter(start.float().to(loaded.device)) for start in starts]
         together = replace(training, batch_size=training.batch_size * count)
         history = train(
             {f"prompt_{number}": part for number, part in enumerate(parts)},
-            self._loss_with(loaded, parts, training, work.beginning),
-            *work.text,
+            self._loss_with(loaded, parts, training, context.beginning),
+            *context.text,
             together,
-            seed=work.seed,
-            checkpoint=work.checkpoint / NAME,
-            label=work.label or f"{count} specialists of {', '.join(map(str, lengths))} tokens",
-            report=named(work.report, NAME),
+            seed=context.seed,
+            checkpoint=context.checkpoint / NAME,
+            label=context.label or f"{count} specialists of {', '.join(map(str, lengths))} tokens",
+            report=named(context.report, NAME),
         )
         bank = PromptBank(
             [part.detach().cpu() for part in parts], [name_of(number, length) for number, length in enumerate(lengths)]
         )
         with torch.no_grad():
-            chosen = losses(loaded, parts, work.text[1], training.batch_size, work.beginning).argmin(1)
-            last = work.text[0][: LAST_BATCHES * together.batch_size]
-            owners = assign(losses(loaded, parts, last, training.batch_size, work.beginning)).cpu()
+            chosen = losses(loaded, parts, context.text[1], training.batch_size, context.beginning).argmin(1)
+            last = context.text[0][: LAST_BATCHES * together.batch_size]
+            owners = assign(losses(loaded, parts, last, training.batch_size, context.beginning)).cpu()
         bank.made = {"kind": NAME, "heldout_choices": chosen.bincount(minlength=count).tolist()}
         if len(last) >= count:
-            texts = begun(last, work.beginning.ahead_of_text)
+            texts = begun(last, context.beginning.ahead_of_text)
             bank.centres = centres(loaded, [texts[owners == number] for number in range(count)])
-        return Made(bank, bank.parameters, histories={NAME: history})
+        return RepairResult(bank, bank.parameters, histories={NAME: history})
 
     def _loss_with(
         self,

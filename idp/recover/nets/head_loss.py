@@ -62,10 +62,10 @@ class _PlaceLosses(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for places in pieces(hidden, len(weight)):
             logs = log_softmax(linear(hidden[places], weight, bias), dim=-1, dtype=torch.float32)
-            wished = targets[places, None]
-            losses[places] = -logs.gather(1, wished)[:, 0]
+            target = targets[places, None]
+            losses[places] = -logs.gather(1, target)[:, 0]
             if wanted:
-                slope = logs.exp_().scatter_add_(1, wished, wished.new_full(wished.shape, -1, dtype=torch.float32))
+                slope = logs.exp_().scatter_add_(1, target, target.new_full(target.shape, -1, dtype=torch.float32))
                 gradient[places] = slope.to(hidden.dtype) @ weight
         ctx.save_for_backward(*([gradient] if wanted else []))
         return losses
@@ -112,12 +112,12 @@ def lm(targets: torch.Tensor) -> Loss:
     """Cross-entropy in nats; `targets` is [places], the tokens that follow."""
 
     def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        wished = targets[places, None]
+        target = targets[places, None]
         logs = log_softmax(logits, dim=-1, dtype=torch.float32)
-        summed = -logs.gather(1, wished).sum()
+        summed = -logs.gather(1, target).sum()
         if not wanted:
             return summed, None
-        return summed, logs.exp_().scatter_add_(1, wished, wished.new_full(wished.shape, -1, dtype=torch.float32))
+        return summed, logs.exp_().scatter_add_(1, target, target.new_full(target.shape, -1, dtype=torch.float32))
 
     return loss
 

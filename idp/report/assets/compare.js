@@ -45,7 +45,7 @@ function drawComparison() {
       Plot.ruleY(points.filter(point => point.low !== null), { fy: "task", y: "name", x1: "low", x2: "high",
         stroke: "name", strokeOpacity: 0.55, strokeWidth: 1.5, ariaLabel: () => "interval" }),
       Plot.dot(points, { fy: "task", y: "name", x: "score", fill: "name", r: 4,
-        fillOpacity: { value: point => point.peeks ? PALE : 1, scale: null }, title: "said", tip: true }),
+        fillOpacity: { value: point => point.uses_labels ? PALE : 1, scale: null }, title: "said", tip: true }),
     ],
   }));
   notes.replaceChildren(...comparisonNotes(rows, points).map(note => el("li", {}, note)));
@@ -53,13 +53,13 @@ function drawComparison() {
 
 function scorePoint(row, key) {
   const [score, error] = [value(row, key), row.cells[key]?.[3] ?? null];
-  return { task: title(key), name: row.name, peeks: row.peeks, score, low: error === null ? null : score - error,
+  return { task: title(key), name: row.name, uses_labels: row.uses_labels, score, low: error === null ? null : score - error,
     high: error === null ? null : score + error, said: `${row.name}\n${title(key)}: ${text(row, key)}` };
 }
 
 function differencePoint(row, reference, key) {
   const [one, other] = [value(row, key), value(reference, key)];
-  const about = { task: title(key), name: row.name, peeks: row.peeks };
+  const about = { task: title(key), name: row.name, uses_labels: row.uses_labels };
   if (one === null || other === null) return { ...about, score: null };
   const found = differenceOf(row, reference, key);
   return { ...about, score: found.difference ?? one - other, low: found.low ?? null, high: found.high ?? null,
@@ -78,7 +78,7 @@ function comparisonNotes(rows, points) {
       notes.push(`No interval of ${[...new Set(of.map(point => point.name))].join(", ")}: ${why}.`);
     }
   }
-  const peeking = rows.filter(row => row.peeks);
-  if (peeking.length) notes.push(`Pale: an upper bound that uses the labels, no method: ${peeking.map(row => row.name).join(", ")}.`);
+  const pale = rows.filter(row => row.uses_labels);
+  if (pale.length) notes.push(`Pale: an upper bound that uses the labels, no method: ${pale.map(row => row.name).join(", ")}.`);
   return notes;
 }

@@ -28,7 +28,7 @@ function firstChoice(view) {
   const children = d3.group(view.rows.filter(row => row.parent), row => row.parent);
   const compressed = view.rows.filter(row => row.role === "compressed");
   const busiest = d3.greatest(compressed, row => (children.get(row.id) ?? []).length);
-  const repairs = busiest ? (children.get(busiest.id) ?? []).filter(row => !row.peeks) : [];
+  const repairs = busiest ? (children.get(busiest.id) ?? []).filter(row => !row.uses_labels) : [];
   const rest = repairs.length ? repairs : compressed.filter(row => row !== busiest);
   const dense = view.rows.filter(row => row.role === "dense");
   return [...dense, ...(busiest ? [busiest] : []), ...rest].slice(0, 6).map(row => row.id);

@@ -53,7 +53,7 @@ function drawScatter() {
         stroke: kind, strokeOpacity: 0.35 }),
       Plot.dot(points, { x: "x", y: "y", r: { value: point => state.chosen.has(point.row.id) ? 7 : 5, scale: null }, sort: null,
         symbol: symbols.length === compressors.length && symbols.length > 1 ? compressor : "circle",
-        fill: kind, fillOpacity: { value: point => point.row.peeks ? PALE : 1, scale: null },
+        fill: kind, fillOpacity: { value: point => point.row.uses_labels ? PALE : 1, scale: null },
         stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
         strokeWidth: 2, ariaLabel: point => point.row.name }),
       Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: point =>

@@ -48,7 +48,7 @@ class CalibrationText:
 
 
 @dataclass
-class Work:
+class RepairContext:
     """The frozen model, and what the recovery `needs` beside it.
 
     Attributes:
@@ -108,35 +108,37 @@ class Work:
             raise ValueError("a recovery that reads the training text says so: TEXT among its `needs`")
         return blocks(self.corpus, part, self.loaded.tokenizer, length, count, self.seed, at_most=True)
 
-    def named(self, name: str, label: str) -> Work:
+    def named(self, name: str, label: str) -> RepairContext:
         """The same for one of several trainings: checkpoint and curves under its `name`; `label` unless it has one."""
         return replace(
             self, checkpoint=self.checkpoint / name, report=named(self.report, name), label=self.label or label
         )
 
 
-def train_in(work: Work, parameters: dict[str, torch.nn.Parameter], loss: Loss, options: config.Training) -> History:
+def train_in(
+    context: RepairContext, parameters: dict[str, torch.nn.Parameter], loss: Loss, options: config.Training
+) -> History:
     """Trains `parameters` in place by the project's one loop, `idp.recover.training.train`, on the work's text."""
     return train(
         parameters,
         loss,
-        *work.text,
+        *context.text,
         options,
-        seed=work.seed,
-        checkpoint=work.checkpoint,
-        label=work.label or "training",
-        report=work.report,
+        seed=context.seed,
+        checkpoint=context.checkpoint,
+        label=context.label or "training",
+        report=context.report,
     )
 
 
 @dataclass
-class Made:
+class RepairResult:
     """What became of it: an input side, a weight side, and how they came about.
 
     Attributes:
         bank: the prompts.
         trainable: how many numbers were trained.
-        adapter: how many numbers a PEFT adapter in the folder `adapter` has, or what was saved in `Work.own`.
+        adapter: how many numbers a PEFT adapter in the folder `adapter` has, or what was saved in `RepairContext.own`.
         histories: the curve of each training.
         searches: what searches tried.
         borrowed: whether the bank holds numbers that the model has already, such as its own embeddings.
@@ -164,7 +166,7 @@ class Made:
         prompts = self.bank.parameters if self.bank is not None and not self.borrowed else 0
         return self.adapter + changed + prompts
 
-    def on(self, beneath: Made) -> Made:
+    def on(self, beneath: RepairResult) -> RepairResult:
         """Both together: this, which was made on the repaired model of the other, whose files are there already."""
         return replace(
             self,

@@ -21,7 +21,7 @@ KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FID
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Something that is computed once, for whichever product: what has the same `what` and `key` is the same work.
 
     `operations` are those per weight and token of `tokens`; `steps` passes one after the other, each of which reads all
@@ -39,7 +39,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentTokens:
     """A document of a task as a mean: tokens that go through a model, those of its context, decoding steps."""
 
     tokens: float
@@ -59,14 +59,14 @@ class Machine:
     contexts: dict[str, float] = field(default_factory=dict)  # tokens of a document's context, where they are known
     steps: dict[str, float] = field(default_factory=dict)  # decoding steps of a document, its share of its batch's
 
-    def document(self, task: str) -> Document:
+    def document(self, task: str) -> DocumentTokens:
         """A document of a task; all of it counts as its context where that is not known."""
         tokens = self.tokens[task]
-        return Document(tokens, self.contexts.get(task, tokens), self.steps.get(task, 0.0))
+        return DocumentTokens(tokens, self.contexts.get(task, tokens), self.steps.get(task, 0.0))
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """How a model that is measured reads text: behind which prompts, and how one is chosen.
 
     `lengths` are the prompts' tokens; `copies` how often a context is read before one of them is chosen; `known`:
@@ -79,14 +79,14 @@ class Reader:
     known: bool
 
     @property
-    def opening(self) -> Work:
+    def opening(self) -> Workload:
         """The model's weights, read once for all that is measured of it."""
-        return Work(LOAD, f"{self.key} measured", 0, 0, opened=1)
+        return Workload(LOAD, f"{self.key} measured", 0, 0, opened=1)
 
     @property
-    def prefix(self) -> Work:
+    def prefix(self) -> Workload:
         """Its prompts' own pass, whose keys and values all documents share."""
-        return Work(MEASURE, f"{self.key} prompts", FORWARD, sum(self.lengths), part_of=self.key)
+        return Workload(MEASURE, f"{self.key} prompts", FORWARD, sum(self.lengths), part_of=self.key)
 
 
 def trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[int], int]]:
@@ -110,32 +110,32 @@ def own_trainings(recovery: Recovery) -> Iterator[tuple[Trained, Training, list[
     yield recovery, recovery.training, lengths_of(recovery), 1
 
 
-def of_compression(compressor: Compressor | None, key: str, by_others: bool) -> Iterator[Work]:
+def of_compression(compressor: Compressor | None, key: str, by_others: bool) -> Iterator[Workload]:
     """The compress stage's product; `by_others`: it is a checkpoint that exists; no compressor: the dense model."""
     from idp.compress import recipe, stage
     from idp.compress.activations import BATCH_TOKENS
     from idp.compress.reconstruction import TOKENS
 
     if compressor is None or by_others or not stage.works(compressor):
-        yield Work(LOAD, key, 0, 0, opened=1)  # its weights are read and measured
+        yield Workload(LOAD, key, 0, 0, opened=1)  # its weights are read and measured
         return
     samples, length = compressor.calibration.samples, compressor.calibration.length
     looked = min(samples, max(1, TOKENS // length)) * length  # for the error of each layer's outputs
     if recipe.needs_data(compressor):
         # Before and after each layer is compressed.
-        yield Work(COMPRESS, key, compressor.operations, 2 * samples * length)
+        yield Workload(COMPRESS, key, compressor.operations, 2 * samples * length)
         # The first batch plainly, as calibration calls the layers, and twice more to hold the one to the other.
         looked += 4 * min(samples, max(1, BATCH_TOKENS // length)) * length
     else:
-        yield Work(COMPRESS, key, 0, 0)
-    yield Work(CHECK, key, FORWARD, looked)
-    yield Work(LOAD, key, 0, 0, opened=2)
+        yield Workload(COMPRESS, key, 0, 0)
+    yield Workload(CHECK, key, FORWARD, looked)
+    yield Workload(LOAD, key, 0, 0, opened=2)
 
 
-def of_repair(recovery: Recovery, key: str) -> Iterator[Work]:
+def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
     """A repair's product, without what is made beneath it."""
     if WEIGHTS in recovery.needs:
-        yield Work(LOAD, key, 0, 0, opened=1)
+        yield Workload(LOAD, key, 0, 0, opened=1)
     for number, (of, training, lengths, count) in enumerate(own_trainings(recovery)):
         name = f"{key} {number}"
         prompts = max(len(lengths), 1)
@@ -144,61 +144,61 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Work]:
         step = batch * width * prompts + passes * sum(lengths)
         operations = TRAINED + (FORWARD if training.checkpointing else 0)
         launched = 3 * training.steps * prompts * passes  # forward, and twice backward
-        yield Work(TRAIN, name, operations, count * training.steps * step, count * launched)
+        yield Workload(TRAIN, name, operations, count * training.steps * step, count * launched)
         evaluations = 1 + math.ceil(training.steps / training.evaluate_every)
         judged = of.judged(prompts)
         batches = math.ceil(rows / (training.micro_batch_size or batch))
         heldout = evaluations * (judged * rows * width + batches * sum(lengths))
         extra = of.also_read(prompts, training) * width
-        yield Work(JUDGE, name, FORWARD, count * (heldout + extra))
+        yield Workload(JUDGE, name, FORWARD, count * (heldout + extra))
         if training.objective == "distill":
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
-            yield Work(TEACH, name, FORWARD, count * taught)
-            yield Work(LOAD, f"{name} teacher", 0, 0, opened=1)
+            yield Workload(TEACH, name, FORWARD, count * taught)
+            yield Workload(LOAD, f"{name} teacher", 0, 0, opened=1)
 
 
-def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Work]:
+def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Workload]:
     """Each prompt's loss on held-out text."""
     assert recovery.choice is not None  # asked of recoveries that choose
     fit = recovery.choice.fit
-    yield Work(HELDOUT, key, FORWARD, len(lengths) * fit.blocks * fit.tokens + sum(lengths))
-    yield Work(LOAD, f"{key} fit", 0, 0, opened=1)
+    yield Workload(HELDOUT, key, FORWARD, len(lengths) * fit.blocks * fit.tokens + sum(lengths))
+    yield Workload(LOAD, f"{key} fit", 0, 0, opened=1)
 
 
-def reader_of(row: Row, lengths: list[int], controls: bool) -> Reader:
+def reader_of(row: Row, lengths: list[int], controls: bool) -> PromptReader:
     """How a row of a run reads; `lengths` are those of its repair's prompts, `controls` whether each is measured."""
     if row.repair is None:
-        return Reader(row.key, (), 0, False)
+        return PromptReader(row.key, (), 0, False)
     selector = row.selection.options if row.selection is not None else None
     if selector is None:
-        return Reader(row.key, tuple(lengths), 0, False)
+        return PromptReader(row.key, tuple(lengths), 0, False)
     name = f"{row.key} {digest(asdict(selector))}"
-    if row.peeks:
-        return Reader(name, (), 0, True)
-    return Reader(name, tuple(lengths), len(lengths) * selector.passes, selector.constant and controls)
+    if row.uses_labels:
+        return PromptReader(name, (), 0, True)
+    return PromptReader(name, tuple(lengths), len(lengths) * selector.passes, selector.constant and controls)
 
 
-def of_task(reader: Reader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Work]:
+def of_task(reader: PromptReader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Workload]:
     """A model's scores on so many documents of a task."""
     if not reader.known:
         each = machine.document(task)
         tokens = documents * (each.tokens + reader.copies * each.context)
-        yield Work(MEASURE, key, FORWARD, tokens, documents * each.steps, part_of=reader.key)
+        yield Workload(MEASURE, key, FORWARD, tokens, documents * each.steps, part_of=reader.key)
         yield reader.prefix
         yield reader.opening
 
 
-def of_contexts(reader: Reader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Work]:
+def of_contexts(reader: PromptReader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Workload]:
     """The contexts of a task at whose ends two models are compared."""
     from idp.evaluate.contexts import DOCUMENTS, FEW, SHARE, TOKENS
 
     few, context = min(DOCUMENTS, max(documents // SHARE, FEW), documents), machine.document(task).context
     tokens = context * min(few, max(1, TOKENS // context)) if context else 0.0
-    yield Work(FIDELITY, key, FORWARD, tokens, part_of=reader.key)
+    yield Workload(FIDELITY, key, FORWARD, tokens, part_of=reader.key)
     yield reader.opening
 
 
-def of_corpus(reader: Reader, key: str, evaluation: Evaluation, compared: bool = False) -> Iterator[Work]:
+def of_corpus(reader: PromptReader, key: str, evaluation: Evaluation, compared: bool = False) -> Iterator[Workload]:
     """A model's perplexity; with `compared` the pass that compares its predictions, which gives that as well."""
     from idp.evaluate.scorer import ROLLING_READS
 
@@ -206,12 +206,12 @@ def of_corpus(reader: Reader, key: str, evaluation: Evaluation, compared: bool =
     windows = asked // window if asked else 0
     text = windows * (window - 1 + reader.copies * min(ROLLING_READS, window))
     read = compared or not reader.known
-    yield Work(PERPLEXITY, key, FORWARD, text if read else 0, part_of=reader.key)
+    yield Workload(PERPLEXITY, key, FORWARD, text if read else 0, part_of=reader.key)
     if read:
         yield reader.opening
 
 
-def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) -> Iterator[Work]:
+def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) -> Iterator[Workload]:
     """The rows of a run side by side."""
     own = rows[-1]
     variants = 1 + (len(rows) > 1 and rows[0].key != own.key)
@@ -220,8 +220,8 @@ def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) 
     rounds = variants * (latency.warmup + latency.rounds) * len(latency.input_tokens)
     read = sum(latency.input_tokens) / len(latency.input_tokens) + latency.new_tokens
     steps = rounds * len(latency.batch_sizes) * latency.new_tokens
-    yield Work(LATENCY, key, FORWARD, rounds * sum(latency.batch_sizes) * read, steps)
-    yield Work(LOAD, key, 0, 0, opened=1)
+    yield Workload(LATENCY, key, FORWARD, rounds * sum(latency.batch_sizes) * read, steps)
+    yield Workload(LOAD, key, 0, 0, opened=1)
 
 
 def lengths_of(recovery: Recovery, tokenizer: Any = None) -> list[int]:

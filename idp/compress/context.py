@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Work:
+class CompressionContext:
     """The dense model in memory, to be changed in place.
 
     What is left in `layers` is frozen to plain numbers, saved, measured and compared with the dense weights, whatever

@@ -76,7 +76,7 @@ register_kind_package(config.Tracker, "idp.track", "idp.trackers")
 
 
 @functools.cache
-def find(base: type[Node]) -> dict[str, type[Node]]:
+def kinds_of(base: type[Node]) -> dict[str, type[Node]]:
     """Every kind of one sort, by name: ours, those of installed distributions, and those of plug-ins.
 
     Raises:
@@ -95,37 +95,37 @@ def find(base: type[Node]) -> dict[str, type[Node]]:
 
 def recoveries() -> dict[str, type[config.Recovery]]:
     """Every recovery's options, by its kind."""
-    return find(config.Recovery)
+    return kinds_of(config.Recovery)
 
 
 def banks() -> dict[str, type[config.Bank]]:
     """Every bank's options, by its kind."""
-    return find(config.Bank)
+    return kinds_of(config.Bank)
 
 
 def selectors() -> dict[str, type[config.Selector]]:
     """Every selector's options, by its kind."""
-    return find(config.Selector)
+    return kinds_of(config.Selector)
 
 
 def trackers() -> dict[str, type[config.Tracker]]:
     """Every tracker's options, by its kind."""
-    return find(config.Tracker)
+    return kinds_of(config.Tracker)
 
 
 def compressors() -> dict[str, type[config.Compressor]]:
     """Every compressor's options, by its kind."""
-    return find(config.Compressor)
+    return kinds_of(config.Compressor)
 
 
 def sources() -> dict[str, type[config.Corpus]]:
     """Every source of a corpus, by its name."""
-    return find(config.Corpus)
+    return kinds_of(config.Corpus)
 
 
 def suites() -> dict[str, type[config.Suite]]:
     """Every task suite, by its name."""
-    return find(config.Suite)
+    return kinds_of(config.Suite)
 
 
 def corpus(options: config.Corpus) -> config.Corpus:
@@ -160,7 +160,7 @@ def register(words: Sequence[str] = ()) -> None:
         UserError: a plug-in or an installed kind does not import, is none, or has the name of another.
     """
     load_plugins(plugins.named(words))
-    known = {sort.name: find(sort.base) for sort in SORTS.values() if sort.composed}
+    known = {sort.name: kinds_of(sort.base) for sort in SORTS.values() if sort.composed}
     if known == _REGISTERED:  # which takes a third of composing
         return
     _REGISTERED.clear()
@@ -201,7 +201,7 @@ def load_plugins(names: Iterable[str]) -> None:
 
 def forget() -> None:
     """Has kinds looked for anew when they are asked for next."""
-    find.cache_clear()
+    kinds_of.cache_clear()
 
 
 def restore(node: type[Node], values: dict[str, Any], name: str = "") -> Node:
@@ -241,7 +241,7 @@ def named(base: type[Node], kind: str | None, name: str) -> type[Node]:
     Raises:
         UserError: there is none.
     """
-    known: dict[str, Any] = typing.cast(Any, find)(base)  # mypy holds no class of a type variable for hashable
+    known: dict[str, Any] = typing.cast(Any, kinds_of)(base)  # mypy holds no class of a type variable for hashable
     kind = kind or SORTS[base].unsaid
     if kind not in known:
         raise UserError(
