@@ -14,9 +14,9 @@ from idp.errors import UserError
 COMPLETION = ("-sc", "--shell-completion")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    given = list(sys.argv[1:] if words is None else words)
+    given = list(sys.argv[1:] if argv is None else argv)
     first, rest = (given[0], given[1:]) if given else ("", [])
     if first in ("", "-h", "--help", "help"):
         known = COMMANDS.get(rest[0]) if first == "help" and rest else None
@@ -39,13 +39,13 @@ def main(words: Sequence[str] | None = None) -> None:
     run(COMMANDS["run"], given)
 
 
-def run(command: Command, words: Sequence[str]) -> None:
+def run(command: Command, argv: Sequence[str]) -> None:
     """Runs a command as `python -m` would run its module."""
-    if command.help_of is not None and wants_help(words):
+    if command.help_of is not None and wants_help(argv):
         with failures_in_one_line():
-            return print(_help(command.help_of, words))
+            return print(_help(command.help_of, argv))
     module = importlib.import_module(command.module)
-    sys.argv = [str(module.__file__), *command.before, *words, *command.after]
+    sys.argv = [str(module.__file__), *command.before, *argv, *command.after]
     module.main()
 
 
@@ -79,13 +79,13 @@ def version() -> str:
     return f"idp {idp.__version__} ({', '.join(found)})"
 
 
-def _help(place: str, words: Sequence[str]) -> str:
+def _help(place: str, argv: Sequence[str]) -> str:
     module, name = place.split(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError:  # a plan is a run's, and so is its help
         from idp.usage import help_of as found
-    return found if isinstance(found, str) else str(found(words))
+    return found if isinstance(found, str) else str(found(argv))
 
 
 def _is_override(given: str) -> bool:

@@ -104,9 +104,9 @@ def _shown(item: Field[Any]) -> str:
     return " or ".join(names)
 
 
-def wants_help(words: Sequence[str]) -> bool:
+def wants_help(argv: Sequence[str]) -> bool:
     """Whether a command line asks for help."""
-    return not {"-h", "--help"}.isdisjoint(words)
+    return not {"-h", "--help"}.isdisjoint(argv)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -115,27 +115,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def parse_action(actions: Mapping[str, type], words: Sequence[str], what: str) -> tuple[str, Any]:
-    """The action that a command line names first, and that action's options in the words behind it.
+def parse_action(actions: Mapping[str, type], argv: Sequence[str], what: str) -> tuple[str, Any]:
+    """The action that a command line names first, and that action's options in the arguments behind it.
 
     Args:
         actions: the dataclass of each action's options.
-        words: of the command line.
+        argv: of the command line.
         what: what an action is called, such as "analysis".
 
     Raises:
         UserError: no such action, or as of `parse`.
     """
-    if not words:
+    if not argv:
         raise UserError(f"which {what}? Choose one of {', '.join(actions)}")
-    name, *rest = words
+    name, *rest = argv
     if name not in actions:
         raise UserError(f"{name}: no such {what}; choose one of {', '.join(actions)}{nearest(name, actions)}")
     return name, parse(actions[name], rest)
 
 
-def parse(options: type[Options], words: Sequence[str]) -> Options:
-    """The options in the words of a command line: `key=value`, `--key value` or `--key=value`, and `--key` for yes.
+def parse(options: type[Options], argv: Sequence[str]) -> Options:
+    """The options in a command line's arguments: `key=value`, `--key value` or `--key=value`, and `--key` for yes.
 
     Of a list, values follow one another (`--key a b`) or have commas between them (`key=a,b`).
 
@@ -146,7 +146,7 @@ def parse(options: type[Options], words: Sequence[str]) -> Options:
     plain = next((item.name for item in known.values() if item.metadata["positional"]), None)
     values: dict[str, Any] = {}
     named = set()
-    left = list(words)
+    left = list(argv)
     while left:
         given = left.pop(0)
         dashed = given.startswith("--")
@@ -179,7 +179,7 @@ def parse(options: type[Options], words: Sequence[str]) -> Options:
 
 
 def _following(left: list[str], hint: Any) -> list[str]:
-    """The values that stand behind `--key`, which are taken off the words that are left."""
+    """The values that stand behind `--key`, which are taken off the arguments that are left."""
     if _some(hint) is bool:
         return [left.pop(0)] if left and left[0].lower() in ("true", "false") else ["true"]
     taken: list[str] = []

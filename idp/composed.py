@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 SEARCH_PATH = "hydra.searchpath="
 
 
-def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> Iterator[Config]:
+def configs(overrides: Sequence[str], sweep: bool = False, ahead: bool = False) -> Iterator[Config]:
     """The checked config of each run of a command line.
 
     Args:
-        words: Hydra's overrides.
+        overrides: as Hydra has them.
         sweep: whether they are those of a sweep (`-m`): every combination of values that are separated by commas, here
             or in an experiment. What a sweeper draws from an interval keeps its default.
         ahead: whether a recovery may leave open whose repair it uses, where that run is not there yet.
 
     Raises:
         UserError: a config that no run could have.
-        Exception: one of Hydra's, for words that it does not know; `idp.usage.explain` says it in a line.
+        Exception: one of Hydra's, for overrides that it does not know; `idp.usage.explain` says it in a line.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -36,10 +36,10 @@ def configs(words: Sequence[str], sweep: bool = False, ahead: bool = False) -> I
     from idp.checks import check
     from idp.registry import register
 
-    register(words)
+    register(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        for cell in _cells(list(words)) if sweep else [list(words)]:
+        for cell in _cells(list(overrides)) if sweep else [list(overrides)]:
             composed = hydra.compose("config", cell)
             if ahead:
                 _await(composed)
@@ -55,27 +55,27 @@ def _await(composed: DictConfig) -> None:
         composed.recovery[awaits] = AWAITED
 
 
-def _cells(words: list[str]) -> Iterator[list[str]]:
+def _cells(overrides: list[str]) -> Iterator[list[str]]:
     """The overrides of each run of a grid, as Hydra's own sweeper makes them."""
     import hydra
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    parsed = parser.parse_overrides(words)
-    fixed = [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+    parsed = parser.parse_overrides(overrides)
+    fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
     grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
     parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
     drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
     grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]
-    path = [word for word in words if word.startswith(SEARCH_PATH)]  # where a cell's own YAMLs are
+    path = [word for word in overrides if word.startswith(SEARCH_PATH)]  # where a cell's own YAMLs are
     for cell in itertools.chain(*BasicSweeper.split_arguments(grid_of, None)):
         yield [*path, *cell]
 
 
-def without_flags(words: Sequence[str]) -> list[str]:
+def without_flags(overrides: Sequence[str]) -> list[str]:
     """Hydra's `--config-dir` as the override that means the same, where flags are not known; all else as it is."""
-    found, places = [], iter(words)
+    found, places = [], iter(overrides)
     for word in places:
         name, equals, folder = word.partition("=")
         if name in ("--config-dir", "-cd"):

@@ -234,15 +234,15 @@ def as_json(workspace: Any, report: Any) -> dict[str, Any]:
     }
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Saves both and prints their addresses, or with `--dry-run` writes what would be saved."""
-    words = list(sys.argv[1:] if words is None else words)
-    if wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if wants_help(argv):
         print(help_text(DashboardOptions, HELP))
         return
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
-        options = parse(DashboardOptions, words)
+        options = parse(DashboardOptions, argv)
         from idp.records.collect import collect
 
         records = collect(options.runs or ["outputs/runs"]).records

@@ -1,6 +1,6 @@
 """`idp fetch model=... corpus=... task=...`: fetches what a run or a sweep (`-m`) takes from the hub.
 
-The words are those of `idp run`. Afterwards the same words run there on a machine without a network, which
+The overrides are those of `idp run`. Afterwards the same overrides run there on a machine without a network, which
 sees the same store and the same HF_HOME.
 """
 
@@ -31,7 +31,7 @@ HELP = """Fetches what runs take from the Hugging Face hub: models, tokenizers, 
   idp fetch model=llama_7b corpus=c4 task=all "evaluation.perplexity=[wikitext2,c4]"
   idp fetch -m +experiment=nine_tasks model=llama_7b budget=paper corpus=c4
 
-The words are those of idp run; with -m, of a sweep. The exit status is 1 if something is missing.
+The overrides are those of idp run; with -m, of a sweep. The exit status is 1 if something is missing.
 
   -m, --multirun       what all runs of a sweep take
   --check              fetch nothing: say what a machine without a network would find, and what it would miss
@@ -62,22 +62,24 @@ class FetchItem:
     bytes: int  # of what was fetched, now or earlier
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: a line for each thing, and one on standard error if something is missing."""
-    words = list(sys.argv[1:] if words is None else words)
-    if wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if wants_help(argv):
         print(HELP)
         return
     from idp.usage import explain
 
-    flags = set(FLAGS) & set(words)
+    flags = set(FLAGS) & set(argv)
     with failures_in_one_line("interrupted; the same command goes on where it stopped", explain):
-        if strange := [word for word in words if word.startswith("-") and word not in flags]:
+        if strange := [word for word in argv if word.startswith("-") and word not in flags]:
             hint = nearest(strange[0], FLAGS)
-            raise UserError(f"{strange[0]}: options are -m, --check and --update; all else are words of idp run{hint}")
+            raise UserError(
+                f"{strange[0]}: options are -m, --check and --update; all else are overrides of idp run{hint}"
+            )
         items = []
         for item in fetch(
-            [word for word in words if word not in flags],
+            [word for word in argv if word not in flags],
             sweep=bool(flags & {"-m", "--multirun"}),
             check="--check" in flags,
             update="--update" in flags,
@@ -92,11 +94,11 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{len(missing)} of {len(items)} missing: {names}")
 
 
-def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update: bool = False) -> Iterator[FetchItem]:
+def fetch(argv: Sequence[str], sweep: bool = False, check: bool = False, update: bool = False) -> Iterator[FetchItem]:
     """What each run of a command line takes from elsewhere, each thing once; fetched unless it is there.
 
     Args:
-        words: those of `idp run`.
+        argv: those of `idp run`.
         sweep: whether they are of a sweep.
         check: keep to what is on this machine, as one without a network would.
         update: resolve branches anew.
@@ -110,7 +112,7 @@ def fetch(words: Sequence[str], sweep: bool = False, check: bool = False, update
 
     seen = set()
     with hub.offline() if check else contextlib.nullcontext(), fetched.anew() if update else contextlib.nullcontext():
-        for config in configs(words, sweep):
+        for config in configs(argv, sweep):
             store = Store(Path(config.store).expanduser())
             for need in needs(config):
                 if (known := digest([need.what, need.identity, str(store.root)])) not in seen:

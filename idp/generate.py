@@ -40,14 +40,14 @@ class GenerateOptions:
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    words = sys.argv[1:] if words is None else words
-    if not words or wants_help(words):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or wants_help(argv):
         print(help_text(GenerateOptions, HELP))
-        sys.exit(0 if words else "error: nothing to ask: give prompt=... or file=...")
+        sys.exit(0 if argv else "error: nothing to ask: give prompt=... or file=...")
     with failures_in_one_line(command="generate"):
-        options = parse(GenerateOptions, words)
+        options = parse(GenerateOptions, argv)
         prompts, stops = prompts_of(options), listed(options.stop) if options.stop else []
         check_count("max_new_tokens", options.max_new_tokens)
         check_device(options.device)

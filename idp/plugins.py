@@ -101,22 +101,22 @@ def _files(name: str) -> tuple[Path, list[Path]]:
     return file.parent, sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
 
 
-def named(words: Sequence[str]) -> list[str]:
+def named(argv: Sequence[str]) -> list[str]:
     """The plug-ins that a command line asks for: by `plugins=[...]`, or else in the YAML files that it chooses.
 
     Only files whose keys are the config's own are looked into: the primary one, and those with `# @package _global_`,
     as experiments have. What cannot be read is left for Hydra to refuse.
 
     Args:
-        words: flags and overrides of Hydra's.
+        argv: flags and overrides of Hydra's.
     """
-    overrides = list(_overrides(words))
+    overrides = list(_overrides(argv))
     if given := [value for key, values in overrides if key == KEY for value in values]:
         return list(dict.fromkeys(name for value in given for name in _names(value)))
-    folders = [*_folders(words, overrides), conf_dir()]
+    folders = [*_folders(argv, overrides), conf_dir()]
     found: dict[str, None] = {}
     seen: set[Path] = set()
-    _look(_flag(words, "--config-name", "-cn") or "config", folders, seen, found, primary=True)
+    _look(_flag(argv, "--config-name", "-cn") or "config", folders, seen, found, primary=True)
     for group, choices in overrides:
         for choice in choices:
             for name in _chosen(choice, group, folders):
@@ -124,13 +124,13 @@ def named(words: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _overrides(words: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """Each override's key and its value, or its values in a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
 
     parser = OverridesParser.create()
-    for word in words:
+    for word in argv:
         try:
             override = parser.parse_override(word)
             if override.is_delete() or override.key_or_group is None:
@@ -141,7 +141,7 @@ def _overrides(words: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
                 yield override.key_or_group, value
             else:
                 yield override.key_or_group, [value]
-        except Exception:  # a flag, or what Hydra will refuse in its own words
+        except Exception:  # a flag, or what Hydra will refuse in its own line
             continue
 
 
@@ -151,18 +151,18 @@ def _names(value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
-def _flag(words: Sequence[str], *names: str) -> str | None:
-    for place, word in enumerate(words):
+def _flag(argv: Sequence[str], *names: str) -> str | None:
+    for place, word in enumerate(argv):
         for name in names:
-            if word == name and place + 1 < len(words):
-                return words[place + 1]
+            if word == name and place + 1 < len(argv):
+                return argv[place + 1]
             if word.startswith(f"{name}="):
                 return word.partition("=")[2]
     return None
 
 
-def _folders(words: Sequence[str], overrides: list[tuple[str, list[Any]]]) -> Iterator[Path]:
-    if given := _flag(words, "--config-dir", "-cd"):
+def _folders(argv: Sequence[str], overrides: list[tuple[str, list[Any]]]) -> Iterator[Path]:
+    if given := _flag(argv, "--config-dir", "-cd"):
         yield Path(given)
     for key, values in overrides:
         if key == "hydra.searchpath":
@@ -211,8 +211,8 @@ def _made_of(item: Any, group: str) -> Iterator[str]:
             if key is None:
                 place = choice.partition("@")[0]
             else:
-                words = str(key).split()
-                place = f"{words[-1].partition('@')[0]}/{choice}"
-                if "override" in words[:-1] and not words[-1].startswith("/"):
+                parts = str(key).split()
+                place = f"{parts[-1].partition('@')[0]}/{choice}"
+                if "override" in parts[:-1] and not parts[-1].startswith("/"):
                     place = f"/{place}"
             yield place.removeprefix("/") if place.startswith("/") else "/".join(filter(None, [group, place]))

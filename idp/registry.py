@@ -150,16 +150,16 @@ def corpus(options: config.Corpus) -> config.Corpus:
     return found
 
 
-def register(words: Sequence[str] = ()) -> None:
+def register(argv: Sequence[str] = ()) -> None:
     """Makes the schema known to Hydra: `schema` for the whole, and its parts that are chosen by a YAML of their own.
 
     Args:
-        words: of the command line that Hydra will compose; the plug-ins that it names are loaded first.
+        argv: of the command line that Hydra will compose; the plug-ins that it names are loaded first.
 
     Raises:
         UserError: a plug-in or an installed kind does not import, is none, or has the name of another.
     """
-    load_plugins(plugins.named(words))
+    load_plugins(plugins.named(argv))
     known = {sort.name: kinds_of(sort.base) for sort in SORTS.values() if sort.composed}
     if known == _REGISTERED:  # which takes a third of composing
         return

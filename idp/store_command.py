@@ -52,16 +52,16 @@ class Prune(Choice, Verify):
 OPTIONS = {"list": List, "verify": Verify, "prune": Prune}
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line; what goes wrong is one line on standard error."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or wants_help(argv):
         print(OPENING)
         for name, kind in OPTIONS.items():
             print(help_text(kind, f"\n{name}:"))
-        sys.exit(0 if words else "error: which action?")
+        sys.exit(0 if argv else "error: which action?")
     with failures_in_one_line(command="store"):
-        _, options = parse_action(OPTIONS, words, "action")
+        _, options = parse_action(OPTIONS, argv, "action")
         if isinstance(options, Prune):
             prune(options)
         elif isinstance(options, List):

@@ -45,7 +45,7 @@ def text() -> str:
   idp run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
   idp run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora                 (a sweep)
 
-Beforehand, with the same words:
+Beforehand, with the same overrides:
   idp plan ...                                       what would be made or reused, what it takes, what is wrong
   idp fetch ...                                      downloads what it takes from the hub, once
 
@@ -73,13 +73,13 @@ Options (any can be overridden, such as recovery.training.steps=200):
 """
 
 
-def help_of(words: Sequence[str]) -> str:
+def help_of(argv: Sequence[str]) -> str:
     """The text of `--help` with the kinds of the plug-ins that a command line names.
 
     Raises:
         UserError: a plug-in does not import, or has no kind.
     """
-    if others := [word for word in words if word not in ("-h", "--help")]:
+    if others := [word for word in argv if word not in ("-h", "--help")]:
         registry.load_plugins(plugins.named(others))  # which takes Hydra
     return text()
 
@@ -89,11 +89,11 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def check_flags(words: Sequence[str]) -> None:
+def check_flags(argv: Sequence[str]) -> None:
     """Refuses what begins with dashes and is none of Hydra's flags, whose own message has many lines.
 
     Args:
-        words: of a run's command line.
+        argv: of a run's command line.
 
     Raises:
         UserError: such a word.
@@ -101,7 +101,7 @@ def check_flags(words: Sequence[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
     known = [*get_args_parser()._option_string_actions, "--plan"]
-    for given in words:
+    for given in argv:
         name = given.partition("=")[0]
         if not given.startswith("--") or any(flag.startswith(name) for flag in known):
             continue

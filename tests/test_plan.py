@@ -241,7 +241,7 @@ def test_kinds_and_yamls_from_outside_are_planned(compose, bridges, tmp_path, ca
 
 
 def test_what_is_no_word_of_a_plan_is_said(capsys):
-    plan_of(["--what"], capsys, fails="error: --what: a plan takes words of idp.run, and -m for a sweep$")
+    plan_of(["--what"], capsys, fails="error: --what: a plan takes overrides of idp.run, and -m for a sweep$")
     plan_of(["compresor=gptq4"], capsys, fails="error: .*compresor")
     plan_of(["--help"], capsys)
 

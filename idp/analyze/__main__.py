@@ -68,16 +68,16 @@ OPTIONS = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or wants_help(argv):
         print(OPENING)
         for name, kind in OPTIONS.items():
             print(help_text(kind, f"\n{name}:"))
-        sys.exit(0 if words else "error: which analysis?")
+        sys.exit(0 if argv else "error: which analysis?")
     with failures_in_one_line(command="analyze"):
-        name, options = parse_action(OPTIONS, words, "analysis")
+        name, options = parse_action(OPTIONS, argv, "analysis")
         written = (
             _of_run(name, options) if isinstance(options, (ChoiceOptions, Similarity)) else _of_runs(name, options)
         )

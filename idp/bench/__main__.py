@@ -13,9 +13,9 @@ from idp.errors import UserError
 FIRST = "speed"
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = list(sys.argv[1:] if words is None else words)
+    given = list(sys.argv[1:] if argv is None else argv)
     name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else (FIRST, given)
     if name == FIRST and rest == given and wants_help(given):
         print("usage: idp bench [benchmark] ...\n")

@@ -17,14 +17,14 @@ HELP = """idp export: a run's compressed model as a checkpoint that transformers
 ExportOptions:"""
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
-    words = sys.argv[1:] if words is None else words
-    if not words or wants_help(words):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or wants_help(argv):
         print(help_text(ExportOptions, HELP))
-        sys.exit(0 if words else "error: nothing to export: give record=... and out=...")
+        sys.exit(0 if argv else "error: nothing to export: give record=... and out=...")
     with failures_in_one_line("interrupted; nothing was written", also="nothing was written", command="export"):
-        options = parse(ExportOptions, words)
+        options = parse(ExportOptions, argv)
         from idp.export.checkpoint import export
 
         done = export(options)

@@ -22,7 +22,7 @@ HELP = """What a run would make or reuse, with seconds, memory and disk, before 
   python -m idp.run compressor=gptq4 recovery=idp --plan
   python -m idp.run -m compressor=gptq4,awq4 recovery=prompt,lora --plan
 
-All words are those of python -m idp.run; with -m, of a sweep, whose runs are added up, what they share counted once."""
+All overrides are those of python -m idp.run; with -m, of a sweep, whose runs are added up, what they share counted once."""
 MADE, REUSED, SHARED = "made", "reused", "shared"
 GB = 1e9
 SHOWN = 12  # characters of a key
@@ -68,17 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     from idp.usage import explain
 
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != FLAG]
-    if {"-h", "--help"} & set(words):
+    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if word != FLAG]
+    if {"-h", "--help"} & set(arguments):
         print(HELP)
         return
-    sweep = bool(set(SWEEP) & set(words))
+    sweep = bool(set(SWEEP) & set(arguments))
     with failures_in_one_line(explain=explain, also="nothing was computed"):
         from idp.composed import configs, without_flags
 
-        given = without_flags([word for word in words if word not in SWEEP])
+        given = without_flags([word for word in arguments if word not in SWEEP])
         if strange := [word for word in given if word.startswith("-")]:
-            raise UserError(f"{strange[0]}: a plan takes words of idp.run, and -m for a sweep")
+            raise UserError(f"{strange[0]}: a plan takes overrides of idp.run, and -m for a sweep")
         found = list(cells(configs(given, sweep), sweep))
         print(sweep_text(found) if sweep else run_text(found[0]), flush=True)
         if refused := [cell for cell in found if cell.refusal]:

@@ -1,7 +1,7 @@
 """`python -m idp.bench.cost experiment=nine_tasks model=llama_7b`: what a study takes, before it is started.
 
-GPU hours, disk and memory, of each of its runs and together; any words of `idp.run` go with it. Work that several runs
-share is counted once, as the store does it once. How many tokens documents have is counted on the documents that are
+GPU hours, disk and memory, of each of its runs and together; any overrides of `idp.run` go with it. Work that several
+runs share is counted once, as the store does it once. How many tokens documents have is counted on the documents that are
 here, or read from the record of a run (`record=`), which also says what its machine does in a second.
 """
 
@@ -41,7 +41,7 @@ PASS = 2**30  # bytes of activations and logits of a pass of evaluation.batch_to
 
 @dataclass
 class CostOptions:
-    """The words that are not those of `idp.run`."""
+    """The arguments that are not overrides of `idp.run`."""
 
     experiment: str | None = word("a file of conf/experiment, without .yaml: the runs of that study", default=None)
     record: str | None = word(
@@ -66,18 +66,20 @@ class RunCost:
     spared: float = 0.0  # bytes, with all that is spared where memory runs out
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    words = list(sys.argv[1:] if words is None else words)
-    if {"-h", "--help"} & set(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
         print(
-            help_text(CostOptions, "What a study would take, before it is started. All other words are idp.run's; -m:")
+            help_text(
+                CostOptions, "What a study would take, before it is started. All other arguments are idp.run's; -m:"
+            )
         )
-        print("  the words are those of a sweep, as with experiment=. budget= is paper unless it is said.")
+        print("  the overrides are those of a sweep, as with experiment=. budget= is paper unless it is said.")
         return
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with failures_in_one_line(explain=explain):
-        own, others, sweep = _sorted(words)
+        own, others, sweep = _sorted(argv)
         options = parse(CostOptions, own)
         weights, tflops = (_number(options, name) for name in ("parameters", "tflops"))
         if options.experiment is not None and options.experiment not in (known := choices("experiment")):
@@ -239,20 +241,20 @@ def _main_memory(configs: Sequence[Config], size: Assumed) -> float:
     return 2 * size.bytes + read * size.hidden_size * BITS / 8 + BESIDE
 
 
-def _composed(experiment: str | None, words: list[str], sweep: bool) -> Iterator[Config]:
+def _composed(experiment: str | None, argv: list[str], sweep: bool) -> Iterator[Config]:
     given = [f"+experiment={experiment}"] if experiment is not None else []
-    yield from composed([*given, *words], sweep=sweep or experiment is not None, ahead=True)
+    yield from composed([*given, *argv], sweep=sweep or experiment is not None, ahead=True)
 
 
-def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], bool]:
-    """The words of this command, those of `idp.run`, and whether these are a sweep's."""
+def _sorted(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """The arguments of this command, those of `idp.run`, and whether these are a sweep's."""
     names = set(CostOptions.__dataclass_fields__)
-    words = [
-        f"experiment={word.removeprefix('+experiment=')}" if word.startswith("+experiment=") else word for word in words
+    argv = [
+        f"experiment={word.removeprefix('+experiment=')}" if word.startswith("+experiment=") else word for word in argv
     ]
-    own = [word for word in words if word.partition("=")[0] in names]
-    flags = {"-m", "--multirun"} & set(words)
-    others = [word for word in words if word not in own and word not in flags]
+    own = [word for word in argv if word.partition("=")[0] in names]
+    flags = {"-m", "--multirun"} & set(argv)
+    others = [word for word in argv if word not in own and word not in flags]
     if strange := [word for word in others if "=" not in word or word.startswith("-")]:
         raise UserError(
             f"{strange[0]}: options are {', '.join(f'{name}=' for name in sorted(names))}, -m, and idp.run's"

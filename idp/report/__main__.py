@@ -29,14 +29,14 @@ class ReportOptions:
     title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: a table on standard output, files in the folder; bad input is one line on standard error."""
-    words = list(sys.argv[1:] if words is None else words)
-    if wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if wants_help(argv):
         print(help_text(ReportOptions, OPENING))
         return
     with failures_in_one_line(command="report"):
-        options = parse(ReportOptions, words)
+        options = parse(ReportOptions, argv)
         formats = options.formats or list(FORMATS)
         if unknown := set(formats) - set(FORMATS):
             given = ",".join(formats)

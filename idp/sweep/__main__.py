@@ -48,19 +48,19 @@ class ResumeOptions:
 OPTIONS = {"status": StatusOptions, "wait": StatusOptions, "resume": ResumeOptions}
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line; what goes wrong is one line on standard error."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or wants_help(words):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or wants_help(argv):
         print(OPENING)
         for name, options in OPTIONS.items():
             print(help_text(options, f"\n{name}:"))
-        sys.exit(0 if words else "error: which action?")
+        sys.exit(0 if argv else "error: which action?")
     quiet_libraries()
     with failures_in_one_line("interrupted; the jobs go on", command="sweep"):
-        launcher = [each for each in words if "=" in each and _is_hydras(each)] if words[0] == "resume" else []
-        _, options = parse_action(OPTIONS, [each for each in words if each not in launcher], "action")
-        act(words[0], options, launcher)
+        launcher = [each for each in argv if "=" in each and _is_hydras(each)] if argv[0] == "resume" else []
+        _, options = parse_action(OPTIONS, [each for each in argv if each not in launcher], "action")
+        act(argv[0], options, launcher)
 
 
 def _is_hydras(given: str) -> bool:
@@ -74,17 +74,17 @@ def act(action: str, options: StatusOptions | ResumeOptions, launcher: Sequence[
         UserError: there is no such sweep, or `launcher` has options of anything else.
     """
     from idp.records.sweeps import newest, read
-    from idp.sweep import standing
+    from idp.sweep import cell_status
 
     sweep = read(Path(options.folder) if options.folder else newest(_sweeps()))
     if isinstance(options, ResumeOptions):
         return resume(sweep, list(launcher))
-    found = standing.wait(sweep, _progress) if action == "wait" else standing.standings(sweep)
+    found = cell_status.wait(sweep, _progress) if action == "wait" else cell_status.statuses(sweep)
     if options.json:
-        print(json.dumps([asdict(stands) for stands in found], indent=1))
+        print(json.dumps([asdict(status) for status in found], indent=1))
     else:
-        print(standing.table(sweep, found))
-    if action == "wait" and any(stands.state != "done" for stands in found):
+        print(cell_status.table(sweep, found))
+    if action == "wait" and any(status.state != "done" for status in found):
         sys.exit(1)
 
 
@@ -94,11 +94,11 @@ def resume(sweep: Sweep, launcher: list[str]) -> None:
     Raises:
         UserError: other options than the launcher's are given.
     """
-    from idp.sweep.standing import standings
+    from idp.sweep.cell_status import statuses
 
     if strange := [word for word in launcher if not word.startswith("hydra.launcher.")]:
         raise UserError(f"{strange[0]}: only hydra.launcher.* may differ from the sweep's command; start a new sweep")
-    if not any(stands.open for stands in standings(sweep)):
+    if not any(status.open for status in statuses(sweep)):
         print(f"{sweep.folder}: nothing is missing, and nothing failed")
         return
     command = [sys.executable, "-m", "idp.run", *sweep.command, *launcher]

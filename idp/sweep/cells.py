@@ -14,9 +14,9 @@ from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell,
 from idp.store import digest, write_json
 
 
-def identity(words: Sequence[str]) -> str:
+def identity(overrides: Sequence[str]) -> str:
     """The id of a sweep: the same words in another order are the same sweep."""
-    return digest(sorted(words))[:10]
+    return digest(sorted(overrides))[:10]
 
 
 def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep:
@@ -29,7 +29,9 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
     """
     folder = Path(config.hydra.sweep.dir).absolute()
     known = {tuple(cell.overrides): cell for cell in read(folder).cells} if (folder / SWEEP).exists() else {}
-    new = {tuple(words): _cell(config, loader, list(words)) for words in jobs if tuple(words) not in known}
+    new = {
+        tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs if tuple(overrides) not in known
+    }
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     sweep = Sweep(folder, sys.argv[1:], str(Path.cwd()), launcher, [*known.values(), *new.values()])
     sweep.write()

@@ -19,10 +19,10 @@ class ListCells(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        words = list(config.hydra.overrides.task)
+        overrides = list(config.hydra.overrides.task)
         given = list(config.hydra.overrides.hydra)
         if not any(word.startswith("hydra.sweep.dir=") for word in given):
-            folder = f"{config.hydra.sweep.dir}/{identity(words)}"
+            folder = f"{config.hydra.sweep.dir}/{identity(overrides)}"
             with read_write(config):  # the cells' own processes are told as well
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{folder}'"]
@@ -32,6 +32,6 @@ class ListCells(Callback):
             loader = GlobalHydra.instance().config_loader()
             grid = {**(config.hydra.sweeper.params or {})}
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(
-                [*(f"{key}={value}" for key, value in grid.items()), *words]
+                [*(f"{key}={value}" for key, value in grid.items()), *overrides]
             )
             list_cells(config, loader, BasicSweeper.split_arguments(parsed, None)[0])

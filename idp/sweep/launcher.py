@@ -20,7 +20,7 @@ from idp.errors import UserError
 from idp.records.record import RECORD, heldout_loss, load
 from idp.store.lease import lease, wait_for
 from idp.sweep import cells as listing
-from idp.sweep.standing import Standing, standings, wait
+from idp.sweep.cell_status import CellStatus, statuses, wait
 
 LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
 
@@ -58,18 +58,18 @@ class SlurmLauncher(SubmititLauncher):
         if sweeper != "basic" and not self.wait:
             raise UserError(f"hydra/sweeper={sweeper} needs the results of its cells: add hydra.launcher.wait=true")
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
-        wanted = {tuple(words): number for number, words in enumerate(job_overrides, start=initial_job_idx)}
+        wanted = {tuple(overrides): number for number, overrides in enumerate(job_overrides, start=initial_job_idx)}
         sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
         with wait_for(lease(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
-            found = standings(sweep)
-            todo = [stands.cell for stands in found if stands.open and stands.cell.folder is not None]
+            found = statuses(sweep)
+            todo = [status.cell for status in found if status.open and status.cell.folder is not None]
             for start in range(0, len(todo), LARGEST_ARRAY):
                 self._submit(sweep, todo[start : start + LARGEST_ARRAY], wanted)
         _say(sweep, found, len(todo))
         if not self.wait:
             return []
-        ended = {tuple(stands.cell.overrides): stands for stands in wait(sweep)}  # earlier batches' cells come first
-        return [_result(ended[tuple(words)]) for words in job_overrides]
+        ended = {tuple(status.cell.overrides): status for status in wait(sweep)}  # earlier batches' cells come first
+        return [_result(ended[tuple(overrides)]) for overrides in job_overrides]
 
     def _submit(
         self, sweep: listing.Sweep, cells: list[listing.SweepCell], numbers: dict[tuple[str, ...], int]
@@ -99,23 +99,23 @@ class SlurmLauncher(SubmititLauncher):
         listing.submitted(sweep, made, jobs[0].job_id.partition("_")[0])
 
 
-def _say(sweep: listing.Sweep, found: Sequence[Standing], submitted: int) -> None:
-    counts = Counter(stands.state for stands in found if not stands.open)
+def _say(sweep: listing.Sweep, found: Sequence[CellStatus], submitted: int) -> None:
+    counts = Counter(status.state for status in found if not status.open)
     parts = [f"{submitted} of {len(found)} cells submitted", *(f"{count} {state}" for state, count in counts.items())]
     print(", ".join(parts))
-    for stands in found:
-        if stands.cell.folder is None:
-            print(f"not submitted: {' '.join(stands.cell.overrides)}: {stands.remark}")
+    for status in found:
+        if status.cell.folder is None:
+            print(f"not submitted: {' '.join(status.cell.overrides)}: {status.remark}")
     place = shlex.quote(os.path.relpath(sweep.folder))
     print(f"to see how they are: python -m idp.sweep status {place}", flush=True)
 
 
-def _result(stands: Standing) -> JobReturn:
+def _result(status: CellStatus) -> JobReturn:
     """What the sweeper is told of a cell: the held-out loss, or the reason why there is none."""
-    done = JobReturn(overrides=stands.cell.overrides)
-    if stands.state == "done":
-        record = load(Path(stands.cell.folder or "") / RECORD)
+    done = JobReturn(overrides=status.cell.overrides)
+    if status.state == "done":
+        record = load(Path(status.cell.folder or "") / RECORD)
         done.status, done.return_value = JobStatus.COMPLETED, heldout_loss(record)
     else:
-        done.status, done.return_value = JobStatus.FAILED, UserError(f"a cell failed: {stands.remark}")
+        done.status, done.return_value = JobStatus.FAILED, UserError(f"a cell failed: {status.remark}")
     return done

@@ -11,8 +11,8 @@ from idp.records.record import RECORD
 from idp.records.sweeps import Submission, Sweep, SweepCell, newest, read
 from idp.status import Status
 from idp.sweep import __main__ as command
+from idp.sweep.cell_status import statuses, table
 from idp.sweep.cells import submit, submitted
-from idp.sweep.standing import standings, table
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_sweep_that_slurm_knows_nothing_of(sweep, slurm):
     status(done, state="done", record=True)
     status(failed, state="failed", error="recover: out of memory", stage="recover")
     slurm(squeue=None)  # is not asked
-    found = standings(sweep)
+    found = statuses(sweep)
     assert [stands.state for stands in found] == ["done", "failed", "missing"]
     assert found[1].remark == "recover: out of memory"
     shown = table(sweep, found)
@@ -106,24 +106,24 @@ def test_resume_tells_the_folder_from_the_launcher(words, folder, launcher, swee
 
 def test_done_takes_a_record(sweep, slurm):
     status(sweep.cells[0], state="done")
-    assert standings(sweep)[0].state == "failed"
+    assert statuses(sweep)[0].state == "failed"
 
 
 def test_a_run_of_this_machine_is_running_while_its_process_lives(sweep, slurm):
     folder = status(sweep.cells[0], state="running", stage="measure")
     (folder / ".lock").write_text("")
-    assert standings(sweep)[0].state == "running"
+    assert statuses(sweep)[0].state == "running"
     values = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps(values | {"pid": 2**22 - 3}))
-    assert (standings(sweep)[0].state, standings(sweep)[0].remark) == ("failed", "killed at stage measure")
+    assert (statuses(sweep)[0].state, statuses(sweep)[0].remark) == ("failed", "killed at stage measure")
 
 
 def test_a_run_elsewhere_is_running_while_its_lock_is_touched(sweep, slurm):
     folder = status(sweep.cells[0], state="running", host="node7")
     (folder / ".lock").write_text("")
-    assert standings(sweep)[0].state == "running"
+    assert statuses(sweep)[0].state == "running"
     os.utime(folder / ".lock", (time.time() - 3600,) * 2)
-    assert standings(sweep)[0].state == "failed"
+    assert statuses(sweep)[0].state == "failed"
 
 
 def test_the_queue_says_what_waits_and_runs(sweep, slurm):
@@ -132,7 +132,7 @@ def test_the_queue_says_what_waits_and_runs(sweep, slurm):
     slurm(
         squeue="12|0|RUNNING|None|idp-1f\n12|1|PENDING|Resources|idp-1f\n12|2|RUNNING|None|idp-1f\n9|N/A|RUNNING|None|x"
     )
-    found = standings(sweep)
+    found = statuses(sweep)
     assert [(stands.state, stands.job, stands.remark) for stands in found] == [
         ("running", "12_0", "recover"),
         ("queued", "12_1", "Resources"),
@@ -140,7 +140,7 @@ def test_the_queue_says_what_waits_and_runs(sweep, slurm):
     ]
     status(sweep.cells[0], "idp-1f", state="queued", stage="recover")
     slurm(squeue="12|0|PENDING|BeginTime|idp-1f\n12|1|PENDING|Resources|idp-1f\n12|2|RUNNING|None|idp-1f")
-    assert standings(sweep)[0].remark == "BeginTime, goes on at recover"
+    assert statuses(sweep)[0].remark == "BeginTime, goes on at recover"
 
 
 def test_jobs_that_are_gone(sweep, slurm):
@@ -150,12 +150,12 @@ def test_jobs_that_are_gone(sweep, slurm):
     (sweep.folder / "jobs").mkdir()
     log = sweep.folder / "jobs" / "12_1_0_log.err"
     log.write_text("ImportError: libcudart.so")
-    found = standings(sweep)
+    found = statuses(sweep)
     assert [stands.state for stands in found] == ["failed", "failed", "done"]
     assert found[0].remark == "killed at stage recover"
     assert found[1].remark == f"ended before the run began; see {log}"
     slurm(sacct="12_0|OUT_OF_MEMORY|idp-1f\n12_1|CANCELLED by 0|idp-1f\n7|FAILED|other")
-    found = standings(sweep)
+    found = statuses(sweep)
     assert found[0].remark == "killed at stage recover; OUT_OF_MEMORY"
     assert found[1].remark == f"ended before the run began; CANCELLED; see {log}"
 
@@ -164,11 +164,11 @@ def test_an_earlier_failure_is_not_that_of_the_last_job(sweep, slurm):
     folder = status(sweep.cells[0], "idp-old", state="failed", error="an old mistake")
     values = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps(values | {"started": "2020-01-01T00:00:00Z"}))
-    assert standings(sweep)[0].remark == "an old mistake"
+    assert statuses(sweep)[0].remark == "an old mistake"
     submit(sweep, "idp-new", sweep.cells)
-    assert standings(sweep)[0].remark == "ended before the run began"
+    assert statuses(sweep)[0].remark == "ended before the run began"
     status(sweep.cells[0], state="failed", error="a new one, by hand")
-    assert standings(sweep)[0].remark == "a new one, by hand"
+    assert statuses(sweep)[0].remark == "a new one, by hand"
 
 
 def test_another_sweep_may_have_submitted_the_cell(sweep, slurm):
@@ -176,14 +176,14 @@ def test_another_sweep_may_have_submitted_the_cell(sweep, slurm):
     other.write()
     submit(other, "idp-2f", other.cells)
     slurm(squeue="31|N/A|PENDING|Priority|idp-2f")
-    assert [stands.state for stands in standings(sweep)] == ["missing", "queued", "missing"]
+    assert [stands.state for stands in statuses(sweep)] == ["missing", "queued", "missing"]
 
 
 def test_a_queue_that_does_not_answer(sweep, slurm):
     submit(sweep, "idp-1f", sweep.cells)
     slurm(squeue=None)
     with pytest.raises(UserError, match="squeue does not answer: exit status 1"):
-        standings(sweep)
+        statuses(sweep)
 
 
 def test_jobs_are_numbered_as_squeue_shows_them():

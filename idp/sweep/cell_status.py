@@ -25,7 +25,7 @@ KILLED, UNBORN = "killed", "ended before the run began"  # what no status file c
 
 
 @dataclass(frozen=True)
-class Standing:
+class CellStatus:
     """A cell's state, one of `STATES`; its SLURM job; and where it is, or in a line why it waits or failed."""
 
     cell: SweepCell
@@ -39,7 +39,7 @@ class Standing:
         return self.state in ("failed", "missing")
 
 
-def standings(sweep: Sweep) -> list[Standing]:
+def statuses(sweep: Sweep) -> list[CellStatus]:
     """Where every cell stands now. A cell that two lists of overrides lead to is given once.
 
     Raises:
@@ -49,51 +49,51 @@ def standings(sweep: Sweep) -> list[Standing]:
     submissions = {made.name: made for folder, (made, _) in last.items() if folder in {c.folder for c in sweep.cells}}
     jobs = queue.jobs(submissions.keys()) if submissions else {}
     cells = list({cell.folder or tuple(cell.overrides): cell for cell in sweep.cells}.values())
-    found = [_standing(cell, last.get(cell.folder or ""), jobs) for cell in cells]
-    lost = [stands.cell.folder for stands in found if stands.remark in (KILLED, UNBORN)]
+    found = [_status(cell, last.get(cell.folder or ""), jobs) for cell in cells]
+    lost = [status.cell.folder for status in found if status.remark in (KILLED, UNBORN)]
     asked = [last[folder][0] for folder in lost if folder in last]
     ways = queue.ended({made.name for made in asked}, min(made.time for made in asked)) if asked else {}
-    return [_explained(stands, last, ways, sweep) for stands in found]
+    return [_explained(status, last, ways, sweep) for status in found]
 
 
-def _standing(cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job]) -> Standing:
+def _status(cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job]) -> CellStatus:
     if cell.folder is None:
-        return Standing(cell, "failed", remark=cell.error or "")
+        return CellStatus(cell, "failed", remark=cell.error or "")
     folder = Path(cell.folder)
-    status = _status(folder)
+    status = _run_status(folder)
     if status.get("state") == "done" and (folder / RECORD).exists():
-        return Standing(cell, "done", status.get("job"))
+        return CellStatus(cell, "done", status.get("job"))
     submission, index = last or (None, 0)
     ours = submission is not None and status.get("submission") == submission.name
     if submission is not None and (job := jobs.get((submission.name, index))):
         if job.running:
-            return Standing(cell, "running", job.number, status["stage"] if ours else "starting")
+            return CellStatus(cell, "running", job.number, status["stage"] if ours else "starting")
         again = f"goes on at {status['stage']}" if ours else ""
-        return Standing(cell, "queued", job.number, ", ".join(filter(None, (job.reason.replace("None", ""), again))))
+        return CellStatus(cell, "queued", job.number, ", ".join(filter(None, (job.reason.replace("None", ""), again))))
     if status.get("state") == "running" and not ours and _alive(folder, status):
-        return Standing(cell, "running", status["job"], f"{status['stage']} on {status['host']}")
+        return CellStatus(cell, "running", status["job"], f"{status['stage']} on {status['host']}")
     if submission is not None and not ours and _started(status) < submission.time:
-        return Standing(cell, "failed", submission.number(index), UNBORN)
+        return CellStatus(cell, "failed", submission.number(index), UNBORN)
     if not status:
-        return Standing(cell, "missing")
-    return Standing(cell, "failed", status["job"], status["error"] if status["state"] == "failed" else KILLED)
+        return CellStatus(cell, "missing")
+    return CellStatus(cell, "failed", status["job"], status["error"] if status["state"] == "failed" else KILLED)
 
 
-def _explained(stands: Standing, last: dict, ways: dict[queue.Place, str], sweep: Sweep) -> Standing:
+def _explained(status: CellStatus, last: dict, ways: dict[queue.Place, str], sweep: Sweep) -> CellStatus:
     """Says of a run that could not say it itself how it ended, as far as that is known."""
-    if stands.remark not in (KILLED, UNBORN):
-        return stands
-    submission, index = last.get(stands.cell.folder, (None, 0))
+    if status.remark not in (KILLED, UNBORN):
+        return status
+    submission, index = last.get(status.cell.folder, (None, 0))
     way = ways.get((submission.name, index)) if submission else None
-    remark = stands.remark
-    if remark == KILLED and stands.cell.folder is not None:
-        remark = f"{remark} at stage {_status(Path(stands.cell.folder)).get('stage')}"
-    log = sweep.folder / "jobs" / f"{stands.job}_0_log.err"
+    remark = status.remark
+    if remark == KILLED and status.cell.folder is not None:
+        remark = f"{remark} at stage {_run_status(Path(status.cell.folder)).get('stage')}"
+    log = sweep.folder / "jobs" / f"{status.job}_0_log.err"
     where = f"see {log}" if log.exists() else ""
-    return Standing(stands.cell, stands.state, stands.job, "; ".join(filter(None, (remark, way, where))))
+    return CellStatus(status.cell, status.state, status.job, "; ".join(filter(None, (remark, way, where))))
 
 
-def _status(folder: Path) -> dict[str, Any]:
+def _run_status(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,25 +122,25 @@ def _alive(folder: Path, status: dict[str, Any]) -> bool:
     return True
 
 
-def wait(sweep: Sweep, say: Any = print) -> list[Standing]:
+def wait(sweep: Sweep, say: Any = print) -> list[CellStatus]:
     """Waits until no cell runs or is queued, and says what changes."""
     before: dict[str, str] = {}
     started, troubled = time.monotonic(), False
     while True:
         try:
-            found = standings(sweep)
+            found = statuses(sweep)
             troubled = False
         except UserError as error:  # the controller is being restarted, perhaps: the jobs go on
             if not troubled:
                 say(f"{error}; asking again")
             found, troubled = None, True
         if found is not None:
-            for stands in found:
-                key = " ".join(stands.cell.overrides)
-                if before.get(key) != stands.state:
-                    say(f"{stands.state}: {short([stands.cell, *sweep.cells])[0]} {stands.remark}".rstrip())
-                    before[key] = stands.state
-            if not any(stands.state in ("running", "queued") for stands in found):
+            for status in found:
+                key = " ".join(status.cell.overrides)
+                if before.get(key) != status.state:
+                    say(f"{status.state}: {short([status.cell, *sweep.cells])[0]} {status.remark}".rstrip())
+                    before[key] = status.state
+            if not any(status.state in ("running", "queued") for status in found):
                 return found
         time.sleep(min(30.0, max(1.0, (time.monotonic() - started) / 20)))
 
@@ -151,15 +151,15 @@ def short(cells: Sequence[SweepCell]) -> list[str]:
     return [" ".join(w for w in cell.overrides if counts[w] < len(cells)) or "the only cell" for cell in cells]
 
 
-def table(sweep: Sweep, found: Sequence[Standing]) -> str:
+def table(sweep: Sweep, found: Sequence[CellStatus]) -> str:
     """The listing that `python -m idp.sweep status` prints."""
     from tabulate import tabulate
 
-    counts = Counter(stands.state for stands in found)
+    counts = Counter(status.state for status in found)
     said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    names = short([stands.cell for stands in found])
+    names = short([status.cell for status in found])
     rows = sorted(
-        ((stands.state, name, stands.job or "", stands.remark) for name, stands in zip(names, found, strict=True)),
+        ((status.state, name, status.job or "", status.remark) for name, status in zip(names, found, strict=True)),
         key=lambda row: STATES.index(row[0]),
     )
     head = f"{sweep.folder}: {len(found)} cells: {said}"
