@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from omegaconf import MISSING
 
 from idp.beginning import AFTER, AUTO, MODES, PLACES, Beginning
 from idp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Bounds beyond which a value is a slip of the hand: found before it costs the memory of a machine or a year of it.
 SEEDS, MANY, WIDE = 2**32 - 1, 10**7, 2**16
@@ -504,14 +507,25 @@ class Selector:
 class Fitting:
     blocks: int = option("held-out blocks on which prompts are compared and selectors are fitted", minimum=2)
     tokens: int = option("tokens of each of those blocks", minimum=8)
-    reads: int = option("context tokens: those at the start of a block, which a selector is shown", minimum=1)
+    context_tokens: int = option("tokens at the start of a block that a selector is shown", minimum=1)
+    reads: Optional[int] = option("the former name of context_tokens", default=None, unsaid=True, decides=False)
+
+    def __post_init__(self) -> None:
+        if self.reads is not None:
+            log.warning("recovery.fit.reads is now recovery.fit.context_tokens; the next release forgets the old name")
+            self.context_tokens, self.reads = self.reads, None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its part of a key, under the names that keys have always had."""
+        return {"blocks": self.blocks, "tokens": self.tokens, "reads": self.context_tokens}
 
     def check(self) -> None:
-        """Raises a UserError where more is read of a block than it has."""
-        if self.reads > self.tokens:
+        """Raises a UserError where more is shown of a block than it has."""
+        if self.context_tokens > self.tokens:
             raise UserError(
-                f"recovery.fit.reads={self.reads}: a block has recovery.fit.tokens={self.tokens} tokens; read that many"
-                " or fewer"
+                f"recovery.fit.context_tokens={self.context_tokens}: a block has recovery.fit.tokens={self.tokens}"
+                " tokens; show that many or fewer"
             )
 
 

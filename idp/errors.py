@@ -26,7 +26,7 @@ LOWER = {
     "load": "model.dtype=bfloat16, a smaller model, or model.device_map=auto to spread it over devices",
     "compress": "compressor.calibration.samples or compressor.calibration.length",
     "recover": "recovery.training.sequence_length: micro batches were tried down to one sequence",
-    "select": "recovery.fit.tokens or recovery.fit.reads",
+    "select": "recovery.fit.tokens or recovery.fit.context_tokens",
     "measure": "evaluation.batch_tokens",
     "latency": "latency.batch_sizes, latency.input_tokens or latency.new_tokens",
     "track": "task.documents, or use a machine with more main memory",

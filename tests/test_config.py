@@ -1,11 +1,14 @@
 """Every shipped YAML composes and is checked; every mistake is one line that says what, where and what to do."""
 
+import copy
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from idp.config import conf_dir
+from idp.config import conf_dir, values_of
 from idp.errors import UserError
+from idp.records.record import identity
 from idp.usage import options
 
 CHOICES = [
@@ -173,3 +176,15 @@ def test_mistakes_are_named(overrides, message, compose):
         compose(*overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_option_s_former_name_is_taken_for_a_release_and_names_the_same_run(compose, caplog):
+    new = compose("recovery=idp", "recovery.fit.context_tokens=8")
+    assert not caplog.records
+    old = compose("recovery=idp", "recovery.fit.reads=8")
+    assert old == new and old.recovery.fit.context_tokens == 8
+    assert "recovery.fit.reads is now recovery.fit.context_tokens" in caplog.text
+    written = values_of(new)
+    before = copy.deepcopy(written)
+    before["recovery"]["fit"]["reads"] = before["recovery"]["fit"].pop("context_tokens")
+    assert identity(written) == identity(before) and "reads" not in written["recovery"]["fit"]

@@ -22,7 +22,7 @@ HELP = """What a run would make or reuse, with seconds, memory and disk, before 
   python -m idp.run compressor=gptq4 recovery=idp --plan
   python -m idp.run -m compressor=gptq4,awq4 recovery=prompt,lora --plan
 
-All overrides are those of python -m idp.run; with -m, of a sweep, whose runs are added up, what they share counted once."""
+The overrides are those of idp run; with -m, of a sweep, whose runs are added up; what they share counts once."""
 MADE, REUSED, SHARED = "made", "reused", "shared"
 GB = 1e9
 SHOWN = 12  # characters of a key

@@ -1,8 +1,8 @@
 """`python -m idp.bench.cost experiment=nine_tasks model=llama_7b`: what a study takes, before it is started.
 
 GPU hours, disk and memory, of each of its runs and together; any overrides of `idp.run` go with it. Work that several
-runs share is counted once, as the store does it once. How many tokens documents have is counted on the documents that are
-here, or read from the record of a run (`record=`), which also says what its machine does in a second.
+runs share is counted once, as the store does it once. How many tokens documents have is counted on the documents that
+are here, or read from the record of a run (`record=`), which also says what its machine does in a second.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from idp.store import digest, write_json
 RECORD, SAMPLES = "record.json", "samples.parquet"
 # What may differ between two runs of one config: when and how fast, not what came out.
 TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
+# Options that older records have under other names; the hashes of runs keep the first ones.
+RENAMED: dict[tuple[str, ...], str] = {("recovery", "fit", "reads"): "context_tokens"}
 NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
@@ -35,6 +37,7 @@ def load(file: Path, said: str | None = None) -> Record:
         raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{said}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
+    record["idp"]["config"] = _renamed(record["idp"].get("config") or {}, RENAMED)
     return record
 
 
@@ -66,7 +69,20 @@ def comparable(record: Record) -> dict[str, Any]:
 
 def identity(config: dict[str, Any]) -> str:
     """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
-    return digest({key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT})
+    known = {key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT}
+    return digest(_renamed(known, {(*place, new): old for (*place, old), new in RENAMED.items()}))
+
+
+def _renamed(config: dict[str, Any], names: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    """The config with some options under other names, given by their places."""
+    config = copy.deepcopy(config)
+    for (*place, old), new in names.items():
+        node: Any = config
+        for key in place:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and old in node:
+            node[new] = node.pop(old)
+    return config
 
 
 def heldout_loss(record: Record) -> float | None:

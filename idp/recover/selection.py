@@ -166,7 +166,7 @@ def selection_of(
         config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
         heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
     if fits:
-        source = {} if given else {"fit": asdict(fit), **about}
+        source = {} if given else {"fit": fit.identity, **about}
         config = {"selector": asdict(options), **source, **registry.code_of(options)}
         fitted = Identity("select", repair, config, VERSION, options.kind)
     return Selection(options, bank.prompts, fitted, heldout)
@@ -265,7 +265,7 @@ def _fit(
 
     assert heldout is not None  # what fits is compared on held-out text first
     (loaded, prefixes), losses = opened(), _losses(heldout)
-    blocks = _blocks(fit, text, loaded)[:, : fit.reads]
+    blocks = _blocks(fit, text, loaded)[:, : fit.context_tokens]
     contexts = begun(blocks, prefixes.beginning.ahead_of_text).tolist()  # as texts begin in scoring
 
     def fitted(rows: slice) -> Selector:

@@ -107,7 +107,7 @@ def test_banks_obey_it(begun, text, bank):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_heldout_losses_and_fitted_selectors_obey_it(begun, text, tmp_path, place):
-    fit = ["recovery.fit.blocks=4", "recovery.fit.tokens=16", "recovery.fit.reads=8"]
+    fit = ["recovery.fit.blocks=4", "recovery.fit.tokens=16", "recovery.fit.context_tokens=8"]
     config, dense, repair = begun("idp", "recovery/selector=learned", f"recovery.bos={place}", *fit)
     store = Store(tmp_path / "store")
     seen = []

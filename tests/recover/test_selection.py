@@ -197,7 +197,10 @@ def test_a_bank_that_brings_its_centres_needs_no_fit(compose, tmp_path):
             "recovery.selector.prompt=mean: use best, worst",
         ),
         (["recovery/selector=fixed", "recovery.selector.prompt=-1"], "recovery.selector.prompt=-1: use best, worst or"),
-        (["recovery.fit.reads=99"], "recovery.fit.reads=99: a block has recovery.fit.tokens=64 tokens"),
+        (
+            ["recovery.fit.context_tokens=99"],
+            "recovery.fit.context_tokens=99: a block has recovery.fit.tokens=64 tokens",
+        ),
         (["recovery.fit.tokens=5000"], "recovery.fit.tokens=5000: with a prompt of 8 tokens it does not fit"),
         (["recovery/selector=oracle", "latency=default"], "recovery.selector=oracle chooses with the answers in hand"),
         (["recovery/selector=learned", "recovery.selector.penalty=-1"], "recovery.selector.penalty=-1"),
