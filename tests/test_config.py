@@ -89,8 +89,9 @@ def test_no_yaml_is_left_out():
     covered |= {"hydra/launcher/slurm"}  # tests/sweep
     covered |= {f"optuna/{name}" for name in ("prompt", "bank")} | {"hydra/sweeper/optuna"}  # tests/test_sweepers.py
     covered |= {f"hydra/sweeper/sampler/{name}" for name in ("grid", "random", "tpe")}  # tests/sweep
-    for group in ("selector", "bank", "training", "search", "fit", "storage"):
-        covered |= {f"recovery/{group}/{name}" for name in options(f"recovery/{group}")}
+    parts = [f"recovery/{part}" for part in ("selector", "bank", "training", "search", "fit", "storage")]
+    for group in (*parts, "compressor/calibration"):
+        covered |= {f"{group}/{name}" for name in options(group)}
     assert shipped == covered
 
 

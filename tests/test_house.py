@@ -30,7 +30,7 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-ROOMS = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 
 
 def modules():
@@ -67,22 +67,23 @@ def arrows():
     return found
 
 
-def module(module):
+def top_level(module):
     """The package or the file of the top level that a module is in."""
     return module.split(".")[1] if "." in module else "idp"
 
 
 def test_every_module_has_a_floor():
-    assert {module(module) for module in modules()} - {"idp"} == set(ROOMS)
+    assert {top_level(module) for module in modules()} - {"idp"} == set(FLOOR_OF)
 
 
 def test_no_arrow_points_up(arrows):
     upward = {
         f"{module} imports {target}"
         for module, targets in arrows.items()
-        if not module.endswith("__main__") and module(module) != "idp"  # commands, and what `import idp` offers
+        if not module.endswith("__main__") and top_level(module) != "idp"  # commands, and what `import idp` offers
         for target in targets
-        if module(target) not in ("idp", module(module)) and ROOMS[module(target)] >= ROOMS[module(module)]
+        if top_level(target) not in ("idp", top_level(module))
+        and FLOOR_OF[top_level(target)] >= FLOOR_OF[top_level(module)]
     }
     assert not upward, "\n".join(sorted(upward))
 
