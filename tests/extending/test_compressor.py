@@ -30,7 +30,7 @@ def compressed(outside, run_here, tmp_path):
     return tmp_path / "outputs" / "runs" / record["idp"]["name"], record
 
 
-def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, compose, outside):
+def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, compose, outside, bridges):
     from transformers import AutoModelForCausalLM
 
     from idp import models
@@ -67,7 +67,7 @@ def test_it_is_measured_recorded_and_reported_as_ours_are(compressed, tmp_path, 
     [code] = manifest["plugin"]
     assert code["module"] == "svd" and len(code["sha256"]) == 64
 
-    config = compose(*TINY, "compressor=gptq3")
+    config = compose(*TINY, "compressor=gptq3", *bridges)
     source = models.model_folder(run.product("load"))
     dense = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     empty = models.open_empty(source, config.model)
