@@ -76,7 +76,7 @@ def test_a_failed_run_says_so_in_its_status(idp_run, tmp_path):
     idp_run(*TINY, "recovery=lora", "recovery.targets=[nothing]", fails=True)
     (status,) = tmp_path.glob("outputs/runs/*/status.json")
     values = json.loads(status.read_text())
-    assert values["state"] == "failed" and values["stage"] == "load"
+    assert values["state"] == "failed" and values["stage"] == "find"
     assert "no layer is called nothing" in values["error"]
     assert "Traceback" in (status.parent / "run.log").read_text()
 

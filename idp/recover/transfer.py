@@ -84,7 +84,7 @@ class Transfer(config.Recovery):
         names = self._source.repair.read("bank/bank.json")["names"] if bank.is_dir() else []
         return names, (bank / CENTRES_FILE).exists()
 
-    def find_repair(self) -> tuple[Transfer, RepairSource]:
+    def find(self) -> tuple[Transfer, RepairSource]:
         """The recovery with the selector that will be used: its own, else that of the run that it is from.
 
         Raises:

@@ -50,7 +50,7 @@ def test_learned_on_one_compressor_used_on_another_and_on_dense(kind, run_here, 
             "key": first.name,
             "kind": kind,
             "compressor": "rtn3",
-            "corpus": "embedded",
+            "corpus": "bridges",
             "seed": 0,
         }
         for file in first.rglob("*.safetensors"):
@@ -141,7 +141,7 @@ def test_text_that_was_trained_on_is_not_evaluated(run_here, tmp_path):
     values = json.loads((place / "record.json").read_text())
     values["idp"]["config"]["corpus"]["made_from"] = ["arc_easy"]
     (place / "record.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="trained on corpus embedded, which is made from arc_easy, which this run"):
+    with pytest.raises(UserError, match="trained on corpus bridges, which is made from arc_easy, which this run"):
         run_here(*TINY, "compressor=rtn4", "recovery=transfer", f"recovery.from={place}")
 
 
