@@ -24,7 +24,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TQDM_DISABLE", "1")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # share the cores out: threads that fight for them crawl
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
-for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs the tests: theirs would speak of folders
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # else a make that a test starts would say which folders it enters
     os.environ.pop(name, None)
 
 
