@@ -4,13 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
-from .test_slurm import BASE, JOBS, cells, idp, pytestmark, states  # noqa: F401
+from .test_slurm import BASE, JOBS, cells, idp, on_cluster, pytestmark, states  # noqa: F401
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
 SMALL = [word for word in BASE if not word.startswith(("compressor=", "recovery="))]
 ONE_CELL = ("compressor=rtn3", "recovery=none", "seed=0")  # of a study
 
 
+@on_cluster("time limit")
 def test_they_do_what_the_page_says(here, corpus):
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), flags=re.S)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]

@@ -23,11 +23,12 @@ BASE += ("evaluation.perplexity=[]", "corpus=local", "corpus.name=bridges")
 JOBS = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
 JOBS += ("hydra.launcher.setup=['export OMP_NUM_THREADS=1']",)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),  # one cluster serves them all, and waits while others compute
-    pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not())),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))]
+
+
+def on_cluster(name):
+    """Tests of one name share a cluster, of which each worker starts its own: they wait beside one another."""
+    return pytest.mark.xdist_group(f"slurm {name}")
 
 
 def idp(module, *words, code=0, **options):
@@ -90,6 +91,7 @@ def pauses(monkeypatch):
     return lambda **seconds: monkeypatch.setenv("PYTEST_PAUSES", json.dumps(seconds))
 
 
+@on_cluster("cells")
 def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(here, corpus, undisturbed, pauses):
     pauses(step=0.1)
     grid = ("recovery.length=2,3,4,5,2000,2001",)  # 2000 tokens do not fit in the window: two cells raise
@@ -135,6 +137,7 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     assert len([place for place in Path("outputs/sweeps").iterdir() if place.is_dir()]) == 2
 
 
+@on_cluster("cells")
 def test_a_killed_search_goes_on_and_each_trial_is_told_its_own_loss(here, corpus):
     optuna = pytest.importorskip("optuna", minversion="4.4")
     from optuna.storages import JournalStorage
@@ -161,8 +164,9 @@ def test_a_killed_search_goes_on_and_each_trial_is_told_its_own_loss(here, corpu
     assert len(set(losses.values())) == 2
 
 
+@on_cluster("preempted")
 def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, undisturbed, pauses):
-    pauses(step=0.1, batch=1)
+    pauses(step=0.1, batch=0.5)
     work = ("recovery.training.steps=200", "recovery.training.checkpoint_every=100000", "task.documents=200")
     work += ("evaluation.batch_tokens=512",)
     partition("down")  # else the job may train while this test still asks where it stands
@@ -198,6 +202,7 @@ def test_preempted_in_training_and_in_evaluation_a_cell_goes_on(here, corpus, un
     assert sorted(steps) == list(range(1, 201)), "steps of the history are lost, or logged twice"
 
 
+@on_cluster("time limit")
 def test_at_its_time_limit_a_cell_goes_on_in_the_next_job(here, corpus, undisturbed, pauses):
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=45")  # the signal comes after 15 to 45 s
     pauses(step=0.25)
@@ -211,6 +216,7 @@ def test_at_its_time_limit_a_cell_goes_on_in_the_next_job(here, corpus, undistur
     assert same(record(stands), expected)
 
 
+@on_cluster("time limit")
 def test_what_slurm_refuses_is_said_in_a_line(here, corpus):
     words = ("-m", *JOBS, *BASE, corpus, "hydra.launcher.partition=nowhere")
     done = idp("run", *words, code=1)

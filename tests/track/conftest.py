@@ -7,7 +7,8 @@ import pytest
 
 from ..processes import python
 
-SMALL = ("model=tiny_llama", "task=world_knowledge", "budget=smoke", "tracker.mode=offline", "tracker.project=demo")
+SMALL = ("model=tiny_llama", "task=custom", "task.names=[arc_easy,webqs]", "budget=smoke", "tracker.mode=offline")
+SMALL += ("tracker.project=demo",)
 LATENCY = ("latency=default", "latency.batch_sizes=[1]", "latency.input_tokens=[8]", "latency.new_tokens=2")
 SWEEP = ("compressor=rtn3", "recovery=none,prompt,lora", "tracker.study=cheap_repairs", "tracker.artifacts=reference")
 STOPPED = ("compressor=rtn3", "recovery=idp", "recovery.lengths=[3,5]", "tracker.artifacts=upload")
