@@ -48,7 +48,7 @@ def score_table(view: View) -> Table:
         if found is not None and found.detectable is not None:
             line["detectable"] = Entry(signed(found.detectable, view.unit).lstrip("+"), found.detectable)
         if view.parent(row) is not view.dense and (to_dense := view.to_dense.get(row.id)) is not None:
-            line["to dense"] = said(view, row, to_dense.mean) if to_dense.mean else MISSING
+            line["to dense"] = difference_entry(view, row, to_dense.mean) if to_dense.mean else MISSING
         else:
             line["to dense"] = Entry("")
         line["brought back"] = _brought_back(view, row)
@@ -57,7 +57,7 @@ def score_table(view: View) -> Table:
     return Table("Scores", columns, lines, _notes(view, bool(folded)))
 
 
-def said(view: View, row: Cell, found: Difference) -> Entry:
+def difference_entry(view: View, row: Cell, found: Difference) -> Entry:
     """A difference as tables show it: with its interval, marked where that holds for one seed only."""
     mark = SEED_ONLY if row.of_one_seed else ""
     value, low, high = (signed(each, view.unit) for each in (found.difference, found.low, found.high))
@@ -100,7 +100,7 @@ def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
     if view.parent(row) is None:
         return Entry("")
     if (found := comparison.mean) is not None:
-        return said(view, row, found)
+        return difference_entry(view, row, found)
     difference = view.difference(row)
     return MISSING if difference is None else Entry(f"{signed(difference, view.unit)} (not paired)", difference)
 
