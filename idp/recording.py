@@ -96,7 +96,7 @@ def build(made: RunResult) -> Record:
 
     final, config, selection, latency = made.final, made.config, made.selection, made.latency
     record = _merged(final)
-    weights = recorded(made.compress, own_dtype(final))
+    weights = recorded(made.compress, measured_dtype(final))
     repair = made.recover.read("repair.json") if made.recover is not None else {"added": 0, "trainable": 0}
     chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
     stages = {"load": made.load, "compress": made.compress, "recover": made.recover}
@@ -104,13 +104,13 @@ def build(made: RunResult) -> Record:
         stages["select"] = selection.fitted
     peaks = {stage: peaks_of([product]) for stage, product in stages.items() if product is not None}
     peaks |= {"measure": final.peaks()} | ({"latency": peaks_of([latency])} if latency is not None else {})
-    record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(final), "limit": made.documents}
+    record["config"] = {"model": config["model"]["name"], "model_dtype": measured_dtype(final), "limit": made.documents}
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
         "name": made.name,
         "compressor": made.compressor,
         "row": final.name,
-        "batch_tokens": own_batch_tokens(final),
+        "batch_tokens": measured_batch_tokens(final),
         "budget": config["budget"]["name"],
         "config": config,
         "stages": {
@@ -191,12 +191,12 @@ def _counted(measured: Measured, name: str) -> dict[str, int]:
     return {task: count for task, count in counts.items() if count}
 
 
-def own_dtype(measured: Measured) -> str:
+def measured_dtype(measured: Measured) -> str:
     """The dtype that a model was measured in."""
     return measured.products[0].manifest["config"]["dtype"]
 
 
-def own_batch_tokens(measured: Measured) -> int | None:
+def measured_batch_tokens(measured: Measured) -> int | None:
     """The tokens per forward pass that a model was measured with; None where no product says."""
     return measured.products[0].manifest["config"].get("batch_tokens")
 

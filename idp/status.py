@@ -107,7 +107,7 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         if stopped := STOP.cause(error):
             _say_stopped(status, stopped)
             raise stopped from (None if stopped is error else error)
-        failure = _said(error, str(status.values["stage"]), folder)
+        failure = _explained(error, str(status.values["stage"]), folder)
         log.debug("failed at stage %s\n%s", status.values["stage"], traceback.format_exc())
         with contextlib.suppress(OSError):
             status.update(state="failed", error=str(failure) or type(error).__name__)
@@ -135,7 +135,7 @@ def _say_stopped(status: Status, stopped: Stopped) -> None:
             status.update(state="failed", error=f"SLURM ended it at stage {stage} ({stopped})")
 
 
-def _said(error: BaseException, stage: str, folder: Path) -> BaseException:
+def _explained(error: BaseException, stage: str, folder: Path) -> BaseException:
     """The error as the user is told of it, in one line."""
     if isinstance(error, UserError) or not isinstance(error, Exception):
         return error

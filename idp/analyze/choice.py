@@ -372,7 +372,7 @@ def page(result: dict[str, Any]) -> str:
                 disable_numparse=True,
             ),
             "",
-            _luck_said(result["ways"]["oracle"]),
+            _luck_sentence(result["ways"]["oracle"]),
             "",
             "Documents on which the prompts score differently; on the others there is nothing to choose:",
             "",
@@ -381,7 +381,7 @@ def page(result: dict[str, Any]) -> str:
     )
 
 
-def _luck_said(oracle: dict[str, Any]) -> str:
+def _luck_sentence(oracle: dict[str, Any]) -> str:
     flips = f"differ on {100 * oracle['flips']:.1f} % of documents" if oracle["flips"] is not None else "differ so"
     beyond, low, high = (100 * oracle[name] for name in ("beyond_luck", "beyond_luck_low", "beyond_luck_high"))
     return (

@@ -163,7 +163,7 @@ def greater(scores: np.ndarray, higher: bool = True) -> np.ndarray:
     return 1 - scores if np.isin(scores, (0, 1)).all() else -scores
 
 
-def luck_said(controls: dict[str, Any] | None) -> str | None:
+def luck_phrase(controls: dict[str, Any] | None) -> str | None:
     """A run's oracle beside that of equal prompts, in a phrase; None where its controls do not tell them apart."""
     mean = (controls or {}).get("mean")
     if not mean or "oracle_by_luck" not in mean:

@@ -175,13 +175,13 @@ def _listed(sweeps: Iterable[Path]) -> dict[str, Unfinished]:
             name = Path(cell.folder).name if cell.folder is not None else " ".join(cell.overrides)
             state = "missing" if cell.error is None else "failed"
             apart = [word for word in cell.overrides if word not in common] if cell.folder is not None else []
-            run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_said(apart))
+            run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_label(apart))
             if name not in found or len(run.settings) > len(found[name].settings):
                 found[name] = run  # of two sweeps that have it, the one that varies more says more of it
     return found
 
 
-def _settings_said(overrides: Iterable[str]) -> str:
+def _settings_label(overrides: Iterable[str]) -> str:
     """Overrides as the tables say settings, but those that a run's name says."""
     words = [word.lstrip("+~").partition("=") for word in overrides]
     return " ".join(f"{re.split('[./]', key)[-1]}={value}" for key, _, value in words if key not in IN_NAMES)

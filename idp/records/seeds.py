@@ -29,7 +29,7 @@ def seeds_of(model: ModelScores) -> dict[str, Any]:
     return found
 
 
-def seeds_said(members: Sequence[ModelScores]) -> str:
+def seeds_label(members: Sequence[ModelScores]) -> str:
     """The seeds of a row's runs: those of training, and of others those that vary between the runs."""
     every = [seeds_of(model) for model in members]
     words = []
@@ -45,7 +45,7 @@ def seeds_said(members: Sequence[ModelScores]) -> str:
     return "; ".join(words)
 
 
-def seed_said(model: ModelScores, members: Sequence[ModelScores]) -> str:
+def seed_label(model: ModelScores, members: Sequence[ModelScores]) -> str:
     """The same of one run of a row: what tells it from the row's others."""
     seeds = seeds_of(model)
     words = [str(seeds[TRAINING])] if TRAINING in seeds else []

@@ -71,7 +71,7 @@ def names(row: Cell) -> dict[str, Entry]:
         "model": Entry(row.first.model),
         "compressor": Entry(row.compressor),
         "recovery": Entry(row.recovery),
-        "seeds": Entry(row.seeds_said),
+        "seeds": Entry(row.seeds_label),
         "runs": Entry(str(row.runs), row.runs),
     }
 
@@ -114,7 +114,7 @@ def _brought_back(view: View, row: Cell) -> Entry:
 
 
 def _notes(view: View, folded: bool) -> list[str]:
-    from idp.evaluate.selection import luck_said
+    from idp.evaluate.selection import luck_phrase
 
     notes = [
         "score (standard error over documents); of several runs, which differ by seeds alone, the mean ± standard"
@@ -130,7 +130,7 @@ def _notes(view: View, folded: bool) -> list[str]:
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
     if any(row.first.uses_labels for row in view.rows):
         notes.append(f"{UPPER_BOUND}: it uses the labels, and is no method")
-        known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.uses_labels]
+        known = [(row, luck_phrase(row.first.controls)) for row in view.rows if row.first.uses_labels]
         notes += [f"{row.name}: {luck}" for row, luck in known if luck]
     if folded:
         notes.append("the tasks behind the groups have columns in table.csv and in the page")

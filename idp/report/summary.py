@@ -27,7 +27,7 @@ def sweep_table(found: Collection) -> str:
     for run, cell, model in _rows(found):
         about, weights = records[run]["idp"], records[run]["idp"]["weights"]
         scores, peak = main_scores(records[run], records[run]["results"]), about["peak_memory_bytes"].get("compress")
-        seeds.append(cell.seed_said(model))
+        seeds.append(cell.seed_label(model))
         lines.append(
             [
                 model.model,

@@ -1,7 +1,7 @@
 """A packed sequence as variable-length attention takes it: which tokens are queries, and which keys they see.
 
 A row is a trunk and branches, one behind the other, and follows a prefix. What its tokens see falls into parts that a
-kernel for sequences of different lengths knows: each trunk and each branch sees itself (`causal`); all tokens of the rows
+kernel for sequences of different lengths knows: each trunk and branch sees itself (`causal`); all tokens of the rows
 behind one prefix see all of it (`behind`); all branches of a row see its whole trunk (`over`).
 
     keys      prefix | trunk | branch 1 | branch 2
