@@ -74,8 +74,8 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         draws.append({})
         for way in ways:
             found = draws[-1][way] = in_its_own_process({**job, "way": way, "seed": seed})
-            said = f"perplexity {found['perplexity']:.3f}, {found['seconds']:.1f} s"
-            print(f"{name} {way}, draw {seed + 1} of {options.draws}: {said}", file=sys.stderr, flush=True)
+            summary = f"perplexity {found['perplexity']:.3f}, {found['seconds']:.1f} s"
+            print(f"{name} {way}, draw {seed + 1} of {options.draws}: {summary}", file=sys.stderr, flush=True)
     return {
         "compressor": name,
         "ratios": {way: _ratios(draws, way, "perplexity") for way in ways[1:]},

@@ -118,8 +118,10 @@ def _precision(
         bound.append(divergence(*kept[0], *kept[1], TOP))
     counts = [windows.shape[1] - 1] * len(windows)
     store, same = Store(folder), np.zeros(sum(counts), bool)
-    own = Comparing("dense", "dense", {}, lambda: _scorer(dense), store, None)
-    reference = Measured("dense", fidelity=Fidelity(corpora={"text": own.of_corpus("text", {}, lambda _: windows)}))
+    dense_row = Comparing("dense", "dense", {}, lambda: _scorer(dense), store, None)
+    reference = Measured(
+        "dense", fidelity=Fidelity(corpora={"text": dense_row.of_corpus("text", {}, lambda _: windows)})
+    )
     product = Comparing("other", str(bits), {}, lambda: _scorer(other), store, reference)
     found = {
         "exact": figures(torch.cat(exact).numpy(), same, counts),
@@ -175,11 +177,11 @@ def _cost_of_task(dense: LoadedModel, other: LoadedModel, source: Any, documents
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        own = Comparing("dense", "dense", {}, lambda: scorers[0], store, None)
+        dense_row = Comparing("dense", "dense", {}, lambda: scorers[0], store, None)
         row = Comparing("other", "other", {}, lambda: scorers[1], store, measured)
         ways = {
             "scored": lambda: store.get_or_make("measure", parent=None, config={}, version=1, make=score),
-            "kept": lambda: own.of_task("task", measured.tasks["task"]),
+            "kept": lambda: dense_row.of_task("task", measured.tasks["task"]),
             "compared": lambda: row.of_task("task", measured.tasks["task"]),
         }
         for name, way in ways.items():

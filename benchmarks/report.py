@@ -73,7 +73,7 @@ def synthesise(run: Path, folder: Path, count: int) -> None:
 
     record = json.loads((run / "record.json").read_text(encoding="utf-8"))
     table = parquet.read_table(run / "samples.parquet")
-    own = np.array(table["model"].to_pylist()) == record["idp"]["row"]
+    final = np.array(table["model"].to_pylist()) == record["idp"]["row"]
     metrics = [name for name in table.column_names if name.startswith("metric:")]
     for number in range(count):
         generator = np.random.default_rng(number)
@@ -81,7 +81,7 @@ def synthesise(run: Path, folder: Path, count: int) -> None:
         place.mkdir(parents=True)
         (place / "record.json").write_text(json.dumps(_varied(record, number)), encoding="utf-8")
         changed = table
-        flip = own & (generator.random(len(table)) < FLIPPED)
+        flip = final & (generator.random(len(table)) < FLIPPED)
         for name in metrics:
             values = table[name].to_numpy(zero_copy_only=False).copy()
             binary = flip & ((values == 0) | (values == 1))

@@ -139,9 +139,11 @@ class LanguageModel:
         contexts = _texts(contexts, "contexts")
         offered = _choices(choices, len(contexts))
         requests, tokens = [], []
-        for number, (context, own) in enumerate(zip(contexts, offered, strict=True)):
-            requests += [_request("loglikelihood", (context, choice), number, i) for i, choice in enumerate(own)]
-            encoded = self._scorer.encode_choices([(context, choice) for choice in own])
+        for number, (context, continuations) in enumerate(zip(contexts, offered, strict=True)):
+            requests += [
+                _request("loglikelihood", (context, choice), number, i) for i, choice in enumerate(continuations)
+            ]
+            encoded = self._scorer.encode_choices([(context, choice) for choice in continuations])
             tokens.append([len(choice.continuation) for choice in encoded])
             if 0 in tokens[-1]:
                 place = f"choices[{number}][{tokens[-1].index(0)}]"
@@ -327,7 +329,7 @@ def _choices(given: Any, contexts: int) -> list[list[str]]:
         return [_texts(given, "choices")] * contexts
     if len(given) != contexts:
         raise UserError(f"choices: there are {contexts} contexts and {len(given)} lists of choices; give one for each")
-    return [_texts(own, f"choices[{number}]") for number, own in enumerate(given)]
+    return [_texts(texts, f"choices[{number}]") for number, texts in enumerate(given)]
 
 
 def _described(value: Any) -> str:

@@ -57,10 +57,10 @@ def failures_in_one_line(
         if os.environ.get("IDP_DEBUG"):
             raise
         if lacks_memory(error):
-            said = str(out_of_memory(command))
+            message = str(out_of_memory(command))
         else:
-            said = explain(error) if explain is not None else _unforeseen(error)
-        sys.exit(f"error: {said}{f'; {also}' if also else ''}")
+            message = explain(error) if explain is not None else _unforeseen(error)
+        sys.exit(f"error: {message}{f'; {also}' if also else ''}")
 
 
 def _nobody_reads() -> bool:
@@ -71,8 +71,8 @@ def _nobody_reads() -> bool:
 
 
 def _unforeseen(error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {said} (IDP_DEBUG=1 shows where)"
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message} (IDP_DEBUG=1 shows where)"
 
 
 def word(help: str, *, positional: bool = False, **default: Any) -> Any:
@@ -163,15 +163,15 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
             raise UserError(f"{given}: {key if dashed else f'{key}='} is given twice")
         named.add(key)
         texts = [value] if equals else _following(left, hints[key])
-        said = given if equals else " ".join([given, *texts])
+        argument = given if equals else " ".join([given, *texts])
         if not all(texts) or not texts:
             raise UserError(f"{given}: give a value ({known[key].metadata['help']})")
         if _is_list(hints[key]):
             (kind,) = get_args(_some(hints[key]))
             parts = [part.strip() for text in texts for part in (text.split(",") if equals else [text])]
-            values[key] = [*values.get(key, []), *(_value(said, part, kind) for part in parts if part)]
+            values[key] = [*values.get(key, []), *(_value(argument, part, kind) for part in parts if part)]
         else:
-            values[key] = _value(said, texts[0], _some(hints[key]))
+            values[key] = _value(argument, texts[0], _some(hints[key]))
     for key, item in known.items():
         if key not in values and item.default is MISSING and item.default_factory is MISSING:
             raise UserError(f"{key}= is missing: {item.metadata['help']}")
@@ -208,18 +208,18 @@ def _is_list(hint: Any) -> bool:
     return get_origin(_some(hint)) is list
 
 
-def _value(said: str, value: str, kind: type) -> Any:
+def _value(argument: str, value: str, kind: type) -> Any:
     if kind is bool:
         if value.lower() not in ("true", "false"):
-            raise UserError(f"{said}: use true or false")
+            raise UserError(f"{argument}: use true or false")
         return value.lower() == "true"
     if kind is int:
         if not re.fullmatch(r"-?\d+", value):
-            raise UserError(f"{said}: use a whole number")
+            raise UserError(f"{argument}: use a whole number")
         return int(value)
     if kind is float:
         try:
             return float(value)
         except ValueError as error:
-            raise UserError(f"{said}: use a number") from error
+            raise UserError(f"{argument}: use a number") from error
     return value

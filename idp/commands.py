@@ -40,14 +40,14 @@ _ALL = (
         "plan", "what a run would make or reuse, and what it takes", "idp.run", None, PLAN_HELP, (), ("--plan",), True
     ),
     Command("sweep", "status, wait or resume: the cells of a sweep", "idp.sweep.__main__", "OPTIONS"),
-    Command("report", "tables, plots and a page over many runs", "idp.report.__main__", "Options"),
+    Command("report", "tables, plots and a page over many runs", "idp.report.__main__", "ReportOptions"),
     Command("compare", "every repair and compressor: effect, interval, test", ANALYZE, "Runs", before=("compare",)),
     Command("analyze", "claims of the papers, displaced documents, choice of prompts, similarity", ANALYZE, "OPTIONS"),
-    Command("generate", "dense, compressed and repaired answers side by side", "idp.generate", "Options"),
-    Command("export", "a run's model as a checkpoint for other programs", "idp.export.__main__", "Options"),
+    Command("generate", "dense, compressed and repaired answers side by side", "idp.generate", "GenerateOptions"),
+    Command("export", "a run's model as a checkpoint for other programs", "idp.export.__main__", "ExportOptions"),
     Command("fetch", "download what a run or a sweep takes from the hub", "idp.fetch", hydra=True),
     Command("store", "list, verify or prune stored products", "idp.store_command", "OPTIONS"),
-    Command("dashboard", "a W&B workspace and report over many runs", "idp.dashboard", "Options"),
+    Command("dashboard", "a W&B workspace and report over many runs", "idp.dashboard", "DashboardOptions"),
     Command("bench", "the benchmarks, of a checkout", "idp.bench.__main__"),
 )
 COMMANDS = {command.name: command for command in _ALL}

@@ -58,7 +58,7 @@ class FetchItem:
 
     need: Need
     state: str  # FETCHED, THERE (fetched earlier), LOCAL (nothing to fetch) or MISSING
-    said: str  # where it is from, or why it is missing
+    detail: str  # where it is from, or why it is missing
     bytes: int  # of what was fetched, now or earlier
 
 
@@ -134,15 +134,15 @@ def needs(config: Config) -> Iterator[Need]:
         yield Need("compressor", compressor.origin, values_of(compressor), lambda store: _compressor(config, store))
     corpora = ["corpus", compressor.calibration.corpus or "corpus", *config.evaluation.perplexity]
     for name in dict.fromkeys(config.corpus.name if name == "corpus" else name for name in corpora):
-        own = asdict(config.corpus) if name == config.corpus.name else None
-        yield Need("corpus", name, [name, own, config.data_dir], _corpus(name, config))
+        options = asdict(config.corpus) if name == config.corpus.name else None
+        yield Need("corpus", name, [name, options, config.data_dir], _corpus(name, config))
     yield from _tasks(config)
 
 
 def line(item: FetchItem) -> str:
     """One item in a line."""
     bytes_of = f", {size(item.bytes)}" if item.bytes else ""
-    return f"{item.state:<8} {item.need.what:<10} {item.need.name:<20} {item.said}{bytes_of}"
+    return f"{item.state:<8} {item.need.what:<10} {item.need.name:<20} {item.detail}{bytes_of}"
 
 
 def size(count: float) -> str:
@@ -159,13 +159,13 @@ def _taken(need: Need, store: Store) -> FetchItem:
 
     with fetched.noting() as products:
         try:
-            said = need.take(store)
+            detail = need.take(store)
         except UserError as error:
             return FetchItem(need, MISSING, str(error), 0)
     state = LOCAL
     if products:
         state = THERE if all(product.reused for product in products) else FETCHED
-    return FetchItem(need, state, said, sum(map(_bytes, products)))
+    return FetchItem(need, state, detail, sum(map(_bytes, products)))
 
 
 def _bytes(product: Product) -> int:

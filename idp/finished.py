@@ -40,7 +40,7 @@ class Finished:
     which its store may be.
     """
 
-    said: str  # how the user named it
+    label: str  # how the user named it
     record: Record
     model: Model
     compressor: Compressor
@@ -71,12 +71,12 @@ class Finished:
         """
         if variant not in self.variants:
             why = "repaired nothing (recovery=none)" if variant == "repaired" else "compressed nothing"
-            raise UserError(f"{self.said}: the run {why}; it has {' and '.join(self.variants)}")
+            raise UserError(f"{self.label}: the run {why}; it has {' and '.join(self.variants)}")
         if variant == "repaired" and self.recovery.selector is not None and self.record["idp"].get("selector"):
             self.recovery.selector.check_usable()
         for stage in self._stages(variant):
             if (made := self.record["idp"]["stages"].get(stage)) is None:
-                raise UserError(f"{self.said}: the run has no stage {stage}")
+                raise UserError(f"{self.label}: the run has no stage {stage}")
             self._store(stage, made["key"])
 
     def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
@@ -126,7 +126,7 @@ class Finished:
         """
         product = self.product(stage)
         if product is None:
-            raise UserError(f"{self.said}: the run has no stage {stage}")
+            raise UserError(f"{self.label}: the run has no stage {stage}")
         return product
 
     def _weights(self, variant: str) -> str:
@@ -142,7 +142,7 @@ class Finished:
         found = [place for place in self.places if (place / stage / key).is_dir()]
         if not found:
             raise UserError(
-                f"{self.said}: its {MADE_BY[stage]} ({key[:12]}) is not in {' or in '.join(map(str, self.places))};"
+                f"{self.label}: its {MADE_BY[stage]} ({key[:12]}) is not in {' or in '.join(map(str, self.places))};"
                 f" name the run's store with store=..., or run it again: {command_of(self.record) or 'its command'}"
             )
         return Store(found[0])
@@ -158,20 +158,20 @@ def find_run(place: str | Path, store: str | Path | None = None) -> Finished:
     Raises:
         UserError: there is no record, because the run failed perhaps, or it is not one.
     """
-    said = f"record={place}"
-    record, file = reading.read(place, said)
-    return of_record(record, store, said, file)
+    label = f"record={place}"
+    record, file = reading.read(place, label)
+    return of_record(record, store, label, file)
 
 
 def of_record(
-    record: Record, store: str | Path | None = None, said: str = "record", file: Path | None = None
+    record: Record, store: str | Path | None = None, label: str = "record", file: Path | None = None
 ) -> Finished:
     """The run of a record that has been read.
 
     Args:
         record: the record.
         store: the folder of stored products, if it was moved.
-        said: what the record is called in messages.
+        label: what the record is called in messages.
         file: where it was read from.
 
     Raises:
@@ -185,7 +185,7 @@ def of_record(
         recovery = config["recovery"]
         chosen = recovery.get("selector")
         return Finished(
-            said,
+            label,
             record,
             replace(
                 restore(Model, {"bos": AUTO, **config["model"]}, "model"),  # records before it was an option
@@ -197,9 +197,9 @@ def of_record(
             places,
         )
     except UserError as error:
-        raise UserError(f"{said}: {next(iter(absent), error)}") from error
+        raise UserError(f"{label}: {next(iter(absent), error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+        raise UserError(f"{label}: not a record of idp.run ({type(error).__name__}: {error})") from error
 
 
 def _load_plugins(names: list[str]) -> list[UserError]:

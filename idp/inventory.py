@@ -115,9 +115,11 @@ class Inventory:
         """What an item is, from the model on: `smollm2_135m gptq4 prompt`."""
         if item.left:
             return item.left
-        own = _label(item)
+        label = _label(item)
         parent = self._by_key.get(item.parent or "")
-        return f"{self.words(parent)} {own}" if parent is not None and own not in self.words(parent).split() else own
+        return (
+            f"{self.words(parent)} {label}" if parent is not None and label not in self.words(parent).split() else label
+        )
 
     @cached_property
     def needed(self) -> set[str]:
@@ -221,8 +223,8 @@ def _touched(lease: Path) -> bool:
         return False
 
 
-def _when(said: Any) -> float | None:
+def _when(text: Any) -> float | None:
     try:
-        return calendar.timegm(time.strptime(said, TIME))
+        return calendar.timegm(time.strptime(text, TIME))
     except (ValueError, TypeError):
         return None

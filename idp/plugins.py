@@ -56,10 +56,10 @@ def reason(error: BaseException) -> str:
 
 
 def _imported(name: str) -> ModuleType:
-    said = f"plugins=[{name}]"
+    label = f"plugins=[{name}]"
     if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
         hint = f"; say plugins=[{Path(name).stem}]" if name.endswith(".py") else ""
-        raise UserError(f"{said}: give a module as `import` would name it{hint}")
+        raise UserError(f"{label}: give a module as `import` would name it{hint}")
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:  # a script's path begins where the script lies
         sys.path.append(here)
     importlib.invalidate_caches()
@@ -68,12 +68,12 @@ def _imported(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (error.name == name or name.startswith(f"{error.name}.")):
             raise UserError(
-                f"{said}: there is no module {error.name}; run where it lies, put its folder on PYTHONPATH, or install"
+                f"{label}: there is no module {error.name}; run where it lies, put its folder on PYTHONPATH, or install"
                 " it"
             ) from error
-        raise UserError(f"{said}: does not import: {reason(error)}") from error
+        raise UserError(f"{label}: does not import: {reason(error)}") from error
     except Exception as error:  # whatever a module does as it is imported
-        raise UserError(f"{said}: does not import: {reason(error)}") from error
+        raise UserError(f"{label}: does not import: {reason(error)}") from error
 
 
 def code(node: type) -> dict[str, str]:

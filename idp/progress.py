@@ -19,26 +19,26 @@ class _Lines:
     def __init__(self, total: int, label: str, unit: str):
         self.total, self.label, self.unit = total, label, unit
         self.n, self.note = 0, ""
-        self.started = self.said = time.monotonic()
+        self.started = self.printed_at = time.monotonic()
 
     def __enter__(self) -> _Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.said > self.started:  # something was said before, so say the end as well
+        if self.printed_at > self.started:  # something was said before, so say the end as well
             self._say()
 
     def update(self, count: int = 1) -> None:
         self.n += count
-        if time.monotonic() - self.said >= EVERY_SECONDS:
+        if time.monotonic() - self.printed_at >= EVERY_SECONDS:
             self._say()
 
     def set_postfix(self, **values: Any) -> None:
         self.note = " ".join(f"{name}={value}" for name, value in values.items())
 
     def _say(self) -> None:
-        self.said = time.monotonic()
-        rate = self.n / (self.said - self.started)
+        self.printed_at = time.monotonic()
+        rate = self.n / (self.printed_at - self.started)
         left = (self.total - self.n) / rate if rate else float("inf")
         line = f"{self.label}: {self.n}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left {self.note}"
         print(line.rstrip(), file=sys.stderr, flush=True)

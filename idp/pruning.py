@@ -117,9 +117,9 @@ def remove(item: StoreItem) -> bool:
     return True
 
 
-def _duration(option: str, said: str) -> float:
+def _duration(option: str, text: str) -> float:
     """Seconds in `30d`, `12h`, `45m` or `2w`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", said)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
     if match is None:
-        raise UserError(f"{option} {said}: give a number and a unit, such as 30d, 12h, 45m or 2w")
+        raise UserError(f"{option} {text}: give a number and a unit, such as 30d, 12h, 45m or 2w")
     return float(match[1]) * UNITS[match[2]]

@@ -66,7 +66,7 @@ class RunResult:
     bos: dict[str, Any] | None = None
 
     @property
-    def own(self) -> Measured:
+    def final(self) -> Measured:
         """What the run's own model scored."""
         return list(self.measured.values())[-1]
 
@@ -94,28 +94,28 @@ def build(made: RunResult) -> Record:
     from idp.evaluate import fidelity
     from idp.records.conclusion import conclusion
 
-    own, config, selection, latency = made.own, made.config, made.selection, made.latency
-    record = _merged(own)
-    weights = recorded(made.compress, own_dtype(own))
+    final, config, selection, latency = made.final, made.config, made.selection, made.latency
+    record = _merged(final)
+    weights = recorded(made.compress, measured_dtype(final))
     repair = made.recover.read("repair.json") if made.recover is not None else {"added": 0, "trainable": 0}
     chooser = selection.description if selection is not None else {"added": 0, "trainable": 0}
     stages = {"load": made.load, "compress": made.compress, "recover": made.recover}
     if selection is not None and selection.fitted is not None:
         stages["select"] = selection.fitted
     peaks = {stage: peaks_of([product]) for stage, product in stages.items() if product is not None}
-    peaks |= {"measure": own.peaks()} | ({"latency": peaks_of([latency])} if latency is not None else {})
-    record["config"] = {"model": config["model"]["name"], "model_dtype": own_dtype(own), "limit": made.documents}
+    peaks |= {"measure": final.peaks()} | ({"latency": peaks_of([latency])} if latency is not None else {})
+    record["config"] = {"model": config["model"]["name"], "model_dtype": measured_dtype(final), "limit": made.documents}
     record["idp"] = {
         "schema_version": SCHEMA_VERSION,
         "name": made.name,
         "compressor": made.compressor,
-        "row": own.name,
-        "batch_tokens": own_batch_tokens(own),
+        "row": final.name,
+        "batch_tokens": measured_batch_tokens(final),
         "budget": config["budget"]["name"],
         "config": config,
         "stages": {
             **{stage: product.summary() if product is not None else None for stage, product in stages.items()},
-            "measure": own.summary(),
+            "measure": final.summary(),
         },
         # Of the process that made a stage, and of the accelerators that it used, while it did.
         "peak_memory_bytes": {stage: each["peak_memory_bytes"] for stage, each in peaks.items()},
@@ -132,15 +132,15 @@ def build(made: RunResult) -> Record:
         "transfer": made.transfer,
         "bos": made.bos,
         "weights": weights,
-        "perplexity": _perplexity(own, "perplexity"),
-        "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in own.corpora.items()},
+        "perplexity": _perplexity(final, "perplexity"),
+        "perplexity_details": {corpus: product.read("perplexity.json") for corpus, product in final.corpora.items()},
         "fidelity": fidelity.recorded(made.measured),
         "latency": latency.read("latency.json") if latency is not None else None,
-        "selection": (chosen := _chosen(own)),
+        "selection": (chosen := _chosen(final)),
         "selector": _selector(selection, chosen),
         "controls": _controls(made),
-        "truncated": _counted(own, "truncated"),
-        "merged_choices": _counted(own, "merged_choices"),
+        "truncated": _counted(final, "truncated"),
+        "merged_choices": _counted(final, "merged_choices"),
         "training": _training(made.recover),
         "search": _search(made.recover),
         "data": {source.name: _data(source, made.documents) for source in made.tasks},
@@ -152,11 +152,11 @@ def build(made: RunResult) -> Record:
                 "stage": scores.summary() | scores.peaks(),
             }
             for row, scores in made.measured.items()
-            if scores is not own
+            if scores is not final
         },
         "environment": environment(),
     }
-    scored_as_one = {name: rows[own.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
+    scored_as_one = {name: rows[final.name]["tasks"] for name, rows in (record["idp"].get("groups") or {}).items()}
     record["idp"]["comparisons"] = comparisons.of_run(made.measured, made.tasks, scored_as_one)
     whole = cast(Record, record)
     whole["idp"]["conclusion"] = conclusion(whole)
@@ -181,7 +181,7 @@ def write(folder: Path, record: Record, made: RunResult) -> Path:
     if made.per_prompt:
         from idp.evaluate.selection import OUTCOMES, write_outcomes
 
-        write_outcomes(folder / OUTCOMES, made.own, made.per_prompt, made.tasks)
+        write_outcomes(folder / OUTCOMES, made.final, made.per_prompt, made.tasks)
     return save(folder, record)
 
 
@@ -191,12 +191,12 @@ def _counted(measured: Measured, name: str) -> dict[str, int]:
     return {task: count for task, count in counts.items() if count}
 
 
-def own_dtype(measured: Measured) -> str:
+def measured_dtype(measured: Measured) -> str:
     """The dtype that a model was measured in."""
     return measured.products[0].manifest["config"]["dtype"]
 
 
-def own_batch_tokens(measured: Measured) -> int | None:
+def measured_batch_tokens(measured: Measured) -> int | None:
     """The tokens per forward pass that a model was measured with; None where no product says."""
     return measured.products[0].manifest["config"].get("batch_tokens")
 
@@ -257,9 +257,9 @@ def _repair(repair: Product | None, kind: str) -> dict[str, Any] | None:
     }
 
 
-def _chosen(own: Measured) -> dict[str, dict[str, int]]:
+def _chosen(final: Measured) -> dict[str, dict[str, int]]:
     """How many documents of each task were given each prompt, by the prompt's name."""
-    counts = {task: product.read("results.json")["idp"]["selection"] for task, product in own.tasks.items()}
+    counts = {task: product.read("results.json")["idp"]["selection"] for task, product in final.tasks.items()}
     return {task: selection for task, selection in counts.items() if selection}
 
 
@@ -288,7 +288,7 @@ def _controls(made: RunResult) -> dict[str, Any] | None:
     if not made.per_prompt or made.selection is None:
         return None
     # The seed is that of a bootstrap, whatever was trained.
-    return controls(made.own, made.per_prompt, made.tasks, made.selection.heldout_loss, seed=0)
+    return controls(made.final, made.per_prompt, made.tasks, made.selection.heldout_loss, seed=0)
 
 
 def _perplexity(measured: Measured, key: str) -> dict[str, float]:

@@ -277,17 +277,17 @@ def _all(sort: Sort) -> Iterator[tuple[str, type]]:
 
 def _of_entry_point(point: importlib.metadata.EntryPoint, sort: Sort) -> dict[str, type]:
     whose = f" of {point.dist.name} {point.dist.version}" if point.dist is not None else ""
-    said = f"entry point {point.name} in {point.group}{whose}"
+    label = f"entry point {point.name} in {point.group}{whose}"
     try:
         found = point.load()
     except Exception as error:  # whatever a module does as it is imported
-        raise UserError(f"{said}: does not import: {plugins.reason(error)}; repair or remove it") from error
+        raise UserError(f"{label}: does not import: {plugins.reason(error)}; repair or remove it") from error
     if isinstance(found, ModuleType):
         kinds = _kinds_in(found, sort)
     else:
         kinds = {_name(found): found} if isinstance(found, type) and issubclass(found, sort.base) else {}
     if not kinds:
-        raise UserError(f"{said}: {point.value} has no class that derives from config.{sort.base.__name__}")
+        raise UserError(f"{label}: {point.value} has no class that derives from config.{sort.base.__name__}")
     return kinds
 
 
@@ -299,13 +299,13 @@ def _kinds_in(module: ModuleType, sort: Sort) -> dict[str, type]:
     Raises:
         UserError: two have one name.
     """
-    own = [
+    classes = [
         node
         for name, node in vars(module).items()
         if isinstance(node, type) and issubclass(node, sort.base) and node is not sort.base
         if not name.startswith("_") and (node.__module__ == module.__name__ or _is_others(node))
     ]
-    leaves = [node for node in dict.fromkeys(own) if not any(node in other.__mro__[1:] for other in own)]
+    leaves = [node for node in dict.fromkeys(classes) if not any(node in other.__mro__[1:] for other in classes)]
     found: dict[str, type] = {}
     for node in leaves:
         if (other := found.setdefault(_name(node), node)) is not node:

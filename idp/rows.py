@@ -165,14 +165,14 @@ def time(config: Config, rows: list[Row], store: Store, bos: tuple[int, ...]) ->
     """Latency of the rows side by side; None unless it is asked for."""
     if not config.latency.enabled:
         return None
-    own = rows[-1]
+    final = rows[-1]
 
     def open_variants() -> Variants:
-        fitted = own.selection.fitted if own.selection is not None else None
+        fitted = final.selection.fitted if final.selection is not None else None
         merged = config.latency.merged
-        repair = _made(own.repair) if own.repair is not None else None
-        variants = opening.open_variants(config.model, _made(own.weights), repair, own.recovery, merged, fitted)
-        if rows[0].name == "dense" and rows[0].weights != own.weights:
+        repair = _made(final.repair) if final.repair is not None else None
+        variants = opening.open_variants(config.model, _made(final.weights), repair, final.recovery, merged, fitted)
+        if rows[0].name == "dense" and rows[0].weights != final.weights:
             variants.stand_in("dense", "compressed", variants["compressed"])
         return variants
 

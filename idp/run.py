@@ -53,8 +53,8 @@ def job(composed: DictConfig) -> float | None:
             raise
         FAILED.append(error)  # raised by `main`: Hydra would add lines of its own
         return None
-    said = [run_table(record), run_summary(record), _next(place), record["idp"]["conclusion"], f"record: {place}"]
-    print("", *filter(None, said), sep="\n\n", flush=True)  # tools read the last line
+    sections = [run_table(record), run_summary(record), _next(place), record["idp"]["conclusion"], f"record: {place}"]
+    print("", *filter(None, sections), sep="\n\n", flush=True)  # tools read the last line
     return heldout_loss(record)
 
 

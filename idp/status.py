@@ -107,16 +107,16 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
         if stopped := STOP.cause(error):
             _say_stopped(status, stopped)
             raise stopped from (None if stopped is error else error)
-        said = _said(error, str(status.values["stage"]), folder)
+        failure = _explained(error, str(status.values["stage"]), folder)
         log.debug("failed at stage %s\n%s", status.values["stage"], traceback.format_exc())
         with contextlib.suppress(OSError):
-            status.update(state="failed", error=str(said) or type(error).__name__)
+            status.update(state="failed", error=str(failure) or type(error).__name__)
         with contextlib.suppress(OSError):
             if handler.stream is not None:
                 handler.stream.write(traceback.format_exc())
-        if said is error:
+        if failure is error:
             raise
-        raise said from error
+        raise failure from error
     finally:
         root.removeHandler(handler)
         handler.close()
@@ -135,7 +135,7 @@ def _say_stopped(status: Status, stopped: Stopped) -> None:
             status.update(state="failed", error=f"SLURM ended it at stage {stage} ({stopped})")
 
 
-def _said(error: BaseException, stage: str, folder: Path) -> BaseException:
+def _explained(error: BaseException, stage: str, folder: Path) -> BaseException:
     """The error as the user is told of it, in one line."""
     if isinstance(error, UserError) or not isinstance(error, Exception):
         return error

@@ -111,6 +111,8 @@ class Tracking:
             return function()
         except Exception as error:
             self.tracker = None
-            said = " ".join(str(error).split()) or type(error).__name__
-            log.warning("%s: %s; the run goes on without it, and its record is written all the same", self.title, said)
+            message = " ".join(str(error).split()) or type(error).__name__
+            log.warning(
+                "%s: %s; the run goes on without it, and its record is written all the same", self.title, message
+            )
             return None

@@ -206,15 +206,15 @@ def _own_fields(prefix: str, node: type, base: type) -> str:
 
 def _compressors() -> str:
     """The options of each kind of compressor, without those that an earlier one has as well."""
-    said, known = [], _fields("compressor.", config.Compressor)
+    sections, known = [], _fields("compressor.", config.Compressor)
     for kind, node in sorted(
         registry.compressors().items(), key=lambda item: item[0] != registry.SORTS[config.Compressor].unsaid
     ):
-        own = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
-        known = f"{known}\n{own}"
-        if own:
-            said.append(f"with a compressor of the kind {kind}:\n{own}")
-    return "\n".join(said)
+        added = "\n".join(line for line in _fields("compressor.", node).splitlines() if line not in known)
+        known = f"{known}\n{added}"
+        if added:
+            sections.append(f"with a compressor of the kind {kind}:\n{added}")
+    return "\n".join(sections)
 
 
 def _recoveries() -> str:

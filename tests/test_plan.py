@@ -138,7 +138,7 @@ def test_a_plan_opens_no_model_and_computes_nothing(planned_run, tmp_path, monke
     assert {step.stage for step in plan.steps} >= {"guard", "load", "compress", "recover", "heldout", "measure"}
     trained = next(step for step in plan.steps if step.stage == "recover")
     assert plan.seconds(trained) > 0 and plan.memory(trained)[0] > plan.size.bytes and plan.disk(trained) > 0
-    assert "nothing was timed here yet" in plan.speed.said
+    assert "nothing was timed here yet" in plan.speed.origin
 
 
 def test_refusals_come_before_anything_is_made(planned_run, tmp_path):

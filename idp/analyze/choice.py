@@ -149,7 +149,7 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
     controls = about.get("controls")
     if not controls or controls["heldout_loss"] is None:
         raise UserError(
-            f"{run.said}: the run has not measured each prompt of a bank alone; make one with several prompts and"
+            f"{run.label}: the run has not measured each prompt of a bank alone; make one with several prompts and"
             " recovery.controls=true, such as recovery=idp"
         )
     files = [folder / OUTCOMES, folder / SAMPLES]
@@ -167,14 +167,14 @@ def find_outcomes(run: Finished, folder: Path) -> tuple[int, list[str], dict[str
         if row["chosen"] is not None:
             rows[row["task"]].append(row)
     tasks = {}
-    for name, own in rows.items():
+    for name, task_rows in rows.items():
         runs = about["data"][name]["stand_in"] or name
-        higher = run.record["higher_is_better"][runs].get(own[0]["metric"].split(",")[0]) is not False
-        scores = np.array([[row[prompt] for prompt in prompts] for row in own], float)
+        higher = run.record["higher_is_better"][runs].get(task_rows[0]["metric"].split(",")[0]) is not False
+        scores = np.array([[row[prompt] for prompt in prompts] for row in task_rows], float)
         tasks[name] = ChoiceOutcomes(
             greater(scores, higher),
-            np.array([row["chosen"] for row in own]),
-            [texts[name, row["doc_id"]] for row in own],
+            np.array([row["chosen"] for row in task_rows]),
+            [texts[name, row["doc_id"]] for row in task_rows],
         )
     return int(np.argmin(controls["heldout_loss"])), prompts, tasks
 
@@ -213,22 +213,20 @@ def of_answers(
     for repeat in range(REPEATS):
         half = np.concatenate([generator.permutation(len(scores[name])) % HALVES for name in names])
         for part in range(HALVES):
-            own, others = rows[half == part], half != part
+            test, train = rows[half == part], half != part
             means = np.stack(
                 [
-                    all_scores[others & (task_of == task)].mean(0)
-                    if (others & (task_of == task)).any()
-                    else np.zeros(m)
+                    all_scores[train & (task_of == task)].mean(0) if (train & (task_of == task)).any() else np.zeros(m)
                     for task in range(len(names))
                 ]
             )
             picks = {
-                "one prompt": np.full(len(own), means.mean(0).round(12).argmax()),
-                "by task": means.round(12).argmax(1)[task_of[own]],
-                "router": _routed(features, all_scores, weights, others, own),
+                "one prompt": np.full(len(test), means.mean(0).round(12).argmax()),
+                "by task": means.round(12).argmax(1)[task_of[test]],
+                "router": _routed(features, all_scores, weights, train, test),
             }
             for way, picked in picks.items():
-                totals[way][repeat, own] = all_scores[own, picked]
+                totals[way][repeat, test] = all_scores[test, picked]
     ways: dict[str, dict[str, np.ndarray]] = {way: {} for way in READS}
     for way, values in totals.items():
         ways[way] = {name: values[:, task_of == task] for task, name in enumerate(names)}
@@ -256,16 +254,16 @@ def _difference(best: Mapping[str, np.ndarray], way: Mapping[str, np.ndarray]) -
 
 
 def _routed(
-    features: np.ndarray, scores: np.ndarray, weights: np.ndarray, others: np.ndarray, own: np.ndarray
+    features: np.ndarray, scores: np.ndarray, weights: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> np.ndarray:
-    """The prompt that the router gives to each document of `own`, having learned from `others`."""
+    """The prompt that the router gives to each document of `test`, having learned from `train`."""
     from sklearn.linear_model import RidgeCV
 
     above = scores - scores.mean(1, keepdims=True)
-    if others.sum() < 2 or not np.ptp(above[others]):
-        return np.zeros(len(own), int)
-    model = RidgeCV(alphas=PENALTIES).fit(features[others], above[others], sample_weight=weights[others])
-    return model.predict(features[own]).reshape(len(own), -1).round(12).argmax(1)
+    if train.sum() < 2 or not np.ptp(above[train]):
+        return np.zeros(len(test), int)
+    model = RidgeCV(alphas=PENALTIES).fit(features[train], above[train], sample_weight=weights[train])
+    return model.predict(features[test]).reshape(len(test), -1).round(12).argmax(1)
 
 
 def _features(embeddings: np.ndarray, task_of: np.ndarray, tasks: int) -> np.ndarray:
@@ -374,7 +372,7 @@ def page(result: dict[str, Any]) -> str:
                 disable_numparse=True,
             ),
             "",
-            _luck_said(result["ways"]["oracle"]),
+            _luck_sentence(result["ways"]["oracle"]),
             "",
             "Documents on which the prompts score differently; on the others there is nothing to choose:",
             "",
@@ -383,7 +381,7 @@ def page(result: dict[str, Any]) -> str:
     )
 
 
-def _luck_said(oracle: dict[str, Any]) -> str:
+def _luck_sentence(oracle: dict[str, Any]) -> str:
     flips = f"differ on {100 * oracle['flips']:.1f} % of documents" if oracle["flips"] is not None else "differ so"
     beyond, low, high = (100 * oracle[name] for name in ("beyond_luck", "beyond_luck_low", "beyond_luck_high"))
     return (

@@ -97,7 +97,7 @@ def page(result: dict[str, Any]) -> str:
                 _table(sharper),
                 "",
             ]
-        lines += [f"- not compared: {said}" for said in setting["not_compared"]]
+        lines += [f"- not compared: {note}" for note in setting["not_compared"]]
         lines += [
             f"- {found['after']}: not on the same documents as {found['before']}, so left out: {', '.join(left_out)}"
             for found in setting["comparisons"]
@@ -118,10 +118,10 @@ def verdict(test: dict[str, Any], runs: Sequence[int] = (1, 1)) -> str:
     """
     if test.get("p_adjusted", test["p"]) < LEVEL:
         return "better" if test["difference"] > 0 else "worse"
-    said = undecided(test["detectable"], test["documents_to_decide"])
+    text = undecided(test["detectable"], test["documents_to_decide"])
     if test["documents_to_decide"] is None and test["difference"] and test["detectable"]:
-        said += "; more documents would not decide" + (", more runs might" if max(runs) > 1 else "")
-    return said
+        text += "; more documents would not decide" + (", more runs might" if max(runs) > 1 else "")
+    return text
 
 
 def undecided(detects: float | None, documents: int | None) -> str:
@@ -133,8 +133,8 @@ def undecided(detects: float | None, documents: int | None) -> str:
     """
     if detects is None:
         return "undecided: no document differs"
-    said = f"undecided: detects {_short(detects)} points"
-    return said if documents is None else f"{said}; {documents:,} documents a task would decide"
+    text = f"undecided: detects {_short(detects)} points"
+    return text if documents is None else f"{text}; {documents:,} documents a task would decide"
 
 
 def points(found: dict[str, Any]) -> str:
@@ -174,15 +174,15 @@ def _table(comparisons: Sequence[dict[str, Any]]) -> str:
 
 def _few_runs(comparisons: Sequence[dict[str, Any]]) -> list[str]:
     """What intervals of one or two runs are worth."""
-    said = []
+    notes = []
     for count, worth in (
         (1, "one run: the interval holds for that seed only, and how much seeds differ is not in it"),
         (2, "two runs: they say little of how much seeds differ, and the interval is a rough one"),
     ):
         names = [found["after"] for found in comparisons if found["trained"] and found["runs"][1] == count]
         if names:
-            said.append(f"- {', '.join(dict.fromkeys(names))}: {worth}")
-    return said
+            notes.append(f"- {', '.join(dict.fromkeys(names))}: {worth}")
+    return notes
 
 
 def _sort(

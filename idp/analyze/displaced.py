@@ -272,9 +272,9 @@ def page(result: dict[str, Any]) -> str:
         rows = []
         for found in setting["repairs"]:
             sure = (found["confidence"] or {}).get("known")
-            said = " / ".join(f"{sure[name]:.3f}" for name in ("dense", "compressed", "repaired")) if sure else ""
+            figures = " / ".join(f"{sure[name]:.3f}" for name in ("dense", "compressed", "repaired")) if sure else ""
             shares = [_percent(found["shares"].get(name)) for name in names]
-            rows.append([found["repair"], found["runs"], found["counts"][0]["broken"], *shares, said])
+            rows.append([found["repair"], found["runs"], found["counts"][0]["broken"], *shares, figures])
         headers = ["repair", "runs", "broken", *(name.replace("_", " ") for name in names), "confidence"]
         lines += [
             tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) if rows else "No repair.",
@@ -289,7 +289,7 @@ def page(result: dict[str, Any]) -> str:
             headers = ["repair", "other repair, or other seed", "pairs of runs", "Jaccard", "by chance"]
             table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
             lines += ["Do they bring back the same documents?", "", table, ""]
-        lines += [f"- not compared: {said}" for said in setting["not_compared"]]
+        lines += [f"- not compared: {note}" for note in setting["not_compared"]]
     lines += [f"- {note}" for note in result["notes"]]
     return "\n".join(lines)
 

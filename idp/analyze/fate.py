@@ -111,11 +111,16 @@ def controlled(dense: Tables, other: Tables, before: Tables, after: Tables) -> d
         significant. Empty where one of the two has no document alone.
     """
     gained = _gained(before, after)
-    alone = share(gained, {task: dense[task] & ~other[task] for task in dense})
-    others = share(gained, {task: ~dense[task] & other[task] for task in dense})
-    if alone is None or others is None:
+    dense_only = share(gained, {task: dense[task] & ~other[task] for task in dense})
+    other_only = share(gained, {task: ~dense[task] & other[task] for task in dense})
+    if dense_only is None or other_only is None:
         return {}
-    found = {ALONE: alone, OTHERS: others, CONTROL: alone.less(others), OWN: alone.less(others, 2.0)}
+    found = {
+        ALONE: dense_only,
+        OTHERS: other_only,
+        CONTROL: dense_only.less(other_only),
+        OWN: dense_only.less(other_only, 2.0),
+    }
     return {name: figure.interval() for name, figure in found.items()}
 
 

@@ -191,8 +191,8 @@ def prompts_transfer(cells: Sequence[Cell], margin: float) -> Claim:
         own_kind = [each for each in repairs(cells) if each.first.recovery == kind]
         native = [each for each in own_kind if weights_of(each) == weights_of(cell)]
         note = ""
-        if native and (own := pair(before, _main(native))[0]):
-            note = f"learned in place: {100 * paired_interval(own).difference:+.1f}"
+        if native and (in_place := pair(before, _main(native))[0]):
+            note = f"learned in place: {100 * paired_interval(in_place).difference:+.1f}"
         claim.evidence.append(_difference(f"{cell.name} against no repair", scores, margin, note))
     if not claim.evidence:
         claim.needs.append(need("recovery=transfer", "transfer recovery.from=outputs/nine_tasks/runs/RUN"))
@@ -229,8 +229,8 @@ def document_count(scores: Paired) -> int:
 
 
 def _difference(what: str, scores: Paired, margin: float, note: str = "") -> Evidence:
-    said = "; ".join(part for part in (_measured(scores), note) if part)
-    return difference(what, paired_interval(scores), margin, document_count(scores), said)
+    text = "; ".join(part for part in (_measured(scores), note) if part)
+    return difference(what, paired_interval(scores), margin, document_count(scores), text)
 
 
 def _not_worse(what: str, scores: Paired, margin: float) -> Evidence:

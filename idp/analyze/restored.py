@@ -111,8 +111,8 @@ def judge(effect: Effect, margin: float, what: str, note: str = "") -> Evidence:
     if not effect.controlled:
         refuted = effect.damaged and nothing
         return Evidence(what, known.difference, known.low, known.high, "points", refuted=refuted, note=note)
-    own, control = effect.control[fate.OWN], effect.control[fate.CONTROL]
-    tested = max(known, own, key=lambda found: found.p)
+    beyond_shared, control = effect.control[fate.OWN], effect.control[fate.CONTROL]
+    tested = max(known, beyond_shared, key=lambda found: found.p)
     return Evidence(
         what,
         control.difference,
@@ -122,8 +122,8 @@ def judge(effect: Effect, margin: float, what: str, note: str = "") -> Evidence:
         p=tested.p,
         detectable=tested.detectable,
         documents_to_decide=tested.documents_to_decide,
-        holds=effect.damaged and known.difference > 0 and own.difference > 0,
-        refuted=effect.damaged and (nothing or own.high < 0),
+        holds=effect.damaged and known.difference > 0 and beyond_shared.difference > 0,
+        refuted=effect.damaged and (nothing or beyond_shared.high < 0),
         note=note,
     )
 
@@ -134,7 +134,7 @@ def _held_against(found: Fate, second: Second | None) -> str:
         gains = [f"{100 * found.control[name].difference:+.1f}" for name in (fate.ALONE, fate.OTHERS)]
         graded = found.graded_control.get(fate.CONTROL)
         sure = f"; in probability {_points(graded)}" if graded is not None else ""
-        return f"against {second.said}: {gains[0]} where dense alone was right, {gains[1]} where it alone was{sure}"
+        return f"against {second.summary}: {gains[0]} where dense alone was right, {gains[1]} where it alone was{sure}"
     known, specific = found.shares[fate.KNOWN], found.shares[fate.SPECIFIC]
     p = max(known.p, specific.p)
     where = ""
@@ -143,13 +143,13 @@ def _held_against(found: Fate, second: Second | None) -> str:
     if second is None:
         return f"{where}no second dense model to hold it against"
     if not second.alike:
-        return f"{where}{second.said}: too far off to be a control"
-    return f"{where}{second.said}: no documents that one of the two alone has right"
+        return f"{where}{second.summary}: too far off to be a control"
+    return f"{where}{second.summary}: no documents that one of the two alone has right"
 
 
 def _equals(p: float) -> str:
-    said = p_value(p)
-    return said if said.startswith("<") else f"= {said}"
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _points(found: Interval) -> str:

@@ -52,7 +52,7 @@ class Second:
         }
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The same in a phrase."""
         mine, theirs = (f"{100 * accuracy:.1f}" for accuracy in self.accuracy)
         return (
@@ -86,14 +86,18 @@ def _held_against(dense: ModelScores, model: ModelScores, samples: dict[str, dic
         one, two = (samples[each.setting].get(f"task:{task}") for each in (dense, model))
         if not one or not two or one[:2] != two[:2]:  # what ran, and the fingerprint of its documents
             continue
-        own, other = outcomes(score), outcomes(model.tasks.get(task))
-        if own is None or other is None or not all(np.isin(each.scores, (0, 1)).all() for each in (own, other)):
+        dense_outcomes, other_outcomes = outcomes(score), outcomes(model.tasks.get(task))
+        if (
+            dense_outcomes is None
+            or other_outcomes is None
+            or not all(np.isin(each.scores, (0, 1)).all() for each in (dense_outcomes, other_outcomes))
+        ):
             continue
-        _, first, second = np.intersect1d(own.doc_ids, other.doc_ids, return_indices=True)
+        _, first, second = np.intersect1d(dense_outcomes.doc_ids, other_outcomes.doc_ids, return_indices=True)
         if not len(first):
             continue
-        one, two = own.scores[first] == 1, other.scores[second] == 1
-        right[task] = dict(zip(own.doc_ids[first].tolist(), two.tolist(), strict=True))
+        one, two = dense_outcomes.scores[first] == 1, other_outcomes.scores[second] == 1
+        right[task] = dict(zip(dense_outcomes.doc_ids[first].tolist(), two.tolist(), strict=True))
         mine.append(one.mean())
         theirs.append(two.mean())
         same.append((one == two).mean())

@@ -86,10 +86,10 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
     """
     variants = [variant for variant in run.variants if variant != "dense"]
     if not variants:
-        raise UserError(f"{run.said}: the run compressed nothing and repaired nothing, so there is nothing to compare")
+        raise UserError(f"{run.label}: the run compressed nothing and repaired nothing, so there is nothing to compare")
     if run.recovery.selector is not None and run.recovery.selector.uses_labels:
         raise UserError(
-            f"{run.said}: its prompts were chosen with the answers in hand ({run.recovery.selector.kind}), which no"
+            f"{run.label}: its prompts were chosen with the answers in hand ({run.recovery.selector.kind}), which no"
             " model can do; name a run with another selector"
         )
     for variant in ("dense", *variants):
@@ -277,7 +277,7 @@ def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
     with torch.inference_mode():
         bos = model.beginning.ahead_of_text
         ids = torch.tensor([bos + list(tokens)], device=model.device)
-        width, own = ids.shape[1], len(tokens)
+        width, count = ids.shape[1], len(tokens)
         ahead = model.prefixes.ahead if model.prefixes is not None else 0
         visible = torch.ones(1, width, width, dtype=torch.bool, device=model.device).tril()
         positions = torch.arange(width, device=model.device)[None]
@@ -289,9 +289,9 @@ def look(model: RepairedModel, tokens: Sequence[int]) -> Look:
         raise UserError(f"{type(model.model).__name__}: it does not show its attention, so it cannot be compared")
     weights = [rows[0].float().cpu() for rows in output.attentions]
     return Look(
-        [rows[:, -own:, -own:] for rows in weights],
-        [float(rows[:, -own:, ahead:-width].sum(-1).mean()) for rows in weights],
-        [states[0, -own:].float().cpu() for states in output.hidden_states[1:]],
+        [rows[:, -count:, -count:] for rows in weights],
+        [float(rows[:, -count:, ahead:-width].sum(-1).mean()) for rows in weights],
+        [states[0, -count:].float().cpu() for states in output.hidden_states[1:]],
     )
 
 

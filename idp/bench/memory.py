@@ -54,7 +54,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def fits(row: dict[str, Any], card: int) -> str:
     """The first of a row's ways that a card of so many GB holds; "no" where it holds none."""
     ways = {"yes": PLAIN, CHECKPOINTED: CHECKPOINTED}
-    return next((said for said, way in ways.items() if row[way] / GIB + BESIDE <= card), "no")
+    return next((answer for answer, way in ways.items() if row[way] / GIB + BESIDE <= card), "no")
 
 
 def _arguments() -> argparse.Namespace:

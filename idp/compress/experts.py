@@ -301,8 +301,8 @@ def _difference(stacked: nn.Module) -> float | None:
 
     None where the layout is another.
     """
-    own = {name for name, _ in stacked.named_parameters()} | {name for name, _ in stacked.named_buffers()}
-    if own != set(STACKED) or stacked.gate_up_proj.dim() != 3:
+    names = {name for name, _ in stacked.named_parameters()} | {name for name, _ in stacked.named_buffers()}
+    if names != set(STACKED) or stacked.gate_up_proj.dim() != 3:
         return None
     experts, both, hidden = stacked.gate_up_proj.shape
     if stacked.down_proj.shape != (experts, hidden, both // 2) or both % 2:

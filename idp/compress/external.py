@@ -137,12 +137,12 @@ def compress(
     def make(folder: Path) -> None:
         from idp.compress.stage import refuse_not_finite
 
-        own = models.model_folder(dense)
-        empty = models.open_empty(own, model)
+        dense_folder = models.model_folder(dense)
+        empty = models.open_empty(dense_folder, model)
         shapes = {name: list(layer.weight.shape) for name, layer in compressed_layers(empty.model).items()}
         place = place_of(compressor, source, store)
-        with verification.while_read(own):
-            found = _read(place, source, model, empty, shapes, _weights_of(own))
+        with verification.while_read(dense_folder):
+            found = _read(place, source, model, empty, shapes, _weights_of(dense_folder))
         loaded = _fitted(compressor, found, empty, model, tied=_tied(place, source, model))
         refuse_not_finite(loaded)
         layers = compressed_layers(loaded)
@@ -150,7 +150,7 @@ def compress(
         about = {"format": found.kind, "notes": found.notes}
         parameters = sum(parameter.numel() for parameter in loaded.parameters())
         write_json(folder / "weights.json", {"parameters": parameters, **measured, "external": about})
-        settings = place if source.kind != "gguf" and (place / weights.GENERATION_CONFIG).is_file() else own
+        settings = place if source.kind != "gguf" and (place / weights.GENERATION_CONFIG).is_file() else dense_folder
         weights.save(loaded, folder / "model", settings)
         empty.tokenizer.save_pretrained(folder / "model")
 
@@ -236,7 +236,7 @@ def _fitted(
     _tie(where, found.state, empty.model, tied)
     weights.check_experts(where, found.state)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.state.items()}
-    with weights.silent() as said:
+    with weights.silent() as messages:
         try:
             loaded, about = type(empty.model).from_pretrained(
                 None,
@@ -247,7 +247,7 @@ def _fitted(
                 ignore_mismatched_sizes=True,
             )
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{where}: {weights.first_fault(error, said)}") from error
+            raise UserError(f"{where}: {weights.first_fault(error, messages)}") from error
     for name, there, here in sorted(about["mismatched_keys"]):
         raise UserError(f"{where}: {name} is {list(there)} there and {list(here)} in {model.name}")
     for name in sorted(about["missing_keys"]):

@@ -178,13 +178,13 @@ class LayeredForward:
     @contextlib.contextmanager
     def _replaced(self, forwards: list[Callable]) -> Iterator[None]:
         """The layers with these in place of their `forward`, which may be an attribute of the layer's own."""
-        own = [layer.__dict__.get("forward") for layer in self.layers]
+        originals = [layer.__dict__.get("forward") for layer in self.layers]
         try:
             for layer, forward in zip(self.layers, forwards, strict=True):
                 layer.__dict__["forward"] = forward
             yield
         finally:
-            for layer, forward in zip(self.layers, own, strict=True):
+            for layer, forward in zip(self.layers, originals, strict=True):
                 if forward is None:
                     layer.__dict__.pop("forward", None)
                 else:

@@ -62,11 +62,11 @@ def check(forward: LayeredForward, input_ids: torch.Tensor, plain: list[torch.Te
         UserError: names the class, and the first layer that would be calibrated on something else.
     """
     dtype = forward.model.dtype
-    own = forward.learn(input_ids)
-    for index, (one, other) in enumerate(zip(own, plain, strict=True)):
+    states = forward.learn(input_ids)
+    for index, (one, other) in enumerate(zip(states, plain, strict=True)):
         _hold(forward, index, float(_differences(one, other).mean()), ALIKE[dtype])
     hidden, calls = forward.calls(input_ids)
-    for index, expected in enumerate(own):
+    for index, expected in enumerate(states):
         _hold(forward, index, float(_differences(hidden, expected).max()), SAME[dtype])
         if index < len(calls):
             hidden = forward.layer(index, hidden.clone(), calls[index])

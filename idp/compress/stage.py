@@ -259,9 +259,9 @@ class Singular:
     few: list[str]  # of those, the layers with too few to be calibrated on them
 
     @classmethod
-    def of(cls, context: CompressionContext, said: list[str]) -> Singular:
+    def of(cls, context: CompressionContext, captured: list[str]) -> Singular:
         """What was counted as `context` was done, and the lines that llmcompressor said meanwhile."""
-        failed = Counter(line for line in said if "inver" in line.lower())  # SparseGPT says it layer by layer
+        failed = Counter(line for line in captured if "inver" in line.lower())  # SparseGPT says it layer by layer
         lines = [line if count == 1 else f"{line} ({count} layers)" for line, count in failed.items()]
         few = [name for name, each in context.reach.items() if each.few]
         counts = {name: each.count for name, each in context.dead.items() if each.count and name not in few}
@@ -298,7 +298,7 @@ def _apply(
     model = loaded.model
     experts.split(model)
     total = model.config.get_text_config().num_hidden_layers
-    with progress(total, f"compress {compressor.label}", unit="layers") as bar, quiet() as said:
+    with progress(total, f"compress {compressor.label}", unit="layers") as bar, quiet() as captured:
         from idp.compress import oneshot
 
         context = CompressionContext(model, recipe.compressed_layers(model), inputs, resolved, folder, bar)
@@ -314,7 +314,7 @@ def _apply(
     for name, tensors in (("grids", grids), ("scales", context.scales)):
         if tensors:
             save_file({key: each.clone().contiguous() for key, each in tensors.items()}, folder / f"{name}.safetensors")
-    return context.scales, Singular.of(context, said), stored
+    return context.scales, Singular.of(context, captured), stored
 
 
 def _measure_dense(model: Model, source: Path, folder: Path) -> None:

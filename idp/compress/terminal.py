@@ -23,11 +23,11 @@ def quiet() -> Iterator[list[str]]:
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     from llmcompressor.logger import logger
 
-    said: list[str] = []
+    captured: list[str] = []
 
     def note(message: Any) -> None:
-        said.append(" ".join(message.record["message"].split()))
-        log.debug("llmcompressor: %s", said[-1])
+        captured.append(" ".join(message.record["message"].split()))
+        log.debug("llmcompressor: %s", captured[-1])
 
     logger.remove()  # the handler that the import added: it writes to standard output
     sink = logger.add(note, level="WARNING")
@@ -35,7 +35,7 @@ def quiet() -> Iterator[list[str]]:
     try:
         with no_bars(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            yield said
+            yield captured
     finally:
         logger.remove(sink)
 

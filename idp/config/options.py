@@ -65,8 +65,10 @@ def decisive(node: Any) -> dict[str, Any]:
         value = getattr(node, item.name)
         unsaid = item.metadata.get("unsaid") and value == _default(item)
         if item.metadata.get("decides", True) and not unsaid and item.name not in getattr(node, "unused", ()):
-            own = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
-            found[item.name] = own() if callable(own) else decisive(value) if dataclasses.is_dataclass(value) else value
+            options = getattr(value, "options", None)  # a recovery within a recovery says itself what decides
+            found[item.name] = (
+                options() if callable(options) else decisive(value) if dataclasses.is_dataclass(value) else value
+            )
     return copy.deepcopy(found)
 
 

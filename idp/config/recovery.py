@@ -66,7 +66,7 @@ class Recovery:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads to make its repair, of TEXT, CALIBRATION, DENSE and WEIGHTS; `Work` gives it that alone.
+        """What it reads to make its repair, of TEXT, CALIBRATION, DENSE and WEIGHTS; its `context` has only that.
 
         What it reads is checked beforehand, kept apart from what is evaluated, and part of the repair's key.
         """
@@ -183,10 +183,10 @@ class Recovery:
 
     @classmethod
     def attach(cls, loaded: Any, folder: Path) -> Any:
-        """Puts on a model what `make` has saved in `Work.own` itself, in a form that only this kind knows.
+        """Puts on a model what `make` has saved in `RepairContext.own` itself, in a form that only this kind knows.
 
-        Prompts, low-rank updates and new values of parameters (`Made`) are put on without it. Modules and parameters
-        are replaced, never written into: latency takes a repair off its model again.
+        Prompts, low-rank updates and new values of parameters (`RepairResult`) are put on without it. Modules and
+        parameters are replaced, never written into: latency takes a repair off its model again.
 
         Args:
             loaded: the model, an `idp.models.LoadedModel`, which may be changed in place.
@@ -198,11 +198,11 @@ class Recovery:
         raise NotImplementedError(f"{cls.__name__} saves files of its own, and has no `attach` that reads them")
 
     @classmethod
-    def export(cls, own: Path, folder: Path) -> str:
+    def export(cls, saved: Path, folder: Path) -> str:
         """Writes into `folder` what `attach` reads, for those who load an exported checkpoint.
 
         Args:
-            own: the folder of what `make` has saved in `Work.own`.
+            saved: the folder of what `make` has saved in `RepairContext.own`.
             folder: the folder of the export for it, which is there.
 
         Returns:

@@ -125,12 +125,12 @@ def part(text: Text, name: str) -> list[str]:
     names = [each for each in PARTS if each != "perplexity" or text.test_documents is None]
     if name not in names:
         return text.test_documents or []
-    pool = own = text.heldout_by_hash
+    pool = heldout = text.heldout_by_hash
     if text.heldout_documents is not None and name in ("heldout", "perplexity"):
         names = [each for each in names if each in ("heldout", "perplexity")]
     else:
         names = [each for each in names if each not in ("heldout", "perplexity") or text.heldout_documents is None]
-        pool = {key: document for key, document in text.by_hash.items() if key not in own}
+        pool = {key: document for key, document in text.by_hash.items() if key not in heldout}
     whole = sum(SHARES[each] for each in names)
     low = sum(SHARES[each] for each in names[: names.index(name)]) / whole
     high = 1.0 if name == names[-1] else low + SHARES[name] / whole

@@ -61,11 +61,11 @@ def _with_context(context: str, choices: list[str]) -> tuple[str, list[str]]:
     Mutual information (`acc_mutual_info`) does so; what all of its requests share is then nothing.
     """
     half = len(choices) // 2
-    behind, alone = choices[:half], choices[half:]
-    if context or not half or len(choices) % 2 or not all(map(str.endswith, behind, alone)):
+    conditional, unconditional = choices[:half], choices[half:]
+    if context or not half or len(choices) % 2 or not all(map(str.endswith, conditional, unconditional)):
         return context, choices
-    contexts = {text[: len(text) - len(choice)] for text, choice in zip(behind, alone, strict=True)}
-    return (contexts.pop(), alone) if len(contexts) == 1 else (context, choices)
+    contexts = {text[: len(text) - len(choice)] for text, choice in zip(conditional, unconditional, strict=True)}
+    return (contexts.pop(), unconditional) if len(contexts) == 1 else (context, choices)
 
 
 def tokens(scorer: Scorer, document: Document) -> list[int]:

@@ -187,11 +187,11 @@ class DivergenceObserver:
                 f" {dense.vocabulary}; use evaluation.fidelity=false"
             )
         ids = _tensor(dense.ids, slots).to(at)
-        own = logs[at[:, None], ids].cpu()
+        kept_logs = logs[at[:, None], ids].cpu()
         logs[at[:, None], ids[:, : dense.top]] = -math.inf
         rest = logs.logsumexp(dim=1)[at].cpu()
         dense_logs, dense_rest = (_tensor(array, slots) for array in (dense.logs, dense.rest))
-        self.kl[slots] = divergence(dense_logs, dense_rest, own, rest, dense.top)
+        self.kl[slots] = divergence(dense_logs, dense_rest, kept_logs, rest, dense.top)
         self.same[slots] = best[at].cpu() == _tensor(dense.best, slots)
 
     def results(self) -> list[Any]:
@@ -215,7 +215,7 @@ class DivergenceObserver:
 
         top = min(TOP, logs.shape[1])
         ids = logs.topk(top, sorted=False).indices.sort(dim=1).values
-        own = logs.gather(1, ids)
+        kept_logs = logs.gather(1, ids)
         logs.scatter_(1, ids, -math.inf)
         rest = logs.logsumexp(dim=1)
         if top < logs.shape[1]:
@@ -223,8 +223,8 @@ class DivergenceObserver:
             assert self.offsets is not None  # a row that is kept has drawn them
             offsets[at] = self.offsets[slots].to(offsets)
             drawn = _drawn(logs, rest, offsets)
-            ids, own = torch.cat([ids, drawn], dim=1), torch.cat([own, logs.gather(1, drawn)], dim=1)
-        found = {"ids": ids[at], "logs": own[at], "rest": rest[at], "best": best[at]}
+            ids, kept_logs = torch.cat([ids, drawn], dim=1), torch.cat([kept_logs, logs.gather(1, drawn)], dim=1)
+        found = {"ids": ids[at], "logs": kept_logs[at], "rest": rest[at], "best": best[at]}
         if self.kept is None:
             dtypes = {"ids": np.int32, "logs": np.float32, "rest": np.float32, "best": np.int32}
             shapes = {name: (len(self.kl), *values.shape[1:]) for name, values in found.items()}

@@ -175,11 +175,11 @@ class Reference:
             UserError: it reads something else there.
         """
         found = []
-        for stop, count, own in zip(self.counts.cumsum(), self.counts, tokens, strict=True):
-            shown = min(count, len(own))
+        for stop, count, row in zip(self.counts.cumsum(), self.counts, tokens, strict=True):
+            shown = min(count, len(row))
             part = slice(stop - shown, stop)
             # A single position may be that of an empty context, where each model reads its own token.
-            if count > 1 and self.tokens[part].tolist() != list(own[len(own) - shown :]):
+            if count > 1 and self.tokens[part].tolist() != list(row[len(row) - shown :]):
                 raise UserError(
                     "evaluation.fidelity: a model reads other tokens of a text than the dense one does, by its own"
                     " tokenizer or by recovery.bos; use evaluation.fidelity=false"

@@ -237,12 +237,12 @@ def _identity(config: PretrainedConfig) -> dict[str, Any]:
         values.pop(name, None)
     source = inspect.getsourcefile(type(config))
     package = Path(__file__).parent.parent
-    own = [*package.glob("prompting/**/*.py"), *(package / "evaluate" / name for name in OWN)]
+    files = [*package.glob("prompting/**/*.py"), *(package / "evaluate" / name for name in OWN)]
     return {
         "class": f"{type(config).__module__}.{type(config).__qualname__}",
         "code": hash_file(Path(source)) if source else None,
         "config": json.loads(json.dumps(values, default=str)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "idp": [__version__, digest([hash_file(file) for file in sorted(own)])],
+        "idp": [__version__, digest([hash_file(file) for file in sorted(files)])],
     }

@@ -109,8 +109,8 @@ class Scorer(TemplateLM):
             documents.setdefault((request.task_name, request.doc_id), []).append(number)
         encoded: list[Request] = [Request([], [])] * len(requests)
         for numbers in documents.values():
-            own = self.encode_choices([requests[number].args for number in numbers])
-            for number, request in zip(numbers, own, strict=True):
+            choices = self.encode_choices([requests[number].args for number in numbers])
+            for number, request in zip(numbers, choices, strict=True):
                 encoded[number] = request
         scored = {
             key: [number for number in numbers if encoded[number].continuation] for key, numbers in documents.items()
@@ -190,8 +190,8 @@ class Scorer(TemplateLM):
     def shared_context(self, context: str, continuations: Sequence[str]) -> list[int]:
         """Token ids of what a document's requests share of their contexts, cut as they are: what a selector reads."""
         encoded = self.encode_choices([(context, text) for text in continuations])
-        own = [request for request in encoded if request.continuation]
-        return _shared_reads(own, [self._fit(request) for request in own]) if own else self._empty_context()
+        scored = [request for request in encoded if request.continuation]
+        return _shared_reads(scored, [self._fit(request) for request in scored]) if scored else self._empty_context()
 
     def _summed(self, windows: list[Request], owners: list[int], texts: int, disable_tqdm: bool) -> list[float]:
         totals = [0.0] * texts
@@ -314,10 +314,10 @@ class Scorer(TemplateLM):
     def _score(self, requests: list[Request], groups: dict[Any, list[int]], disable_tqdm: bool) -> list[Score]:
         rows, keys = [], []
         for key, numbers in groups.items():
-            own = [requests[number] for number in numbers]
-            fitted = [self._fit(request) for request in own]
-            reads = _shared_reads(own, fitted)
-            whole = all(one is request for one, request in zip(fitted, own, strict=True))
+            group = [requests[number] for number in numbers]
+            fitted = [self._fit(request) for request in group]
+            reads = _shared_reads(group, fitted)
+            whole = all(one is request for one, request in zip(fitted, group, strict=True))
             # Requests that were cut no longer begin alike: each is a row of its own, with the same prompt.
             parts = [range(len(numbers))] if whole else [[index] for index in range(len(numbers))]
             for part in parts:

@@ -97,8 +97,8 @@ def interval(parts: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLES)
 
 
 def controls(
-    own: Measured,
-    alone: Sequence[Measured],
+    final: Measured,
+    per_prompt: Sequence[Measured],
     sources: Sequence[TaskSource],
     heldout_loss: Sequence[float] | None,
     seed: int,
@@ -109,8 +109,8 @@ def controls(
     comparison is paired; in half precision a document's score may differ from the run's own by how it was batched.
 
     Args:
-        own: what the run's own model scored; only its choices are read, and its windows' losses.
-        alone: what each prompt scored by itself, in order.
+        final: what the run's own model scored; only its choices are read, and its windows' losses.
+        per_prompt: what each prompt scored by itself, in order.
         sources: the tasks.
         heldout_loss: of each prompt, nats per token: it names the best and the worst, which are left out without it.
         seed: of the bootstrap.
@@ -121,12 +121,12 @@ def controls(
         95 % interval, what there is to choose; of a task also the `flips` and the model of luck. `perplexity` has
         `oracle_by_luck` as well.
     """
-    m = len(alone)
+    m = len(per_prompt)
     loss = np.array(heldout_loss if heldout_loss is not None else range(m))
     best, worst = int(loss.argmin()), int(loss.argmax())
     tasks, parts, outcomes_of = {}, [], []
     for source in sources:
-        found = outcomes(own.tasks[source.name], [each.tasks[source.name] for each in alone], source.runs)
+        found = outcomes(final.tasks[source.name], [each.tasks[source.name] for each in per_prompt], source.runs)
         if found is None:
             continue
         metric, higher, _, scores, chosen = found
@@ -137,11 +137,11 @@ def controls(
         outcomes_of.append(greater(scores[known], higher))
     beyond = _add_luck(tasks, outcomes_of, seed)
     result: dict[str, Any] = {
-        "prompts": [each.name for each in alone],
+        "prompts": [each.name for each in per_prompt],
         "heldout_loss": list(heldout_loss) if heldout_loss is not None else None,
         "tasks": tasks,
         "mean": None,
-        "perplexity": _perplexities(own, alone, best, worst),
+        "perplexity": _perplexities(final, per_prompt, best, worst),
     }
     if tasks:
         names = ("best", "worst", "random", "oracle", "oracle_by_luck", "beyond_luck", "chosen", "agreement", "gap")
@@ -163,7 +163,7 @@ def greater(scores: np.ndarray, higher: bool = True) -> np.ndarray:
     return 1 - scores if np.isin(scores, (0, 1)).all() else -scores
 
 
-def luck_said(controls: dict[str, Any] | None) -> str | None:
+def luck_phrase(controls: dict[str, Any] | None) -> str | None:
     """A run's oracle beside that of equal prompts, in a phrase; None where its controls do not tell them apart."""
     mean = (controls or {}).get("mean")
     if not mean or "oracle_by_luck" not in mean:
@@ -191,7 +191,7 @@ def _add_luck(tasks: dict[str, dict[str, Any]], scores: Sequence[np.ndarray], se
 
 
 def outcomes(
-    own: Product, alone: Sequence[Product], runs: str
+    final: Product, per_prompt: Sequence[Product], runs: str
 ) -> tuple[str, bool, list[int], np.ndarray, np.ndarray] | None:
     """One task's metric, whether higher is better, documents, scores [documents, prompts] and choices [documents].
 
@@ -199,9 +199,9 @@ def outcomes(
     """
     from idp.records.scores import main_metric
 
-    results = alone[0].read("results.json")
+    results = per_prompt[0].read("results.json")
     metric = main_metric(runs, results["results"][runs])
-    tables = [_samples(product) for product in alone]
+    tables = [_samples(product) for product in per_prompt]
     column = f"metric:{metric}"
     if any(column not in table.column_names for table in tables):
         return None
@@ -209,27 +209,27 @@ def outcomes(
     if any(table["doc_id"].to_pylist() != documents for table in tables):
         raise ValueError(f"{runs}: prompts were measured on different documents")
     scores = np.array([table[column].to_pylist() for table in tables], dtype=float).T
-    mine = _samples(own)
+    mine = _samples(final)
     picked = dict(zip(mine["doc_id"].to_pylist(), mine["prompt"].to_pylist(), strict=True))
     chosen = np.array([-1 if picked.get(document) is None else picked[document] for document in documents])
     higher = results["higher_is_better"][runs].get(metric.split(",")[0])
     return metric, higher is not False, documents, scores, chosen
 
 
-def write_outcomes(path: Path, own: Measured, alone: Sequence[Measured], sources: Sequence[TaskSource]) -> None:
+def write_outcomes(path: Path, final: Measured, per_prompt: Sequence[Measured], sources: Sequence[TaskSource]) -> None:
     """Every document's score behind each prompt, and which was chosen, as Parquet."""
     import pyarrow as arrow
     from pyarrow import parquet
 
     rows = []
     for source in sources:
-        found = outcomes(own.tasks[source.name], [each.tasks[source.name] for each in alone], source.runs)
+        found = outcomes(final.tasks[source.name], [each.tasks[source.name] for each in per_prompt], source.runs)
         if found is None:
             continue
         metric, _, documents, scores, chosen = found
         for document, values, prompt in zip(documents, scores.tolist(), chosen.tolist(), strict=True):
             row = {"task": source.name, "doc_id": document, "metric": metric, "chosen": prompt if prompt >= 0 else None}
-            rows.append(row | {each.name: value for each, value in zip(alone, values, strict=True)})
+            rows.append(row | {each.name: value for each, value in zip(per_prompt, values, strict=True)})
     temporary = path.with_name(f".{path.name}.tmp")
     parquet.write_table(arrow.Table.from_pylist(rows), temporary)
     temporary.replace(path)
@@ -241,10 +241,10 @@ def _samples(product: Product) -> Any:
     return parquet.read_table(product.path / "samples.parquet")
 
 
-def _perplexities(own: Measured, alone: Sequence[Measured], best: int, worst: int) -> dict[str, Any]:
+def _perplexities(final: Measured, per_prompt: Sequence[Measured], best: int, worst: int) -> dict[str, Any]:
     found = {}
-    for corpus, product in own.corpora.items():
-        losses = np.array([each.corpora[corpus].read("windows.json") for each in alone]).T  # [windows, prompts]
+    for corpus, product in final.corpora.items():
+        losses = np.array([each.corpora[corpus].read("windows.json") for each in per_prompt]).T  # [windows, prompts]
         each = np.exp(losses.mean(0))
         found[corpus] = {
             "prompts": each.tolist(),

@@ -121,17 +121,17 @@ class Trial:
 
         pairs = []
         for shared in (self.tokens(0), self.tokens(SHARED)):
-            rows, alone = [], []
+            rows, unpacked = [], []
             for number, (trunk, branches) in enumerate(ROWS):
                 begin = self.tokens(trunk)
                 whole = [torch.cat([begin, self.tokens(size)]) for size in branches]
                 requests = [Request(tokens[:1].tolist(), tokens[1:].tolist()) for tokens in whole]
                 rows.append(make_row(requests, range(len(requests)), [0] * (number + 1 + (len(shared) % 2))))
-                alone += [(tokens, number % len(PROMPTS) if prompted else None) for tokens in whole]
+                unpacked += [(tokens, number % len(PROMPTS) if prompted else None) for tokens in whole]
             with torch.inference_mode():
                 found = LocalEngine(self.repaired(prompted)).score_batch(rows, shared.tolist())["values"]
                 expected = []
-                for tokens, prompt in alone:
+                for tokens, prompt in unpacked:
                     logits = self.plain(torch.cat([shared, tokens])[:-1], prompt)[len(shared) :]
                     expected.append(logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0])
             pairs.append((torch.tensor(found), torch.cat(expected)))
@@ -161,8 +161,8 @@ class Trial:
             for row, context in enumerate(contexts):
                 for number, found in enumerate(logits):  # each length anew: what a row is computed as may hang on it
                     whole = torch.cat([context, next_tokens[row, :number]])
-                    alone = self.plain(whole, None if choice is None else int(choice[row]))
-                    pairs.append((found[row], alone[-1]))
+                    expected = self.plain(whole, None if choice is None else int(choice[row]))
+                    pairs.append((found[row], expected[-1]))
         return _apart(pairs)
 
     def training(self) -> float:

@@ -95,16 +95,16 @@ def _settings(run: Run, made: str) -> list[tuple[str, Any]]:
 
 def _meaning(record: Record) -> str:
     about = record["idp"]
-    said = (
+    text = (
         f"Budget `{about['budget']}`. `stderr` is that of the last model's score; differences are paired over the same"
         " documents, with 95 % intervals."
     )
     if (selector := about.get("selector")) and selector.get("peeks"):
-        said += (
+        text += (
             f" `repaired` is no method: its selector ({selector['kind']}) chose among the prompts with the"
             " answers in hand."
         )
-    return said
+    return text
 
 
 def _weights(record: Record, disk_bytes: int) -> list[tuple[str, str]]:
@@ -134,8 +134,8 @@ def _loading(name: str, packed: bool, beside: dict[str, str]) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         "```",
     ]
-    for part, said in beside.items():
-        lines += ["", said]
+    for part, sentence in beside.items():
+        lines += ["", sentence]
         if part == LORA and packed:
             lines[-1] += " PEFT wants plain layers, hence the decompression at load."
     return "\n".join(lines)

@@ -28,7 +28,7 @@ class Exported:
     about: dict[str, Any]
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         """What it is called in messages."""
         return str(self.folder)
 
@@ -45,8 +45,8 @@ class Exported:
     @property
     def variants(self) -> list[str]:
         """The models that it holds: its own, called dense where nothing was compressed, and the repaired one."""
-        own = "dense" if self.about["compressor"] == "none" else "compressed"
-        return [own, *(["repaired"] if self.about["repair"] else [])]
+        base = "dense" if self.about["compressor"] == "none" else "compressed"
+        return [base, *(["repaired"] if self.about["repair"] else [])]
 
     def check(self, variant: str) -> None:
         """Refuses a variant that is not here, or that cannot be used.
@@ -56,7 +56,7 @@ class Exported:
         """
         if variant not in self.variants:
             raise UserError(
-                f"{self.said}: this export holds no {variant} model, only {' and '.join(self.variants)}; the run's own"
+                f"{self.label}: this export holds no {variant} model, only {' and '.join(self.variants)}; the run's own"
                 " record may have more"
             )
         if variant == "repaired" and (chooser := self._selector()) is not None:
@@ -79,11 +79,11 @@ class Exported:
 
         self.check(variant)
         bos = self.about.get("bos", AUTO)
-        own = Model(
+        config = Model(
             self.name, "local", str(self.folder), None, self.about["dtype"], device or "auto", None, False, bos, {}
         )
         with out_of_memory_is_explained("load"):
-            loaded = self._open_model(own, dtype or own.dtype)
+            loaded = self._open_model(config, dtype or config.dtype)
             if variant != "repaired":
                 return RepairedModel(loaded)
             kind = self.about.get("recovery", "")  # older exports hold no part that only its kind can read
@@ -102,10 +102,10 @@ class Exported:
         options = json.loads((self.folder / PROMPTS / "bank.json").read_text(encoding="utf-8")).get("selector")
         return restore(Selector, options, "selector") if options else None
 
-    def _open_model(self, own: Model, dtype: str) -> models.LoadedModel:
+    def _open_model(self, config: Model, dtype: str) -> models.LoadedModel:
         """Unpacked as it was measured, and cast afterwards."""
-        loaded = models.open_model(self.folder, own if self.about["packed"] else replace(own, dtype=dtype))
-        loaded.model.to(models.dtype_of(replace(own, dtype=dtype)))
+        loaded = models.open_model(self.folder, config if self.about["packed"] else replace(config, dtype=dtype))
+        loaded.model.to(models.dtype_of(replace(config, dtype=dtype)))
         return loaded
 
 

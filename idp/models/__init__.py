@@ -188,7 +188,7 @@ def _opened(folder: Path, config: Model) -> LoadedModel:
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
     weights.check_experts(str(folder), shapes)
     try:
-        with weights.silent() as said:
+        with weights.silent() as messages:
             spread = device_map(folder, config)
             model, about = unpacking.from_pretrained(
                 folder,
@@ -199,7 +199,7 @@ def _opened(folder: Path, config: Model) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{folder}: cannot be loaded as a causal language model: {weights.first_fault(error, said)}"
+            f"{folder}: cannot be loaded as a causal language model: {weights.first_fault(error, messages)}"
         ) from error
     placement.refuse_offloaded(model, config.device_map)
     weights.check_loaded(str(folder), about, model.config, shapes)

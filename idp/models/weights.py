@@ -75,7 +75,7 @@ def check_files(files: WeightFiles, model: PreTrainedModel, config: PretrainedCo
 
     stored, config = files.empty(), config if config is not None else model.config
     check_experts(files.where, stored)
-    with silent() as said:
+    with silent() as messages:
         try:
             _, about = type(model).from_pretrained(
                 None,
@@ -87,7 +87,9 @@ def check_files(files: WeightFiles, model: PreTrainedModel, config: PretrainedCo
                 ignore_mismatched_sizes=True,
             )
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{files.where}: its tensors do not make this model: {first_fault(error, said)}") from error
+            raise UserError(
+                f"{files.where}: its tensors do not make this model: {first_fault(error, messages)}"
+            ) from error
     check_loaded(files.where, about, config, {name: tuple(tensor.shape) for name, tensor in stored.items()})
     for name, tensor in model.state_dict().items():
         entry = files.entries.get(name)
@@ -204,36 +206,38 @@ def save(
 def silent() -> Iterator[list[str]]:
     """Keeps transformers' table of missing tensors off the terminal, and yields it: what it says becomes one line."""
     logger = logging.getLogger("transformers.modeling_utils")
-    said: list[str] = []
+    messages: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        said.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+        messages.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
         return False
 
     logger.addFilter(keep)
     try:
         with no_stray_bars():
-            yield said
+            yield messages
     finally:
         logger.removeFilter(keep)
 
 
-def first_fault(error: BaseException, said: Iterable[str] = ()) -> str:
+def first_fault(error: BaseException, messages: Iterable[str] = ()) -> str:
     """Why a model could not be read, in a line.
 
     Args:
         error: what was raised.
-        said: what `silent` kept: it names the tensor where several that are fused do not fit.
+        messages: what `silent` kept: it names the tensor where several that are fused do not fit.
 
     Raises:
         the error itself, where memory ran out: that is explained elsewhere.
     """
     if lacks_memory(error):
         raise error
-    said = list(said)
-    if any(LACKING.search(message) for message in said):  # transformers notes it of a tensor, and raises another error
+    messages = list(messages)
+    if any(
+        LACKING.search(message) for message in messages
+    ):  # transformers notes it of a tensor, and raises another error
         raise MemoryError(str(error)) from error
-    for message in said:
+    for message in messages:
         if match := re.search(r"^(\S+)\s*\| CONVERSION", message, flags=re.M):
             return f"the tensors that make {match[1]} are not all there or do not fit together"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -275,8 +275,9 @@ def _task(task: str, options: schema.Task, mine: Own, machine: Machine) -> TaskS
 def _text(config: Config, name: str) -> Text:
     from idp.corpora.corpus import Text
 
-    own = name in ("corpus", config.corpus.name)
-    return Text(config.corpus.name if own else name, [], digest(asdict(config.corpus) if own else name), (), None)
+    is_run_corpus = name in ("corpus", config.corpus.name)
+    options = asdict(config.corpus) if is_run_corpus else name
+    return Text(config.corpus.name if is_run_corpus else name, [], digest(options), (), None)
 
 
 def _resolved(config: Config, model: Assumed) -> Any:

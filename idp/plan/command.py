@@ -106,7 +106,7 @@ def cells(configs: Iterator[Config], sweep: bool = True) -> Iterator[PlannedRun]
         name = run_id_and_folder(config)[1].name
         try:
             plan = preflight(config, known)
-            cell = PlannedRun(name, speed=plan.speed.said)
+            cell = PlannedRun(name, speed=plan.speed.origin)
             for step in plan.steps:
                 cell.entries.append(_entry(plan, step, made, done))
             yield cell
@@ -160,10 +160,10 @@ def sweep_text(found: list[PlannedRun]) -> str:
     counts = [sum(row[column] or 0 for row in rows if row[1] != "refused") for column in (1, 2, 3)]
     rows.append([f"all {len(found)} runs", *counts, *_sums(found)])
     headers = ["run", MADE, SHARED, REUSED, "seconds", "memory, GB", "card, GB", "disk, GB"]
-    said = f"{SHARED}: made by a run above, and counted there"
+    note = f"{SHARED}: made by a run above, and counted there"
     speed = next((cell.speed for cell in found if cell.speed), "")
     refused = [f"refused: {cell.name}: {cell.refusal}" for cell in found if cell.refusal]
-    return "\n\n".join(filter(None, [_table(rows, headers), "\n".join(refused), f"{said}\n{_notes(speed)}"]))
+    return "\n\n".join(filter(None, [_table(rows, headers), "\n".join(refused), f"{note}\n{_notes(speed)}"]))
 
 
 def _sums(found: list[PlannedRun]) -> list[str]:

@@ -79,19 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with failures_in_one_line(explain=explain):
-        own, others, sweep = _sorted(argv)
-        options = parse(CostOptions, own)
+        arguments, overrides, sweep = _sorted(argv)
+        options = parse(CostOptions, arguments)
         weights, tflops = (_number(options, name) for name in ("parameters", "tflops"))
         if options.experiment is not None and options.experiment not in (known := choices("experiment")):
             raise UserError(f"experiment={options.experiment}: there is none; choose one of {', '.join(sorted(known))}")
-        found = list(_composed(options.experiment, others, sweep))
+        found = list(_composed(options.experiment, overrides, sweep))
         store = Store(Path(found[0].store).expanduser())
         if options.record is not None:
             machine = machine_of(find_run(options.record), options.record)
         else:
             tokenizer, whose = assumed.tokenizer_of(found[0].model, store)
             machine = counted(found, tokenizer, store)
-            machine.said += f", by the tokenizer of {whose}"
+            machine.label += f", by the tokenizer of {whose}"
             tflops = tflops or TFLOPS
         print(report(found, machine, weights, tflops, store))
 
@@ -113,11 +113,11 @@ def report(
     cells = list(cells_of(configs, machine, sizes))
     lost = sorted({task for config in configs for task in tasks_of(config) if task not in machine.documents})
     speeds = [
-        f"the record: {machine.said}: "
+        f"the record: {machine.label}: "
         + (f"training {machine.training / 1e12:.3g}, " if machine.training else "")
         + f"evaluation {machine.evaluation / 1e12:.3g} trillion operations a second"
         if machine.evaluation
-        else machine.said,
+        else machine.label,
         f"hours: at {tflops:g} trillion operations a second; a decoding step reads all weights at"
         f" {CARD_BYTES / 1e12:g} TB/s, the store is read at {DISK_BYTES / 1e9:g} GB/s"
         if tflops
@@ -189,7 +189,7 @@ def seconds_of(each: Workload, machine: Machine, parameters: float, tflops: floa
     evaluation = tflops * 1e12 if tflops else machine.evaluation
     training = evaluation if tflops else machine.training or evaluation
     assert evaluation is not None and training is not None  # of the record's machine, or given
-    speed = Speed(evaluation, training, machine.said, card=bool(tflops))
+    speed = Speed(evaluation, training, machine.label, card=bool(tflops))
     return speed.seconds(each, parameters, parameters * BITS / 8)
 
 
@@ -199,10 +199,10 @@ def by_run(cells: Sequence[RunCost], machine: Machine, tflops: float | None) -> 
 
     rows, hours, disk = [], 0.0, 0.0
     for cell in cells:
-        own = sum(seconds_of(each, machine, cell.size.parameters, tflops) for each in cell.works) / 3600
-        hours, disk = hours + own, disk + cell.bytes
+        cell_hours = sum(seconds_of(each, machine, cell.size.parameters, tflops) for each in cell.works) / 3600
+        hours, disk = hours + cell_hours, disk + cell.bytes
         memory = [f"{cell.peak / GIB:,.1f}", f"{cell.spared / GIB:,.1f}"]
-        rows.append([cell.name, cell.runs, f"{own:,.1f}", f"{cell.bytes / GB:,.2f}", *memory])
+        rows.append([cell.name, cell.runs, f"{cell_hours:,.1f}", f"{cell.bytes / GB:,.2f}", *memory])
     most = [f"{max(getattr(cell, name) for cell in cells) / GIB:,.1f}" for name in ("peak", "spared")]
     rows.append(["all", sum(cell.runs for cell in cells), f"{hours:,.1f}", f"{disk / GB:,.2f}", *most])
     headers = ["run", "runs", "hours", "disk, GB", "memory, GiB", "at the least"]
@@ -221,11 +221,11 @@ def table(cells: Sequence[RunCost], machine: Machine, tflops: float | None) -> s
 
     rows, total = [], 0.0
     for what in KINDS:
-        own = [(each, cell.size.parameters) for cell in cells for each in cell.works if each.what == what]
-        times = sum(each.opened if what == LOAD else 1 for each, _ in own)
-        hours = sum(seconds_of(each, machine, weights, tflops) for each, weights in own) / 3600
-        operations = sum(each.operations * each.tokens * weights for each, weights in own)
-        tokens = sum(each.tokens for each, _ in own) / 1e6
+        works = [(each, cell.size.parameters) for cell in cells for each in cell.works if each.what == what]
+        times = sum(each.opened if what == LOAD else 1 for each, _ in works)
+        hours = sum(seconds_of(each, machine, weights, tflops) for each, weights in works) / 3600
+        operations = sum(each.operations * each.tokens * weights for each, weights in works)
+        tokens = sum(each.tokens for each, _ in works) / 1e6
         total += hours
         if times:
             rows.append([what, times, f"{tokens:,.1f}", f"{operations / 1e15:,.1f}", f"{hours:,.1f}"])
@@ -252,16 +252,16 @@ def _sorted(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
     argv = [
         f"experiment={word.removeprefix('+experiment=')}" if word.startswith("+experiment=") else word for word in argv
     ]
-    own = [word for word in argv if word.partition("=")[0] in names]
+    arguments = [word for word in argv if word.partition("=")[0] in names]
     flags = {"-m", "--multirun"} & set(argv)
-    others = [word for word in argv if word not in own and word not in flags]
-    if strange := [word for word in others if "=" not in word or word.startswith("-")]:
+    overrides = [word for word in argv if word not in arguments and word not in flags]
+    if strange := [word for word in overrides if "=" not in word or word.startswith("-")]:
         raise UserError(
             f"{strange[0]}: options are {', '.join(f'{name}=' for name in sorted(names))}, -m, and idp.run's"
         )
-    if not any(word.startswith("budget=") for word in others):
-        others.append("budget=paper")
-    return own, others, bool(flags)
+    if not any(word.startswith("budget=") for word in overrides):
+        overrides.append("budget=paper")
+    return arguments, overrides, bool(flags)
 
 
 def _name(config: Config) -> str:

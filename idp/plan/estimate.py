@@ -37,7 +37,7 @@ class Speed:
 
     evaluation: float
     training: float
-    said: str
+    origin: str
     card: bool = True  # whether a pass waits for a card's memory
     layers: int = 0  # of the model, whose kernels each pass launches; 0: that is not counted
 
@@ -83,10 +83,10 @@ def _timed(store: Store, numerics: dict[str, str]) -> Iterator[float]:
             manifest, results = read_json(place / MANIFEST), read_json(place / "results.json")
             tokens = results["idp"]["tokens_run"]
             weights = _parameters(store.root, manifest["parent"])
-            said = manifest["config"]
+            config = manifest["config"]
         except Exception:  # of a corpus, damaged, or being made
             continue
-        if weights and tokens >= LEAST and {name: said.get(name) for name in numerics} == numerics:
+        if weights and tokens >= LEAST and {name: config.get(name) for name in numerics} == numerics:
             yield FORWARD * tokens * weights / manifest["seconds"]
 
 

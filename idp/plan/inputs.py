@@ -93,8 +93,8 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
     tasks = known.once(["tasks", asdict(config.task)], lambda: find_tasks(config.task, store))
 
     def text(name: str) -> Text:
-        own = asdict(config.corpus) if name in ("corpus", config.corpus.name) else name
-        asked = ["text", own, config.data_dir]
+        corpus = asdict(config.corpus) if name in ("corpus", config.corpus.name) else name
+        asked = ["text", corpus, config.data_dir]
         return known.once(asked, lambda: named_corpus(name, config.corpus, config.data_dir, store))
 
     calibration = text(compressor.calibration.corpus or "corpus")

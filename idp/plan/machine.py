@@ -65,9 +65,9 @@ def machine_of(run: Finished, place: str) -> Machine:
         if row["model"] == about["row"]:
             context = count(row["context"])
             # A choice's last token predicts nothing and is not run.
-            own = sum(max(count(text) - 1, 0) for text in row["choices"] or []) + count(row["generation"])
+            continuation = sum(max(count(text) - 1, 0) for text in row["choices"] or []) + count(row["generation"])
             contexts.setdefault(row["asked_for"], []).append(context)
-            lengths.setdefault(row["asked_for"], []).append(context + own)
+            lengths.setdefault(row["asked_for"], []).append(context + continuation)
     tokens = {task: sum(found) / len(found) for task, found in lengths.items()}
     measured = sum(tokens[task] * about["data"][task]["documents"] for task in tokens)
     measured += sum(found["tokens"] for found in about["perplexity_details"].values())
@@ -100,7 +100,7 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
     from idp.plan.workload import tasks_of
     from idp.tasks.tasks import find_tasks
 
-    machine = Machine({}, {}, said="documents as they are here")
+    machine = Machine({}, {}, label="documents as they are here")
     for config in configs:
         for task in tasks_of(config):
             if task in machine.documents:

@@ -165,5 +165,5 @@ def _efficient(query: Any, key: Any, value: Any, mask: Any, dropout: float, caus
 
 
 def _expanded(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    rows, own, tokens, size = tensor.shape
-    return tensor[:, :, None].expand(rows, own, heads // own, tokens, size).flatten(1, 2)
+    rows, kv_heads, tokens, size = tensor.shape
+    return tensor[:, :, None].expand(rows, kv_heads, heads // kv_heads, tokens, size).flatten(1, 2)

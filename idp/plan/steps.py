@@ -143,8 +143,8 @@ class Walk:
 
     def _needed(self, repairs: list[tuple[Recovery, Identity]]) -> Iterator[tuple[Recovery, Identity]]:
         """Without what is made beneath a repair that is there already: it is asked for as the other is made."""
-        own = next((identity for recovery, identity in repairs if recovery is self.config.recovery), None)
-        there = own is not None and self.store is not None and self.store.finished(own) is not None
+        final = next((identity for recovery, identity in repairs if recovery is self.config.recovery), None)
+        there = final is not None and self.store is not None and self.store.finished(final) is not None
         for recovery, identity in repairs:
             if recovery is self.config.recovery or not there:
                 yield recovery, identity

@@ -55,7 +55,7 @@ class Machine:
     documents: dict[str, int]  # in each task's split
     training: float | None = None  # operations a second
     evaluation: float | None = None
-    said: str = ""  # which machine
+    label: str = ""  # which machine
     contexts: dict[str, float] = field(default_factory=dict)  # tokens of a document's context, where they are known
     steps: dict[str, float] = field(default_factory=dict)  # decoding steps of a document, its share of its batch's
 
@@ -213,10 +213,10 @@ def of_corpus(reader: PromptReader, key: str, evaluation: Evaluation, compared: 
 
 def of_latency(latency: Latency, key: str, rows: list[Row], lengths: list[int]) -> Iterator[Workload]:
     """The rows of a run side by side."""
-    own = rows[-1]
-    variants = 1 + (len(rows) > 1 and rows[0].key != own.key)
-    if own.repair is not None and own.recovery is not None:
-        variants += 1 + (latency.merged if own.recovery.adapts else len(lengths) > 1)
+    final = rows[-1]
+    variants = 1 + (len(rows) > 1 and rows[0].key != final.key)
+    if final.repair is not None and final.recovery is not None:
+        variants += 1 + (latency.merged if final.recovery.adapts else len(lengths) > 1)
     rounds = variants * (latency.warmup + latency.rounds) * len(latency.input_tokens)
     read = sum(latency.input_tokens) / len(latency.input_tokens) + latency.new_tokens
     steps = rounds * len(latency.batch_sizes) * latency.new_tokens

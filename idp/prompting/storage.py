@@ -135,17 +135,22 @@ def tensor_bytes(folder: Path) -> int:
 
 def described(storage: Storage) -> dict[str, Any]:
     """What `bank.json` says of the format."""
-    said: dict[str, Any] = {"bits": storage.bits, "prune": storage.prune}
+    description: dict[str, Any] = {"bits": storage.bits, "prune": storage.prune}
     if storage.bits == 16:
-        said["half"] = storage.half
+        description["half"] = storage.half
     if storage.bits < 16:
-        said["symmetric"] = storage.symmetric
-    return said
+        description["symmetric"] = storage.symmetric
+    return description
 
 
-def from_description(said: dict[str, Any]) -> Storage:
+def from_description(description: dict[str, Any]) -> Storage:
     """The storage that `described` wrote."""
-    return Storage(said["bits"], said["prune"], said.get("symmetric", True), said.get("half", "bfloat16"))
+    return Storage(
+        description["bits"],
+        description["prune"],
+        description.get("symmetric", True),
+        description.get("half", "bfloat16"),
+    )
 
 
 def _payload(file: Path) -> int:

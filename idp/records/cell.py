@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from idp.records.measured import REPAIRED, ModelScores
 from idp.records.schema import LatencyRow
-from idp.records.seeds import TRAINING, by_chance, seed_said, seeds_of, seeds_said
+from idp.records.seeds import TRAINING, by_chance, seed_label, seeds_label, seeds_of
 
 T = TypeVar("T")
 Part = Literal["prefill", "decode"]  # of generation that is timed
@@ -51,13 +51,13 @@ class Cell:
         return [seeds_of(model)[TRAINING] for model in self.members] if self.first.role == REPAIRED else []
 
     @property
-    def seeds_said(self) -> str:
+    def seeds_label(self) -> str:
         """Its seeds in words: those of training, and others that vary."""
-        return seeds_said(self.members)
+        return seeds_label(self.members)
 
-    def seed_said(self, model: ModelScores) -> str:
+    def seed_label(self, model: ModelScores) -> str:
         """The seeds of one of its runs, as far as they tell it from the others."""
-        return seed_said(model, self.members)
+        return seed_label(model, self.members)
 
     @property
     def of_one_seed(self) -> bool:

@@ -59,7 +59,7 @@ class Collection:
     _index: dict[str, ModelScores] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
-    def told(self) -> list[str]:
+    def notices(self) -> list[str]:
         """What stands at the head of a report: what was left out, and what is not finished."""
         return [*self.notes, *(run.line for run in self.unfinished)]
 
@@ -175,13 +175,13 @@ def _listed(sweeps: Iterable[Path]) -> dict[str, Unfinished]:
             name = Path(cell.folder).name if cell.folder is not None else " ".join(cell.overrides)
             state = "missing" if cell.error is None else "failed"
             apart = [word for word in cell.overrides if word not in common] if cell.folder is not None else []
-            run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_said(apart))
+            run = Unfinished(name, Path(cell.folder or file.parent), state, "", cell.error, _settings_label(apart))
             if name not in found or len(run.settings) > len(found[name].settings):
                 found[name] = run  # of two sweeps that have it, the one that varies more says more of it
     return found
 
 
-def _settings_said(overrides: Iterable[str]) -> str:
+def _settings_label(overrides: Iterable[str]) -> str:
     """Overrides as the tables say settings, but those that a run's name says."""
     words = [word.lstrip("+~").partition("=") for word in overrides]
     return " ".join(f"{re.split('[./]', key)[-1]}={value}" for key, _, value in words if key not in IN_NAMES)
@@ -258,16 +258,16 @@ def _settings(kept: list[tuple[Path, Record]], notes: list[str]) -> tuple[list[S
 def _not_paired(one: Setting, other: Setting) -> str:
     apart = [name for name, read in other.sample.items() if one.sample.get(name, read) != read]
     name = apart[0]
-    said = [
+    samples = [
         f"{read[-1]} documents" if name.startswith("task:") else f"{read[0]} tokens in windows of {read[1]}"
         for read in (one.sample[name], other.sample[name])
     ]
-    if said[0] == said[1]:
-        said = ["as many documents", "but others, or put in other words"]
+    if samples[0] == samples[1]:
+        samples = ["as many documents", "but others, or put in other words"]
     names = ", ".join(each.split(":", 1)[1] for each in apart)
     return (
-        f"not compared: runs of {one.model} read different samples of {names} ({said[0]}; {said[1]}): they stand in"
-        " tables of their own"
+        f"not compared: runs of {one.model} read different samples of {names} ({samples[0]}; {samples[1]}): they"
+        " stand in tables of their own"
     )
 
 
@@ -292,8 +292,10 @@ def _add(found: Collection, model: ModelScores) -> None:
             known.perplexity[corpus] = value
     known.latency = known.latency or model.latency
     if model.fidelity is not None:
-        own = known.fidelity or {}
-        known.fidelity = {part: {**(found or {}), **(own.get(part) or {})} for part, found in model.fidelity.items()}
+        existing = known.fidelity or {}
+        known.fidelity = {
+            part: {**(found or {}), **(existing.get(part) or {})} for part, found in model.fidelity.items()
+        }
     if len(model.weights) > len(known.weights):  # measured in a run of its own
         known.weights = model.weights
 

@@ -24,9 +24,9 @@ def damage(record: Record) -> Comparison | None:
 
 def last_step(record: Record) -> Comparison | None:
     """The run's own model against the one that it was made from: a repaired one against what it repairs."""
-    own = record["idp"]["row"]
-    others = {"repaired": ("compressed", "dense"), "compressed": ("dense",)}.get(own, ())
-    return next((found for before in others if (found := compared(record, own, before)) is not None), None)
+    row = record["idp"]["row"]
+    others = {"repaired": ("compressed", "dense"), "compressed": ("dense",)}.get(row, ())
+    return next((found for before in others if (found := compared(record, row, before)) is not None), None)
 
 
 def unit_of(about: IdpBlock) -> str:

@@ -64,14 +64,16 @@ def matching_section(about: IdpBlock) -> list[str]:
     headers = ["group or task", "tasks", "model", "score", difference_to("dense", unit)]
     headers += ["share of dense kept (95 % CI)", *NAMES.values()]
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
-    said = "Matching: 95 % of dense's score is kept (LLM-KICK judges the scores alone; beside it, the whole interval):"
+    caption = (
+        "Matching: 95 % of dense's score is kept (LLM-KICK judges the scores alone; beside it, the whole interval):"
+    )
     notes = []
     if any(line[-1] == AT_CHANCE for line in lines):
         notes = [
             "",
             f"{AT_CHANCE}: it cannot be told from a guess, so there is nothing to lose, and a match says nothing.",
         ]
-    return [said, "", table, *notes]
+    return [caption, "", table, *notes]
 
 
 def open_book_section(closed: str, pair: dict[str, Any]) -> list[str]:
@@ -91,18 +93,18 @@ def open_book_section(closed: str, pair: dict[str, Any]) -> list[str]:
             )
     headers = ["metric", "step", f"{closed}", pair["open"], "difference of the two", "kept: closed / open"]
     table = tabulate(lines, headers=[*headers, "difference of these"], tablefmt="github", disable_numparse=True)
-    said = f"Closed against open book, on the same {pair['questions']} questions, with 95 % intervals:"
-    return [said, "", table, "", *(f"- {line}" for line in conclusions(pair))]
+    caption = f"Closed against open book, on the same {pair['questions']} questions, with 95 % intervals:"
+    return [caption, "", table, "", *(f"- {line}" for line in conclusions(pair))]
 
 
 def conclusions(pair: dict[str, Any]) -> list[str]:
     """In a sentence for each metric and step, whether it is knowledge or reading that is lost or brought back."""
-    said = []
+    sentences = []
     for metric, found in pair["metrics"].items():
         for step in found["steps"]:
             says = _lost(step) if step["before"] == "dense" else _brought_back(step)
-            said.append(f"{metric.split(',')[0]}: {says}")
-    return said
+            sentences.append(f"{metric.split(',')[0]}: {says}")
+    return sentences
 
 
 def _lost(step: dict[str, Any]) -> str:
@@ -125,9 +127,9 @@ def _brought_back(step: dict[str, Any]) -> str:
 
 
 def _scores(group: dict[str, Any], row: str, unit: str) -> list[str]:
-    dense, own = group["dense"]["score"], group[row]["score"]
+    dense, score = group["dense"]["score"], group[row]["score"]
     difference = group[row].get("difference", {}).get("dense")
-    return [f"{dense:.3f} to {own:.3f}", with_interval(difference, unit)]
+    return [f"{dense:.3f} to {score:.3f}", with_interval(difference, unit)]
 
 
 def _kept(found: dict[str, Any] | None) -> list[str]:

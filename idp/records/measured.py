@@ -210,13 +210,13 @@ def models_of(record: Record, folder: Path, setting: Setting) -> list[ModelScore
 
 def _model(record: Record, row: str, folder: Path, setting: Setting) -> ModelScores:
     about = record["idp"]
-    config, stages, own = about["config"], about["stages"], row == about["row"]
+    config, stages, final = about["config"], about["stages"], row == about["row"]
     repaired = row == REPAIRED
     selector = about.get("selector") if repaired else None
     compressor = "none" if row == DENSE else about["compressor"]
     keys = {stage: made["key"] for stage in _made_by(row, about) if (made := stages.get(stage))}
     parameters = about["parameters"]
-    baseline = None if own else about["baselines"][row]
+    baseline = None if final else about["baselines"][row]
     return ModelScores(
         id=_identity(record, row, setting),
         parent=None,
@@ -264,9 +264,9 @@ def peaks_of(about: IdpBlock, row: str) -> dict[str, int]:
     not have is left out.
     """
     stages = {"dense": ["load"], "compressed": ["compress"]}.get(row, ["recover", "select"])
-    own = row == about["row"]
-    scored = None if own else about["baselines"][row].get("stage")
-    stages = [*stages, "measure"] if own else stages
+    final = row == about["row"]
+    scored = None if final else about["baselines"][row].get("stage")
+    stages = [*stages, "measure"] if final else stages
     host = [peak for stage, peak in about.get("peak_memory_bytes", {}).items() if stage in stages]
     devices = [each for stage, each in about.get("device_peak_bytes", {}).items() if stage in stages]
     if scored:
@@ -324,12 +324,12 @@ def _perplexities(about: IdpBlock, baseline: Baseline | None) -> dict[str, Perpl
     details = about.get("perplexity_details", {})
     found = {}
     for corpus, value in values.items():
-        own = details.get(corpus)
+        detail = details.get(corpus)
         found[corpus] = Perplexity(
             float("inf") if value is None else float(value),  # JSON has no infinity
-            own.get("stderr") if own and baseline is None else None,
-            own.get("tokens") if own else None,
-            own.get("window") if own else None,
+            detail.get("stderr") if detail and baseline is None else None,
+            detail.get("tokens") if detail else None,
+            detail.get("window") if detail else None,
         )
     return found
 

@@ -155,15 +155,15 @@ def _cost(about: IdpBlock) -> dict[str, float]:
 
 def _latency(latency: Latency | None) -> dict[str, float]:
     values: dict[str, float] = {}
-    own: LatencyRow | None = None
+    final: LatencyRow | None = None
     for row in latency["rows"] if latency else []:
         name = f"latency/{row['variant']}/{row['batch_size']}x{row['input_tokens']}"
         for part, figures in (("prefill", row["prefill"]), ("decode", row["decode"])):
             values |= {f"{name}/{part}_p50": figures["p50"], f"{name}/{part}_ratio": figures["ratio"]}
         if row["variant"] != "dense" and not row["variant"].endswith("_merged"):  # the last of these is the run's own
-            own = own if own is not None and own["variant"] == row["variant"] else row
-    if own is not None:
-        values |= {"latency/prefill_ms": own["prefill"]["p50"], "latency/decode_ms": own["decode"]["p50"]}
+            final = final if final is not None and final["variant"] == row["variant"] else row
+    if final is not None:
+        values |= {"latency/prefill_ms": final["prefill"]["p50"], "latency/decode_ms": final["decode"]["p50"]}
     return values
 
 

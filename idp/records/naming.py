@@ -37,9 +37,9 @@ def name(rows: Sequence[Cell]) -> None:
         for members in alike.values():
             options = [_options(row.first, part, by_key) for row in members]
             apart = _apart(options)
-            for row, own in zip(members, options, strict=True):
-                said = [f"{apart[key]}={_value(own.get(key))}" for key in apart if key in own]
-                setattr(row, part, " ".join([getattr(row, part), *said]))
+            for row, settings in zip(members, options, strict=True):
+                differing = [f"{apart[key]}={_value(settings.get(key))}" for key in apart if key in settings]
+                setattr(row, part, " ".join([getattr(row, part), *differing]))
     _tell_apart(rows)
 
 
@@ -78,8 +78,8 @@ def _tell_apart(rows: Sequence[Cell]) -> None:
     for alike in repairs.values():
         for row in alike if len(alike) > 1 else ():
             keys = row.first.keys
-            own = [keys[stage][:SHORT] for stage in ("recover", "select") if stage in keys]
-            row.recovery = f"{row.recovery} product={'+'.join(own) or row.first.id[:SHORT]}"
+            products = [keys[stage][:SHORT] for stage in ("recover", "select") if stage in keys]
+            row.recovery = f"{row.recovery} product={'+'.join(products) or row.first.id[:SHORT]}"
 
 
 def _flat(node: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:

@@ -12,22 +12,22 @@ from idp.records.schema import Record, Stage
 from idp.status import STATUS
 
 
-def read(place: str | Path, said: str) -> tuple[Record, Path]:
+def read(place: str | Path, label: str) -> tuple[Record, Path]:
     """The record of a run, and its file.
 
     Args:
         place: the run's `record.json`, or its folder.
-        said: how the user named it, for messages.
+        label: how the user named it, for messages.
 
     Raises:
         UserError: there is no record, because the run failed perhaps, or it is not one.
     """
-    file = _file(Path(place).expanduser(), said)
-    record = load(file, said)
+    file = _file(Path(place).expanduser(), label)
+    record = load(file, label)
     try:
         record["idp"]["config"]["store"], cast(Stage, record["idp"]["stages"]["load"])["key"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+        raise UserError(f"{label}: not a record of idp.run ({type(error).__name__}: {error})") from error
     return record, file
 
 
@@ -46,7 +46,7 @@ def stores(named: str | Path, folder: str | Path | None = None) -> list[Path]:
     return places
 
 
-def _file(path: Path, said: str) -> Path:
+def _file(path: Path, label: str) -> Path:
     file = path / RECORD if path.is_dir() else path
     if file.is_file():
         return file.absolute()
@@ -58,12 +58,12 @@ def _file(path: Path, said: str) -> Path:
         except (OSError, ValueError, KeyError, TypeError):
             state = stage = reason = None
         if state == "failed":
-            raise UserError(f"{said}: the run failed ({reason}); mend that and run its command again")
+            raise UserError(f"{label}: the run failed ({reason}); mend that and run its command again")
         if state in ("running", "queued"):
             raise UserError(
-                f"{said}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
+                f"{label}: the run has not finished (it was at {stage}); wait for its {RECORD}, or, if it was killed,"
                 " run its command again: it continues where it stopped"
             )
     if path.is_dir():
-        raise UserError(f"{said}: there is no {RECORD} in it; a run writes it at its end")
-    raise UserError(f"{said}: no such file or folder; name a run's folder or its {RECORD}")
+        raise UserError(f"{label}: there is no {RECORD} in it; a run writes it at its end")
+    raise UserError(f"{label}: no such file or folder; name a run's folder or its {RECORD}")

@@ -19,24 +19,24 @@ RENAMED: dict[tuple[str, ...], str] = {("recovery", "fit", "reads"): "context_to
 NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
-def load(file: Path, said: str | None = None) -> Record:
+def load(file: Path, label: str | None = None) -> Record:
     """The record in a file.
 
     Args:
         file: the record.
-        said: how the user named it, for messages; None: by its path.
+        label: how the user named it, for messages; None: by its path.
 
     Raises:
         UserError: it is not one, or one of another schema, whose fields may mean something else.
     """
-    said = said or str(file)
+    label = label or str(file)
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         version = record["idp"]["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{said}: not a record of idp.run ({type(error).__name__}: {error})") from error
+        raise UserError(f"{label}: not a record of idp.run ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
-        raise UserError(f"{said}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
+        raise UserError(f"{label}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
     record["idp"]["config"] = _renamed(record["idp"].get("config") or {}, RENAMED)
     return record
 

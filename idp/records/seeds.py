@@ -29,7 +29,7 @@ def seeds_of(model: ModelScores) -> dict[str, Any]:
     return found
 
 
-def seeds_said(members: Sequence[ModelScores]) -> str:
+def seeds_label(members: Sequence[ModelScores]) -> str:
     """The seeds of a row's runs: those of training, and of others those that vary between the runs."""
     every = [seeds_of(model) for model in members]
     words = []
@@ -40,12 +40,12 @@ def seeds_said(members: Sequence[ModelScores]) -> str:
         else:
             wanted = name == TRAINING or (len(set(values)) > 1 and values != [each[TRAINING] for each in every])
         if wanted:
-            said = ", ".join(map(str, dict.fromkeys(values)))
-            words.append(said if name == TRAINING else f"{name} {said}")
+            text = ", ".join(map(str, dict.fromkeys(values)))
+            words.append(text if name == TRAINING else f"{name} {text}")
     return "; ".join(words)
 
 
-def seed_said(model: ModelScores, members: Sequence[ModelScores]) -> str:
+def seed_label(model: ModelScores, members: Sequence[ModelScores]) -> str:
     """The same of one run of a row: what tells it from the row's others."""
     seeds = seeds_of(model)
     words = [str(seeds[TRAINING])] if TRAINING in seeds else []
@@ -73,11 +73,11 @@ def weights_of(models: Iterable[ModelScores]) -> dict[str, str]:
         made = made_of.setdefault(keys, digest([*keys[:2], seedless(compressed_by(model)) if key else None]))
         products[made].setdefault(key, model)
         of_model[model.id] = made, key
-    alone = {
+    ambiguous = {
         made: len({seeds_of(each).get(CALIBRATION) for each in found.values()}) < len(found)
         for made, found in products.items()
     }
-    return {name: digest([made, key])[:12] if alone[made] else made[:12] for name, (made, key) in of_model.items()}
+    return {name: digest([made, key])[:12] if ambiguous[made] else made[:12] for name, (made, key) in of_model.items()}
 
 
 def identities(models: Sequence[ModelScores]) -> dict[str, str]:
@@ -145,8 +145,8 @@ def seedless(config: Any) -> Any:
     """A config without what makes no other model."""
     if isinstance(config, dict):
         # At null it does what was done before it was an option.
-        told = {key: value for key, value in config.items() if value is not None or key != "micro_batch_size"}
-        return {key: seedless(value) for key, value in told.items() if key not in SAME_MODEL}
+        stated = {key: value for key, value in config.items() if value is not None or key != "micro_batch_size"}
+        return {key: seedless(value) for key, value in stated.items() if key not in SAME_MODEL}
     return [seedless(value) for value in config] if isinstance(config, list) else config
 
 

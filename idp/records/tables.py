@@ -162,13 +162,13 @@ def controls_table(about: IdpBlock) -> str:
     interval = f"({in_points(unit)}95 % CI)"
     headers += [f"gain over random choice {interval}", *[f"oracle beyond luck {interval}"] * luck]
     table = tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
-    said = [f"Each way to choose among the prompts, on the same documents:\n\n{table}"]
+    paragraphs = [f"Each way to choose among the prompts, on the same documents:\n\n{table}"]
     if luck:
-        said.append(
+        paragraphs.append(
             "oracle by luck: what it would score if the prompts were equal and their answers differed as often as"
             " these do; beyond luck: what there is to choose"
         )
-    return "\n\n".join(said)
+    return "\n\n".join(paragraphs)
 
 
 def _task_line(record: Record, task: str, scores: dict[str, dict[str, float]], change: Change) -> list[str]:
@@ -214,8 +214,8 @@ def _not_compared(record: Record, change: Change) -> str:
     about = record["idp"]
     if change.step is not None:
         left_out = ", ".join(change.step["left_out"])
-        said = f"\n\nNo difference of {left_out}, whose score is no mean over documents; the mean's is without it."
-        return said if left_out else ""
+        text = f"\n\nNo difference of {left_out}, whose score is no mean over documents; the mean's is without it."
+        return text if left_out else ""
     if about["baselines"]:
         return (
             "\n\nThis record is from before differences were part of one: the same command adds them, and measures"

@@ -163,7 +163,7 @@ def save(loaded: LoadedModel, updates: Mapping[str, tuple[torch.Tensor, torch.Te
         if (len(b), a.shape[1]) != (size[::-1] if isinstance(layers[name], Conv1D) else size) or b.shape[1] != len(a):
             raise ValueError(f"low_rank: {name} is {size}; its A is {tuple(a.shape)} and its B {tuple(b.shape)}")
     rank = max(ranks.values())
-    other = {name: own for name, own in ranks.items() if own != rank}
+    other = {name: each for name, each in ranks.items() if each != rank}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         adapted = get_peft_model(

@@ -42,7 +42,7 @@ def search(
     candidates: list[dict[str, Any]] = []
     for number, (rate, init) in enumerate(itertools.product(rates, inits)):
         found: dict[str, Any] = {"learning_rate": rate} | ({"init": init} if init is not None else {})
-        label = f"candidate {number + 1} of {len(rates) * len(inits)}: {_said(found)}"
+        label = f"candidate {number + 1} of {len(rates) * len(inits)}: {_describe(found)}"
         try:
             history = train(_candidate(recovery, rate, init), checkpoint / f"candidate-{number}", label)
             found |= {
@@ -82,6 +82,6 @@ def _candidate(recovery: config.Trained, rate: float, init: str | None) -> confi
     return replace(recovery, training=training, **changes)
 
 
-def _said(candidate: dict[str, Any]) -> str:
+def _describe(candidate: dict[str, Any]) -> str:
     parts = {name: f"{value:g}" if isinstance(value, float) else value for name, value in candidate.items()}
     return ", ".join(f"{name} {value}" for name, value in parts.items())

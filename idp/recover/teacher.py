@@ -63,11 +63,15 @@ def share(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     inside = _inside_layers(teacher)
     theirs = dict(student.named_parameters(remove_duplicate=False))
     for path, module in teacher.named_modules():
-        for name, own in module._parameters.items():
+        for name, weight in module._parameters.items():
             other = theirs.get(f"{path}.{name}" if path else name)
-            if module in inside or own is None or other is None or "meta" in (own.device.type, other.device.type):
+            if module in inside or weight is None or other is None or "meta" in (weight.device.type, other.device.type):
                 continue
-            if own.shape == other.shape and own.dtype == other.dtype and torch.equal(own, other.to(own.device)):
+            if (
+                weight.shape == other.shape
+                and weight.dtype == other.dtype
+                and torch.equal(weight, other.to(weight.device))
+            ):
                 module._parameters[name] = other
 
 
@@ -111,15 +115,15 @@ def _brought(layer: nn.Module, device: torch.device) -> Callable:
 
     def call(*arguments: Any, **named: Any) -> Any:
         try:
-            for (held, name, _), own in zip(places, kept, strict=True):
-                held[name] = _like(own, torch.empty_like(own, device=device).copy_(own, non_blocking=True))
+            for (held, name, _), weight in zip(places, kept, strict=True):
+                held[name] = _like(weight, torch.empty_like(weight, device=device).copy_(weight, non_blocking=True))
             return forward(*arguments, **named)
         finally:
             put_back()
 
     def put_back() -> None:
-        for (held, name, _), own in zip(places, kept, strict=True):
-            held[name] = own
+        for (held, name, _), weight in zip(places, kept, strict=True):
+            held[name] = weight
 
     put_back()
     places = [(held, name, None) for held, name, _ in places]  # what was on the device is not kept there

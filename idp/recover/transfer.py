@@ -206,14 +206,14 @@ class RepairSource(Given):
 
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
-        said: dict[str, Any] = {"from": self.place, "key": self.origin, "kind": self.repair.read(REPAIR)["kind"]}
+        origin: dict[str, Any] = {"from": self.place, "key": self.origin, "kind": self.repair.read(REPAIR)["kind"]}
         if self.record is None:
-            return {**said, "compressor": None, "corpus": None, "seed": None}
+            return {**origin, "compressor": None, "corpus": None, "seed": None}
         about = self.record["idp"]
         if learned := about.get("transfer"):  # where it was learned, not where it was transferred to
-            return {**learned, **said}
+            return {**learned, **origin}
         values = about["config"]
-        return {**said, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
+        return {**origin, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
 
 
 def find_repair(place: str, setting: str = "recovery.from") -> RepairSource:

@@ -52,13 +52,13 @@ def tune_each(
     bank, histories = PromptBank([], []), {}
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
-        own = replace(
+        prompt_context = replace(
             context.named(name, f"{name} ({number + 1} of {len(lengths)}, {length} tokens)"),
             text=text,
             seed=seed_of(context.seed, number),
         )
-        start = options.start.prompt(context.loaded, length, own.seed)
-        prompt, histories[name] = tune(own, start, options.training)
+        start = options.start.prompt(context.loaded, length, prompt_context.seed)
+        prompt, histories[name] = tune(prompt_context, start, options.training)
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
     return RepairResult(bank, bank.parameters, histories=histories)
@@ -79,8 +79,8 @@ def make_with(encoder: nn.Module, options: OnePrompt, context: RepairContext, ki
 
     Its name in the bank is that of the recovery and its length.
     """
-    own = context.named("prompt_0", f"{options.kind} of {options.length} tokens")
-    prompt, history = tune(own, encoder, options.training, kind)
+    prompt_context = context.named("prompt_0", f"{options.kind} of {options.length} tokens")
+    prompt, history = tune(prompt_context, encoder, options.training, kind)
     bank = PromptBank([prompt], [f"{options.kind}_{options.length}_tokens"], kind)
     return RepairResult(
         bank, sum(parameter.numel() for parameter in encoder.parameters()), histories={"prompt_0": history}

@@ -41,7 +41,7 @@ def train_values(
         options: the training's.
 
     Returns:
-        the trained values by name, float32 on the CPU, for `Made.values`; and the history.
+        the trained values by name, float32 on the CPU, for `RepairResult.values`; and the history.
 
     Raises:
         UserError: none are named.
@@ -51,12 +51,12 @@ def train_values(
     model = context.loaded.model
     if not (places := _places(model, list(names))):
         raise UserError(f"recovery: {type(model).__name__} has none of the parameters that it would train")
-    own = {name: getattr(*where[0]) for name, where in places.items()}
-    trained = {name: torch.nn.Parameter(value.detach().float().clone()) for name, value in own.items()}
+    originals = {name: getattr(*where[0]) for name, where in places.items()}
+    trained = {name: torch.nn.Parameter(value.detach().float().clone()) for name, value in originals.items()}
     loss = text_loss(context.loaded, options, context.teacher)
 
     def of(batch: torch.Tensor) -> torch.Tensor:
-        with _in_place_of(places, {name: value.to(own[name].dtype) for name, value in trained.items()}):
+        with _in_place_of(places, {name: value.to(originals[name].dtype) for name, value in trained.items()}):
             return loss.of(batch)
 
     history = train_in(context, trained, Loss(of, loss.spare), options)
@@ -99,12 +99,13 @@ def attach(loaded: LoadedModel, folder: Path) -> LoadedModel:
     values = load(folder)
     places = _places(loaded.model, values)
     for name, value in values.items():
-        own = getattr(*places[name][0])
-        if own.shape != value.shape:
+        parameter = getattr(*places[name][0])
+        if parameter.shape != value.shape:
             raise UserError(
-                f"{folder}: {name} is {tuple(value.shape)}, the model's {tuple(own.shape)}: it belongs to another model"
+                f"{folder}: {name} is {tuple(value.shape)}, the model's {tuple(parameter.shape)}: it belongs to another"
+                " model"
             )
-        changed = torch.nn.Parameter(value.to(own.device, own.dtype), requires_grad=False)
+        changed = torch.nn.Parameter(value.to(parameter.device, parameter.dtype), requires_grad=False)
         for module, key in places[name]:
             module._parameters[key] = changed
     return replace(loaded, model=loaded.model.eval())
@@ -132,7 +133,7 @@ def _places(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]:
 @contextlib.contextmanager
 def _in_place_of(places: dict[str, list[Place]], tensors: dict[str, torch.Tensor]) -> Iterator[None]:
     """A block in which the model computes with these tensors, through which gradients flow."""
-    own = {name: getattr(*where[0]) for name, where in places.items()}
+    originals = {name: getattr(*where[0]) for name, where in places.items()}
     try:
         for name, where in places.items():
             for module, key in where:
@@ -141,4 +142,4 @@ def _in_place_of(places: dict[str, list[Place]], tensors: dict[str, torch.Tensor
     finally:
         for name, where in places.items():
             for module, key in where:
-                module._parameters[key] = own[name]
+                module._parameters[key] = originals[name]

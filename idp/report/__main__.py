@@ -69,8 +69,8 @@ def _report(places: list[str], folder: Path, formats: list[str], title: str, und
     for run in found.unfinished:
         print(run.line)
     for file in written:
-        said = f"{file}  (open it in a browser)" if file.name == PAGE else file
-        print(f"wrote: {said}")
+        shown = f"{file}  (open it in a browser)" if file.name == PAGE else file
+        print(f"wrote: {shown}")
 
 
 if __name__ == "__main__":

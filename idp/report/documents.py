@@ -94,12 +94,12 @@ def _add(found: dict[str, Any], row: Cell, chosen: dict[str, Any], lengths: dict
         answers = _read(score, ids, ANSWERS)
         right = dict(zip(known.doc_ids.tolist(), (known.scores > 0.5).tolist(), strict=True))
         entry: dict[str, list[Any]] = {"right": [int(right[i]) if i in right else None for i in ids.tolist()]}
-        said = [
+        details = [
             _answer(answers[i], each if score.metric.startswith("acc_norm") else None) if i in answers else {}
             for i, each in zip(ids.tolist(), lengths[task], strict=True)
         ]
         for key in ("p", "pick", "text", "prompt"):
-            values = [answer.get(key) for answer in said]
+            values = [answer.get(key) for answer in details]
             if any(value is not None for value in values):
                 entry[key] = values
         found["models"].setdefault(row.id, {})[task] = entry

@@ -150,14 +150,14 @@ def say_names(axes: Axes, points: Sequence[tuple[float, float, Cell]]) -> None:
         if row.first.role == REPAIRED and alike[row.compressor, row.first.recovery] == 1:
             continue
         for dx, dy, ha in PLACES:
-            said = axes.annotate(
+            label = axes.annotate(
                 name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=7, color="#444"
             )
-            box = said.get_window_extent(renderer)
+            box = label.get_window_extent(renderer)
             if inside.x0 < box.x0 and box.x1 < inside.x1 + radius and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
-            said.remove()
+            label.remove()
 
 
 def interval_of(view: View, row: Cell) -> list[list[float]] | None:

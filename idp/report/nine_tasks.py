@@ -48,7 +48,7 @@ def score_table(view: View) -> Table:
         if found is not None and found.detectable is not None:
             line["detectable"] = Entry(signed(found.detectable, view.unit).lstrip("+"), found.detectable)
         if view.parent(row) is not view.dense and (to_dense := view.to_dense.get(row.id)) is not None:
-            line["to dense"] = said(view, row, to_dense.mean) if to_dense.mean else MISSING
+            line["to dense"] = difference_entry(view, row, to_dense.mean) if to_dense.mean else MISSING
         else:
             line["to dense"] = Entry("")
         line["brought back"] = _brought_back(view, row)
@@ -57,7 +57,7 @@ def score_table(view: View) -> Table:
     return Table("Scores", columns, lines, _notes(view, bool(folded)))
 
 
-def said(view: View, row: Cell, found: Difference) -> Entry:
+def difference_entry(view: View, row: Cell, found: Difference) -> Entry:
     """A difference as tables show it: with its interval, marked where that holds for one seed only."""
     mark = SEED_ONLY if row.of_one_seed else ""
     value, low, high = (signed(each, view.unit) for each in (found.difference, found.low, found.high))
@@ -71,7 +71,7 @@ def names(row: Cell) -> dict[str, Entry]:
         "model": Entry(row.first.model),
         "compressor": Entry(row.compressor),
         "recovery": Entry(row.recovery),
-        "seeds": Entry(row.seeds_said),
+        "seeds": Entry(row.seeds_label),
         "runs": Entry(str(row.runs), row.runs),
     }
 
@@ -100,7 +100,7 @@ def _difference(view: View, row: Cell, comparison: Comparison) -> Entry:
     if view.parent(row) is None:
         return Entry("")
     if (found := comparison.mean) is not None:
-        return said(view, row, found)
+        return difference_entry(view, row, found)
     difference = view.difference(row)
     return MISSING if difference is None else Entry(f"{signed(difference, view.unit)} (not paired)", difference)
 
@@ -114,7 +114,7 @@ def _brought_back(view: View, row: Cell) -> Entry:
 
 
 def _notes(view: View, folded: bool) -> list[str]:
-    from idp.evaluate.selection import luck_said
+    from idp.evaluate.selection import luck_phrase
 
     notes = [
         "score (standard error over documents); of several runs, which differ by seeds alone, the mean ± standard"
@@ -130,7 +130,7 @@ def _notes(view: View, folded: bool) -> list[str]:
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
     if any(row.first.uses_labels for row in view.rows):
         notes.append(f"{UPPER_BOUND}: it uses the labels, and is no method")
-        known = [(row, luck_said(row.first.controls)) for row in view.rows if row.first.uses_labels]
+        known = [(row, luck_phrase(row.first.controls)) for row in view.rows if row.first.uses_labels]
         notes += [f"{row.name}: {luck}" for row, luck in known if luck]
     if folded:
         notes.append("the tasks behind the groups have columns in table.csv and in the page")

@@ -64,7 +64,7 @@ def data(found: Collection, views: list[View], title: str) -> dict[str, Any]:
         "version": idp.__version__,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "runs": len(found.records),
-        "told": found.told,
+        "told": found.notices,
         "views": [_view(view, ROOM // each, OUTCOMES // each) for view in views],
     }
 

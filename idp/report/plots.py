@@ -339,10 +339,10 @@ def transfer_matrix(view: View) -> Figure:
             range(len(targets)), ["dense" if each == "none" else each for each in targets], rotation=30, ha="right"
         )
         axes.set_yticks(range(len(origins)), origins if axes is axes_of[0] else [""] * len(origins))
-        said = score_label(view) if name == "accuracy" else f"{corpus} perplexity"
+        quantity = score_label(view) if name == "accuracy" else f"{corpus} perplexity"
         axes.set(xlabel="applied to")
         bold = "\nbold: beyond noise; colours span two standard errors at least" if name == "accuracy" else "\n"
-        axes.set_title(f"{said}, minus the same model without it{bold}", fontsize=9)
+        axes.set_title(f"{quantity}, minus the same model without it{bold}", fontsize=9)
         for y, line in enumerate(values):
             for x, value in enumerate(line):
                 if value == value:

@@ -27,7 +27,7 @@ def sweep_table(found: Collection) -> str:
     for run, cell, model in _rows(found):
         about, weights = records[run]["idp"], records[run]["idp"]["weights"]
         scores, peak = main_scores(records[run], records[run]["results"]), about["peak_memory_bytes"].get("compress")
-        seeds.append(cell.seed_said(model))
+        seeds.append(cell.seed_label(model))
         lines.append(
             [
                 model.model,
@@ -68,8 +68,8 @@ def _difference(record: Record) -> str:
 
 def _kl(record: Record) -> dict[str, float]:
     """Mean KL divergence of the run's own model from dense on each text, in nats per token."""
-    own = (record["idp"].get("fidelity") or {}).get(record["idp"]["row"]) or {}
-    known = {corpus: found["mean_kl"] for corpus, found in own.get("texts", {}).items()}
+    final = (record["idp"].get("fidelity") or {}).get(record["idp"]["row"]) or {}
+    known = {corpus: found["mean_kl"] for corpus, found in final.get("texts", {}).items()}
     return {corpus: value for corpus, value in known.items() if value is not None}
 
 

@@ -91,8 +91,8 @@ class View:
     def difference(self, row: Cell) -> float | None:
         """By how much the row's mean over tasks is above its parent's."""
         parent = self.parent(row)
-        own, before = row.mean(self.tasks), parent.mean(self.tasks) if parent else None
-        return None if own is None or before is None else own - before
+        after, before = row.mean(self.tasks), parent.mean(self.tasks) if parent else None
+        return None if after is None or before is None else after - before
 
     def brought_back(self, row: Cell) -> tuple[Share | None, str]:
         """The share of the damage that a repair brings back, and why there is none to tell."""

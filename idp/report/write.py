@@ -79,8 +79,8 @@ def document(
     """The report as Markdown: what was read, what was left out, and of each setting tables and plots."""
     runs = len(found.records)
     lines = [f"# {title}", "", f"{runs} run{'s' if runs != 1 else ''}, {len(found.models)} models measured.", ""]
-    if found.told:
-        lines += ["## Left out and unfinished", "", *(f"- {note}" for note in found.told), ""]
+    if found.notices:
+        lines += ["## Left out and unfinished", "", *(f"- {note}" for note in found.notices), ""]
     for view, parts in tables:
         lines += [f"## {view.title}", ""]
         for table in shown(parts):

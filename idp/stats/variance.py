@@ -104,11 +104,11 @@ def estimate(by_task: Paired) -> Estimate:
     spreads = [_spread([pair[side] for pair in pairs]) for side in (0, 1) if len(pairs[0][side]) > 1]
     noise = sum(noise for _, noise, _ in spreads)
     between = sum(between for between, _, _ in spreads)
-    own = between - noise
+    excess = between - noise
     return Estimate(
         difference=float(np.mean([each.mean() for each in differences])),
         documents=sum(parts),
-        runs=own if own > ROUNDING**2 else 0.0,
+        runs=excess if excess > ROUNDING**2 else 0.0,
         per_document=sum(variances) / len(pairs) ** 2,
         between=between,
         noise=noise,

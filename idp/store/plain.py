@@ -94,8 +94,8 @@ def _spelled(value: Any, within: tuple[int, ...]) -> str:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, PurePath):
         return str(value)
-    told = type(value).__repr__ is not object.__repr__ and not callable(value)
-    if told and not ADDRESS.search(shown := str(value)) and not shown.startswith("<"):
+    has_text = type(value).__repr__ is not object.__repr__ and not callable(value)
+    if has_text and not ADDRESS.search(shown := str(value)) and not shown.startswith("<"):
         return shown
     return f"{_type(value)}({_arguments([], _state(value), within)})"
 
@@ -132,8 +132,8 @@ def _listed(names: Any) -> list[str]:
 
 
 def _arguments(positional: list[Any], named: Mapping[str, Any], within: tuple[int, ...]) -> str:
-    said = [_text(_plain(item, within)) for item in positional]
-    return ", ".join([*said, *(f"{name}={_text(_plain(item, within))}" for name, item in named.items())])
+    values = [_text(_plain(item, within)) for item in positional]
+    return ", ".join([*values, *(f"{name}={_text(_plain(item, within))}" for name, item in named.items())])
 
 
 def _text(value: Any) -> str:

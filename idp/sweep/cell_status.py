@@ -156,11 +156,11 @@ def table(sweep: Sweep, found: Sequence[CellStatus]) -> str:
     from tabulate import tabulate
 
     counts = Counter(status.state for status in found)
-    said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     names = short([status.cell for status in found])
     rows = sorted(
         ((status.state, name, status.job or "", status.remark) for name, status in zip(names, found, strict=True)),
         key=lambda row: STATES.index(row[0]),
     )
-    head = f"{sweep.folder}: {len(found)} cells: {said}"
+    head = f"{sweep.folder}: {len(found)} cells: {summary}"
     return f"{head}\n\n{tabulate(rows, ('state', 'cell', 'job', ''), tablefmt='plain')}"

@@ -94,8 +94,8 @@ class SlurmLauncher(SubmititLauncher):
             jobs = executor.map_array(self, *zip(*arguments, strict=True))
         except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
             listing.withdraw(sweep, made)
-            said = [line for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"hydra/launcher=slurm: nothing was submitted: {said[-1] if said else error}") from error
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"hydra/launcher=slurm: nothing was submitted: {lines[-1] if lines else error}") from error
         listing.submitted(sweep, made, jobs[0].job_id.partition("_")[0])
 
 

@@ -69,6 +69,6 @@ def _ask(*command: str) -> list[str]:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} did not answer within {SECONDS_TO_ANSWER} s: try again later") from error
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise UserError(f"{command[0]} does not answer: {said}")
+        message = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise UserError(f"{command[0]} does not answer: {message}")
     return [line for line in done.stdout.splitlines() if "|" in line]

@@ -82,8 +82,8 @@ def find_documents(
 
 def evaluated_split(config: dict[str, Any], found: TaskDocuments) -> str | None:
     """The split that lm-eval evaluates (test, else validation), or whichever of the two is there."""
-    own = config.get("test_split") or config.get("validation_split")
-    candidates = [own, config.get("validation_split"), "test", "validation"]
+    preferred = config.get("test_split") or config.get("validation_split")
+    candidates = [preferred, config.get("validation_split"), "test", "validation"]
     return next((split for split in candidates if split in found.splits), None)
 
 
@@ -144,9 +144,9 @@ def _in_folder(task: str, config: dict[str, Any], data_dir: str | None) -> TaskD
         folder, subject = Path(data_dir) / "mmlu", config.get("dataset_name")
     if not folder.is_dir() and (shared := (config.get("metadata") or {}).get("folder")):  # or those of two tasks
         folder = Path(data_dir) / shared
-    own = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
+    named = [config[key] for key in (*SPLIT_KEYS, "fewshot_split") if config.get(key)]
     splits: dict[str, Callable[[], Any]] = {}
-    for split in dict.fromkeys([*own, "train", "dev", "validation", "test"]):
+    for split in dict.fromkeys([*named, "train", "dev", "validation", "test"]):
         if (file := split_file(folder, split)) is not None:
             splits[split] = partial(jsonl.read, file, subject)
     wanted = config.get("test_split") or config.get("validation_split") or "test"

@@ -18,7 +18,7 @@ from typing import Any
 from idp.errors import UserError
 from idp.models import greedy
 from idp.tasks import rows
-from idp.tasks.places import Places, said
+from idp.tasks.places import Places, one_line
 
 METRIC_SECONDS = 5  # spent at most on trying out the metrics of a task: some load models of their own
 NULL = "\N{REPLACEMENT CHARACTER}null\N{REPLACEMENT CHARACTER}"  # stands for null where its text is looked for
@@ -145,7 +145,7 @@ class _Formatter:
             except TooFewExamples:
                 raise
             except Exception as error:
-                what = Trouble(index, f"cannot be formatted ({said(error)})")
+                what = Trouble(index, f"cannot be formatted ({one_line(error)})")
                 if self.shots and (example := self._bad_example()) is not None and self._formats(document):
                     return [example]
             if what is not None and what.example:
@@ -164,7 +164,7 @@ class _Formatter:
         try:
             self.drawn = list(self.draw(*arguments, **options))
         except Exception as error:
-            raise TooFewExamples(said(error)) from error
+            raise TooFewExamples(one_line(error)) from error
         return self.drawn
 
     def _trouble(self, document: Any, index: int, blank: list[int], unanswered: list[int]) -> Trouble | None:
@@ -246,7 +246,7 @@ class _Formatter:
                     return None
                 reason = "it gives none"
             except Exception as error:
-                reason = said(error)
+                reason = one_line(error)
             finally:
                 self.metric_seconds += time.perf_counter() - started
                 started = time.perf_counter()
@@ -287,15 +287,16 @@ class _Formatter:
             try:
                 what = self._example_trouble(document)
             except Exception as error:
-                what = f"cannot be formatted ({said(error)})"
+                what = f"cannot be formatted ({one_line(error)})"
             if what is not None:
                 return Trouble(self.pool.get(id(document), 0), what, example=True)
         return None
 
     def _example_trouble(self, document: Any) -> str | None:
-        task, own = self.task, self.task.fewshot_cfg
-        text, target = task.doc_to_text(document, own.doc_to_text), task.doc_to_target(document, own.doc_to_target)
-        choices = task.doc_to_choice(document, own.doc_to_choice) if own.doc_to_choice else None
+        task, fewshot = self.task, self.task.fewshot_cfg
+        text = task.doc_to_text(document, fewshot.doc_to_text)
+        target = task.doc_to_target(document, fewshot.doc_to_target)
+        choices = task.doc_to_choice(document, fewshot.doc_to_choice) if fewshot.doc_to_choice else None
         if task.multiple_input:
             return _choice_trouble(text, choices or [])
         if not isinstance(text, str):

@@ -58,11 +58,11 @@ def find_own_tasks(include_path: Any, taken: Iterable[str] = ()) -> Own:
         raise UserError(
             f"{OPTION}={include_path}: there is no .yaml file in it; put lm-eval's definition of a task there"
         )
-    own = _read(folders, tuple(files.items()))
-    for name in {**own.tasks, **own.groups}.keys() & set(taken):
-        file = own.tasks.get(name) or own.groups[name]
+    found = _read(folders, tuple(files.items()))
+    for name in {**found.tasks, **found.groups}.keys() & set(taken):
+        file = found.tasks.get(name) or found.groups[name]
         raise UserError(f"{file}: lm-eval has a task or group named {name} already; give yours another name")
-    return own
+    return found
 
 
 def checked(name: str, file: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def check_fields(file: Path, config: dict[str, Any], fields: Iterable[str]) -> N
             )
 
 
-def root_of(own: Own, file: Path) -> Path:
+def root_of(mine: Own, file: Path) -> Path:
     """The folder of `task.include_path` that a definition lies in."""
-    return next(folder for folder in own.folders if file.is_relative_to(folder))
+    return next(folder for folder in mine.folders if file.is_relative_to(folder))
 
 
 def code(root: Path) -> str:
@@ -156,28 +156,28 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=16)
 def _read(folders: tuple[Path, ...], files: tuple[tuple[Path, int], ...]) -> Own:
-    own = Own(folders)
+    found = Own(folders)
     for file, _ in files:
         config = load(file, functions=False)
         names = {kind: config.get(kind) for kind in ("task", "group")}
         if names["group"] is None and names["task"] is None:
-            own.nameless.append(file)
+            found.nameless.append(file)
             continue
         kind = "task" if names["group"] is None else "group"
-        name, known = names[kind], own.tasks if kind == "task" else own.groups
+        name, known = names[kind], found.tasks if kind == "task" else found.groups
         if not isinstance(name, str) or not name or "/" in name:
             raise UserError(f"{file}: {kind}: {name!r} is no name; give the {kind} one word")
         if kind == "group" and not isinstance(names["task"], list):
             raise UserError(
                 f"{file}: the group {name} must list its tasks under `task:` (a task's own groups are `tag:`)"
             )
-        if other := own.tasks.get(name) or own.groups.get(name):
+        if other := found.tasks.get(name) or found.groups.get(name):
             raise UserError(f"{file}: {other} has the name {name} already; give one of them another")
         known[name] = file
         tags = config.get("tag") or []
         for tag in [tags] if isinstance(tags, str) else tags if kind == "task" else []:
-            own.tags.setdefault(tag, []).append(name)
-    return own
+            found.tags.setdefault(tag, []).append(name)
+    return found
 
 
 def load(file: Path, functions: bool) -> dict[str, Any]:

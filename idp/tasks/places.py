@@ -66,17 +66,17 @@ def set_up(build: Callable[[], Any], name: str, config: dict[str, Any], places: 
         what = f"lm-eval's task {name} cannot read it" if read else f"lm-eval cannot set up task {name}"
         if read and definition is not None:
             where = f"{definition}: {where}"
-        raise UserError(f"{where}: {what} ({said(error)})") from error
+        raise UserError(f"{where}: {what} ({one_line(error)})") from error
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's kind and message in one line."""
     return ADDRESS.sub("", " ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def _processing(config: dict[str, Any], split: str, places: Places) -> Callable[[Any], Any] | None:
-    own = (config.get("fewshot_config") or {}).get("process_docs") if split != places.evaluated else None
-    process = own or config.get("process_docs")
+    fewshot = (config.get("fewshot_config") or {}).get("process_docs") if split != places.evaluated else None
+    process = fewshot or config.get("process_docs")
     return inspect.unwrap(process) if process is not None else None
 
 
@@ -87,7 +87,7 @@ def _check_processing(process: Callable | None, split: str, documents: Any, name
         left = process(documents)
     except Exception as error:
         line = places.found.line(split, _first_bad(process, documents))
-        raise UserError(f"{line}: lm-eval's task {name} cannot read it ({said(error)})") from error
+        raise UserError(f"{line}: lm-eval's task {name} cannot read it ({one_line(error)})") from error
     if not len(left):
         raise UserError(f"{places.found.where(split)}: the process_docs of task {name} leaves no document of it")
 

@@ -213,12 +213,12 @@ def _shots(runs: str, config: dict[str, Any], asked: int | None, customary: int 
 
     `customary` stands in for a definition that leaves them open, unless the user asks for another number.
     """
-    own = config.get("num_fewshot")
-    if asked is not None and asked != own and own == 0:
+    defined = config.get("num_fewshot")
+    if asked is not None and asked != defined and defined == 0:
         log.warning("task %s: lm-eval fixes it at 0 examples; task.fewshot=%d is ignored for it", runs, asked)
-    if own == 0:
+    if defined == 0:
         return 0
-    return next(shots for shots in (asked, own, customary, 0) if shots is not None)
+    return next(shots for shots in (asked, defined, customary, 0) if shots is not None)
 
 
 @functools.cache

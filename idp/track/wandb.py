@@ -101,7 +101,7 @@ class WandbTracker:
         except Exception as error:
             if mode != "online":
                 raise
-            log.warning("W&B: %s; the run is logged offline: send it later with `wandb sync`", _said(error))
+            log.warning("W&B: %s; the run is logged offline: send it later with `wandb sync`", _one_line(error))
             wandb.teardown(exit_code=1)  # W&B's own process still holds the id of the run that it failed to start
             self.run = start(mode="offline")
         self.logged: dict[str, int] = {}
@@ -221,5 +221,5 @@ def mode_of(mode: str) -> Mode:
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

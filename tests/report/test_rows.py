@@ -15,7 +15,7 @@ from tests.report.made import DATA, PROMPT, key_of, seeds_by_repair
 
 def rows_of(tmp_path):
     (view,) = views(collect([tmp_path / "runs"]))
-    return view, [(row.name, row.seeds_said, row.runs) for row in view.rows]
+    return view, [(row.name, row.seeds_label, row.runs) for row in view.rows]
 
 
 def test_a_sweep_over_the_training_seed_has_one_compressed_model(record, tmp_path):

@@ -91,27 +91,29 @@ def compare_configs(
             continue
         if field == "max_position_embeddings" and not _by_window(theirs, ours):
             continue
-        other, own = theirs.get(field), ours.get(field)
+        their_value, our_value = theirs.get(field), ours.get(field)
         if stated_alone:
-            if field not in FIRST and other == _fields(type(there)()).get(field):
+            if field not in FIRST and their_value == _fields(type(there)()).get(field):
                 continue
-            if other is None or (field in FIRST and own is None):
+            if their_value is None or (field in FIRST and our_value is None):
                 continue
-            if isinstance(other, dict) and isinstance(own, dict):
-                own = {key: value for key, value in own.items() if key in other}
-        if difference := _difference(field, other, own):
+            if isinstance(their_value, dict) and isinstance(our_value, dict):
+                our_value = {key: value for key, value in our_value.items() if key in their_value}
+        if difference := _difference(field, their_value, our_value):
             place, *values = difference
             shown = [("absent" if value is None else value) for value in values]
             raise UserError(f"{where}: does not fit {name}: {place} is {shown[0]} there and {shown[1]} in {name}")
 
 
-def compare_tokenizers(where: str, place: Path, own: PreTrainedTokenizerBase, name: str, trust: bool) -> str | None:
+def compare_tokenizers(
+    where: str, place: Path, tokenizer: PreTrainedTokenizerBase, name: str, trust: bool
+) -> str | None:
     """Refuses a checkpoint whose tokenizer gives a text other ids than the dense model's, with which it is evaluated.
 
     Args:
         where: what the line begins with.
         place: the checkpoint's folder; one without a tokenizer is of the dense model's.
-        own: the dense model's tokenizer.
+        tokenizer: the dense model's tokenizer.
         name: what the dense model is called.
         trust: whether code that comes with the checkpoint may run.
 
@@ -129,21 +131,21 @@ def compare_tokenizers(where: str, place: Path, own: PreTrainedTokenizerBase, na
         theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
     except Exception as error:  # any of the tokenizer libraries' own
         return f"its tokenizer cannot be read ({type(error).__name__}); the dense model's is used"
-    there, here = theirs.get_vocab(), own.get_vocab()
+    there, here = theirs.get_vocab(), tokenizer.get_vocab()
     if other := next((token for token in sorted(there.keys() & here.keys()) if there[token] != here[token]), None):
         raise UserError(
             f"{where}: does not fit {name}: in its tokenizer {other!r} is token {there[other]}, in {name} it is"
             f" {here[other]}"
         )
-    found, expected = (each(PAGE, add_special_tokens=False)["input_ids"] for each in (theirs, own))
+    found, expected = (each(PAGE, add_special_tokens=False)["input_ids"] for each in (theirs, tokenizer))
     if found != expected:
         first = next((i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), 0)
         raise UserError(
             f"{where}: does not fit {name}: their tokenizers give one text other tokens:"
             f" {theirs.convert_ids_to_tokens(found[first : first + 3])} there and"
-            f" {own.convert_ids_to_tokens(expected[first : first + 3])} in {name}"
+            f" {tokenizer.convert_ids_to_tokens(expected[first : first + 3])} in {name}"
         )
-    if theirs("a")["input_ids"] != own("a")["input_ids"]:
+    if theirs("a")["input_ids"] != tokenizer("a")["input_ids"]:
         return "its tokenizer puts other special tokens around a text; the dense model's is used"
     return None
 

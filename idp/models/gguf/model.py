@@ -48,13 +48,13 @@ def revision(header: Header) -> dict[str, int]:
     Files of Llama's architecture with plain positions and SmolLM's byte-level tokenizer were; whatever else is in a
     store may be another model or have other tokens than its file says.
     """
-    said = configs.settings(header)
-    positions = said.get("rope_parameters") or {}
+    settings = configs.settings(header)
+    positions = settings.get("rope_parameters") or {}
     vocabulary = tokenizer.Vocabulary(header)
     as_ever = (
-        said["model_type"] == "llama"
+        settings["model_type"] == "llama"
         and positions.get("rope_type") == "default"
-        and not said["attention_bias"]
+        and not settings["attention_bias"]
         and header.token("pre") == "smollm"
         and not vocabulary.add_bos
         and not vocabulary.add_eos

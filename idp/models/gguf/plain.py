@@ -28,13 +28,13 @@ def encode(vocabulary: Vocabulary, text: str) -> list[int]:
 
 def _partition(vocabulary: Vocabulary, text: str) -> list[str | int]:
     """The text with the tokens that stand in it cut out, the longest first."""
-    standing = (
+    special = (
         piece
         for piece, kind in zip(vocabulary.pieces, vocabulary.types, strict=True)
         if kind in (CONTROL, UNKNOWN, USER_DEFINED) and piece in text
     )
     parts: list[str | int] = [text] if text else []
-    for piece in sorted(standing, key=len, reverse=True):
+    for piece in sorted(special, key=len, reverse=True):
         cut: list[str | int] = []
         for part in parts:
             if isinstance(part, int):

@@ -23,14 +23,14 @@ def parameters(read: HeaderReader, dimensions: int, positions: int) -> dict[str,
         UserError: a scaling that transformers cannot state.
     """
     theta = float(read("rope.freq_base", 10000.0))
-    said = _scaling(read, theta, positions)
+    scaling = _scaling(read, theta, positions)
     tensors = read.header.tensors
     if FACTORS in tensors:
         factors = read.header.numbers(FACTORS)
-        if said["rope_type"] != "default" or len(factors) != dimensions // 2:
+        if scaling["rope_type"] != "default" or len(factors) != dimensions // 2:
             raise UserError(f"{read.where}: its {FACTORS} does not go with its rope.scaling and rope.dimension_count")
         return of_factors(factors, theta, positions)
-    return said
+    return scaling
 
 
 def of_factors(factors: list[float], theta: float, positions: int) -> dict[str, Any]:

@@ -199,10 +199,10 @@ def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a tokenizer so that no class adds special tokens of its own, beyond the embedding, when it is opened."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
-    said = json.loads(file.read_text(encoding="utf-8"))
-    unsaid = {name: None for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name not in said}
-    if unsaid:
-        file.write_text(json.dumps({**said, **unsaid}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    missing = {name: None for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name not in config}
+    if missing:
+        file.write_text(json.dumps({**config, **missing}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> Any:

@@ -139,7 +139,7 @@ def in_parts(
 ) -> torch.Tensor:
     """`attend`, as it comes."""
     parts, scale, sinks = packed.divided.on(query.device), weighing.scaling, weighing.sinks
-    output, mass = kernel.run(query, key, value, parts.own, True, scale)
+    output, mass = kernel.run(query, key, value, parts.causal, True, scale)
     if parts.behind is not None:
         assert prefix is not None
         keys, values = (_of_prefixes(tensor, parts) for tensor in prefix)

@@ -57,9 +57,9 @@ class Group:
             source = (self.start + (real.cumsum(0) - 1).clamp(min=0)).view(1, rows, width)
             places = source * kv_heads + torch.arange(kv_heads).view(-1, 1, 1)
             # What pads a row is any token: nothing sees it.
-            own = places[:, :, torch.arange(keys - self.prefix_length).clamp(max=width - 1)]
+            key_places = places[:, :, torch.arange(keys - self.prefix_length).clamp(max=width - 1)]
             back = torch.arange(places.numel()).view(kv_heads, rows * width)[:, real].t()
-            self._kept[key] = (places.flatten(), own.flatten(), back.flatten())
+            self._kept[key] = (places.flatten(), key_places.flatten(), back.flatten())
         return self._on(device, key, self._kept[key])
 
     def keys(self, dtype: torch.dtype) -> int:

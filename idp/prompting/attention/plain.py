@@ -60,10 +60,10 @@ def attend_group(
         (query.shape[1], key.shape[1]),
         group.keys(key.dtype),
     )
-    places, own, back = group.indices(kv_heads, count, query.device)
+    places, key_places, back = group.indices(kv_heads, count, query.device)
     query = _taken(query, places, kv_heads).view(kv_heads * rows, width * heads // kv_heads, -1)
     keys, values = (
-        _behind(prefix[which] if prefix is not None else None, group, _taken(mine, own, kv_heads), kv_heads)
+        _behind(prefix[which] if prefix is not None else None, group, _taken(mine, key_places, kv_heads), kv_heads)
         for which, mine in enumerate((key, value))
     )
     mask = group.mask(weighing.window, query.dtype, query.device, weighing.chunk)
@@ -97,9 +97,9 @@ def own_mass(group: Group, query: torch.Tensor, key: torch.Tensor, weighing: Wei
         group = Group(group.start, group.stop, None, 0, group.positions, group.branches)
     rows, width = group.positions.shape
     kv_heads, count = key.shape[1], group.keys(torch.float32)
-    places, own, back = group.indices(kv_heads, count, query.device)
+    places, key_places, back = group.indices(kv_heads, count, query.device)
     query = _taken(query, places, kv_heads).view(kv_heads * rows, -1, key.shape[2])
-    keys = _taken(key, own, kv_heads).view(kv_heads * rows, count, -1)
+    keys = _taken(key, key_places, kv_heads).view(kv_heads * rows, count, -1)
     mask, mass = group.mask(weighing.window, torch.float32, query.device, weighing.chunk), []
     for scores, _ in _in_blocks(group, query, keys, mask, weighing):
         mass.append(scores.logsumexp(dim=-1).view(kv_heads * rows, -1))
@@ -154,14 +154,14 @@ def _taken(tensor: Any, places: Any, kv_heads: int) -> torch.Tensor:
     return tensor.reshape(len(tensor) * kv_heads, -1).index_select(0, places)
 
 
-def _behind(prefix: Any, group: Group, own: Any, kv_heads: int) -> torch.Tensor:
+def _behind(prefix: Any, group: Group, tensor: Any, kv_heads: int) -> torch.Tensor:
     """Keys or values of each row behind those of its prefix, [kv_heads * rows, keys, head_dim]."""
     rows, n = len(group.positions), group.prefix_length
-    own = own.view(kv_heads, rows, -1, own.shape[-1])
+    tensor = tensor.view(kv_heads, rows, -1, tensor.shape[-1])
     if prefix is not None:
-        whole = own.new_empty(kv_heads, rows, n + own.shape[2], own.shape[-1])
+        whole = tensor.new_empty(kv_heads, rows, n + tensor.shape[2], tensor.shape[-1])
         before = prefix[:, :, :n].transpose(0, 1)
         whole[:, :, :n] = before if len(prefix) == 1 else before.index_select(1, group.followed(prefix.device))
-        whole[:, :, n:] = own
-        own = whole
-    return own.flatten(0, 1)
+        whole[:, :, n:] = tensor
+        tensor = whole
+    return tensor.flatten(0, 1)

@@ -1,8 +1,8 @@
 """A packed sequence as variable-length attention takes it: which tokens are queries, and which keys they see.
 
 A row is a trunk and branches, one behind the other, and follows a prefix. What its tokens see falls into parts that a
-kernel for sequences of different lengths knows: each trunk and each branch sees itself, causally (`own`); all tokens of
-the rows behind one prefix see all of it (`behind`); all branches of a row see its whole trunk (`over`).
+kernel for sequences of different lengths knows: each trunk and branch sees itself (`causal`); all tokens of the rows
+behind one prefix see all of it (`behind`); all branches of a row see its whole trunk (`over`).
 
     keys      prefix | trunk | branch 1 | branch 2
     trunk       all    causal
@@ -47,7 +47,7 @@ class Parts:
     """What the tokens of a packed sequence see, part by part.
 
     Args:
-        own: each trunk and each branch, over itself.
+        causal: each trunk and each branch, over itself.
         behind: the rows that stand together and follow one prefix, over that; None where there is no prefix.
         prefix: [keys], which prefix the keys of `behind` are taken from, and at `place` [keys] in it.
         place: see `prefix`.
@@ -56,7 +56,7 @@ class Parts:
         branched: [queries], where the queries of `over` stand in the packed sequence.
     """
 
-    own: Sequences
+    causal: Sequences
     behind: Sequences | None = None
     prefix: torch.Tensor | None = None
     place: torch.Tensor | None = None
@@ -92,8 +92,8 @@ def divide(groups: list[Group]) -> Divided:
     import torch
 
     real = [group.branches != PADDING for group in groups]
-    kinds = torch.cat([group.branches[own] for group, own in zip(groups, real, strict=True)])
-    lengths = torch.cat([own.sum(1) for own in real])
+    kinds = torch.cat([group.branches[mask] for group, mask in zip(groups, real, strict=True)])
+    lengths = torch.cat([mask.sum(1) for mask in real])
     last = max((int(group.positions.max()) for group in groups if group.positions.numel()), default=0)
     row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     begins = torch.ones_like(kinds, dtype=torch.bool)
@@ -106,8 +106,8 @@ def divide(groups: list[Group]) -> Divided:
     followed = _followed(groups)
     if not len(kinds) or repeated or bool((segment_kind == TRUNK)[~first].any()) or followed is None:
         return Divided(None, last, len(starts))
-    own = _sequences(starts, starts, len(kinds), len(kinds))
-    parts = Parts(own, *_behind(followed, lengths), *_over(kinds, row, lengths))
+    causal = _sequences(starts, starts, len(kinds), len(kinds))
+    parts = Parts(causal, *_behind(followed, lengths), *_over(kinds, row, lengths))
     return Divided(parts, last, len(starts))
 
 

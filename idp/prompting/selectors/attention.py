@@ -145,7 +145,7 @@ class Attention(Selector):
         post, lengths, ahead = self.softmax == "post", prefixes.lengths.tolist(), prefixes.ahead
         device = prefixes.lengths.device
         seen: dict[int, torch.Tensor] = {}  # per prompt what is read of it, [tokens, heads]
-        own = torch.empty(0)
+        input_mass = torch.empty(0)
         # At layer 0 a query depends on its position alone, not on what the prompt says: one pass per prompt length.
         together = (
             [[i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
@@ -170,14 +170,14 @@ class Attention(Selector):
             read = self._read(products[..., ahead:], None if seen_of is None else seen_of[:, None, None, ahead:])
             seen |= {prompt: read[..., number].to(device) for number, prompt in enumerate(prompts)}
             if post and prompts is together[-1]:  # the input's own attention, with the input behind the longest prompt
-                own = torch.cat([own_mass(group, query, key, weighing) for group in packed.groups]).to(device)
+                input_mass = torch.cat([own_mass(group, query, key, weighing) for group in packed.groups]).to(device)
                 if ahead:  # the BOS before all prompts is none of theirs
                     bos = products[..., 0, :ahead]
                     bos = bos if seen_of is None else bos.masked_fill(~seen_of[:, None, :ahead], -torch.inf)
-                    own = own.logaddexp(bos.logsumexp(-1).to(device))
+                    input_mass = input_mass.logaddexp(bos.logsumexp(-1).to(device))
         values = torch.stack([seen[prompt] for prompt in range(len(lengths))], dim=-1)  # [tokens, heads, prompts]
         if post:
-            values = (values - torch.cat([values, own[..., None]], dim=-1).logsumexp(-1, keepdim=True)).exp()
+            values = (values - torch.cat([values, input_mass[..., None]], dim=-1).logsumexp(-1, keepdim=True)).exp()
             if self.reduce == "mean":
                 values = values / (prefixes.lengths - ahead)
         if self.heads is not None:

@@ -161,12 +161,13 @@ def check_bos(found: list[Member], beginning: Beginning) -> None:
     for member in found:
         if member.beginning is not None and member.beginning.described() != beginning.described():
             raise UserError(
-                f"recovery.bank.from: {member.place}: prompt {member.name} was made with {_said(member.beginning)},"
-                f" this run has {_said(beginning)}; choose recovery.bos and model.bos alike, or leave the prompt out"
+                f"recovery.bank.from: {member.place}: prompt {member.name} was made with {_describe(member.beginning)},"
+                f" this run has {_describe(beginning)}; choose recovery.bos and model.bos alike, or leave the prompt"
+                " out"
             )
 
 
-def _said(beginning: Beginning) -> str:
+def _describe(beginning: Beginning) -> str:
     tokens, place = beginning.described().values()
     return f"BOS tokens {tokens} at recovery.bos={place}" if tokens else "no BOS"
 

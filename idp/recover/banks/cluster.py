@@ -73,13 +73,13 @@ class ClusterBank(config.Bank):
         )
         members = fill_up(found["labels"], found["distances"], self.smallest)
         judges = fill_up(found["heldout_distances"].argmin(1), found["heldout_distances"], 1 / max(len(heldout), 1))
-        texts = [(blocks[own], heldout[judge]) for own, judge in zip(members, judges, strict=True)]
+        texts = [(blocks[indices], heldout[judge]) for indices, judge in zip(members, judges, strict=True)]
         made = tune_each(recovery, recovery.lengths, texts, context)
         assert made.bank is not None
         texts = begun(blocks, context.beginning.ahead_of_text)  # as a selector will read them
-        made.bank.centres = centres(context.loaded, [texts[own] for own in members])
+        made.bank.centres = centres(context.loaded, [texts[indices] for indices in members])
         counts = found["labels"].bincount(minlength=prompts).tolist()
-        made.bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(own) for own in members]}
+        made.bank.made = {"kind": "cluster", "clusters": counts, "blocks": [len(indices) for indices in members]}
         return made
 
 
@@ -140,13 +140,13 @@ def fill_up(labels: torch.Tensor, distances: torch.Tensor, smallest: float) -> l
     wanted = max(1, math.ceil(smallest * len(labels) / clusters))
     members = []
     for cluster in range(clusters):
-        own = (labels == cluster).nonzero().flatten()
-        if len(own) < wanted:
-            log.warning("cluster %d has %d of %d blocks: filled up to %d", cluster, len(own), len(labels), wanted)
+        indices = (labels == cluster).nonzero().flatten()
+        if len(indices) < wanted:
+            log.warning("cluster %d has %d of %d blocks: filled up to %d", cluster, len(indices), len(labels), wanted)
             nearest = distances[:, cluster].argsort(stable=True)
-            others = nearest[~torch.isin(nearest, own)]
-            own = torch.cat([own, others[: wanted - len(own)]]).sort().values
-        members.append(own)
+            others = nearest[~torch.isin(nearest, indices)]
+            indices = torch.cat([indices, others[: wanted - len(indices)]]).sort().values
+        members.append(indices)
     return members
 
 

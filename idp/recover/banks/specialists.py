@@ -132,12 +132,12 @@ class SpecialistsBank(config.Bank):
 
         def owned(batch: torch.Tensor, shares: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
             for number, share in enumerate(shares.unbind(1)):
-                if len(own := share.nonzero().flatten()):
-                    yield number, own
+                if len(indices := share.nonzero().flatten()):
+                    yield number, indices
 
-        def weighed(batch: torch.Tensor, shares: torch.Tensor, number: int, own: torch.Tensor) -> torch.Tensor:
-            own_losses = row_losses(loaded, prompts[number], batch[own], beginning, saving)
-            return (shares[own, number] * own_losses).sum() / len(batch)
+        def weighed(batch: torch.Tensor, shares: torch.Tensor, number: int, indices: torch.Tensor) -> torch.Tensor:
+            prompt_losses = row_losses(loaded, prompts[number], batch[indices], beginning, saving)
+            return (shares[indices, number] * prompt_losses).sum() / len(batch)
 
         def loss_of(batch: torch.Tensor) -> torch.Tensor:
             batch = batch.to(loaded.device)
@@ -145,15 +145,15 @@ class SpecialistsBank(config.Bank):
                 costs = losses(loaded, prompts, batch, training.batch_size, beginning, saving)
                 return (responsibilities(costs, self, free=True) * costs).sum(1).mean()
             found, loss = shares(batch, training.batch_size), torch.zeros((), device=loaded.device)
-            for number, own in owned(batch, found):
-                loss = loss + weighed(batch, found, number, own)
+            for number, indices in owned(batch, found):
+                loss = loss + weighed(batch, found, number, indices)
             return loss + self.diversity * similarity(prompts) if self.diversity else loss
 
         def split(batch: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
             batch = batch.to(loaded.device)
             found = shares(batch, min(rows, training.batch_size))
-            for number, own in owned(batch, found):
-                for part in own.split(rows):
+            for number, indices in owned(batch, found):
+                for part in indices.split(rows):
                     yield weighed(batch, found, number, part)
             if self.diversity:
                 yield self.diversity * similarity(prompts)

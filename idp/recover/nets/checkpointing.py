@@ -33,13 +33,13 @@ def checkpointed(model: PreTrainedModel, keep_cache: bool = False) -> Iterator[N
             as it was, and no layer's keys and values outlive the layer.
     """
     layers, config = decoder_layers(model), model.config.get_text_config()
-    own = [layer.__dict__.get("forward") for layer in layers]
+    originals = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.forward = _recomputed(layer, config, keep_cache)
         yield
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer, forward in zip(layers, originals, strict=True):
             if forward is None:
                 layer.__dict__.pop("forward", None)
             else:

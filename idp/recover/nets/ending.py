@@ -49,16 +49,16 @@ class Ending:
 
     @contextlib.contextmanager
     def _giving(self, hidden: torch.Tensor) -> Iterator[None]:
-        own = self.decoder.__dict__.get("forward")
+        original = self.decoder.__dict__.get("forward")
         given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
         self.decoder.forward = lambda *_, **__: given
         try:
             yield
         finally:
-            if own is None:
+            if original is None:
                 del self.decoder.forward
             else:
-                self.decoder.forward = own
+                self.decoder.forward = original
 
 
 def ending_loss(hidden: torch.Tensor, ending: Ending, loss: Loss) -> torch.Tensor:
