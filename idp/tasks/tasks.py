@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -247,11 +247,20 @@ def _remembered(process_docs: Callable | None) -> Callable | None:
 def _fingerprint(definition: str, shots: int, evaluated: Any, examples: Any) -> str:
     digest = hashlib.sha256(f"{definition}\n{shots}\n".encode())
     for split in (evaluated, examples):
-        for document in split:
+        for document in _documents(split):
             text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
             digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _documents(split: Any) -> Iterator[Any]:
+    """The documents of a split; of a dataset a thousand at a time: one by one, reading them takes most of the time."""
+    if not getattr(split, "column_names", None):
+        yield from split
+        return
+    for batch in split.iter(batch_size=1000):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 _remembered_fingerprint = functools.cache(_fingerprint)  # of splits that are opened once in a process

@@ -233,7 +233,7 @@ STEERED = """
 from dataclasses import dataclass
 
 from idp import config
-from idp.recover.context import Made
+from idp.recover.context import RepairResult
 
 
 @dataclass
@@ -247,7 +247,7 @@ class Steered(config.Recovery):
 
         vector = torch.linspace(-self.size, self.size, work.loaded.model.config.hidden_size)
         save_file({"vector": vector}, work.own / "vector.safetensors")
-        return Made(adapter=len(vector))
+        return RepairResult(adapter=len(vector))
 
     @classmethod
     def attach(cls, loaded, folder):
