@@ -9,11 +9,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from idp import models
+from idp.composed import configs
 from idp.finished import find_run
 from idp.models import model_folder
 from idp.plan import assumed, cost, peaks
 from idp.plan.assumed import of_run
-from idp.plan.cost import main, of_experiment
+from idp.plan.cost import cells_of, main
 from idp.plan.machine import counted as count_documents
 from idp.plan.machine import machine_of
 from idp.plan.workload import COMPRESS, FORWARD, HELDOUT, JUDGE, MEASURE, PERPLEXITY, TRAIN, Machine
@@ -24,12 +25,37 @@ MACHINE = Machine(
 )
 ROOT = Path(__file__).parent.parent
 PEAKS = peaks.peaks
+PAGE = (ROOT / "experiments" / "README.md").read_text().partition("## On a larger model")[2]
+# By their experiments.
+COMMANDS = {
+    found[1]: found[0] for found in re.finditer(r"^python -m idp\.run .*\+experiment=(\w+).*$", PAGE, flags=re.M)
+}
 
 
 @functools.cache
 def counted(experiment):
-    works = list(of_experiment(experiment, "paper", MACHINE))
+    """How often the runs of an experiment do what takes long, and all that they do."""
+    found = cells_of_experiment(experiment)
+    sizes = {config.model.name: assumed.of_config(config.model, None, None) for config in found}
+    works = [work for cell in cells_of(found, MACHINE, sizes) for work in cell.works]
     return {what: sum(work.what == what for work in works) for what in (COMPRESS, TRAIN, HELDOUT, MEASURE)}, works
+
+
+@functools.cache
+def cells_of_experiment(experiment):
+    """The checked config of each run."""
+    return hold_folders(experiment, configs([f"+experiment={experiment}", "budget=paper"], sweep=True, ahead=True))
+
+
+def hold_folders(experiment, found):
+    """The configs; each writes into the experiment's folder and shares the store."""
+    found = list(found)
+    assert {(config.output, config.store) for config in found} == {(f"outputs/{experiment}", "outputs/store")}
+    return found
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) == 7 and set(COMMANDS) < set(options("experiment"))
 
 
 def of_study(experiment):
@@ -68,8 +94,8 @@ def test_selectors_share_a_bank():
     assert counts == {COMPRESS: 1, TRAIN: 9, HELDOUT: 9, MEASURE: 2 + 9 * 6 + 3 * (2 + 3 + 6)}
 
 
-@pytest.mark.parametrize("experiment", [pytest.param(name, marks=of_study(name)) for name in options("experiment")])
-def test_every_study_has_a_cost(experiment):
+@pytest.mark.parametrize("experiment", [name for name in options("experiment") if name not in COMMANDS])
+def test_every_other_study_has_a_cost(experiment):
     counts, _ = counted(experiment)
     assert counts[MEASURE] > 1
 
@@ -162,18 +188,13 @@ def test_packed_weights_and_small_repairs_are_what_a_study_keeps(compose):
     assert kept("compressor=none", "recovery=none") == {}
 
 
-def commands():
-    page = (ROOT / "experiments" / "README.md").read_text().partition("## On a larger model")[2]
-    found = [line for line in page.splitlines() if line.startswith("python -m idp.run ")]
-    assert len(found) == 7
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands(), ids=lambda command: re.search(r"\+experiment=(\w+)", command)[1])
-def test_the_commands_for_a_larger_model_have_a_cost(command, monkeypatch, capsys):
+@pytest.mark.parametrize("experiment", COMMANDS)
+def test_the_commands_for_a_larger_model_have_a_cost(experiment, monkeypatch, capsys):
     import shlex
 
+    command = COMMANDS[experiment]
+    monkeypatch.setattr(cost, "composed", lambda *given, **named: hold_folders(experiment, configs(*given, **named)))
     monkeypatch.setattr(cost, "counted", lambda *_: MACHINE)
     whole = "experiment=latency" in command  # the others are of a model of two layers: half a minute for each step
     if not whole:

@@ -3,8 +3,6 @@
 import copy
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from idp.config import conf_dir, values_of
 from idp.errors import UserError
@@ -54,25 +52,6 @@ def test_every_search_composes(search, compose):
     assert compose("recovery=lora", f"recovery/search={search}").recovery.search.learning_rates == []
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_cell_of_an_experiment_composes(experiment, compose):
-    """All values of each swept option, beside the first ones of the others."""
-    swept = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
-    parser = OverridesParser.create()
-    values = {key: parser.parse_override(f"{key}={given}") for key, given in swept.items()}
-    choices = {
-        key: [str(each) for each in override.sweep_string_iterator()] if override.is_sweep_override() else [given]
-        for (key, override), given in zip(values.items(), swept.values(), strict=True)
-    }
-    first = {key: each[0] for key, each in choices.items()}
-    given = [GIVEN[f"recovery={experiment}"]] if f"recovery={experiment}" in GIVEN else []
-    for key, each in choices.items():
-        for value in each:
-            cell = [f"{name}={chosen}" for name, chosen in (first | {key: value}).items()]
-            config = compose(f"+experiment={experiment}", *cell, *given)
-            assert (config.output, config.store) == (f"outputs/{experiment}", "outputs/store")
-
-
 @pytest.mark.parametrize("compressor", options("compressor"))
 def test_the_run_s_seed_is_not_that_of_calibration(compressor, compose):
     """So a sweep over seeds trains anew on one compressed model, and its repairs are compared document by document."""
@@ -85,7 +64,7 @@ def test_the_run_s_seed_is_not_that_of_calibration(compressor, compose):
 def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
-    covered |= {f"experiment/{name}" for name in options("experiment")}
+    covered |= {f"experiment/{name}" for name in options("experiment")}  # test_bench_cost.py, every cell of each
     covered |= {"hydra/launcher/slurm"}  # tests/sweep
     covered |= {f"optuna/{name}" for name in ("prompt", "bank")} | {"hydra/sweeper/optuna"}  # tests/test_sweepers.py
     covered |= {f"hydra/sweeper/sampler/{name}" for name in ("grid", "random", "tpe")}  # tests/sweep

@@ -143,27 +143,6 @@ def report(
     )
 
 
-def of_experiment(experiment: str, budget: str, machine: Machine) -> Iterator[Workload]:
-    """All that an experiment's runs compute, each thing once.
-
-    Args:
-        experiment: its name.
-        budget: the name of the budget.
-        machine: which knows the documents.
-    """
-    seen: set[tuple[str, str]] = set()
-    models: dict[str, Assumed] = {}
-    for config in configs(experiment, budget):
-        if config.model.name not in models:
-            models[config.model.name] = assumed.of_config(config.model, None, None)
-        yield from assumed.works_of(config, models[config.model.name], machine, seen)
-
-
-def configs(experiment: str, budget: str) -> Iterator[Config]:
-    """The checked config of each run of an experiment."""
-    yield from _composed(experiment, [f"budget={budget}"], True)
-
-
 def cells_of(configs: Sequence[Config], machine: Machine, sizes: dict[str, Assumed]) -> Iterator[RunCost]:
     """The runs of a study by what they are, in their order; of each what no run before it has done or kept."""
     seen: set[tuple[str, str]] = set()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from idp.api import LanguageModel
-from idp.evaluate import stage
+from idp.evaluate import benchmark
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
 from idp.models import LoadedModel, greedy
@@ -116,11 +116,11 @@ def test_an_older_product_with_a_choice_of_0_nats_is_known(tmp_path):
             return self.results
 
     for values, wanted in [([[-1.0, 0.0], [-2.0]], True), ([[-1.0, -3.0], []], False)]:
-        parquet.write_table(arrow.table({"loglikelihoods": values}), tmp_path / stage.SAMPLES)
-        assert stage._gave_a_choice_nothing(Old()) is wanted
-    parquet.write_table(arrow.table({"loglikelihoods": [[0.0]]}), tmp_path / stage.SAMPLES)
+        parquet.write_table(arrow.table({"loglikelihoods": values}), tmp_path / benchmark.SAMPLES)
+        assert benchmark._gave_a_choice_nothing(Old()) is wanted
+    parquet.write_table(arrow.table({"loglikelihoods": [[0.0]]}), tmp_path / benchmark.SAMPLES)
     Old.results = {"idp": {"merged_choices": 0}}
-    assert stage._gave_a_choice_nothing(Old()) is False
+    assert benchmark._gave_a_choice_nothing(Old()) is False
 
 
 def continued(loaded, prompt, tokens, count):

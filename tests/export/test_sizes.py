@@ -34,12 +34,13 @@ def exported(folders, compress_with, compose, tmp_path):  # noqa: F811
 
     def export(family, dtype, *overrides):
         where = ["model=local", f"model.path={folders[family]}", f"model.name={family}", f"model.dtype={dtype}"]
-        product, config = compress_with(*where, *overrides), compose(*where, *overrides).model
+        product, composed = compress_with(*where, *overrides), compose(*where, *overrides)
+        config = composed.model
         loaded = models.open_model(models.model_folder(product), config)
         state = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
         expected = checkpoint.logits_of(loaded.model, loaded.tokenizer)
-        ours, dense = SimpleNamespace(path=None), folders[family]
-        run = SimpleNamespace(compressed=product, model=config, compressor=ours, dense_folder=dense)
+        parts = {"compressed": product, "model": config, "compressor": composed.compressor}
+        run = SimpleNamespace(**parts, dense_folder=folders[family])
         checkpoint._save_model(run, loaded, tmp_path)
         assert checkpoint.verify(tmp_path, expected, config) == 0
         return recorded(product, dtype), tmp_path, state

@@ -232,7 +232,7 @@ def test_bars_of_differences_are_paired_and_the_reference_has_none(browser, stud
     assert len(bars()) == 3 * (models - 1)
     notes = opened.locator("#compare .notes").inner_text()
     assert "interval holds for this seed only" in notes and "gptq4 + prompt" in notes
-    assert "95 % interval, paired over documents" in opened.locator("#compare .view").inner_text()
+    assert "95 % CI, paired over documents" in opened.locator("#compare .view").inner_text()
     assert complaints == []
     opened.close()
 
