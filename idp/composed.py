@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from idp.config import AWAITED, Config, conf_dir
 
 if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig
 
     from idp.config import Recovery
@@ -30,20 +33,66 @@ def configs(overrides: Sequence[str], sweep: bool = False, ahead: bool = False) 
         UserError: a config that no run could have.
         Exception: one of Hydra's, for overrides that it does not know; `idp.usage.explain` says it in a line.
     """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
     from idp.checks import check
     from idp.registry import register
 
     register(overrides)
+    composer = Composer()
+    for cell in _cells(list(overrides)) if sweep else [list(overrides)]:
+        composed = composer.compose(cell)
+        if ahead:
+            _await(composed)
+        yield check(composed)
+
+
+class Composer:
+    """Composes configs as Hydra does, one after the other, and each combination of YAMLs once.
+
+    Hydra takes half a second to find and merge the YAMLs that a command line chooses, and a few milliseconds to set the
+    options that it names; the runs of a sweep differ in options more often than in YAMLs.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """What `hydra.compose` gives for the overrides; kinds of plug-ins are registered beforehand.
+
+        Raises:
+            Exception: one of Hydra's, for overrides that it does not know.
+        """
+        import hydra
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with initialized() as loader:
+            elsewhere = any(word.startswith(SEARCH_PATH) for word in overrides)  # there may be groups that are not here
+            choices, options = [], []
+            for word, override in zip(
+                overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
+            ):
+                key = override.key_or_group
+                known = "." not in key and (elsewhere or loader.repository.group_exists(key))
+                if known or override.is_hydra_override():
+                    choices.append(word)
+                else:
+                    options.append(override)
+            if tuple(choices) not in self._chosen:
+                self._chosen[tuple(choices)] = hydra.compose("config", choices)
+            composed = copy.deepcopy(self._chosen[tuple(choices)])
+            ConfigLoaderImpl._apply_overrides_to_config(options, composed)
+            return composed
+
+
+@contextlib.contextmanager
+def initialized() -> Iterator[ConfigLoaderImpl]:
+    """Hydra on this package's YAMLs, ready to compose; what finds them."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        for cell in _cells(list(overrides)) if sweep else [list(overrides)]:
-            composed = hydra.compose("config", cell)
-            if ahead:
-                _await(composed)
-            yield check(composed)
+        yield cast("ConfigLoaderImpl", GlobalHydra.instance().config_loader())
 
 
 def _await(composed: DictConfig) -> None:
@@ -64,7 +113,8 @@ def _cells(overrides: list[str]) -> Iterator[list[str]]:
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(overrides)
     fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-    grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
+    with initialized():
+        grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
     parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
     drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
     grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]

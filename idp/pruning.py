@@ -15,7 +15,7 @@ from filelock import Timeout
 from idp.command import word
 from idp.errors import UserError
 from idp.inventory import Inventory, StoreItem
-from idp.store.lease import lease
+from idp.store.lease import lease_at
 from idp.store.verification import Stamps
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -95,7 +95,7 @@ def remove(item: StoreItem) -> bool:
     Raises:
         UserError: the disk does not let it.
     """
-    held = lease(item.lock)
+    held = lease_at(item.lock)
     try:
         held.acquire(timeout=0)
     except Timeout:

@@ -17,7 +17,7 @@ from filelock import Timeout
 from idp.errors import UserError, disk_trouble, lacks_memory, out_of_memory
 from idp.preemption import STOP, Stopped
 from idp.store import write_json
-from idp.store.lease import lease, wait_for
+from idp.store.lease import lease_at, wait_for
 
 log = logging.getLogger("idp")
 
@@ -88,7 +88,7 @@ def run_folder(folder: Path, name: str) -> Iterator[Status]:
     except OSError as error:
         raise UserError(f"output: cannot write in {folder} ({error.strerror or error}); use output=...") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    lock = lease(folder / LOCK)
+    lock = lease_at(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

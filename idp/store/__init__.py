@@ -33,7 +33,7 @@ from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
 from idp.memory import device_peaks, peak_bytes, start_peak
-from idp.store.lease import lease, wait_for
+from idp.store.lease import lease_at, wait_for
 from idp.store.verification import MANIFEST, Stamps, hash_file
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Store:
         """
         stage, key, label = identity.stage, identity.key, identity.label
         place = self.root / stage / key
-        held = lease(self.root / "locks" / f"{stage}-{key}.lock")
+        held = lease_at(self.root / "locks" / f"{stage}-{key}.lock")
         while True:
             manifest = self._whole(place)
             if manifest is not None:

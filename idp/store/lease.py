@@ -19,7 +19,7 @@ TAKEN_AFTER_SECONDS = 120.0
 POLL_SECONDS = 0.5
 
 
-def lease(path: Path) -> SoftFileLease:
+def lease_at(path: Path) -> SoftFileLease:
     """The lease on `path`, not acquired yet. Whoever lost it goes on unawares: no result may depend on it."""
     from filelock import SoftFileLease
 

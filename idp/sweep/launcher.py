@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from idp.errors import UserError
 from idp.records.record import RECORD, heldout_loss, load
-from idp.store.lease import lease, wait_for
+from idp.store.lease import lease_at, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.cell_status import CellStatus, statuses, wait
 
@@ -60,7 +60,7 @@ class SlurmLauncher(SubmititLauncher):
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
         wanted = {tuple(overrides): number for number, overrides in enumerate(job_overrides, start=initial_job_idx)}
         sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
-        with wait_for(lease(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
+        with wait_for(lease_at(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
             found = statuses(sweep)
             todo = [status.cell for status in found if status.open and status.cell.folder is not None]
             for start in range(0, len(todo), LARGEST_ARRAY):

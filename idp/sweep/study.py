@@ -48,7 +48,7 @@ def opened(
     from filelock import Timeout
 
     from idp.store import digest
-    from idp.store.lease import lease, wait_for
+    from idp.store.lease import lease_at, wait_for
 
     place = storage or str(folder / FILE)
     file = None if "://" in place else Path(place).expanduser()
@@ -57,7 +57,7 @@ def opened(
         beside.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"hydra.sweeper.storage={place}: {error.strerror}") from error
-    held = lease(beside.with_name(f"{beside.name}.{digest(name)[:8]}.lease"))
+    held = lease_at(beside.with_name(f"{beside.name}.{digest(name)[:8]}.lease"))
     try:
         held.acquire(blocking=False)
     except Timeout:

@@ -518,15 +518,10 @@ def compressed(compressor: str, device: str, way: str | None) -> tuple[dict[str,
 
 
 def composed(*overrides: str) -> Any:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
     from idp.checks import check as checked
-    from idp.config import conf_dir
     from idp.registry import register
 
     register()
-    GlobalHydra.instance().clear()
     text = root() / "bridges.txt"
     if not text.exists():
         words = ["the", "bridge", "river", "repairs", "old", "new", "stone", "over", "builds", "two", "seven", "and"]
@@ -535,8 +530,14 @@ def composed(*overrides: str) -> Any:
         text.write_text("\n\n".join(lines))
     small = ("model=tiny_llama", "task=arc_easy", "budget=smoke", "tracker=none", "corpus=local")
     small += (f"corpus.path={text}", "corpus.name=bridges")
-    with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        return checked(hydra.compose("config", overrides=[*small, *overrides]))
+    return checked(composer().compose([*small, *overrides]))
+
+
+@cache
+def composer() -> Any:
+    from idp.composed import Composer
+
+    return Composer()
 
 
 def main(results: str, names: list[str]) -> None:
