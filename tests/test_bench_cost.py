@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from idp import models
 from idp.composed import configs
 from idp.finished import find_run
-from idp.models import model_folder
+from idp.models import byte_tokenizer, model_folder
 from idp.plan import assumed, cost, peaks
 from idp.plan.assumed import of_run
 from idp.plan.cost import cells_of, main
@@ -36,7 +35,8 @@ COMMANDS = {
 def counted(experiment):
     """How often the runs of an experiment do what takes long, and all that they do."""
     found = cells_of_experiment(experiment)
-    sizes = {config.model.name: assumed.of_config(config.model, None, None) for config in found}
+    models = {config.model.name: config.model for config in found}
+    sizes = {name: assumed.of_config(model, None, None) for name, model in models.items()}
     works = [work for cell in cells_of(found, MACHINE, sizes) for work in cell.works]
     return {what: sum(work.what == what for work in works) for what in (COMPRESS, TRAIN, HELDOUT, MEASURE)}, works
 
@@ -129,7 +129,7 @@ def test_every_token_that_passes_a_model_is_counted(run, compose, bridges, tmp_p
     monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
     pipeline.run(config)
     monkeypatch.undo()
-    machine = count_documents([config], models.byte_tokenizer())
+    machine = count_documents([config], byte_tokenizer())
     foreseen = sum(work.tokens for work in of_run(config, machine))
     assert sum(passed) / 2 == pytest.approx(foreseen, rel=0.02), "of two layers"
 

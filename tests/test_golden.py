@@ -18,25 +18,30 @@ RIGHT = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("golden")  # the dense rows are measured once
+EMBEDDED = ("compressor.calibration.samples=16", "compressor.calibration.length=256", "corpus=embedded", "tracker=none")
+EMBEDDED += ("model.dtype=float32",)
+
+# One worker runs them all: the model is loaded, compressed with GPTQ and measured once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("golden")]
+
+
+def test_from_end_to_end_as_a_user_starts_it(idp_run, shared_store):
+    words = ("compressor=gptq3", "recovery=idp", "task=all", "budget=smoke", *EMBEDDED)
+    few = ("task.documents=2", "recovery.training.steps=2", "recovery.training.heldout_sequences=1")
+    few += ("recovery.controls=false",)
+    record = record_of(idp_run(*words, *few, shared_store, cold=True, timeout=1800))
+    assert record["idp"]["parameters"]["model"] == 134_515_008
+    assert record["idp"]["parameters"]["added"] == 100 * 576
+    assert record["idp"]["weights"]["group_size"] == 64
+    assert len(record["results"]) == 9
+    assert record["idp"]["baselines"].keys() == {"dense", "compressed"}
+
+
 @pytest.mark.parametrize("compressor", ["rtn3", "gptq3"])
-def test_the_embedded_model_s_figures(compressor, idp_run, tmp_path_factory):
-    store = tmp_path_factory.getbasetemp() / "golden"
-    done = idp_run(
-        f"compressor={compressor}",
-        "recovery=none",
-        "task=custom",
-        "task.names=[arc_easy]",
-        "task.documents=60",
-        "evaluation.perplexity_tokens=4096",
-        "evaluation.fidelity=false",
-        "model.dtype=float32",
-        "tracker=none",
-        f"store={store}",
-        timeout=3000,
-    )
-    record = record_of(done)
+def test_the_embedded_model_s_figures(compressor, run_here, shared_store):
+    tasks = ("task=custom", "task.names=[arc_easy]", "task.documents=60")
+    measured = ("evaluation.perplexity_tokens=4096", "evaluation.fidelity=false")
+    record = run_here(f"compressor={compressor}", "recovery=none", *tasks, *measured, *EMBEDDED, shared_store)
     dense = record["idp"]["baselines"]["dense"]
     rows = {"dense": (dense["perplexity"], dense["results"])}
     rows[compressor] = record["idp"]["perplexity"], record["results"]

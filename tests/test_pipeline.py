@@ -159,17 +159,3 @@ def test_two_evaluation_processes_give_the_same_record(run_here, spawned_forked)
     one = run_here(*base, "evaluation.processes=1", "store=${output}/one")
     two = run_here(*base, "evaluation.processes=2", "store=${output}/two")
     assert one["results"] == two["results"] and one["idp"]["selection"] == two["idp"]["selection"]
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("golden")  # which loads the same model
-def test_the_embedded_model_from_end_to_end(idp_run, shared_store):
-    """As a user starts it, on the whole model. Its figures, and what GPTQ makes of its weights: test_golden.py."""
-    words = ("compressor=rtn4", "recovery=idp", "task=all", "budget=smoke", "tracker=none")
-    few = ("task.documents=1", "recovery.training.steps=2", "recovery.training.heldout_sequences=1")
-    one_row = ("baselines=false", "recovery.controls=false", "evaluation.perplexity=[]", "model.dtype=float32")
-    record = record_of(idp_run(*words, *few, *one_row, shared_store, cold=True, timeout=1800))
-    assert record["idp"]["parameters"]["model"] == 134_515_008
-    assert record["idp"]["parameters"]["added"] == 100 * 576
-    assert record["idp"]["weights"]["group_size"] == 64
-    assert len(record["results"]) == 9

@@ -198,7 +198,11 @@ def banks_read_their_text(name: str) -> None:
 def compresses(compressor: str) -> None:
     """Over two devices, on the second of two, and on the CPU beside them: the weights are the CPU's, and so is what is
     said of each layer."""
+    from tests.devices import pretend
+
+    pretend.reset()
     expected, said = compressed(compressor, "cpu", None)
+    assert not pretend.copies, pretend.copies  # no weight has been to the GPU that is there
     for device, way in (("gpu", "auto"), ("gpu:1", None)):
         found, about = compressed(compressor, device, way)
         for name, tensor in found.items():
@@ -206,11 +210,6 @@ def compresses(compressor: str) -> None:
         for name, row in about["layers"].items():
             error, plain = (each["reconstruction_error"] for each in (row, said["layers"][name]))
             assert abs(error - plain) < CLOSE, (device, name, error, plain)
-    from tests.devices import pretend
-
-    pretend.reset()
-    compressed(compressor, "cpu", None)
-    assert not pretend.copies, pretend.copies  # no weight has been to the GPU that is there
 
 
 # -------------------------------------------------------------------------------------------- a run from end to end

@@ -22,7 +22,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them unless given")
     parser.add_argument("--count", type=int, help="kills, configs, damages, full disks; unless given 50, 200, all, all")
     parser.add_argument("--seed", type=int, default=0, help="draws moments, mutations, bits")
-    parser.add_argument("--words", default="", help="more words of the runs that are killed or find damage")
     parser.add_argument("--verbose", action="store_true", help="say what became of each mutated config")
     parser.add_argument("--folder", type=Path, help="where runs are made; unless given a temporary one")
     options = parser.parse_args(words)
@@ -38,7 +37,7 @@ def main(words: list[str] | None = None) -> int:
         for part in options.parts or PARTS:
             started = time.monotonic()
             try:
-                PARTS[part](Path(folder) / part, options.count, options.seed, options.words.split())
+                PARTS[part](Path(folder) / part, options.count, options.seed)
             except Fault as fault:
                 failed = 1
                 print(f"{part}: {fault}", file=sys.stderr, flush=True)
@@ -46,11 +45,11 @@ def main(words: list[str] | None = None) -> int:
     return failed
 
 
-def _kill(folder: Path, count: int | None, seed: int, words: list[str]) -> None:
+def _kill(folder: Path, count: int | None, seed: int) -> None:
     from tests.faults import kill
-    from tests.faults.runs import WORDS, Bench
+    from tests.faults.runs import Bench
 
-    figures = kill.check(Bench(folder, [*WORDS, *words]), 50 if count is None else count, seed)
+    figures = kill.check(Bench(folder), 50 if count is None else count, seed)
     _print("killed in stage", ["kills", "with a product half made", "with work to go on from"], figures.rows())
     print(
         f"{figures.runs} of {figures.runs} runs ended with the undisturbed record; 0 finished products made again;"
@@ -58,27 +57,27 @@ def _kill(folder: Path, count: int | None, seed: int, words: list[str]) -> None:
     )
 
 
-def _configs(folder: Path, count: int | None, seed: int, words: list[str]) -> None:
+def _configs(folder: Path, count: int | None, seed: int) -> None:
     from tests.faults import configs
 
     figures = configs.check(folder, 200 if count is None else count, seed)
     _print("mutation", ["refused in one line", "ran to its record", "still running at its limit"], figures.rows())
 
 
-def _store(folder: Path, count: int | None, seed: int, words: list[str]) -> None:
+def _store(folder: Path, count: int | None, seed: int) -> None:
     from tests.faults import store
-    from tests.faults.runs import WORDS, Bench
+    from tests.faults.runs import Bench
 
-    figures = store.check(Bench(folder, [*WORDS, *words]), count, seed)
+    figures = store.check(Bench(folder), count, seed)
     _print("stage", ["files", "damages", "set aside and made anew"], figures.rows())
     print("every run afterwards ended with the undisturbed record, products equal byte by byte\n")
 
 
-def _disk(folder: Path, count: int | None, seed: int, words: list[str]) -> None:
+def _disk(folder: Path, count: int | None, seed: int) -> None:
     from tests.faults import disk
 
     try:
-        figures = disk.check(folder, count, seed, words)
+        figures = disk.check(folder, count, seed)
     except disk.Unavailable as why:
         print(f"disk: skipped: {why}\n")
         return
@@ -92,7 +91,7 @@ def _print(first: str, columns: list[str], rows: list[list[object]]) -> None:
     print(tabulate(rows, headers=[first, *columns], tablefmt="github", disable_numparse=True), end="\n\n", flush=True)
 
 
-PARTS: dict[str, Callable[[Path, int | None, int, list[str]], None]] = {
+PARTS: dict[str, Callable[[Path, int | None, int], None]] = {
     "kill": _kill,
     "configs": _configs,
     "store": _store,

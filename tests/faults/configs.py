@@ -185,11 +185,8 @@ KINDS = {"unknown key": _unknown, "wrong type": _wrong_type, "absurd value": _ab
 @functools.cache
 def _leaves(base: tuple[str, ...]) -> list[tuple[str, Any]]:
     """The options of a config with their values, by their names."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
     from idp.checks import check
-    from idp.config import conf_dir
+    from idp.composed import Composer
     from idp.registry import register
 
     def walk(node: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -200,9 +197,7 @@ def _leaves(base: tuple[str, ...]) -> list[tuple[str, Any]]:
         return found
 
     register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
-        return walk(check(hydra.compose("config", overrides=["model=tiny_llama", *base])), "")
+    return walk(check(Composer().compose(["model=tiny_llama", *base])), "")
 
 
 def _broken_files(folder: Path) -> list[str]:

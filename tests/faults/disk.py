@@ -16,11 +16,11 @@ import select
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.runs import WORDS, Bench, Ended, Fault, Result, same, track
+from tests.faults.runs import Bench, Ended, Fault, Result, same, track
 
 SIZE = 64 << 20
 ROOM = (0, 0, 1, 3, 20)  # pages that are left at the moment when the disk fills up
@@ -50,21 +50,20 @@ class Figures:
         return [*rows, ["**all**", total, refused, total - refused]]
 
 
-def check(folder: Path, count: int | None, seed: int, words: Sequence[str] = ()) -> Figures:
+def check(folder: Path, count: int | None, seed: int) -> Figures:
     """Fills the disk at every opening for writing of a run, each in a run of its own.
 
     Args:
         folder: where the small disk is mounted.
         count: openings to try, evenly spaced; None: all.
         seed: draws how many pages are left.
-        words: more words of the run.
 
     Raises:
         Fault: the error was not one clear line, a stored product was not whole, or the rerun did not complete.
         Unavailable: as said.
     """
     with Disk(folder) as disk:
-        bench = Bench(folder, [*WORDS, *words])
+        bench = Bench(folder)
         bench.said = folder.parent / "said"
         ended, opened = disk.watch(bench, None, 0)
         if ended.status:

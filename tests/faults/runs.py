@@ -36,7 +36,7 @@ WORDS = (
     "recovery/selector=learned",
     "recovery.training.checkpoint_every=2",
     "task=custom",
-    "task.names=[arc_easy,webqs]",
+    "task.names=[arc_easy,written]",
     "budget=smoke",
     "evaluation.batch_tokens=512",
     "corpus=local",
@@ -44,6 +44,18 @@ WORDS = (
     "baselines=false",
     "tracker=none",
 )
+# A task whose answers are written, but not over hundreds of tokens, as random models write to the last that they may.
+WRITTEN = """
+task: written
+dataset_path: json
+dataset_kwargs: {data_files: {test: written.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 6}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
 STAGES = ("find", "load", "compress", "recover", "select", "measure", "track")
 
 
@@ -151,7 +163,8 @@ class Bench:
     def __init__(self, folder: Path, words: Sequence[str] = WORDS):
         self.folder, self.output, self.said = folder, folder / "outputs", folder / "said"
         self.text = write_text(folder / "text.txt")
-        self.words = [*words, f"corpus.path={self.text}", f"output={self.output}"]
+        tasks = f"task.include_path={write_task(folder / 'tasks')}"
+        self.words = [*words, f"corpus.path={self.text}", tasks, f"output={self.output}"]
 
     @property
     def store(self) -> Path:
@@ -237,6 +250,15 @@ def write_text(file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n\n".join(" ".join(draw.choices(words, k=60)) for _ in range(300)))
     return file
+
+
+def write_task(folder: Path) -> Path:
+    """The task of `WRITTEN`, with its documents beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "written.yaml").write_text(WRITTEN)
+    rows = [{"question": f"What comes after {number}?", "answer": str(number + 1)} for number in range(8)]
+    (folder / "written.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
 
 
 def import_all() -> None:

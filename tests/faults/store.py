@@ -49,7 +49,7 @@ def check(bench: Bench, count: int | None, seed: int) -> Figures:
     for file, damage in track(cases, "damages"):
         _damage_finished(bench, whole, file, damage, random.Random(f"{seed} {file.name} {damage}"), figures)
     for stage, pattern in {"recover": "**/step-*.safetensors", "measure": "**/batches-*"}.items():
-        _damage_unfinished(bench, whole, stage, pattern, FLIPS if count is None else 1, seed, figures)
+        _damage_unfinished(bench, whole, stage, pattern, FLIPS if count is None else 2, seed, figures)
     return figures
 
 

@@ -8,7 +8,6 @@ import pytest
 from tests.processes import python
 
 ROOT = Path(__file__).parents[2]
-CHEAPER = "compressor=rtn3 recovery.controls=false"  # a stage's product is stored and damaged alike, whoever made it
 
 
 @pytest.mark.slow
@@ -16,7 +15,7 @@ CHEAPER = "compressor=rtn3 recovery.controls=false"  # a stage's product is stor
 def test_it_survives(part, count, tmp_path):
     # In a process of its own: it forks, which one that has used threads may not.
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = ("-m", "tests.faults", part, "--count", count, "--folder", tmp_path, "--words", CHEAPER)
+    words = ("-m", "tests.faults", part, "--count", count, "--folder", tmp_path)
     done = python(*words, cwd=ROOT, env=alone, timeout=1800)
     if f"{part}: skipped" in done.stdout:
         pytest.skip(done.stdout.strip())
