@@ -44,6 +44,7 @@ def failures_in_one_line(
         also: what such a line ends with, such as "nothing was written".
         command: what is said to have run out of memory where no stage says it.
     """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its errors itself, over many lines
     try:
         yield
     except KeyboardInterrupt:

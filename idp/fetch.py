@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from idp.config import Config
     from idp.store import Product, Store
 
-# Hydra prints its errors over many lines unless it is told to raise them.
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
 
 HELP = """Fetches what runs take from the Hugging Face hub: models, tokenizers, corpora, the tasks' documents.

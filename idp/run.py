@@ -5,7 +5,6 @@ config -> [load] -> dense -> [compress] -> compressed -> [recover] -> repaired -
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -23,8 +22,6 @@ from idp.errors import UserError
 from idp.records.record import heldout_loss
 from idp.registry import register
 
-# Hydra prints its errors over many lines unless it is told to raise them; `main` then says them in one.
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
 
 PLAN = "--plan"  # print what would be made, and compute nothing

@@ -32,8 +32,8 @@ RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make wh
 
 
 def pytest_xdist_auto_num_workers():
-    """One more than there are cores: some tests wait for others, such as for SLURM, and take no core meanwhile."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: those that wait for SLURM or for other processes take no core meanwhile."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ from idp.store import Store
 from idp.usage import explain
 from idp.usage import options as choices
 
-# Hydra prints its errors over many lines unless it is told to raise them.
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 quiet_libraries()
 
 TFLOPS = CARD_OPERATIONS / 1e12
