@@ -6,7 +6,6 @@ product; `open_model` brings a product's weights into memory in a chosen dtype.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
@@ -19,6 +18,10 @@ from idp.config import Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
+from idp.models.hardware import device_of, dtype_of, make_current
+from idp.models.hardware import devices as devices
+from idp.models.hardware import keep_freed_memory as keep_freed_memory
+from idp.models.hardware import numerics as numerics
 from idp.models.weight_files import SINGLE, WeightFiles
 from idp.store import Identity, Product, Store, hash_file, read_json, verification, versions, write_json
 
@@ -183,7 +186,7 @@ def open_model(folder: Path, config: Model) -> LoadedModel:
 def _opened(folder: Path, config: Model) -> LoadedModel:
     from transformers import AutoTokenizer
 
-    _make_current(device_of(config))
+    make_current(device_of(config))
     trust = config.trust_remote_code
     shapes = {name: tuple(tensor.shape) for name, tensor in WeightFiles(folder, str(folder)).empty().items()}
     weights.check_experts(str(folder), shapes)
@@ -262,98 +265,6 @@ def _bos_of(folder: str, mode: str, trust_remote_code: bool, _stamps: tuple) -> 
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: its tokenizer cannot be read: {hub.first_line(error)}") from error
     return beginning.resolve(mode, tokenizer)
-
-
-def device_of(config: Model) -> torch.device:
-    """The device that `model.device` means on this machine."""
-    import torch
-
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise UserError(f"model.device={config.device}: use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device={config.device}: no CUDA device here; use model.device=auto")
-    if config.device_map and (device.type == "cpu" or device.index is not None):
-        raise UserError(
-            f"model.device={config.device}: model.device_map={config.device_map} spreads the model over all devices;"
-            " use model.device=auto, or model.device_map=null for this one (CUDA_VISIBLE_DEVICES says which are seen)"
-        )
-    return device
-
-
-def _make_current(device: torch.device) -> None:
-    """Makes a device what libraries mean by an accelerator without a number; some of their kernels know no other."""
-    import torch
-
-    if device.type != "cpu" and device.index is not None:
-        torch.accelerator.set_device_index(device.index)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what large tensors leave behind, for the next ones.
-
-    By default it hands every large block back to the system and asks for a fresh one at the next layer, whose pages
-    must then be mapped and zeroed again.
-    """
-    import ctypes
-
-    trim_threshold, mmap_threshold, large = -1, -3, 1 << 30  # mallopt(3); larger values are refused
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, large)
-        mallopt(trim_threshold, large)
-
-
-def devices(config: Model, processes: int | None) -> list[str]:
-    """The device of each evaluation process: with `processes` null one per GPU, or a single one on a CPU.
-
-    Raises:
-        UserError: more processes than GPUs, or several with a model that is itself spread over devices.
-    """
-    import torch
-
-    device = device_of(config)
-    if config.device_map:
-        if (processes or 1) > 1:
-            raise UserError(
-                f"evaluation.processes={processes}: model.device_map={config.device_map} spreads one model over the"
-                " devices; use one process"
-            )
-        return [str(device)]
-    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    if device.type == "cuda" and processes is not None and processes > gpus:
-        raise UserError(f"evaluation.processes={processes}: there are {gpus} GPUs to use")
-    wanted = processes or gpus
-    return (
-        [f"cuda:{number}" for number in range(wanted)]
-        if device.type == "cuda" and wanted > 1
-        else [str(device)] * wanted
-    )
-
-
-def dtype_of(config: Model) -> torch.dtype:
-    """The dtype that `model.dtype` means on this machine: `auto` is bfloat16 where the hardware multiplies in it.
-
-    GPUs that do not (V100, T4) take float16, other processors float32.
-    """
-    import torch
-
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    if device_of(config).type == "cuda":  # older GPUs only emulate it, slowly
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has = (
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return torch.bfloat16 if any(has) else torch.float32
-
-
-def numerics(config: Model) -> dict[str, str]:
-    """What of the machine decides a stage's numbers: dtype and kind of device. Part of every later stage's key."""
-    return {"dtype": str(dtype_of(config)).removeprefix("torch."), "device": device_of(config).type}
 
 
 def _embedded_file() -> Path:
