@@ -200,11 +200,15 @@ def quick_corpus(bridges):
 
 
 @pytest.fixture
-def idp_run(tmp_path):
-    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`."""
+def idp_run(tmp_path, quick_corpus):
+    """`idp_run(*overrides)`: the command line in a process of its own, output under `tmp_path`; options of `python`.
+
+    It reads a small corpus unless the overrides say which.
+    """
 
     def run(*overrides: str, fails: bool = False, **options) -> subprocess.CompletedProcess:
-        done = python("-m", "idp.run", *overrides, f"output={tmp_path / 'outputs'}", **options)
+        words = overrides if any(word.startswith("--") for word in overrides) else quick_corpus(*overrides)
+        done = python("-m", "idp.run", *words, f"output={tmp_path / 'outputs'}", **options)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done
 

@@ -242,8 +242,11 @@ def _take(files: list[int], numbers: list[int]) -> None:
 
 
 def _start_forks(python: str) -> None:
-    """From now on this process starts others of its kind as forks too."""
+    """From now on this process starts others of its kind as forks too, and all Python where that is asked for."""
     import multiprocessing
+
+    if os.environ.get("PYTEST_FORKS"):
+        sys.executable = python
 
     multiprocessing.set_executable(python)
     for name in STARTERS:

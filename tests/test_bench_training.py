@@ -1,6 +1,7 @@
 """The training benchmark runs, and both ways train the same prompt to the same losses; here on random weights."""
 
 import json
+import os
 
 import pytest
 
@@ -10,7 +11,7 @@ from .processes import python
 def test_both_ways_do_the_same_work(tmp_path):
     command = ["-m", "idp.bench.training", "--shape", "tiny", "--dtype", "float32", "--rounds", "2"]
     command += ["--steps", "2", "--sequence-length", "32", "--output", str(tmp_path / "training.json")]
-    done = python(*command, cwd=tmp_path)
+    done = python(*command, cwd=tmp_path, env={**os.environ, "PYTEST_FORKS": "1"})
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "training.json").read_text())
     losses = [way["losses"] for way in found["ways"].values()]

@@ -47,7 +47,7 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
 def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     import pyarrow.parquet
 
-    tasks = ("task=custom", "task.names=[arc_easy,sciq,webqs]")
+    tasks = ("task=custom", "task.names=[arc_easy,sciq,webqs]", "corpus=embedded")
     done = idp_run(*TINY, "compressor=gptq4", "recovery=idp", "recovery.controls=false", *tasks)
     record = record_of(done)
     for key in ("results", "versions", "n-shot", "n-samples", "higher_is_better", "configs", "task_hashes"):
@@ -119,8 +119,8 @@ def while_measuring(store):
     return len(list(store.glob("measure/*/manifest.json"))) >= 2
 
 
-def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_run, tmp_path):
-    overrides = [*TINY, "compressor=gptq3", "recovery=idp", "task=custom", "task.names=[arc_easy,piqa]"]
+def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_record(idp_run, bridges, tmp_path):
+    overrides = [*TINY, *bridges, "compressor=gptq3", "recovery=idp", "task=custom", "task.names=[arc_easy,piqa]"]
     overrides += ["recovery.training.steps=40", "baselines=false"]
     undisturbed = record_of(idp_run(*overrides, f"store={tmp_path / 'undisturbed'}"))
 

@@ -52,7 +52,7 @@ def test_resume_gives_the_command_again(idp_run, tmp_path, capsys):
     idp_run(*words)
     folders, found = listed(tmp_path, capsys)
     (tmp_path / "outputs" / "runs" / os.path.basename(found[1]["cell"]["folder"]) / "record.json").unlink()
-    done = python("-m", "idp.sweep", "resume", folders[-1])
+    done = python("-m", "idp.sweep", "resume", folders[-1], env={**os.environ, "PYTEST_FORKS": "1"})
     assert done.returncode == 0, done.stderr
     assert [stands["state"] for stands in listed(tmp_path, capsys)[1]] == ["done", "done"]
 
