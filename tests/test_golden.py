@@ -10,11 +10,11 @@ from tests.conftest import record_of
 
 # The figure that this code gave on one machine, and how far another one may be from it: for perplexity a share of it,
 # for tasks right answers out of 30 documents.
-PERPLEXITY = {"dense": (26.803, 0.005), "rtn3": (75.13, 0.03), "gptq3": (42.533, 0.08)}
+PERPLEXITY = {"dense": (26.803, 0.005), "rtn3": (80.215, 0.03), "gptq3": (51.651, 0.08)}
 RIGHT = {
     "dense": {"arc_easy": (13, 1)},
-    "rtn3": {"arc_easy": (24, 3)},
-    "gptq3": {"arc_easy": (28, 6)},
+    "rtn3": {"arc_easy": (14, 2)},
+    "gptq3": {"arc_easy": (13, 3)},
 }
 
 
