@@ -51,7 +51,10 @@ def test_cfg_job_prints_the_config(idp_run):
         (["store=/dev/null/store"], "store=/dev/null/store: cannot write there"),
         (["recovery=prompt", "evaluation.perplexity_window=2040"], "with a prompt of 25 tokens it does not fit"),
         (["recovery=prompt", "recovery.length=2000"], "do not fit in the model's window of 2048"),
-        (["task=custom", "task.names=[boolq]", "recovery=prompt"], "made from boolq, which this run evaluates"),
+        (
+            ["task=custom", "task.names=[boolq]", "recovery=prompt", "corpus=embedded"],
+            "made from boolq, which this run evaluates",
+        ),
     ],
 )
 def test_one_line_for_each_mistake(overrides, message, idp_run, monkeypatch):
