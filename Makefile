@@ -27,8 +27,11 @@ demo: $(READY) ## compress, repair and evaluate the embedded model: 15 minutes o
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup --durations 40
 
-quick: $(READY) ## all tests but the slow ones and those that make whole runs
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup -m 'not slow and not run'
+quick: $(READY) ## all tests that take less than half a second each
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup -m 'not slow and not run and not longer'
+
+longer: $(READY) ## all tests, one after the other, to write which of them take longer (tests/longer.txt)
+	$(BIN)/python -m pytest --longer
 
 bench: $(READY) ## our scorer against lm-eval's, and what prompts cost: 20 minutes on 2 cores; BENCH=options
 	$(BIN)/python -m idp.bench $(BENCH)
@@ -58,4 +61,4 @@ docs: $(READY) ## the documentation site, in build/docs; warnings are errors
 clean: ## remove the virtual environment (outputs are kept)
 	rm -rf $(VENV)
 
-.PHONY: help setup demo test quick bench gpu bounds lint types docs clean
+.PHONY: help setup demo test quick longer bench gpu bounds lint types docs clean

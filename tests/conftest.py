@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import multiprocessing.spawn
 import os
 import random
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # else a make that a test sta
     os.environ.pop(name, None)
 
 
+LONGER = Path(__file__).with_name("longer.txt")
 RUNS = {"finished_run", "idp_run", "run_here", "swept"}  # fixtures that make whole runs
 
 
@@ -36,13 +39,38 @@ def pytest_xdist_auto_num_workers():
     return (os.cpu_count() or 1) + 2
 
 
+def pytest_addoption(parser):
+    parser.addoption("--longer", action="store_true", help=f"write {LONGER.name} anew: which tests take longer")
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """Marks the tests that make whole runs. The slow ones come first, so that no worker is left with one at the end."""
+    """Marks the tests that make whole runs or take longer. The slow ones come first, so that no worker is left with one
+    at the end."""
+    longer = set(LONGER.read_text().splitlines())
     for item in items:
         if RUNS & set(item.fixturenames):
             item.add_marker("run")
+        if _function(item.nodeid) in longer:
+            item.add_marker("longer")
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in ("slow", "run")])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With `--longer`, writes what took longer than half a second, as the longest of its parameters did."""
+    if config.getoption("longer"):
+        seconds = Counter()
+        for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+            if hasattr(report, "duration"):
+                seconds[report.nodeid] += report.duration
+        found = {_function(name) for name, taken in seconds.items() if taken >= 0.5}
+        head = [line for line in LONGER.read_text().splitlines() if line.startswith("#")]
+        LONGER.write_text("".join(f"{line}\n" for line in [*head, *sorted(found)]))
+
+
+def _function(nodeid):
+    """A test's name without its parameters and its group."""
+    return nodeid.partition("[")[0].partition("@")[0]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -75,12 +75,15 @@ command = dict(words=words, environment=dict(os.environ), folder=os.getcwd(), nu
 command |= dict(unbuffered="-u" in options, pid=os.getpid())
 message = json.dumps(command).encode()
 channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(message) + 4096)
+passed_on = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")]
+signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # they wait until it is known whom they are for
 channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))])
 for number in numbers[3:]:
     os.close(number)
 pid = int(channel.recv(16))
-for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-    signal.signal(getattr(signal, name), lambda number, frame: os.kill(pid, number))
+for each in passed_on:
+    signal.signal(each, lambda number, frame: os.kill(pid, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
 status = int(channel.recv(16))
 if status < 0:
     signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None

@@ -13,6 +13,8 @@ from idp.records.scores import GROUPS, NINE, main_metric
 from idp.tasks import catalog, embedded
 from idp.tasks.tasks import document_indices, find_tasks, run_task
 
+pytestmark = pytest.mark.xdist_group("nine tasks")  # one worker finds them
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
