@@ -40,7 +40,7 @@ def test_a_module_is_run_as_main():
 
 def test_it_can_be_killed_and_is_killed_when_its_time_is_up():
     process = Process("-c", "import time; print('begun', flush=True); time.sleep(600)")
-    while not process.out:
+    while not process.out.endswith("\n"):
         assert process.poll() is None
     process.kill()
     assert process.wait() == process.poll() == -signal.SIGKILL and process.out == "begun\n"
