@@ -68,9 +68,8 @@ class Composer:
         with initialized() as loader:
             elsewhere = any(word.startswith(SEARCH_PATH) for word in overrides)  # there may be groups that are not here
             choices, options = [], []
-            for word, override in zip(
-                overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
-            ):
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            for word, override in zip(overrides, parsed, strict=True):
                 key = override.key_or_group
                 known = "." not in key and (elsewhere or loader.repository.group_exists(key))
                 if known or override.is_hydra_override():

@@ -1,11 +1,13 @@
 """GGUF files: the function, the tokens and the weights that they state, or a refusal that names what is not read."""
 
 import gzip
+import itertools
 import json
 import math
 import os
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from idp.models.gguf import header as headers
 from idp.models.gguf import model as ggufs
 from idp.models.gguf import plain, rope, tokenizer
 from idp.models.gguf.pretokenizers import PRE_TOKENIZERS
+from idp.models.gguf.tensors import stored
 from tests import ggufs as writing
 from tests.conftest import FAMILIES
 
@@ -186,6 +189,36 @@ def test_what_shapes_the_function_and_is_not_read(name, model_folders, tmp_path)
 def test_a_factor_without_a_type_is_linear(model_folders, tmp_path):
     file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf", more={"rope.scaling.factor": 4.0})
     assert ggufs.config_of(file).rope_parameters["rope_type"] == "linear"
+
+
+def test_what_a_file_has_twice_is_refused(model_folders, tmp_path):
+    whole = writing.write_model(model_folders("llama"), tmp_path / "a.gguf").read_bytes()
+    keys = sorted(headers.read(tmp_path / "a.gguf").metadata, key=len)
+    one, other = next(pair for pair in itertools.pairwise(keys) if len(pair[0]) == len(pair[1]))
+    for before, after, message in (
+        ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "it has two tensors of one name"),
+        (one, other, f"it says {other} twice"),
+    ):
+        assert whole.count(before.encode()) == 1
+        (tmp_path / "b.gguf").write_bytes(whole.replace(before.encode(), after.encode()))
+        with pytest.raises(UserError, match=f"b.gguf: cannot be read as a GGUF model: {message}"):
+            models.gguf_source(tmp_path / "b.gguf")
+
+
+def test_tensors_are_read_where_the_library_reads_them(model_folders, tmp_path):
+    file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf")
+    found = headers.read(file).tensors
+    for theirs in gguf.GGUFReader(file).tensors:
+        ours = stored(file, found.pop(theirs.name))
+        assert ours.dtype == theirs.data.dtype and np.array_equal(ours, theirs.data), theirs.name
+    assert not found
+
+
+def test_weights_that_are_cut_off(model_folders, tmp_path):
+    file = writing.write_model(model_folders("llama"), tmp_path / "a.gguf")
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UserError, match="a.gguf: cannot be read as a GGUF model"):
+        ggufs.convert(file, tmp_path / "plain")
 
 
 @pytest.mark.parametrize("cut", [3, 20, 100, 500, 3000])

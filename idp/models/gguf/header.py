@@ -120,6 +120,8 @@ def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     place, metadata, found = 24, {}, []
     for _ in range(value_count):
         key, place = _string(content, place)
+        if key in metadata:
+            raise ValueError(f"it says {key} twice")
         (kind,) = struct.unpack_from("<I", content, place)
         metadata[key], place = _value(content, place + 4, kind)
     for _ in range(tensor_count):
@@ -131,6 +133,8 @@ def _parse(content: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     step = int(metadata.get("general.alignment", 32))
     data = -(-place // step) * step
     tensors = {name: TensorInfo(shape, kind, data + offset) for name, shape, kind, offset in found}
+    if len(tensors) < len(found):
+        raise ValueError("it has two tensors of one name")
     if any(tensor.start >= len(content) for tensor in tensors.values()):
         raise ValueError("the file is cut off")
     return metadata, tensors
