@@ -104,6 +104,8 @@ RUNS = {
     "none": ("recovery=none", "compressor=gptq4"),
     "prompt": ("recovery=prompt", "recovery.length=5", "compressor=rtn4", "latency=default", "latency.rounds=2"),
     "idp": ("recovery=idp", "recovery.lengths=[3,7]", "compressor=rtn4", "recovery/selector=likelihood"),
+    "lowrank": ("recovery=lowrank", "recovery.samples=5", "compressor=rtn4"),
+    "lora_all": ("recovery=lora_all", "compressor=rtn4"),
     "lora": ("recovery=lora", "recovery.training.objective=distill", "compressor=rtn4"),
 }
 

@@ -136,7 +136,7 @@ def test_the_budget_reaches_every_stage(compose):
         (["recovery=prompt", "recovery.search.learning_rates=[-1]"], "learning_rates=-1.0: must be from 0 to 100"),
         (["recovery=prompt", "recovery.search.inits=[zeros]"], "inits=zeros: choose among vocabulary, first_rows"),
         (["recovery=idp", "recovery.search.inits=[zeros]"], "inits=zeros: choose among vocabulary"),
-        (["recovery=lora", "recovery.search.inits=[text]"], "recovery.search.inits=text: lora has none; use []"),
+        (["recovery=lora", "recovery.search.inits=[text]"], "recovery.search.inits=text: choose among zero, lowrank"),
         (["recovery=hard_prompt", "recovery.text=' '"], "recovery.text is empty"),
         (["task=custom"], "task.names is empty"),
         (["seed=-1"], "seed=-1: must be from 0 to 4294967295"),

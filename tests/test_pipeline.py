@@ -14,10 +14,11 @@ from .conftest import record_of
 from .processes import Process, python
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
+RECOVERIES = ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lowrank", "lora", "lora_all", "lora_idp"]
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
-@pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lora", "lora_idp"])
+@pytest.mark.parametrize("recovery", RECOVERIES)
 def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store):
     words = (f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy", shared_store)
     record = run_here(*TINY, *words)
@@ -26,6 +27,7 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
     assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
     lora, kv = (2 * 8 * (128 + 96), 32) if model == "tiny_llama" else (2 * 8 * (128 + 128), 64)
+    every = 15360 if model == "tiny_llama" else 2 * 8 * (4 * 128 + 2 * 320)
     added = {
         "none": 0,
         "hard_prompt": 0,
@@ -33,14 +35,16 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
         "idp": 100 * 64,
         "ptune": 25 * 64,
         "prefix": 25 * 2 * 2 * kv,
+        "lowrank": every,
         "lora": lora,
+        "lora_all": every,
         "lora_idp": lora + 100 * 64,
     }
     assert about["parameters"]["added"] == added[recovery]
     assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
     counts = about["selection"].get("arc_easy", {})
-    assert sum(counts.values()) == (0 if recovery in ("none", "lora") else 8)
-    assert len(counts) == {"none": 0, "lora": 0, "idp": 3, "lora_idp": 3}.get(recovery, 1)
+    assert sum(counts.values()) == (0 if recovery in ("none", "lowrank", "lora", "lora_all") else 8)
+    assert len(counts) == {"none": 0, "lowrank": 0, "lora": 0, "lora_all": 0, "idp": 3, "lora_idp": 3}.get(recovery, 1)
     assert f"{about['parameters']['added']:,} added" in run_summary(record)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from idp.beginning import AFTER, PLACES, Beginning
+from idp.config.compressor import Calibration
 from idp.config.options import DENSE, TEXT, WEIGHTS, decisive, option
 from idp.config.selector import Choice, Selector
 from idp.config.storage import Storage
@@ -71,6 +72,13 @@ class Recovery:
         What it reads is checked beforehand, kept apart from what is evaluated, and part of the repair's key.
         """
         return frozenset({WEIGHTS})
+
+    def calibration(self, options: Calibration) -> Calibration:
+        """What it reads of the run's calibration text, where it needs CALIBRATION, given what the compressor reads."""
+        return options
+
+    # Of its pass over calibration text, those per weight and token: forward, and as much for what is made of inputs.
+    operations: ClassVar[float] = 4.0
 
     @property
     def trains(self) -> bool:
@@ -175,6 +183,17 @@ class Recovery:
     def check_model(self, empty: Any) -> None:
         """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
 
+    def check_weights(self, sparsity: float, bits: float | None) -> None:
+        """Raises a UserError where it could not repair such a compressed model.
+
+        Asked before anything is computed, of what the compressor claims, and again of what was measured: of a
+        checkpoint of others nothing else is known.
+
+        Args:
+            sparsity: share of zeros among the weights of compressed layers.
+            bits: of each of them on its grid; None where they are plain numbers.
+        """
+
     # How it is made, put back on a model and exported.
 
     def make(self, context: Any) -> Any:
@@ -258,7 +277,7 @@ class Trained(Recovery):
         if self.search.learning_rates:
             del found["training"]["learning_rate"]
         if self.search.inits:
-            del found["init"]
+            found.pop("init", None)  # not there where it is unsaid
         if not self.search.wanted:
             del found["search"]
         return found

@@ -31,6 +31,9 @@ def refuse(config: Config, inputs: ResolvedInputs, shape: Shape, store: Store) -
     if inputs.external is None or _is_here(config, inputs.external, store):
         resolved = _check_compressor(config, inputs, empty, store)
     recovering.check(config.recovery, empty, inputs.corpus, inputs.calibration_of(config))
+    if inputs.external is None:  # else it is asked once they are measured
+        claims = config.compressor.claims(resolved)
+        config.recovery.check_weights(claims.sparsity, claims.bits)
     recovering.check_given(inputs.given, config.model, dense, empty, config.recovery)
     check_perplexity(config, empty, inputs)
     check_latency(config, empty)

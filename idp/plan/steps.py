@@ -128,7 +128,7 @@ class Walk:
         )
         for recovery, identity in self._needed(repairs):
             again = identity.parent != compressed.key  # stored once more, in fewer bits
-            works = () if again else workload.of_repair(recovery, identity.key)
+            works = () if again else workload.of_repair(recovery, identity.key, config.compressor.calibration)
             yield self._step(identity, works, recovery=recovery)
         repair = repairs[-1][1] if repairs else None
         selection = self._selection(repair)

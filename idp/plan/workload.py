@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from idp.config import WEIGHTS, Compressor, Config, Evaluation, Latency, Recovery, Trained, Training
+from idp.config import (
+    CALIBRATION,
+    DENSE,
+    WEIGHTS,
+    Calibration,
+    Compressor,
+    Config,
+    Evaluation,
+    Latency,
+    Recovery,
+    Trained,
+    Training,
+)
 from idp.store import digest
 
 if TYPE_CHECKING:
@@ -16,8 +28,8 @@ if TYPE_CHECKING:
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
-LOAD, GUARD = "load weights", "guard"
-KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
+LOAD, GUARD, CLOSED_FORM = "load weights", "guard", "closed form"
+KINDS = (COMPRESS, CHECK, CLOSED_FORM, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,11 @@ def of_compression(compressor: Compressor | None, key: str, by_others: bool) -> 
     yield Workload(LOAD, key, 0, 0, opened=2)
 
 
-def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
-    """A repair's product, without what is made beneath it."""
+def of_repair(recovery: Recovery, key: str, calibration: Calibration) -> Iterator[Workload]:
+    """A repair's product, without what is made beneath it; `calibration` is the compressor's."""
     if WEIGHTS in recovery.needs:
         yield Workload(LOAD, key, 0, 0, opened=1)
+    yield from _of_closed_form(recovery, key, calibration)
     for number, (of, training, lengths, count) in enumerate(own_trainings(recovery)):
         name = f"{key} {number}"
         prompts = max(len(lengths), 1)
@@ -155,6 +168,20 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
             yield Workload(TEACH, name, FORWARD, count * taught)
             yield Workload(LOAD, f"{name} teacher", 0, 0, opened=1)
+
+
+def _of_closed_form(recovery: Recovery, key: str, calibration: Calibration) -> Iterator[Workload]:
+    """What is computed from the layers' inputs on calibration text, and the dense model where no training opens it."""
+    from idp.compress.activations import BATCH_TOKENS
+
+    if CALIBRATION in recovery.needs:
+        read = recovery.calibration(calibration)
+        # The first batch plainly, as the layers are called, and once more to hold the one to the other.
+        held = 3 * min(read.samples, max(1, BATCH_TOKENS // read.length)) * read.length
+        yield Workload(CLOSED_FORM, key, recovery.operations, read.samples * read.length + held)
+    taught = recovery.trained is not None and recovery.trained.training.objective == "distill"
+    if DENSE in recovery.needs and not taught:
+        yield Workload(LOAD, f"{key} dense", 0, 0, opened=1)
 
 
 def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Workload]:

@@ -42,6 +42,10 @@ class CalibrationText:
         found = blocks(self.text, "calibration", loaded.tokenizer, options.length, options.samples, options.seed)
         return begun(found, loaded.bos)[:, : options.length]
 
+    def read_by(self, recovery: config.Recovery) -> CalibrationText:
+        """The same, as much of it as a recovery reads."""
+        return replace(self, options=recovery.calibration(self.options))
+
     def identity(self) -> dict[str, Any]:
         """Its part of the key of what was made with it."""
         return {**asdict(self.options), "corpus": self.text.fingerprint}

@@ -90,12 +90,19 @@ def _config(recovery: schema.Recovery, basis: Basis) -> dict[str, Any]:
     if DENSE in read:
         found["teacher"] = basis.dense
     if CALIBRATION in read and basis.calibration is not None:
-        found["calibration"] = basis.calibration.identity()
+        found["calibration"], *beneath = [basis.calibration.read_by(each).identity() for each in _calibrated(recovery)]
+        found |= {"calibration_beneath": beneath} if beneath else {}
     return found | registry.code_of(*_kinds(recovery))
 
 
 def _seeded(recovery: schema.Recovery) -> bool:
     return recovery.seeded or (recovery.beneath is not None and _seeded(recovery.beneath))
+
+
+def _calibrated(recovery: schema.Recovery) -> list[schema.Recovery]:
+    """What reads calibration text, the recovery first, then what is made beneath it."""
+    beneath = _calibrated(recovery.beneath) if recovery.beneath is not None else []
+    return [recovery, *beneath] if CALIBRATION in recovery.needs else beneath
 
 
 def _kinds(recovery: schema.Recovery) -> Iterator[Any]:

@@ -9,35 +9,73 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from idp import config
-from idp.config import WIDE, option
+from idp.config import CALIBRATION, DENSE, WIDE, option
 from idp.errors import UserError
 from idp.models import LoadedModel, weights
-from idp.recover.context import RepairContext, RepairResult
+from idp.recover import lora_start
+from idp.recover.context import RepairContext, RepairResult, train_in
+from idp.recover.correction import ClosedForm, Update, corrections
 from idp.recover.objective import text_loss
-from idp.recover.training import History, Report, named, train
+from idp.recover.targets import (
+    ALL_LINEAR,
+    TARGETS,
+    check_named,
+    check_rank,
+    check_targets,
+    is_transposed,
+    linear_layers,
+    matrix,
+    target_layers,
+    update_numbers,
+)
+from idp.recover.training import History, named
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 
 @dataclass
-class Lora(config.Trained):
+class Lora(ClosedForm, config.Trained):
     rank: int = option("rank of the update", minimum=1, maximum=WIDE)
     alpha: float = option("the update is scaled by alpha / rank", minimum=0.0, maximum=WIDE)
     dropout: float = option("dropout before the update, in training", minimum=0.0, maximum=0.99)
-    targets: list[str] = option("names of the linear layers that are adapted")
+    targets: list[str] = option(TARGETS)
+    init: str = option(
+        "zero: the model as it is; lowrank: the closed form of recovery=lowrank",
+        choices=("zero", "lowrank"),
+        default="zero",
+        unsaid=True,
+    )
+    dora: bool = option(
+        "DoRA (2402.09353): each output's size is trained apart from the direction of its weights",
+        default=False,
+        unsaid=True,
+    )
 
     part: ClassVar[str] = "lora"
     method: ClassVar[str] = "lora"
     adapts: ClassVar[bool] = True
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | (frozenset({CALIBRATION, DENSE}) if self._solves else frozenset())
+
+    @property
+    def _solves(self) -> bool:
+        """Whether it, or a candidate of its search, starts from the closed form."""
+        return "lowrank" in (self.search.inits or [self.init])
+
+    @property
+    def unused(self) -> set[str]:
+        return set() if self._solves else {"damping"}
+
     def check(self, place: str = "recovery") -> None:
-        if not self.targets:
+        check_named(self.targets, place)
+        if self._solves and self.alpha == 0:
             raise UserError(
-                f"{place}.targets is empty: name the layers to adapt, such as {place}.targets=[q_proj,v_proj]"
+                f"{place}.alpha=0: no update has an effect, so none can start from the closed form; raise it"
             )
         super().check(place)
 
@@ -46,71 +84,51 @@ class Lora(config.Trained):
         check_rank(empty, self.targets, self.rank)
 
     def numbers(self, empty: LoadedModel) -> int:
-        sizes = [
-            module.weight.shape for name, module in _layers(empty).items() if name.rsplit(".", 1)[-1] in self.targets
-        ]
-        return sum(self.rank * sum(size) for size in sizes)
+        layers = target_layers(empty.model, self.targets).values()
+        sizes = sum(len(matrix(layer)) for layer in layers) if self.dora else 0
+        return update_numbers(empty.model, self.targets, self.rank) + sizes
 
     def make(self, context: RepairContext) -> RepairResult:
-        adapter, history = tune(
-            context.loaded,
-            self,
-            context.text,
-            context.folder / "adapter",
-            checkpoint=context.checkpoint,
-            label=context.label,
-            seed=context.seed,
-            report=named(context.report, "lora"),
-            teacher=context.teacher,
-        )
-        return RepairResult(None, adapter, adapter, {"lora": history})
+        numbers, history = tune(context, self, self._start(context))
+        return RepairResult(None, numbers, numbers, {"lora": history})
+
+    def _start(self, context: RepairContext) -> Mapping[str, Update] | None:
+        if self.init == "zero":
+            return None
+        dense = context.teacher.model if context.teacher is not None else None
+        return corrections(context, self.targets, self.rank, self.damping, dense)
 
 
-def tune(
-    loaded: LoadedModel,
-    options: Lora,
-    text: tuple[torch.Tensor, torch.Tensor],
-    folder: Path,
-    *,
-    seed: int,
-    checkpoint: Path,
-    label: str | None = None,
-    report: Report | None = None,
-    teacher: LoadedModel | None = None,
-) -> tuple[int, History]:
-    """Trains adapters and saves them in `folder` in PEFT's format.
+def tune(context: RepairContext, options: Lora, start: Mapping[str, Update] | None = None) -> tuple[int, History]:
+    """Trains adapters and saves them in the folder `adapter` in PEFT's format; the model carries none afterwards.
 
     Args:
-        loaded: the frozen model; it carries no adapters afterwards.
+        context: the frozen model, the text, the places and the teacher for objective=distill; its seed draws the
+            adapters' first values and the order of the blocks.
         options: rank, alpha, dropout, targets and training.
-        text: training and held-out blocks, each [blocks, tokens].
-        folder: where the adapter goes.
-        seed: draws the adapters' first values and the order of the blocks.
-        checkpoint: a folder that survives a kill.
-        label: what is said beside the progress bar; None: the rank.
-        report: called with each step's figures.
-        teacher: the dense model, for objective=distill.
+        start: the update that each layer starts from; None: none.
 
     Returns:
         the number of trained parameters, and the history.
+
+    Raises:
+        UserError: DoRA of a weight with a row of zeros, which has no direction.
     """
     import torch
 
+    loaded, folder = context.loaded, context.folder / "adapter"
     check_targets(loaded, options.targets)
-    torch.manual_seed(seed)
+    torch.manual_seed(context.seed)
     adapted = adapt(loaded, options)
-    parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     try:
-        history = train(
-            parameters,
-            text_loss(loaded, options.training, teacher, adapted),  # dropout in training steps only
-            *text,
-            options.training,
-            seed=seed,
-            checkpoint=checkpoint,
-            label=label or f"lora r={options.rank}",
-            report=report,
-        )
+        if start is not None:
+            lora_start.begin(adapted, start)
+        if options.dora:
+            lora_start.check_directions(adapted)
+        parameters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+        loss = text_loss(loaded, options.training, context.teacher, adapted)  # dropout in training steps only
+        told = replace(context, label=context.label or f"lora r={options.rank}", report=named(context.report, "lora"))
+        history = train_in(told, parameters, loss, options.training)
         adapted.save_pretrained(folder, save_embedding_layers=False)  # an adapted head stays the model's own
     finally:
         adapted.unload().eval()
@@ -120,9 +138,8 @@ def tune(
 def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
     """The model with fresh adapters in its layers, which alone are trained; their first values are torch's next."""
     from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
 
-    adapted = [layer for name, layer in _layers(loaded).items() if name.rsplit(".", 1)[-1] in options.targets]
+    layers = target_layers(loaded.model, options.targets)
     with warnings.catch_warnings():
         # Where layers of both kinds are adapted PEFT sets it for each layer, and says so each time.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -132,9 +149,10 @@ def adapt(loaded: LoadedModel, options: Lora) -> PeftModel:
                 r=options.rank,
                 lora_alpha=options.alpha,
                 lora_dropout=options.dropout,
-                target_modules=list(options.targets),
+                target_modules=list(layers if ALL_LINEAR in options.targets else options.targets),
                 # GPT-2's layers hold their weight transposed, [in, out].
-                fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in adapted),
+                fan_in_fan_out=any(map(is_transposed, layers.values())),
+                use_dora=options.dora,
                 task_type="CAUSAL_LM",
             ),
         )
@@ -153,14 +171,13 @@ def save(loaded: LoadedModel, updates: Mapping[str, tuple[torch.Tensor, torch.Te
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
 
-    layers, ranks = _layers(loaded), {name: len(a) for name, (a, _) in updates.items()}
+    layers, ranks = linear_layers(loaded.model), {name: len(a) for name, (a, _) in updates.items()}
     for name, (a, b) in updates.items():
         if name not in layers:
             raise ValueError(f"low_rank: {name} is no linear layer of {type(loaded.model).__name__}")
         size = tuple(layers[name].weight.shape)
-        if (len(b), a.shape[1]) != (size[::-1] if isinstance(layers[name], Conv1D) else size) or b.shape[1] != len(a):
+        if (len(b), a.shape[1]) != (size[::-1] if is_transposed(layers[name]) else size) or b.shape[1] != len(a):
             raise ValueError(f"low_rank: {name} is {size}; its A is {tuple(a.shape)} and its B {tuple(b.shape)}")
     rank = max(ranks.values())
     other = {name: each for name, each in ranks.items() if each != rank}
@@ -174,7 +191,7 @@ def save(loaded: LoadedModel, updates: Mapping[str, tuple[torch.Tensor, torch.Te
                 rank_pattern=other,
                 alpha_pattern=other,
                 target_modules=list(updates),
-                fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in updates),
+                fan_in_fan_out=any(is_transposed(layers[name]) for name in updates),
                 task_type="CAUSAL_LM",
             ),
         )
@@ -215,41 +232,3 @@ def _untie_adapted_head(model: PreTrainedModel) -> None:
     plain = getattr(head, "base_layer", None)
     if plain is not None and plain.weight is getattr(embeddings, "base_layer", embeddings).weight:
         plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
-
-
-def check_targets(loaded: LoadedModel, targets: list[str]) -> None:
-    """Refuses targets that match no linear layer.
-
-    Raises:
-        UserError: naming the layers that there are.
-    """
-    names = {name.rsplit(".", 1)[-1] for name in _layers(loaded)}
-    if unknown := [target for target in targets if target not in names]:
-        raise UserError(
-            f"recovery.targets={targets}: no layer is called {', '.join(unknown)}; there are {', '.join(sorted(names))}"
-        )
-
-
-def _layers(loaded: LoadedModel) -> dict[str, nn.Module]:
-    """The layers that an adapter can go on: linear ones, and GPT-2's, which hold their weight transposed."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    return {name: module for name, module in loaded.model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-
-
-def check_rank(loaded: LoadedModel, targets: list[str], rank: int) -> None:
-    """Refuses a rank that an adapted layer's update cannot have.
-
-    Raises:
-        UserError: naming the smallest of those layers.
-    """
-    layers = {
-        name: module.weight.shape for name, module in _layers(loaded).items() if name.rsplit(".", 1)[-1] in targets
-    }
-    name = min(layers, key=lambda name: min(layers[name]))
-    rows, columns = layers[name]
-    if rank > min(rows, columns):
-        raise UserError(
-            f"recovery.rank={rank}: {name} is {rows} x {columns}; use {min(rows, columns)} or less, or other targets"
-        )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.beginning import Beginning
+from idp.compress.sizes import SCALE_BITS, claims_of
 from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS
 from idp.memory import release
 from idp.prompting import storage
@@ -75,6 +76,7 @@ def make(
         report: called with each training step's figures.
     """
     release()  # what made the repair beneath
+    _check_weights(recovery, sources.compressed)
     context = RepairContext(_opened(recovery, sources), sources.seed, folder / CHECKPOINT, folder, report=report)
     context.beginning = beginning
     beneath = _take_over(first, context) if first is not None else RepairResult()
@@ -98,6 +100,20 @@ def make(
         write_json(folder / SEARCH, made.searches)
 
 
+def _check_weights(recovery: schema.Recovery, compressed: Product) -> None:
+    """Asks a recovery once more, of the weights as they were measured."""
+    if not (compressed.path / "weights.json").is_file():
+        return
+    measured, config = compressed.read("weights.json"), compressed.manifest["config"]
+    bits = claims_of(config).bits
+    if "external" in config:  # which claims layer by layer; some of a GGUF file's formats have no single number
+        known = [row["bits"] for row in measured["layers"].values() if row.get("bits") is not None]
+        stored = measured["bits_per_weight"]
+        packed = stored if config["external"]["kind"] == "gguf" and stored < SCALE_BITS else None
+        bits = min(known, default=packed)
+    recovery.check_weights(measured["sparsity"], bits)
+
+
 def tensor_bytes(folder: Path) -> int:
     """Bytes of a repair's tensors: its prompts' and its weight side's, not the centres, which only some selectors
     read."""
@@ -115,7 +131,7 @@ def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext
     if TEXT in recovery.needs:
         context.corpus = sources.text
     if CALIBRATION in recovery.needs and sources.calibration is not None:
-        context.calibration = sources.calibration.blocks(context.loaded)
+        context.calibration = sources.calibration.read_by(recovery).blocks(context.loaded)
     if DENSE in recovery.needs:
         context.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
     if (trained := recovery.trained) is not None:

@@ -112,12 +112,11 @@ def _check_calibration(
 ) -> None:
     if calibration is None:
         raise UserError(f"recovery={recovery.kind} reads calibration text, and this run has none")
-    if calibration.options.length > window:
-        raise UserError(
-            f"compressor.calibration.length={calibration.options.length}: the model's window is {window}; use"
-            f" {window} or less"
-        )
-    calibration.blocks(empty)
+    read = calibration.read_by(recovery)
+    if read.options.length > window:
+        where = "compressor.calibration" if read.options.length == calibration.options.length else "recovery"
+        raise UserError(f"{where}.length={read.options.length}: the model's window is {window}; use {window} or less")
+    read.blocks(empty)
 
 
 def _check_fit(fit: schema.Fitting, longest: int, bos: int, window: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover import lora
+from idp.recover.context import RepairContext
 
 TOKENS = torch.tensor([[3, 4, 5, 6, 90, 17]])
 
@@ -57,9 +58,8 @@ def test_gpt2_s_adapter_is_trained_and_exported(open_tiny, compose, tmp_path):
         *(f"recovery.training.{name}={value}" for name, value in short.items()),
     ).recovery
     blocks = torch.randint(1, 200, (6, 16), generator=torch.Generator().manual_seed(0))
-    numbers, history = lora.tune(
-        loaded, options, (blocks, blocks[:2]), tmp_path / "adapter", seed=0, checkpoint=tmp_path / "checkpoint"
-    )
+    context = RepairContext(loaded, 0, tmp_path / "checkpoint", tmp_path, text=(blocks, blocks[:2]))
+    numbers, history = lora.tune(context, options)
     assert numbers == 2 * 2 * (64 + 192)  # layers, rank
     assert history.best_loss < history.heldout[0]["loss"]
 

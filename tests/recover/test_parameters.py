@@ -60,6 +60,7 @@ def test_small_counts_by_method(recovered):
     """What the record says: trained numbers, and those that are kept."""
     width, kv, layers = 64, 32, 2
     lora = layers * 2 * ((width + width) + (width + kv))
+    every = layers * 2 * (2 * (width + width) + 2 * (width + kv) + 3 * (width + 128))
     mlp = (width * 16 + 16) + (16 * 16 + 16) + (16 * width + width)
     h = 8
     lstm = 2 * (4 * h * (width + h) + 8 * h) + 2 * (4 * h * (2 * h + h) + 8 * h)
@@ -73,6 +74,7 @@ def test_small_counts_by_method(recovered):
         "prefix-mlp": (5 * width + (width * 16 + 16) + (16 + 1) * prefix // 5, prefix),
         "idp": (9 * width, 9 * width),
         "lora": (lora, lora),
+        "masked_lora": (every, every),
         "lora_idp": (lora + 9 * width, lora + 9 * width),
     }
     for method, (trainable, added) in expected.items():

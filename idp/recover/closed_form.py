@@ -1,0 +1,63 @@
+"""The low-rank update that best brings a layer's dense outputs back, in closed form.
+
+With X [tokens, in] a layer's inputs, S = X'X their second moment and E = W_dense - W the error of its weight, wanted is
+the B A of rank r that minimises
+
+    || X (E - B A)' ||^2  =  trace (E - B A) S (E - B A)'
+
+EoRA (2410.21271) and QERA (2410.06040, theorem 2) give it as the truncated singular value decomposition of E S^(1/2),
+times the inverse of that root. With U the r first left singular vectors, that is U U' E S^(1/2) S^(-1/2): so B = U and
+A = U'E, and neither a root nor an inverse is taken. U are the eigenvectors of E S E', the second moment of what the
+layer's outputs lack. A singular S, from inputs that are always zero, is no special case.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def best_update(
+    error: torch.Tensor, moment: torch.Tensor | None, rank: int, damping: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in] and B [out, rank], float64, whose product is the best update of that rank.
+
+    The columns of B are orthogonal, the first of them the largest part of the error, and A's rows are as long as B's
+    columns, so that both move alike where they are trained on.
+
+    Args:
+        error: W_dense - W, [out, in].
+        moment: S, [in, in], of any scale; None, or all zero: nothing is known of the inputs, and each counts alike.
+        rank: at most the smaller of out and in.
+        damping: added to the diagonal of S, as a share of its mean: the larger, the more the update is that of the
+            weight alone, whatever the inputs were.
+    """
+    error = error.double()
+    rows, columns = error.shape
+    if not 0 < rank <= min(rows, columns):
+        raise ValueError(f"a matrix of {rows} x {columns} has no update of rank {rank}")
+    # Of the two sides the smaller one is decomposed: E = Q R where E is tall, and U = Q times R's.
+    basis, inner = (None, error) if rows <= columns else torch.linalg.qr(error)
+    seen = inner @ _damped(moment, error, damping) @ inner.T
+    largest_last = torch.linalg.eigh((seen + seen.T) / 2).eigenvectors
+    left = largest_last[:, -rank:].flip(-1)
+    left = left if basis is None else basis @ left
+    return _balanced(left.T @ error, left)
+
+
+def scaled(a: torch.Tensor, b: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same update for layers that multiply it by `scale`: both factors divided by the root of it."""
+    return a / scale**0.5, b / scale**0.5
+
+
+def _damped(moment: torch.Tensor | None, error: torch.Tensor, damping: float) -> torch.Tensor:
+    unit = torch.eye(error.shape[1], dtype=error.dtype, device=error.device)
+    if moment is None or not bool(moment.any()):
+        return unit
+    moment = moment.to(error)
+    return moment + damping * moment.diagonal().mean() * unit
+
+
+def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product, each row of A as long as the column of B beside it; B's are of length 1."""
+    root = a.norm(dim=1, keepdim=True).sqrt()
+    return a / torch.where(root > 0, root, 1.0), b * root.T

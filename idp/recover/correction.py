@@ -1,0 +1,181 @@
+"""The closed form on a model: its options, the pass over calibration text, and the updates of all layers.
+
+The inputs are those that the compressed model's layers see, as it stands: no layer is repaired before the next one is
+looked at, so the updates do not depend on one another and each is optimal for its own layer's inputs alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Optional
+
+from idp.compress.activations import Observer
+from idp.config import MANY, SEEDS, Calibration, option
+from idp.errors import UserError
+from idp.progress import progress
+from idp.recover.targets import matrix, target_layers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from idp.recover.context import RepairContext
+
+log = logging.getLogger(__name__)
+
+Update = tuple["torch.Tensor", "torch.Tensor"]  # A [rank, in], B [out, rank]
+# Two models of one shape that have nothing to do with each other have a cosine of 0; two bits leave one above .8, nine
+# weights of ten set to zero one above .5.
+LEAST_COSINE = 0.1
+
+
+@dataclass
+class ClosedForm:
+    """Options of a recovery that reads calibration text for the closed form; by default as much as the compressor."""
+
+    damping: float = option(
+        "of the closed form: added to the diagonal of the inputs' second moment, as a share of its mean",
+        minimum=0.0,
+        maximum=1e6,
+        default=0.0,
+        unsaid=True,
+    )
+    # They are part of a key as what is read, so that the same text has one key however it is said.
+    samples: Optional[int] = option(
+        "of the closed form: calibration sequences; null: compressor.calibration.samples",
+        minimum=1,
+        maximum=MANY,
+        default=None,
+        unsaid=True,
+        decides=False,
+    )
+    length: Optional[int] = option(
+        "of the closed form: tokens per sequence; null: compressor.calibration.length",
+        minimum=8,
+        default=None,
+        unsaid=True,
+        decides=False,
+    )
+    draw: Optional[int] = option(
+        "of the closed form: which calibration sequences are drawn, by their seed; null: compressor.calibration.seed",
+        minimum=0,
+        maximum=SEEDS,
+        default=None,
+        unsaid=True,
+        decides=False,
+    )
+
+    def calibration(self, options: Calibration) -> Calibration:
+        """What it reads of the run's calibration text."""
+        given = {"samples": self.samples, "length": self.length, "seed": self.draw}
+        return replace(options, **{name: value for name, value in given.items() if value is not None})
+
+
+def corrections(
+    context: RepairContext, targets: list[str], rank: int, damping: float, dense: nn.Module | None = None
+) -> dict[str, Update]:
+    """The best update of each target layer, float32 on the CPU; the model is as it was afterwards.
+
+    Args:
+        context: the compressed model, its calibration text, and the dense model.
+        targets: as `idp.recover.targets.target_layers` takes them.
+        rank: of each update.
+        damping: as `idp.recover.closed_form.best_update` takes it.
+        dense: the dense model, where somebody has it open already.
+
+    Raises:
+        UserError: the dense model is not the one that was compressed.
+    """
+    from idp.compress.activations import observe
+    from idp.compress.experts import stacked_experts
+    from idp.compress.forward import decoder_layers
+
+    model = context.loaded.model
+    dense = context.dense().model if dense is None else dense
+    layers = target_layers(model, targets)
+    if stacked_experts(model):
+        log.warning("recovery.targets: the experts of %s are stacked and stay as they are", type(model).__name__)
+    check_belongs(layers, dense)
+    products = Products()
+    found = {name: Correction(dense.get_submodule(name), rank, damping, products) for name in layers}
+    count = len(decoder_layers(model))
+    with progress(count, context.label or f"closed form of rank {rank}", unit="layers") as bar:
+        observe(model, context.calibration, found, done=lambda: bar.update(1))
+    return {name: each.update for name, each in found.items()}
+
+
+def check_belongs(layers: Mapping[str, nn.Module], dense: nn.Module) -> None:
+    """Refuses a dense model of which the layers, by name, are no compression.
+
+    Raises:
+        UserError: a layer is not there or of another shape, which is named; or the weights have nothing in common.
+    """
+    import torch
+
+    theirs, where = dict(dense.named_modules()), "the dense model does not belong to the compressed one"
+    product, sizes = 0.0, [0.0, 0.0]
+    for name, layer in layers.items():
+        other = getattr(theirs.get(name), "weight", None)
+        if other is None:
+            raise UserError(f"recovery: {where}: it has no {name}; give the model that was compressed as model=")
+        if other.shape != layer.weight.shape:
+            raise UserError(
+                f"recovery: {where}: {name} is {list(other.shape)} there and {list(layer.weight.shape)} here; give the"
+                " model that was compressed as model="
+            )
+        one, two = (weight.detach().flatten().float() for weight in (layer.weight, other.to(layer.weight.device)))
+        product += float(torch.dot(one, two))
+        sizes[0], sizes[1] = sizes[0] + float(torch.dot(one, one)), sizes[1] + float(torch.dot(two, two))
+    cosine = product / max((sizes[0] * sizes[1]) ** 0.5, 1e-30)
+    if not cosine >= LEAST_COSINE:
+        raise UserError(
+            f"recovery: {where}: the cosine of their weights is {cosine:.2f}, that of any two models; give the model"
+            " that was compressed as model="
+        )
+
+
+class Products:
+    """X'X of a batch of inputs, computed once for all layers that are given it: queries, keys and values."""
+
+    def __init__(self) -> None:
+        self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
+
+    def of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[in, in] in float64, of inputs [tokens, in]; to be read only."""
+        if self._last is not None:
+            last, version, product = self._last  # held, so that its memory is nobody else's
+            same = (inputs.data_ptr(), inputs.shape, inputs.stride()) == (last.data_ptr(), last.shape, last.stride())
+            if same and inputs.dtype == last.dtype and inputs._version == last._version == version:
+                return product
+        wide = inputs.double()
+        self._last = inputs, inputs._version, wide.T @ wide
+        return self._last[2]
+
+
+class Correction(Observer):
+    """Gathers the second moment of one layer's inputs, and solves for its update once all have passed.
+
+    Args:
+        dense: the layer as it was before compression.
+        rank, damping: as `idp.recover.closed_form.best_update` takes them.
+        products: shared by all layers.
+    """
+
+    def __init__(self, dense: nn.Module, rank: int, damping: float, products: Products):
+        self.dense, self.rank, self.damping, self.products = dense, rank, damping, products
+        self.moment: torch.Tensor | None = None
+        self.update: Update = None  # type: ignore[assignment]  # once it is finished
+
+    def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        product = self.products.of(inputs)
+        self.moment = product.clone() if self.moment is None else self.moment.add_(product)
+
+    def finish(self, layer: nn.Linear) -> None:
+        from idp.recover.closed_form import best_update
+
+        here = matrix(layer).double()
+        error = matrix(self.dense).to(here) - here
+        a, b = best_update(error, self.moment, self.rank, self.damping)
+        self.update, self.moment = (a.float().cpu().contiguous(), b.float().cpu().contiguous()), None
