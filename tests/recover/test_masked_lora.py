@@ -163,7 +163,7 @@ def test_from_end_to_end(compressor, run_here, bridges, tmp_path):
 
     record = run_here(*TINY, *bridges, f"compressor={compressor}", "recovery=masked_lora", *MASKED[1:])
     about, folder = record["idp"], tmp_path / "outputs" / "runs" / record["idp"]["name"]
-    assert about["parameters"]["added"] == about["parameters"]["trainable"] == about["repair_bytes"] / 4 == 7680
+    assert about["parameters"]["added"] == about["parameters"]["trainable"] == about["repair_bytes"] / 4 == 8192
     assert about["repair"] == {"method": "masked_lora", "prompts": [], "adapter": True}
     opened = idp.load(folder)
     compressed = compressed_layers(find_run(folder).open("compressed").model)
@@ -205,4 +205,4 @@ def test_of_others_weights_the_zeros_are_counted(run_here, bridges, model_folder
     loaded.model.save_pretrained(tmp_path / "theirs")
     loaded.tokenizer.save_pretrained(tmp_path / "theirs")
     about = run_here(*words, f"compressor.path={tmp_path / 'theirs'}")["idp"]
-    assert about["parameters"]["added"] == 7680 and 0.49 < about["weights"]["sparsity"] < 0.51
+    assert about["parameters"]["added"] == 8192 and 0.49 < about["weights"]["sparsity"] < 0.51
