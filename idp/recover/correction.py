@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from idp.compress.activations import Observer
 from idp.config import MANY, SEEDS, Calibration, option
@@ -69,7 +69,7 @@ class ClosedForm:
 
     def calibration(self, options: Calibration) -> Calibration:
         """What it reads of the run's calibration text."""
-        given = {"samples": self.samples, "length": self.length, "seed": self.draw}
+        given: dict[str, Any] = {"samples": self.samples, "length": self.length, "seed": self.draw}
         return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 

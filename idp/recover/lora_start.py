@@ -30,10 +30,10 @@ def begin(adapted: PeftModel, start: Mapping[str, Update]) -> None:
 
     model = adapted.get_base_model()
     with torch.no_grad():
-        for name, update in start.items():
+        for name, (a, b) in start.items():
             layer = model.get_submodule(name)
             first, second = (side[ADAPTER].weight for side in (layer.lora_A, layer.lora_B))
-            a, b = scaled(*(factor.to(first.device) for factor in update), layer.scaling[ADAPTER])
+            a, b = scaled(a.to(first.device), b.to(first.device), layer.scaling[ADAPTER])
             moved = b.norm(dim=0) > 0
             first[moved] = a[moved].to(first)
             second.copy_(b)
