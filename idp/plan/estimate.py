@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
-from idp.config import WEIGHTS, Config, Recovery
+from idp.config import DENSE, WEIGHTS, Config, Recovery
 from idp.evaluate.room import token_bytes
 from idp.plan.sizes import FLOAT, KEPT_POSITION, compressed_bytes, repair_bytes
 from idp.plan.workload import FORWARD, GUARD, LOAD, TRAIN, Workload, own_trainings
@@ -165,7 +165,7 @@ def _held(step: Step, config: Config, size: Size) -> float:
 
 def training_bytes(recovery: Recovery, size: Size) -> float:
     """The most that a training step holds, as it is where nothing is spared."""
-    most = float(size.bytes) if WEIGHTS in recovery.needs else 0.0
+    most = float(size.bytes) * len({WEIGHTS, DENSE} & recovery.needs)
     for of, training, lengths, _ in own_trainings(recovery):
         shape, rows = size.shape, training.micro_batch_size or training.batch_size
         inner = getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size
@@ -173,7 +173,7 @@ def training_bytes(recovery: Recovery, size: Size) -> float:
         tokens = rows * (training.sequence_length + max(lengths, default=0))
         layers = 1 if training.checkpointing else shape.num_hidden_layers
         kept = tokens * layers * (hidden * shape.hidden_size + wide * inner) * size.itemsize
-        models_held = 2 if training.objective == "distill" else 1
+        models_held = 1 + (DENSE in of.needs)
         most = max(most, models_held * size.bytes + kept)
     return most
 

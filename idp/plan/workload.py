@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from idp.config import WEIGHTS, Compressor, Config, Evaluation, Latency, Recovery, Trained, Training
+from idp.config import DENSE, WEIGHTS, Compressor, Config, Evaluation, Latency, Recovery, Trained, Training
 from idp.store import digest
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
     """A repair's product, without what is made beneath it."""
     if WEIGHTS in recovery.needs:
         yield Workload(LOAD, key, 0, 0, opened=1)
+    with_teacher = any(training.objective == "distill" for _, training, _, _ in own_trainings(recovery))
+    if DENSE in recovery.needs and not with_teacher:
+        yield Workload(LOAD, f"{key} dense", 0, 0, opened=1)
     for number, (of, training, lengths, count) in enumerate(own_trainings(recovery)):
         name = f"{key} {number}"
         prompts = max(len(lengths), 1)
