@@ -14,10 +14,13 @@ from .conftest import record_of
 from .processes import Process, python
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
+RECOVERIES = ["none", "hard_prompt", "intactkv", "prompt", "ptune", "prefix", "cartridge", "gated_prefix", "idp"]
+RECOVERIES += ["lora", "lora_idp"]
+WEIGHTS_ALONE = ("lora", "gated_prefix")
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
-@pytest.mark.parametrize("recovery", ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lora", "lora_idp"])
+@pytest.mark.parametrize("recovery", RECOVERIES)
 def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store):
     words = (f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy", shared_store)
     record = run_here(*TINY, *words)
@@ -33,14 +36,17 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
         "idp": 100 * 64,
         "ptune": 25 * 64,
         "prefix": 25 * 2 * 2 * kv,
+        "intactkv": 1 * 2 * 2 * kv,
+        "cartridge": 26 * 2 * 2 * kv,
+        "gated_prefix": 10 * 2 * 2 * kv + 2 * 4,
         "lora": lora,
         "lora_idp": lora + 100 * 64,
     }
     assert about["parameters"]["added"] == added[recovery]
     assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
     counts = about["selection"].get("arc_easy", {})
-    assert sum(counts.values()) == (0 if recovery in ("none", "lora") else 8)
-    assert len(counts) == {"none": 0, "lora": 0, "idp": 3, "lora_idp": 3}.get(recovery, 1)
+    assert sum(counts.values()) == (0 if recovery in ("none", *WEIGHTS_ALONE) else 8)
+    assert len(counts) == {"none": 0, "idp": 3, "lora_idp": 3}.get(recovery, recovery not in WEIGHTS_ALONE)
     assert f"{about['parameters']['added']:,} added" in run_summary(record)
 
 

@@ -16,7 +16,7 @@ class Bank:
 
     kind: str = option("how the prompts of a bank come to differ; choose with recovery/bank=...")
 
-    # Whether it trains each prompt by `idp.recover.tuning.tune_each`, which heeds `recovery.states` and `recovery.sink`.
+    # Whether it trains each prompt by `idp.recover.tuning.tune_each`, which heeds the recovery's `states` and `sink`.
     trains_each: ClassVar[bool] = False
 
     @property

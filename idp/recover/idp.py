@@ -121,8 +121,8 @@ class Idp(config.Prompted, config.Trained):
         if not self.plain and not self.bank.trains_each:
             said = f"{place}.states={self.states}" if self.states == DENSE_STATES else f"{place}.sink={self.sink}"
             raise UserError(
-                f"{said}: recovery/bank={self.bank.kind} does not train each of its prompts by itself, which that takes;"
-                " use recovery/bank=independent or cluster, or leave it out"
+                f"{said}: recovery/bank={self.bank.kind} does not train each of its prompts by itself, which that"
+                " takes; use recovery/bank=independent or cluster, or leave it out"
             )
         self.selector.check()
         self.fit.check()

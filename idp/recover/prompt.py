@@ -21,7 +21,7 @@ class PromptTuning(config.Prompted, config.Trained):
     length: int = option("prompt tokens", minimum=1)
     init: str = option(
         "vocabulary: random rows of the embedding; first_rows: rows 0..n-1 (Xu et al.); text: the tokens of init_text;"
-        " random: Gaussian with the embedding's own mean and deviation; corpus: the first tokens of a training document",
+        " random: Gaussian with the embedding's own mean and deviation; corpus: the first of a training document",
         choices=("vocabulary", "first_rows", "text", "random", "corpus"),
     )
     init_text: str = option("the text for init=text, repeated to the prompt's length")

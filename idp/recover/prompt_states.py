@@ -3,7 +3,7 @@
 A prompt's states are otherwise computed by the compressed model, and much of what a prompt must first make good is the
 damage to its own. They do not depend on the input, so the dense model can compute them once (IntactKV, Liu et al.,
 2403.01241); as a prefix they then cost what any prefix does. A first token that stays is the attention sink that the
-rest of the prompt leans on (Cartridges, Eyuboglu et al., 2506.06266, appendix on initialisation and freezing).
+rest of the prompt leans on (Cartridges, Eyuboglu et al., 2506.06266).
 """
 
 from __future__ import annotations
@@ -59,12 +59,17 @@ def width(options: Standing, empty: LoadedModel) -> int:
 
 
 def source(options: Standing, context: RepairContext) -> LoadedModel:
-    """The model that computes a prompt's states: the one that is repaired, or the dense one.
+    """As `model_of`, for a recovery's options."""
+    return model_of(options.states, context)
+
+
+def model_of(states: str, context: RepairContext) -> LoadedModel:
+    """The model that computes a prompt's states: the one that is repaired (`own`), or the dense one (`dense`).
 
     Raises:
         UserError: the dense one has other layers or heads.
     """
-    if options.states != DENSE_STATES:
+    if states != DENSE_STATES:
         return context.loaded
     dense = context.teacher if context.teacher is not None else context.dense()
     here, there = (prefix_width(each.model.config) for each in (context.loaded, dense))
@@ -94,9 +99,7 @@ def rows(loaded: LoadedModel, prompt: torch.Tensor, ahead: Sequence[int] = ()) -
         return flatten([(keys.to(loaded.device), values.to(loaded.device)) for keys, values in layers]).float()
 
 
-def standing(
-    maker: nn.Module, options: Standing, source: LoadedModel, context: RepairContext
-) -> tuple[nn.Module, str]:
+def standing(maker: nn.Module, options: Standing, source: LoadedModel, context: RepairContext) -> tuple[nn.Module, str]:
     """What gives the whole prompt while it is trained, and its kind, as in `PromptBank`.
 
     Args:
