@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from idp import models
 from idp.beginning import Beginning, sink_of
+from idp.compress import stage as compressing
 from idp.corpora.corpus import part
 from idp.errors import UserError
 from idp.prompting.attention.group import TRUNK
@@ -148,7 +149,8 @@ def test_a_bos_before_it_is_part_of_it(states, small, compose, text, tmp_path, b
     config = small("prefix", *where, "recovery.bos=before", "recovery.sink=keep", f"recovery.states={states}")
     root = Store(tmp_path / "store")
     dense = models.load(config.model, models.find_model(config.model), root)
-    repair = stage.recover(config.recovery, config.model, dense, text, 0, root, dense=dense)
+    as_it_is = compressing.compress(config.compressor, None, config.model, dense, text, root)
+    repair = stage.recover(config.recovery, config.model, as_it_is, text, 0, root, dense=dense)
     bank = PromptBank.load(repair.path / "bank")
     assert bank.beginning == Beginning((BOS,), "within") and bank.lengths == [6]
     assert repair.manifest["config"]["bos"] == {"tokens": [BOS], "place": "within"}
