@@ -60,6 +60,10 @@ class Prompted(Recovery):
         sink = sink_of(loaded.bos, loaded.tokenizer) if self.sink == KEEP else None
         return [] if sink is None else [sink]
 
+    def count_held(self, loaded: Any) -> int:
+        """How many those are; at most, of a model without a tokenizer."""
+        return self.most_held if loaded.tokenizer is None else len(self.held(loaded))
+
     @property
     def most_held(self) -> int:
         """How many those are at most, the BOS that `beginning` counts left out."""

@@ -43,7 +43,8 @@ class HardPrompt(config.Prompted):
     def numbers(self, empty: LoadedModel) -> int:
         if self.states != DENSE_STATES:
             return 0  # the model has the embeddings
-        tokens = len(self.held(empty)) + len(self._tokens(empty.tokenizer))
+        written = len(self._tokens(empty.tokenizer)) if empty.tokenizer is not None else 0
+        tokens = self.count_held(empty) + written
         return tokens * prompt_states.width(self, empty)
 
     def make(self, context: RepairContext) -> RepairResult:

@@ -93,7 +93,7 @@ class Idp(config.Prompted, config.Trained):
         return [length + self.most_held for length in self.lengths]
 
     def numbers(self, empty: LoadedModel) -> int:
-        return sum(length + len(self.held(empty)) for length in self.lengths) * prompt_states.width(self, empty)
+        return sum(length + self.count_held(empty) for length in self.lengths) * prompt_states.width(self, empty)
 
     def content(self) -> dict[str, Any] | None:
         return self.bank.content()

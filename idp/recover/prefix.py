@@ -37,7 +37,7 @@ class PrefixTuning(PromptTuning):
         return super().unused | of_the_mlp
 
     def numbers(self, empty: LoadedModel) -> int:
-        return (self.length + len(self.held(empty))) * prefix_width(empty.model.config)
+        return (self.length + self.count_held(empty)) * prefix_width(empty.model.config)
 
     def make(self, context: RepairContext) -> RepairResult:
         source = prompt_states.source(self, context)

@@ -44,7 +44,7 @@ class PromptTuning(config.Prompted, config.Trained):
         return [self.length + self.most_held]
 
     def numbers(self, empty: LoadedModel) -> int:
-        return (self.length + len(self.held(empty))) * prompt_states.width(self, empty)
+        return (self.length + self.count_held(empty)) * prompt_states.width(self, empty)
 
     def check_model(self, empty: LoadedModel) -> None:
         prompt_states.check(self, empty)

@@ -13,6 +13,7 @@ from idp.prompting.shapes import kv_shape
 from idp.recover import opening
 from idp.recover.gated_prefix import FILE, GatedPrefix
 from idp.recover.nets.gated_attention import OUTPUTS, attentions, put_on, query_heads, unrotated
+from idp.recover.weight_side import WeightSide
 
 FAMILIES = ["llama", "opt", "qwen3", "gemma2", "gemma3_text", "mistral"]
 TOKENS = torch.tensor([[3, 40, 41, 42, 90, 17, 5], [8, 9, 200, 11, 12, 13, 14]])
@@ -113,7 +114,13 @@ def test_it_is_stored_counted_attached_and_taken_off(recovered, tmp_path):
             assert torch.equal(variants.ready(name).model(TOKENS).logits, expected) is same
     assert list(variants) == ["compressed", "gated_prefix"]
     sentence = GatedPrefix.export(repair.path / "own", tmp_path)
-    assert (tmp_path / FILE).is_file() and "idp.load" in sentence
+    assert "idp.load" in sentence
+    loaded = WeightSide("gated_prefix", own=tmp_path).attach(
+        models.open_model(models.model_folder(dense), config.model)
+    )
+    with torch.no_grad():
+        assert torch.equal(loaded.model(TOKENS).logits, variants.ready("gated_prefix").model(TOKENS).logits)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
 def test_the_loss_at_its_start_is_that_of_no_repair(recovered, text):
