@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AUTO, ALWAYS, NEVER = MODES = ("auto", "always", "never")
 BEFORE, AFTER, NONE = PLACES = ("before", "after", "none")
+WITHIN = "within"  # before the prompt, as rows of its own: no choice, but what `before` comes to where those are kept
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Beginning:
 
     Args:
         tokens: the model's BOS: one token, or the few that its tokenizer puts there; none where texts have none.
-        place: about a prompt: `before` it, `after` it, or `none` at all. Without a prompt the text begins with it.
+        place: about a prompt: `before` it, `after` it, or `none` at all; `within` it, where a bank's prompts hold it as
+            their first rows. Without a prompt the text begins with it.
     """
 
     tokens: tuple[int, ...] = ()
@@ -60,6 +62,22 @@ class Beginning:
     def identity(self) -> dict[str, Any]:
         """Its part of a key; nothing where no BOS is in play, so that `place` changes nothing there."""
         return {"bos": self.described()} if self.tokens else {}
+
+
+def sink_of(bos: Sequence[int], tokenizer: Any) -> int | None:
+    """The token that stands first in most of what a model has read, where heads with nothing to say look (its sink).
+
+    Args:
+        bos: the model's BOS, as texts have it; empty for none.
+        tokenizer: the model's.
+
+    Returns:
+        the first BOS token, else the one that the tokenizer knows and does not put there, else that which ends a
+        document and so stands before the next one; None where there is none of them.
+    """
+    if bos:
+        return bos[0]
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def resolve(mode: str, tokenizer: Any) -> tuple[int, ...]:

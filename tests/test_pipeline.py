@@ -14,7 +14,9 @@ from .conftest import record_of
 from .processes import Process, python
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
-RECOVERIES = ["none", "hard_prompt", "prompt", "ptune", "prefix", "idp", "lowrank", "lora", "lora_all", "lora_idp"]
+RECOVERIES = ["none", "hard_prompt", "intactkv", "prompt", "ptune", "prefix", "cartridge", "gated_prefix", "idp"]
+RECOVERIES += ["lowrank", "lora", "lora_all", "lora_idp"]
+WEIGHTS_ALONE = ("lowrank", "lora", "lora_all", "gated_prefix")
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
@@ -36,6 +38,9 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
         "ptune": 25 * 64,
         "prefix": 25 * 2 * 2 * kv,
         "lowrank": every,
+        "intactkv": 1 * 2 * 2 * kv,
+        "cartridge": 26 * 2 * 2 * kv,
+        "gated_prefix": 10 * 2 * 2 * kv + 2 * 4,
         "lora": lora,
         "lora_all": every,
         "lora_idp": lora + 100 * 64,
@@ -43,8 +48,8 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
     assert about["parameters"]["added"] == added[recovery]
     assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
     counts = about["selection"].get("arc_easy", {})
-    assert sum(counts.values()) == (0 if recovery in ("none", "lowrank", "lora", "lora_all") else 8)
-    assert len(counts) == {"none": 0, "lowrank": 0, "lora": 0, "lora_all": 0, "idp": 3, "lora_idp": 3}.get(recovery, 1)
+    assert sum(counts.values()) == (0 if recovery in ("none", *WEIGHTS_ALONE) else 8)
+    assert len(counts) == {"none": 0, "idp": 3, "lora_idp": 3}.get(recovery, recovery not in WEIGHTS_ALONE)
     assert f"{about['parameters']['added']:,} added" in run_summary(record)
 
 

@@ -32,6 +32,9 @@ RUNS = {
     "lora_idp": ("compressor=wanda50", "recovery=lora_idp", "recovery.training.objective=distill"),
     "prefix": ("compressor=awq4", "recovery=prefix", "recovery.storage.bits=8"),
     "ptune": ("compressor=magnitude50", "recovery=ptune", "evaluation.fidelity=false"),
+    "intactkv": ("compressor=rtn4", "recovery=intactkv", "baselines=false"),
+    "cartridge": ("compressor=rtn4", "recovery=cartridge", "baselines=false"),
+    "gated_prefix": ("compressor=rtn4", "recovery=gated_prefix", "baselines=false"),
     "hard_prompt": ("compressor=magnitude50", "recovery=hard_prompt", "baselines=false"),
 }
 SMALL = ("model=tiny_llama", "model.device=cpu", "task=arc_easy", "task.documents=6", "budget=smoke", "tracker=none")

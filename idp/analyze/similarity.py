@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idp.beginning import AFTER, Beginning, Encoder
+from idp.beginning import AFTER, BEFORE, WITHIN, Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.memory import release
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
@@ -321,6 +321,7 @@ def untrained(model: RepairedModel, length: int, beginning: Beginning | None = N
     table = model.model.get_input_embeddings().weight
     drawn = torch.randint(len(table), (length,), generator=torch.Generator().manual_seed(0))
     place = beginning.place if beginning is not None else AFTER
+    place = BEFORE if place == WITHIN else place  # the drawn rows hold no BOS
     bank = PromptBank(
         [table[drawn.to(table.device)].detach().float().cpu()], [UNTRAINED], beginning=Beginning(model.bos, place)
     )

@@ -26,6 +26,7 @@ from idp.config.options import (
     part,
     values_of,
 )
+from idp.config.prompted import DENSE_STATES, OWN_STATES, Prompted, states_option
 from idp.config.recovery import AWAITED, Recovery, Trained, bos_option
 from idp.config.run import Config
 from idp.config.selector import Choice, Fitting, Selector, controls_option
@@ -38,9 +39,11 @@ __all__ = [
     "AWAITED",
     "CALIBRATION",
     "DENSE",
+    "DENSE_STATES",
     "EAGER",
     "GRAPH",
     "MANY",
+    "OWN_STATES",
     "SEEDS",
     "TEXT",
     "WEIGHTS",
@@ -57,6 +60,7 @@ __all__ = [
     "Fitting",
     "Latency",
     "Model",
+    "Prompted",
     "Pruner",
     "Quantizer",
     "Recovery",
@@ -78,5 +82,6 @@ __all__ = [
     "one_line",
     "option",
     "part",
+    "states_option",
     "values_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from idp.config.options import TEXT, WEIGHTS, option
 from idp.config.recovery import Recovery
@@ -15,6 +15,9 @@ class Bank:
     """What IDP asks of the way in which its prompts come to differ; each kind is a file in `idp/recover/banks`."""
 
     kind: str = option("how the prompts of a bank come to differ; choose with recovery/bank=...")
+
+    # Whether it trains each prompt by `idp.recover.tuning.tune_each`, which heeds the recovery's `states` and `sink`.
+    trains_each: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

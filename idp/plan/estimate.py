@@ -165,8 +165,7 @@ def _held(step: Step, config: Config, size: Size) -> float:
 
 def training_bytes(recovery: Recovery, size: Size) -> float:
     """The most that a training step holds, as it is where nothing is spared."""
-    opened = (WEIGHTS in recovery.needs) + (DENSE in recovery.needs)
-    most = float(opened * size.bytes)
+    most = float(size.bytes) * len({WEIGHTS, DENSE} & recovery.needs)
     for of, training, lengths, _ in own_trainings(recovery):
         shape, rows = size.shape, training.micro_batch_size or training.batch_size
         inner = getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size
@@ -174,7 +173,7 @@ def training_bytes(recovery: Recovery, size: Size) -> float:
         tokens = rows * (training.sequence_length + max(lengths, default=0))
         layers = 1 if training.checkpointing else shape.num_hidden_layers
         kept = tokens * layers * (hidden * shape.hidden_size + wide * inner) * size.itemsize
-        models_held = 2 if training.objective == "distill" else 1
+        models_held = 1 + (DENSE in of.needs)
         most = max(most, models_held * size.bytes + kept)
     return most
 

@@ -64,7 +64,7 @@ class Bos(TypedDict):
 
     tokens: list[int]
     text: str
-    place: Annotated[str | None, Doc("before or after the prompt; None where there is no prompt")]
+    place: Annotated[str | None, Doc("before, after or within the prompt; None where there is no prompt")]
 
 
 class Weights(TypedDict):

@@ -112,6 +112,10 @@ class RepairContext:
             raise ValueError("a recovery that reads the training text says so: TEXT among its `needs`")
         return blocks(self.corpus, part, self.loaded.tokenizer, length, count, self.seed, at_most=True)
 
+    def beginning_of_text(self, length: int) -> list[int]:
+        """The first tokens of the training text, [length], in the order of documents that the seed draws."""
+        return self.blocks("train", length, 1)[0].tolist()
+
     def named(self, name: str, label: str) -> RepairContext:
         """The same for one of several trainings: checkpoint and curves under its `name`; `label` unless it has one."""
         return replace(

@@ -12,32 +12,32 @@ from typing import Any, ClassVar
 from idp import config
 from idp.config import (
     DENSE,
+    DENSE_STATES,
     Bank,
     Choice,
     Fitting,
     Selector,
     Storage,
     Training,
-    bos_option,
     controls_option,
     option,
     part,
 )
 from idp.errors import UserError
 from idp.models import LoadedModel
+from idp.recover import prompt_states
 from idp.recover.context import RepairContext, RepairResult
 from idp.recover.initial import Start
 from idp.recover.prompt import PromptTuning, unused_text
 
 
 @dataclass
-class Idp(config.Trained):
+class Idp(config.Prompted, config.Trained):
     method: ClassVar[str] = "idp"
 
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
     init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
     init_text: str = option("the text for init=text, repeated to the prompt's length")
-    bos: str = bos_option()
     selector: Selector = part(Selector)
     controls: bool = controls_option()
     fit: Fitting = part(Fitting)
@@ -90,10 +90,10 @@ class Idp(config.Trained):
         return len(self.lengths) if self.bank.shares else 1
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
-        return self.lengths
+        return [length + self.most_held for length in self.lengths]
 
     def numbers(self, empty: LoadedModel) -> int:
-        return sum(self.prompt_lengths(empty.tokenizer)) * empty.model.config.get_text_config().hidden_size
+        return sum(length + self.count_held(empty) for length in self.lengths) * prompt_states.width(self, empty)
 
     def content(self) -> dict[str, Any] | None:
         return self.bank.content()
@@ -109,6 +109,8 @@ class Idp(config.Trained):
             init=self.init,
             init_text=self.init_text,
             bos=self.bos,
+            states=self.states,
+            sink=self.sink,
             training=self.training,
             search=self.search,
         )
@@ -116,12 +118,19 @@ class Idp(config.Trained):
     def check(self, place: str = "recovery") -> None:
         if not self.lengths:
             raise UserError(f"{place}.lengths is empty: give one length per prompt, such as {place}.lengths=[25,25,50]")
+        if not self.plain and not self.bank.trains_each:
+            said = f"{place}.states={self.states}" if self.states == DENSE_STATES else f"{place}.sink={self.sink}"
+            raise UserError(
+                f"{said}: recovery/bank={self.bank.kind} does not train each of its prompts by itself, which that"
+                " takes; use recovery/bank=independent or cluster, or leave it out"
+            )
         self.selector.check()
         self.fit.check()
         self.bank.check(self)
         super().check(place)
 
     def check_model(self, empty: LoadedModel) -> None:
+        prompt_states.check(self, empty)
         self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
 
     def make(self, context: RepairContext) -> RepairResult:

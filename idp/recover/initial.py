@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,14 @@ class Start:
     init: str
     text: str = ""
 
-    def prompt(self, loaded: LoadedModel, length: int, seed: int) -> torch.Tensor:
-        """As `initial`."""
+    def prompt(
+        self, loaded: LoadedModel, length: int, seed: int, corpus: Callable[[int], list[int]] | None = None
+    ) -> torch.Tensor:
+        """As `initial`; of `init=corpus` the embeddings of as many tokens as `corpus` is asked for."""
+        if self.init == "corpus":
+            if corpus is None:
+                raise ValueError("init=corpus without a corpus")
+            return embed(loaded, corpus(length))
         return initial(loaded, length, self.init, self.text, seed)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from idp import config, models, registry
-from idp.beginning import PLACES, Beginning
+from idp.beginning import BEFORE, PLACES, WITHIN, Beginning
 from idp.config import Choice, Fitting, Selector, controls_option, keyword_option, option
 from idp.errors import UserError
 from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
@@ -125,6 +125,8 @@ class Transfer(config.Recovery):
         """The BOS that the repair was learned with, where that is known, at its place or at the one asked for."""
         learned = None if self.awaited else self._source.beginning
         learned = learned or Beginning(bos)
+        if learned.place == WITHIN and self.bos in (None, BEFORE):  # it is among the prompts' own rows
+            return learned
         return replace(learned, place=self.bos) if self.bos is not None else learned
 
     def make(self, context: RepairContext) -> RepairResult:

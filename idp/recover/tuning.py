@@ -10,10 +10,12 @@ from idp.config import Training
 from idp.models import LoadedModel
 from idp.prompting.bank import PromptBank
 from idp.prompting.prefix import behind
+from idp.recover import prompt_states
 from idp.recover.context import RepairContext, RepairResult, train_in
 from idp.recover.fitting import Loss
 from idp.recover.initial import Start
 from idp.recover.objective import Objective
+from idp.recover.prompt_states import Standing
 from idp.recover.training import History
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Startable(Protocol):
+class Startable(Standing, Protocol):
     """Options of a recovery that say how a prompt starts and is trained."""
 
     training: Training
@@ -49,7 +51,10 @@ def tune_each(
         texts: one for each prompt, in place of the work's own.
         work: all else; prompt i draws from its seed and i, has a checkpoint and reports under a name of its own.
     """
-    bank, histories = PromptBank([], []), {}
+    from idp.recover.nets.reparameterization import Itself
+
+    source = prompt_states.source(options, context)
+    bank, histories, trainable = PromptBank([], []), {}, 0
     for number, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         name = f"prompt_{number}"
         prompt_context = replace(
@@ -57,11 +62,13 @@ def tune_each(
             text=text,
             seed=seed_of(context.seed, number),
         )
-        start = options.start.prompt(context.loaded, length, prompt_context.seed)
-        prompt, histories[name] = tune(prompt_context, start, options.training)
+        start = options.start.prompt(source, length, prompt_context.seed, prompt_context.beginning_of_text)
+        maker, bank.kind = prompt_states.standing(Itself(start), options, source, context)
+        prompt, histories[name] = tune(prompt_context, maker, options.training, bank.kind)
         bank.prompts.append(prompt)
         bank.names.append(name_of(number, length))
-    return RepairResult(bank, bank.parameters, histories=histories)
+        trainable += sum(parameter.numel() for parameter in maker.parameters())
+    return RepairResult(bank, trainable, histories=histories)
 
 
 def seed_of(seed: int, number: int) -> int:

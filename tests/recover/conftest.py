@@ -18,11 +18,15 @@ METHODS = {
     "ptune-lstm": ["recovery=ptune", "recovery.length=5", "recovery.encoder_hidden_size=8", "recovery.encoder=lstm"],
     "prefix": ["recovery=prefix", "recovery.length=5"],
     "prefix-mlp": ["recovery=prefix", "recovery.length=5", "recovery.encoder=mlp", "recovery.encoder_hidden_size=16"],
+    "prompt-dense": ["recovery=prompt", "recovery.length=5", "recovery.states=dense", "recovery.sink=keep"],
+    "prefix-dense": ["recovery=prefix", "recovery.length=5", "recovery.states=dense", "recovery.sink=keep"],
+    "gated_prefix": ["recovery=gated_prefix", "recovery.length=5"],
     "idp": ["recovery=idp", "recovery.lengths=[5,4]"],
     "lora": ["recovery=lora", "recovery.rank=2"],
     "masked_lora": ["recovery=masked_lora", "recovery.rank=2"],
     "lora_idp": ["recovery=lora_idp", "recovery.lengths=[5,4]", "recovery.lora.rank=2"],
 }
+UNTRAINED = ("hard_prompt", "intactkv")
 SMALL = {
     "steps": 6,
     "batch_size": 2,
@@ -49,7 +53,8 @@ def small(compose):
 
     def config(method: str, *overrides: str):
         wanted = list(METHODS.get(method, [f"recovery={method}"]))
-        for place in ("recovery", "recovery.lora") if method == "lora_idp" else ("recovery",):
+        trained = () if method in UNTRAINED else ("recovery",)
+        for place in ("recovery", "recovery.lora") if method == "lora_idp" else trained:
             wanted += [f"{place}.training.{name}={value}" for name, value in SMALL.items()]
         return compose("model=tiny_llama", *wanted, *overrides)
 

@@ -76,8 +76,9 @@ def test_training_and_scoring_agree(begun, text, method):
     from idp.evaluate.perplexity import window_losses
     from idp.evaluate.scorer import Scorer
 
-    for place in PLACES if method in ("prefix", "idp") else ["before"]:
-        options = [] if method == "lora" else [f"recovery.bos={place}"]
+    whole = method in ("lora", "gated_prefix")  # of the weights: no prompt about which it could stand
+    for place in PLACES if method in ("prefix", "idp", "prompt-dense") else ["before"]:
+        options = [] if whole else [f"recovery.bos={place}"]
         config, dense, repair = begun(method, *options)
         _, heldout = rows_of(config, dense, text)
         loaded, bank = opening.open_bank(config.model, dense, repair)
@@ -86,7 +87,7 @@ def test_training_and_scoring_agree(begun, text, method):
         repaired = RepairedModel(loaded, bank.first() if bank is not None else None)
         losses = window_losses(Scorer(LocalEngine(repaired), 400), heldout)
         histories = repair.read("history.json")
-        name = "lora" if method == "lora" else "prompt_0"
+        name = method if whole else "prompt_0"
         assert sum(losses) / len(losses) == pytest.approx(histories[name]["best_loss"], abs=1e-4)
 
 

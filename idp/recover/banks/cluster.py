@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, ClassVar, Optional
 
 from idp import config
 from idp.beginning import begun
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ClusterBank(config.Bank):
+    trains_each: ClassVar[bool] = True
+
     blocks: Optional[int] = option("training blocks that are embedded and clustered at most; null: all", minimum=1)
     restarts: int = option("starts of k-means, of which the best is kept", minimum=1)
     smallest: float = option(

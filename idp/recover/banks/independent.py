@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from idp import config
 from idp.recover.context import RepairContext, RepairResult
@@ -15,5 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class IndependentBank(config.Bank):
+    trains_each: ClassVar[bool] = True
+
     def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
         return tune_each(recovery, recovery.lengths, [context.text] * len(recovery.lengths), context)

@@ -5,8 +5,13 @@ Each is a module whose forward gives the prompt as a bank holds it, [tokens, wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from idp.prompting.states import flatten, run_prompt
 
 
 class Itself(nn.Module):
@@ -22,6 +27,42 @@ class Itself(nn.Module):
 
     def forward(self) -> torch.Tensor:
         return self.prompt
+
+
+class Held(nn.Module):
+    """A prompt whose first rows stay what they are.
+
+    Args:
+        rows: those, [held, width].
+        maker: gives the others.
+    """
+
+    def __init__(self, rows: torch.Tensor, maker: nn.Module):
+        super().__init__()
+        self.register_buffer("rows", rows.detach().clone().float())
+        self.maker = maker
+
+    def forward(self) -> torch.Tensor:
+        made = self.maker()
+        return torch.cat([self.rows.to(made.device), made])
+
+
+class StatesOf(nn.Module):
+    """The keys and values that another, frozen model computes of a soft prompt, as a prefix; gradients flow through it.
+
+    Args:
+        model: that model, which is no part of this module: it is neither trained, moved nor saved with it.
+        maker: gives the prompt, [tokens, hidden_size].
+        ahead: token ids before it, whose keys and values come first.
+    """
+
+    def __init__(self, model: PreTrainedModel, maker: nn.Module, ahead: Sequence[int]):
+        super().__init__()
+        self.maker = maker
+        self._run = lambda prompt: flatten(run_prompt(model, prompt, ahead)).float()
+
+    def forward(self) -> torch.Tensor:
+        return self._run(self.maker())
 
 
 class PromptEncoder(nn.Module):
