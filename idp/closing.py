@@ -34,7 +34,7 @@ class Closing(Callback):
     """Prints, once all cells of a sweep are done, what their repairs bring back; where one failed, of the others.
 
     Args:
-        questions: what dense, compressed and best repaired model are asked, by the chat template; none: nothing.
+        questions: what dense, compressed and best repaired model are asked, by the chat template where there is one.
         new_tokens: of an answer, at most.
     """
 
@@ -103,4 +103,4 @@ def _answers(run: Path, questions: Sequence[str], new_tokens: int) -> str:
     from idp.generate import Asked, answers
 
     source = find(run)
-    return answers(source, source.variants, Asked(list(questions), new_tokens, chat=True))
+    return answers(source, source.variants, Asked(list(questions), new_tokens, chat=None))

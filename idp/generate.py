@@ -74,7 +74,7 @@ class Asked:
     prompts: list[str]
     max_new_tokens: int = NEW_TOKENS
     stops: list[str] = field(default_factory=list)
-    chat: bool = False  # by the model's chat template
+    chat: bool | None = False  # by the model's chat template; None: where it has one
 
 
 def answers(source: Finished | Exported, variants: list[str], asked: Asked, device: str | None = None) -> str:
@@ -91,7 +91,8 @@ def answers(source: Finished | Exported, variants: list[str], asked: Asked, devi
     for variant in variants:
         opened = source.open(variant, device)
         model = LanguageModel(opened, source.batch_tokens, name=source.name, variant=variant)
-        texts = model.in_chat(asked.prompts) if asked.chat else asked.prompts
+        chat = model.has_chat if asked.chat is None else asked.chat
+        texts = model.in_chat(asked.prompts) if chat else asked.prompts
         found[variant] = model.generate(texts, asked.max_new_tokens, asked.stops)
         banked = model.prompts or banked
         del model, opened

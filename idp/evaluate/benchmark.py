@@ -103,8 +103,8 @@ def compares(subject: Subject, dense: Measured[Any] | None) -> bool:
 
 
 def composable(source: TaskSource) -> bool:
-    """Whether each document of a task stands behind one prompt, so that what a choice among prompts scores is there where
-    each of them was measured: whole texts are scored in windows, each behind a prompt of its own."""
+    """Whether each document of a task stands behind one prompt, so that what a choice scores is there where each prompt
+    was measured: whole texts are scored in windows, each behind a prompt of its own."""
     return not source.scores_whole_texts
 
 

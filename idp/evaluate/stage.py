@@ -25,7 +25,7 @@ from idp.evaluate.benchmark import (
 )
 from idp.evaluate.fidelity import WINDOWS, Comparing
 from idp.evaluate.measured import Fidelity, Measured
-from idp.evaluate.written import PERPLEXITY, write_corpus, write_scored
+from idp.evaluate.written import write_corpus, write_scored
 from idp.memory import release
 from idp.store import CHECKPOINT, Identity, Product, Store, digest, write_json
 

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class Told:
     """Counts what is measured, and says how far that is: `measured 12 of 54: compressed on piqa, 100 documents, 8 s`.
 
-    What was measured before is counted alone: the store says that it is reused. Seconds are those since the line before,
-    so that they are of all that was done meanwhile, opening the model included.
+    What was measured before is counted alone: the store says that it is reused. Seconds are those since the line
+    before, so that they are of all that was done meanwhile, opening the model included.
 
     Args:
         benchmark: what every model is measured on.

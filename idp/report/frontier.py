@@ -57,10 +57,11 @@ def seconds(view: View, row: Cell) -> float | None:
     taken = []
     for model in row.members:
         of_run = stages.get(model.runs[0], {})
-        made = [of_run[stage].get("seconds") for stage in ("recover", "select") if of_run.get(stage)]
-        if not made or None in made:
+        made = [stage.get("seconds") for name in ("recover", "select") if (stage := of_run.get(name))]
+        known = [value for value in made if value is not None]
+        if not made or len(known) < len(made):
             return None
-        taken.append(sum(made))
+        taken.append(sum(known))
     return sum(taken) / len(taken)
 
 
@@ -145,6 +146,9 @@ def frontier(view: View) -> Figure:
     for axes, (label, each) in zip(panels, points.items(), strict=True):
         _draw(axes, each, colours, markers)
         axes.set_xlabel(label)
+    if as_share:
+        for axes in panels:
+            axes.axhline(1, color="#777", linewidth=0.9, linestyle="--")
     _scale(panels, points)
     what = "damage brought back" if as_share else f"{score_label(view)}, above compressed"
     panels[0].set_ylabel(f"{what} (95 % interval)")
@@ -152,7 +156,6 @@ def frontier(view: View) -> Figure:
         from matplotlib.ticker import PercentFormatter
 
         for axes in panels:
-            axes.axhline(1, color="#777", linewidth=0.9, linestyle="--")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
     draw_legend(panels[-1], colours, markers, dashed="dense, Pareto front" if as_share else "Pareto front")
     for axes, each in zip(panels, points.values(), strict=True):
@@ -190,6 +193,7 @@ def _scale(panels: list[Axes], points: dict[str, list[tuple[float, Reach, Cell]]
             added_axis(axes, [int(value) for value in values])
         elif label.startswith("seconds"):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_xlim(max(LEAST_SECONDS, min(values)) / 1.6, 1.6 * max(*values, LEAST_SECONDS))
     limits = [axes.get_ylim() for axes in panels]
     for axes in panels:

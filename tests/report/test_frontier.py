@@ -88,7 +88,7 @@ def test_where_nothing_was_damaged_the_table_says_so(study):
     assert said.startswith("nothing to repair here: gptq4 differs from dense by -0.2 points (95 % CI ")
     assert said.endswith("which is within noise")
     assert {line["brought back"].text for line in frontier_table(view).rows} == {"no damage beyond noise"}
-    assert [axes.get_ylabel() for axes in frontier(view).axes][0].startswith("mean of 2 tasks, above compressed")
+    assert frontier(view).axes[0].get_ylabel().startswith("mean of 2 tasks, above compressed")
 
 
 def test_one_repair_alone_makes_no_frontier(study):
