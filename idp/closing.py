@@ -31,7 +31,9 @@ PLOT = "frontier"
 
 
 class Closing(Callback):
-    """Prints, once all cells of a sweep are done, what their repairs bring back; where one failed, of the others.
+    """Prints, once all cells of a sweep are done, what their repairs bring back.
+
+    Hydra does not ask it where a cell failed: `idp report` then has the same table and plot of the others.
 
     Args:
         questions: what dense, compressed and best repaired model are asked, by the chat template where there is one.
@@ -53,8 +55,13 @@ class Closing(Callback):
             return
         try:
             close(done, Path(str(config.output)).expanduser(), self.questions, self.new_tokens)
-        except UserError as error:  # Hydra would show it as a warning of its own, with the class's name
-            log.warning("%s", error)
+        except UserError as error:
+            log.error("error: %s", error)
+        except Exception as error:  # Hydra makes a warning of it, which nobody would see
+            log.error(
+                "error: the runs are finished, but their closing table failed: %s: %s", type(error).__name__, error
+            )
+            log.debug("the closing table failed", exc_info=True)
 
 
 def close(runs: Sequence[Path], folder: Path, questions: Sequence[str] = (), new_tokens: int = 40) -> None:
