@@ -57,8 +57,8 @@ class Selector:
 
     @property
     def chooses_one(self) -> bool:
-        """Whether every input stands behind one prompt of the bank as it is: what that prompt alone scores there is then
-        its score, and is not computed again."""
+        """Whether every input stands behind one prompt of the bank as it is: what that prompt alone scores there is
+        then its score, and is not computed again."""
         return True
 
     def best_by_labels(self, scores: Any) -> Any:
