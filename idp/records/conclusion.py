@@ -54,7 +54,7 @@ def _cost(record: Record) -> list[str]:
         return []
     mean, subject = found["mean"], _subject(record, found["left_out"])
     if unchanged(mean):
-        return [f"nothing to repair here: {name} changes no document's outcome in {subject}"]
+        return [f"{name} changes no document's outcome in {subject}"]
     differs = f"{name} differs from dense by {_signed(found, mean)} in {subject}"
     if not _decided(record, mean):
         return [f"nothing to repair here: {differs}, within noise" if _spread_known(record) else differs]
