@@ -187,13 +187,16 @@ def _draw(
 
 def _scale(panels: list[Axes], points: dict[str, list[tuple[float, Reach, Cell]]]) -> None:
     """Costs differ by orders of magnitude; ratios of latency do not. All panels have one height."""
+    from matplotlib.ticker import LogFormatter
+
     for axes, (label, each) in zip(panels, points.items(), strict=True):
         values = [x for x, _, _ in each]
         if label == "added parameters":
             added_axis(axes, [int(value) for value in values])
         elif label.startswith("seconds"):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_major_formatter(LogFormatter())
+            axes.xaxis.set_minor_formatter(LogFormatter())  # which names few, and where decades are many none
             axes.set_xlim(max(LEAST_SECONDS, min(values)) / 1.6, 1.6 * max(*values, LEAST_SECONDS))
     limits = [axes.get_ylim() for axes in panels]
     for axes in panels:
