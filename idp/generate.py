@@ -6,13 +6,18 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_count, check_device, find
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help, word
 from idp.errors import UserError
 from idp.memory import release
+
+if TYPE_CHECKING:
+    from idp.export.load import Exported
+    from idp.finished import Finished
 
 quiet_libraries()
 
@@ -20,6 +25,7 @@ HELP = """idp generate: what a run's models answer, side by side, and which prom
 
   idp generate prompt="The capital of France is"            (of the run that finished last)
   idp generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
+  idp generate prompt="What is the capital of France?" chat=true          (as the model was taught to be asked)
   idp generate record=exports/mine file=prompts.txt models=compressed,repaired
 
 GenerateOptions:"""
@@ -33,6 +39,7 @@ class GenerateOptions:
     record: str | None = word("a run's record.json or folder, or an export; else the newest run there is", default=None)
     prompt: str | None = word('what to go on from: a text, or several as \'["one","two"]\'', default=None)
     file: str | None = word("a text file with a prompt on each line", default=None)
+    chat: bool = word("ask by the model's chat template (else a text is gone on from as it stands)", default=False)
     max_new_tokens: int = word(f"tokens of an answer, at most ({NEW_TOKENS} unless you say)", default=NEW_TOKENS)
     stop: str | None = word("what ends an answer: a text, or several as for prompt", default=None)
     models: str | None = word("which to show, of dense,compressed,repaired; else all that there are", default=None)
@@ -56,17 +63,45 @@ def main(argv: list[str] | None = None) -> None:
         for variant in wanted:
             source.check(variant)
         print(f"run: {source.name}\n", flush=True)
-        answers: dict[str, list[Answer]] = {}
-        banked: list[str] = []
-        for variant in wanted:  # one in memory at a time
-            model = LanguageModel(source.open(variant, options.device), source.batch_tokens, variant=variant)
-            answers[variant] = model.generate(prompts, options.max_new_tokens, stops)
-            banked = model.prompts or banked
-            del model
-            release()
-        for number, prompt in enumerate(prompts):
-            row = {variant: found[number] for variant, found in answers.items()}
-            print(side_by_side(prompt, row, banked, shutil.get_terminal_size().columns), end="\n\n", flush=True)
+        asked = Asked(prompts, options.max_new_tokens, stops, options.chat)
+        print(answers(source, wanted, asked, options.device), flush=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every model is asked."""
+
+    prompts: list[str]
+    max_new_tokens: int = NEW_TOKENS
+    stops: list[str] = field(default_factory=list)
+    chat: bool | None = False  # by the model's chat template; None: where it has one
+
+
+def answers(source: Finished | Exported, variants: list[str], asked: Asked, device: str | None = None) -> str:
+    """What models answer, side by side, prompt by prompt; one of them is in memory at a time.
+
+    Args:
+        source: what the models are opened of.
+        variants: which of dense, compressed and repaired.
+        asked: what they are asked.
+        device: where to open them; None: as in the run.
+    """
+    found: dict[str, list[Answer]] = {}
+    banked: list[str] = []
+    for variant in variants:
+        opened = source.open(variant, device)
+        model = LanguageModel(opened, source.batch_tokens, name=source.name, variant=variant)
+        chat = model.has_chat if asked.chat is None else asked.chat
+        texts = model.in_chat(asked.prompts) if chat else asked.prompts
+        found[variant] = model.generate(texts, asked.max_new_tokens, asked.stops)
+        banked = model.prompts or banked
+        del model, opened
+        release()
+    lines, width = [], shutil.get_terminal_size().columns
+    for number, prompt in enumerate(asked.prompts):
+        row = {variant: each[number] for variant, each in found.items()}
+        lines += [side_by_side(prompt, row, banked, width), ""]
+    return "\n".join(lines)
 
 
 def prompts_of(options: GenerateOptions) -> list[str]:

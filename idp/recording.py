@@ -320,7 +320,7 @@ def _data(source: TaskSource, documents: int | None) -> dict[str, Any]:
     return {
         "source": source.source,
         "split": source.split,
-        "documents": min(source.wanted(documents) or source.documents, source.documents),
+        "documents": source.counted(documents),
         "documents_in_split": source.documents,
         "stand_in": source.runs if source.stand_in else None,
         "fingerprint": source.fingerprint,

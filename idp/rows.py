@@ -6,7 +6,7 @@ The same functions serve a plan and a run. In a plan, the stages' products are t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from idp.evaluate.benchmark import Benchmark, Subject
 from idp.evaluate.measured import Measured
 from idp.evaluate.stage import Finished, latency_identity, time_models
 from idp.evaluate.stage import measure as measure_model
+from idp.evaluate.told import Told
 from idp.prompting.selectors.fixed import fixed
 from idp.prompting.variants import Variants
 from idp.recover import opening
@@ -35,6 +36,12 @@ class Row:
     recovery: Recovery | None
     selection: Selection | None = None  # how one of several prompts is chosen
     reference: bool = False  # whether others are held against what it predicts
+    control: bool = False  # whether it is one prompt of a bank alone, beside the model that chooses among them
+
+    @property
+    def title(self) -> str:
+        """What is said of it while it is measured."""
+        return f"control {self.name}" if self.control else self.name
 
     @property
     def key(self) -> str:
@@ -46,6 +53,11 @@ class Row:
         """Whether it chooses with the answers in hand, so that it is read off from its prompts alone."""
         return self.selection is not None and self.selection.options.uses_labels
 
+    @property
+    def composed(self) -> bool:
+        """Whether it is composed of its prompts, where each of them is measured alone."""
+        return self.selection is not None and self.selection.options.chooses_one
+
     def subject(self, folder: Path) -> Subject:
         """What is measured of it; `folder` has its config and tokenizer.
 
@@ -53,7 +65,7 @@ class Row:
             NotKnownYet: what decides among its prompts is still to be found.
         """
         selector = self.selection.identity if self.selection is not None else None
-        return Subject(self.name, self.key, folder, selector, self.reference)
+        return Subject(self.name, self.key, folder, selector, self.reference, self.title)
 
 
 def rows_of(
@@ -107,33 +119,48 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
         options = fixed(number)
         recovery = row.recovery.choosing(options)
         selection = replace(row.selection, options=options, fitted=None)
-        found.append(replace(row, name=prompt, recovery=recovery, selection=selection))
+        found.append(replace(row, name=prompt, recovery=recovery, selection=selection, control=True))
     return found
 
 
 def measure(
     rows: list[Row], prompts: list[Row], benchmark: Benchmark, store: Store, finished: Finished
 ) -> tuple[dict[str, Measured], list[Measured]]:
-    """Scores of every row by its name, and of each prompt alone; those of a choice by the labels come from these."""
-    of_prompts = [_measure(row, benchmark, store, None, finished) for row in prompts]
+    """Scores of every row by its name, and of each prompt alone; those of a choice among prompts come from these."""
+    told = Told(benchmark, len(prompts) + sum(not row.uses_labels for row in rows))
+
+    def said(row: Row, part: str, product: Product) -> None:
+        told(row.title, part, product)
+        finished(row.name, part, product)
+
+    of_prompts = [_measure(row, benchmark, store, None, said) for row in prompts]
     measured: dict[str, Measured] = {}
     for row in rows:
         if row.uses_labels and row.selection is not None:
             subject = row.subject(models.model_folder(_made(row.weights)))
             measured[row.name] = oracle.measure(subject, benchmark, of_prompts, row.selection.options, store)
         else:
-            measured[row.name] = _measure(row, benchmark, store, measured.get("dense"), finished)
+            alone = of_prompts if row.composed else ()
+            measured[row.name] = _measure(row, benchmark, store, measured.get("dense"), said, alone)
     return measured, of_prompts
 
 
-def _measure(row: Row, benchmark: Benchmark, store: Store, dense: Measured | None, finished: Finished) -> Measured:
+def _measure(
+    row: Row,
+    benchmark: Benchmark,
+    store: Store,
+    dense: Measured | None,
+    said: Callable[[Row, str, Product], None],
+    alone: Sequence[Measured] = (),
+) -> Measured:
     return measure_model(
         row.subject(models.model_folder(_made(row.weights))),
         benchmark,
         opener(row, benchmark.model),
         store,
         dense,
-        finished,
+        lambda _, part, product: said(row, part, product),
+        alone,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from idp.evaluate import comparisons
 from idp.evaluate.measured import Measured
-from idp.evaluate.stage import write_task
+from idp.evaluate.written import write_task
 from idp.records.conclusion import conclusion
 
 Models = Mapping[str, Mapping[str, Sequence[float]]]  # dense, compressed, repaired -> task -> of each document

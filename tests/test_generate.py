@@ -11,7 +11,9 @@ import pytest
 import idp
 from idp import generate
 from idp.api import Answer, LanguageModel
+from idp.errors import UserError
 from idp.generate import main, side_by_side
+from idp.prompting.repaired import RepairedModel
 
 BANK = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "recovery.training.learning_rate=0.1")
 QUICK = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none", "evaluation.perplexity=[]")
@@ -34,6 +36,19 @@ def test_side_by_side(run, capsys, monkeypatch):
     for prompt, answer in zip(prompts, model.generate(prompts, 40), strict=True):
         assert f"  given {answer.prompt}, {model.prompts.index(answer.prompt) + 1} of 2 prompts\n" in shown
         assert answer.prompt == model.choose([prompt])[0]
+
+
+def test_questions_are_asked_by_the_chat_template(open_tiny):
+    loaded = open_tiny("llama")
+    model = LanguageModel(RepairedModel(loaded), 256, name="mine")
+    assert not model.has_chat
+    with pytest.raises(UserError, match="mine: its tokenizer has no chat template; ask without one"):
+        model.in_chat(["Why?"])
+    loaded.tokenizer.chat_template = (
+        "{% for each in messages %}<{{ each['role'] }}>{{ each['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    assert model.has_chat and model.in_chat(["Why?", "Who?"]) == ["<user>Why?<assistant>", "<user>Who?<assistant>"]
 
 
 def test_columns_are_wrapped_and_hold_whole_answers():

@@ -26,7 +26,7 @@ FLOORS = (
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
     {"api", "bench", "fetch", "pruning", "run"},
     {"generate", "store_command", "sweep"},
-    {"completion"},
+    {"closing", "completion"},
     {"cli"},
     {"__main__"},
 )

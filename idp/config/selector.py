@@ -55,6 +55,12 @@ class Selector:
         """Whether it is the choice that IDP's paper describes, by which claims about IDP are judged if it is there."""
         return False
 
+    @property
+    def chooses_one(self) -> bool:
+        """Whether every input stands behind one prompt of the bank as it is: what that prompt alone scores there is
+        then its score, and is not computed again."""
+        return True
+
     def best_by_labels(self, scores: Any) -> Any:
         """Of one that uses the labels, the choice for each document: the first of the prompts that score best on it.
 

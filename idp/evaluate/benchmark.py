@@ -50,11 +50,12 @@ class Subject:
     """One model that is measured.
 
     Args:
-        name: dense, compressed or repaired, or that of a prompt: what is said beside the progress bar.
+        name: dense, compressed or repaired, or that of a prompt.
         key: of the compressed model or of the repair.
         folder: of the model's config and tokenizer.
         selector: what decides the choice where a bank of several prompts is measured: part of each product's key.
         reference: whether what it predicts is kept, as the dense model's that others are held against.
+        title: what is said of it beside the progress bar; None: its name.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Subject:
     folder: Path
     selector: dict[str, Any] | None = None
     reference: bool = False
+    title: str | None = None
 
 
 def identities(
@@ -98,6 +100,12 @@ def identities(
 def compares(subject: Subject, dense: Measured[Any] | None) -> bool:
     """Whether a model's predictions are kept, or held against the dense model's."""
     return subject.reference or (dense is not None and dense.fidelity is not None)
+
+
+def composable(source: TaskSource) -> bool:
+    """Whether each document of a task stands behind one prompt, so that what a choice scores is there where each prompt
+    was measured: whole texts are scored in windows, each behind a prompt of its own."""
+    return not source.scores_whole_texts
 
 
 def common_of(subject: Subject, benchmark: Benchmark) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class Engine(Protocol):
         """Each batch's number and result: per context its `texts` and `choice`, and `tokens`."""
         ...
 
+    def choose(self, batches: Sequence[list[list[int]]]) -> Iterator[tuple[int, list[int | None]]]:
+        """Each batch's number and the prompt of each of its contexts, which alone are read; None without a bank."""
+        ...
+
     def close(self) -> None:
         """Ends what the engine holds beside this process."""
         ...
@@ -96,6 +100,10 @@ class LocalEngine:
         for number, contexts in enumerate(batches):
             yield number, self.generate_batch(contexts, stops, max_new_tokens)
 
+    def choose(self, batches: Sequence[list[list[int]]]) -> Iterator[tuple[int, list[int | None]]]:
+        for number, contexts in enumerate(batches):
+            yield number, self.choose_batch(contexts)
+
     def describe(self) -> dict[str, Any]:
         """What another process needs to know: the attributes of `Engine` that are the repaired model's."""
         return {name: getattr(self, name) for name in ("prompts", "longest_prompt", "beginning", "not_followed")}
@@ -115,6 +123,14 @@ class LocalEngine:
     def generate_batch(self, contexts: list[list[int]], stops: list[str], max_new_tokens: int) -> dict[str, Any]:
         """One batch of `generate`; in halves where memory does not suffice."""
         return _joined(in_halves(lambda part: self._generate(part, stops, max_new_tokens), contexts))
+
+    def choose_batch(self, contexts: list[list[int]]) -> list[int | None]:
+        """One batch of `choose`; in halves where memory does not suffice."""
+        return [prompt for part in in_halves(self._choose, contexts) for prompt in part]
+
+    def _choose(self, contexts: list[list[int]]) -> list[int | None]:
+        choice = self.repaired.choose(contexts)
+        return choice.tolist() if choice is not None else [None] * len(contexts)
 
     def _score(self, rows: list[PackedRow], shared: list[int], asks: list[Ask] | None = None) -> dict[str, Any]:
         import torch

@@ -27,7 +27,7 @@ from idp.evaluate.benchmark import (
 )
 from idp.evaluate.measured import Measured
 from idp.evaluate.selection import outcomes
-from idp.evaluate.stage import write_corpus, write_task
+from idp.evaluate.written import write_corpus, write_task
 from idp.store import Identity
 
 if TYPE_CHECKING:

@@ -73,6 +73,9 @@ class PooledEngine:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         return self._spread([("generate_batch", (contexts, stops, max_new_tokens)) for contexts in batches])
 
+    def choose(self, batches: Sequence[list[list[int]]]) -> Iterator[tuple[int, list[int | None]]]:
+        return self._spread([("choose_batch", (contexts,)) for contexts in batches])
+
     def close(self) -> None:
         """Ends the processes."""
         for process, connection in self.workers:
@@ -82,7 +85,7 @@ class PooledEngine:
                 process.kill()
         self.workers = []
 
-    def _spread(self, jobs: list[tuple[str, tuple]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _spread(self, jobs: list[tuple[str, tuple]]) -> Iterator[tuple[int, Any]]:
         """Gives each free process the next job, and yields results as they come."""
         todo = iter(enumerate(jobs))
         busy: dict[Connection, int] = {}

@@ -35,6 +35,7 @@ MERGED = (  # what is said of `Scorer.merged`
     "have no tokens of their own where they stand: the tokenizer merges them into their context, and lm-eval gives them"
     " 0 nats; they, and the other choices of their documents, were encoded apart from the context"
 )
+WINDOW = ""  # stands for a task in `Scorer.choices` where windows of running text are scored
 ROLLING_READS = 32  # tokens of a window that a selector reads where there is no question to read
 SHARED_TOKENS = 16  # text that all documents begin with is worth a prefix of its own from this length on
 
@@ -48,7 +49,8 @@ class Scorer(TemplateLM):
         label: what is said beside the progress bar.
 
     Attributes:
-        choices: the prompt that was chosen for each (task, document), where there is a bank.
+        choices: the prompt that was chosen for each (task, document), or (WINDOW, number of the window), where there is
+            a bank.
         truncated: requests whose context was cut on the left to fit the model's window.
         merged: choices without a token of their own where they stand, which were encoded apart: see `encode_choices`.
         partly_merged: choices that share their first token with the context, scored by the tokens behind it.
@@ -168,7 +170,8 @@ class Scorer(TemplateLM):
             ahead = len(self.bos) if window.context[: len(self.bos)] == self.bos else 0
             reads = (window.context + window.continuation)[: ahead + ROLLING_READS]
             rows.append(make_row([window], [number], reads))
-        return self._run(rows, len(windows), disable_tqdm, watched=watched)
+        keys = [(WINDOW, number) for number in range(len(windows))]
+        return self._run(rows, len(windows), disable_tqdm, keys, watched=watched)
 
     def watch_contexts(self, contexts: Sequence[list[int]], counts: Sequence[int], watched: Watched) -> None:
         """Answers in `watched` what is asked of the next-token distributions at the ends of contexts.

@@ -6,8 +6,7 @@ import contextlib
 import functools
 import logging
 import platform
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +15,17 @@ from idp import config as schema
 from idp import models
 from idp.errors import out_of_memory_is_explained
 from idp.evaluate.benchmark import (
-    MERGED_CHOICES,
-    RESULTS,
-    SAMPLES,
     Benchmark,
     Subject,
     common_of,
     compares,
+    composable,
     corpus_config,
     identities,
 )
 from idp.evaluate.fidelity import WINDOWS, Comparing
 from idp.evaluate.measured import Fidelity, Measured
+from idp.evaluate.written import write_corpus, write_scored
 from idp.memory import release
 from idp.store import CHECKPOINT, Identity, Product, Store, digest, write_json
 
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PERPLEXITY, LATENCY = "perplexity.json", "latency.json"
+LATENCY = "latency.json"
 LATENCY_VERSION = 1
 
 Finished = Callable[[str, str, Product], None]
@@ -54,6 +52,7 @@ def measure(
     store: Store,
     dense: Measured | None = None,
     finished: Finished | None = None,
+    per_prompt: Sequence[Measured[Product]] = (),
 ) -> Measured:
     """Scores a model on every task and corpus that the store does not have yet; the model is opened only if needed.
 
@@ -64,6 +63,8 @@ def measure(
         store: where products live.
         dense: what was measured of the dense model, where this one is held against it.
         finished: called with the model's name, the task or corpus, and its product.
+        per_prompt: what each prompt of the model's bank scored by itself, in order, where one is chosen for each input:
+            what can be is composed of that, and only the choice is computed.
     """
     scorer = _Lazy(lambda: _scorer(open_model, subject, benchmark))
     expected = identities(subject, benchmark, store, dense)
@@ -77,6 +78,9 @@ def measure(
     with out_of_memory_is_explained("measure"), contextlib.closing(scorer):
         for source in benchmark.tasks:
             make = functools.partial(_measure_task, scorer, source, benchmark.documents)
+            if per_prompt and composable(source):
+                alone = [each.tasks[source.name] for each in per_prompt]
+                make = functools.partial(_compose_task, scorer, source, benchmark.documents, alone)
             product = measured.tasks[source.name] = store.obtain(expected.tasks[source.name], make)
             if comparing is not None:
                 fidelity.tasks[source.name] = comparing.of_task(source.name, product)
@@ -84,6 +88,9 @@ def measure(
                 finished(subject.name, source.name, product)
         for corpus, text in benchmark.corpora.items():
             make = functools.partial(_measure_corpus, scorer, text, benchmark.evaluation)
+            if per_prompt:
+                alone = [each.corpora[corpus] for each in per_prompt]
+                make = functools.partial(_compose_corpus, scorer, text, benchmark.evaluation, alone)
             if comparing is not None:
                 windows = functools.partial(_windows, text, benchmark.evaluation)
                 compared = comparing.of_corpus(corpus, corpus_config(text, benchmark.evaluation), windows)
@@ -188,7 +195,7 @@ def _scorer(
         empty = models.open_empty(subject.folder, model)
         engine = PooledEngine(open_model, devices, empty.model.config, empty.tokenizer)
     assert evaluation.batch_tokens is not None  # resolved before anything is measured
-    return Scorer(engine, evaluation.batch_tokens, subject.name)
+    return Scorer(engine, evaluation.batch_tokens, subject.title or subject.name)
 
 
 def _measure_task(opened: _Lazy, source: TaskSource, documents: int | None, folder: Path) -> None:
@@ -200,38 +207,15 @@ def _measure_task(opened: _Lazy, source: TaskSource, documents: int | None, fold
     scorer.label = f"{scorer.name} {source.runs}"
     scorer.journal = Journal(folder / CHECKPOINT)
     results, rows = run_task(scorer, source, documents)
-    for place, row in enumerate(rows):  # lm-eval numbers a sample's documents from 0
-        row["prompt"] = scorer.choices.get((source.runs, place))
-    counts = Counter(row["prompt"] for row in rows if row["prompt"] is not None)
-    results["idp"] = {
-        "selection": {name: counts[number] for number, name in enumerate(scorer.engine.prompts)},
-        "truncated": scorer.truncated,
-        MERGED_CHOICES: scorer.merged,
-        "partly_merged_choices": scorer.partly_merged,
-        "tokens_run": scorer.tokens_run,
-    }
-    if scorer.merged:
-        _say_merged(source.runs, scorer.merged)
-    for row in rows:
-        row |= {f"metric:{key}": value for key, value in row.pop("metrics").items()}
-    write_task(folder, results, rows)
+    write_scored(folder, scorer, source, results, rows)
 
 
-@functools.cache
-def _say_merged(task: str, count: int) -> None:
-    """Once, not once for each model: they share their tokenizer."""
-    from idp.evaluate.scorer import MERGED
+def _compose_task(
+    opened: _Lazy, source: TaskSource, documents: int | None, alone: Sequence[Product], folder: Path
+) -> None:
+    from idp.evaluate.composition import compose_task
 
-    log.warning("task %s: %d choices %s (idp.merged_choices in the record)", task, count, MERGED)
-
-
-def write_task(folder: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes a task's product: lm-eval's results, and one row per document."""
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    write_json(folder / RESULTS, results)
-    parquet.write_table(arrow.Table.from_pylist(rows), folder / SAMPLES)
+    compose_task(opened, source, documents, alone, folder)
 
 
 def _measure_corpus(opened: _Lazy, text: Text, evaluation: schema.Evaluation, folder: Path) -> None:
@@ -242,6 +226,15 @@ def _measure_corpus(opened: _Lazy, text: Text, evaluation: schema.Evaluation, fo
     scorer.label = f"{scorer.name} perplexity of {text.name}"
     scorer.journal = Journal(folder / CHECKPOINT)
     write_corpus(folder, window_losses(scorer, _windows(text, evaluation, scorer)), evaluation.perplexity_window)
+
+
+def _compose_corpus(
+    opened: _Lazy, text: Text, evaluation: schema.Evaluation, alone: Sequence[Product], folder: Path
+) -> None:
+    from idp.evaluate.composition import compose_corpus
+
+    cut = functools.partial(_windows, text, evaluation)
+    compose_corpus(opened, cut, alone, evaluation.perplexity_window, folder)
 
 
 def _take_corpus(compared: Product, evaluation: schema.Evaluation, folder: Path) -> None:
@@ -256,11 +249,3 @@ def _windows(text: Text, evaluation: schema.Evaluation, scorer: Scorer) -> torch
     window = evaluation.perplexity_window
     count = evaluation.perplexity_tokens // window if evaluation.perplexity_tokens else None
     return blocks(text, "perplexity", scorer.tokenizer, window, count, seed=0, at_most=True)
-
-
-def write_corpus(folder: Path, losses: list[float], window: int) -> None:
-    """Writes a corpus's product: its perplexity, and the loss of each window of `window` tokens."""
-    from idp.evaluate.perplexity import summary
-
-    write_json(folder / WINDOWS, losses)
-    write_json(folder / PERPLEXITY, summary(losses, window))

@@ -267,9 +267,10 @@ class Walk:
             yield self._step(identity, workload.of_latency(latency, identity.key, found, self.lengths))
 
     def _documents(self, source: TaskSource) -> int:
-        return min(source.wanted(self.config.task.documents) or source.documents, source.documents)
+        return source.counted(self.config.task.documents)
 
     def _of_task(self, reader: PromptReader, key: str, source: TaskSource) -> Iterator[Workload]:
+        reader = replace(reader, composed=reader.composed and benchmark.composable(source))
         return workload.of_task(reader, key, self._documents(source), source.name, self.machine)
 
     def _of_contexts(self, reader: PromptReader, key: str, source: TaskSource) -> Iterator[Workload]:

@@ -82,13 +82,15 @@ class PromptReader:
     """How a model that is measured reads text: behind which prompts, and how one is chosen.
 
     `lengths` are the prompts' tokens; `copies` how often a context is read before one of them is chosen; `known`:
-    its scores are those of a prompt measured by itself, under other keys or the same.
+    its scores are those of a prompt measured by itself, under other keys or the same; `composed`: they are those of
+    its prompts measured by themselves, of which one is chosen for each input.
     """
 
     key: str
     lengths: tuple[int, ...]
     copies: int
     known: bool
+    composed: bool = False
 
     @property
     def opening(self) -> Workload:
@@ -202,15 +204,17 @@ def reader_of(row: Row, lengths: list[int], controls: bool) -> PromptReader:
     name = f"{row.key} {digest(asdict(selector))}"
     if row.uses_labels:
         return PromptReader(name, (), 0, True)
-    return PromptReader(name, tuple(lengths), len(lengths) * selector.passes, selector.constant and controls)
+    known = selector.constant and controls
+    return PromptReader(name, tuple(lengths), len(lengths) * selector.passes, known, controls and row.composed)
 
 
 def of_task(reader: PromptReader, key: str, documents: int, task: str, machine: Machine) -> Iterator[Workload]:
     """A model's scores on so many documents of a task."""
     if not reader.known:
         each = machine.document(task)
-        tokens = documents * (each.tokens + reader.copies * each.context)
-        yield Workload(MEASURE, key, FORWARD, tokens, documents * each.steps, part_of=reader.key)
+        scored, steps = (0, 0.0) if reader.composed else (each.tokens, documents * each.steps)
+        tokens = documents * (scored + reader.copies * each.context)
+        yield Workload(MEASURE, key, FORWARD, tokens, steps, part_of=reader.key)
         yield reader.prefix
         yield reader.opening
 
@@ -231,7 +235,8 @@ def of_corpus(reader: PromptReader, key: str, evaluation: Evaluation, compared: 
 
     window, asked = evaluation.perplexity_window, evaluation.perplexity_tokens
     windows = asked // window if asked else 0
-    text = windows * (window - 1 + reader.copies * min(ROLLING_READS, window))
+    scored = 0 if reader.composed and not compared else window - 1
+    text = windows * (scored + reader.copies * min(ROLLING_READS, window))
     read = compared or not reader.known
     yield Workload(PERPLEXITY, key, FORWARD, text if read else 0, part_of=reader.key)
     if read:

@@ -55,11 +55,12 @@ def _cost(record: Record) -> list[str]:
     mean, subject = found["mean"], _subject(record, found["left_out"])
     if unchanged(mean):
         return [f"{name} changes no document's outcome in {subject}"]
+    differs = f"{name} differs from dense by {_signed(found, mean)} in {subject}"
     if not _decided(record, mean):
-        return [f"{name} does no damage beyond noise: {_signed(found, mean)} in {subject}"]
+        return [f"nothing to repair here: {differs}, within noise" if _spread_known(record) else differs]
     if mean["difference"] < 0:
         return [f"{name} costs {_lost(found, mean)} of {subject}"]
-    return [f"{name} changes {subject} by {_signed(found, mean)}, a gain"]
+    return [f"nothing to repair here: {differs}, a gain"]
 
 
 def _effect(record: Record, step: Comparison) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.records.cell import Cell
@@ -52,6 +53,22 @@ def plot_style() -> Iterator[None]:
 
     with matplotlib.rc_context(STYLE):
         yield
+
+
+def save_figure(draw: Callable[[View], Figure], view: View, place: Path) -> Path:
+    """Draws a plot of a view and writes `<place>.png` and `<place>.svg`; gives the PNG.
+
+    Raises:
+        NothingToShow: the plot's data are not there.
+    """
+    with plot_style():
+        figure = draw(view)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out: not again for every file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(place.with_name(f"{place.name}.svg"), metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(place.with_name(f"{place.name}.png"), dpi=144, bbox_inches="tight")
+    return place.with_name(f"{place.name}.png")
 
 
 def new_figure(

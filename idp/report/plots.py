@@ -25,12 +25,13 @@ from idp.report.drawing import (
     markers_of,
     new_figure,
     pareto_front,
-    plot_style,
+    save_figure,
     say_names,
     scale_of,
     score_label,
     span_at_least,
 )
+from idp.report.frontier import frontier
 from idp.report.layer_plots import similarity_to_dense, weights_of_layers
 from idp.report.view import View
 
@@ -60,12 +61,7 @@ def draw_all(view: View, folder: Path) -> tuple[dict[str, Path], dict[str, str]]
         for suffix in (".png", ".svg"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)  # of an earlier report
         try:
-            with plot_style():
-                figure = draw(view)
-                figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # it is laid out: not again for every file
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-                figure.savefig(folder / f"{name}.png", dpi=144, bbox_inches="tight")
+            save_figure(draw, view, folder / name)
         except NothingToShow as reason:
             left_out[title] = str(reason)
             continue
@@ -360,6 +356,7 @@ def transfer_matrix(view: View) -> Figure:
 
 PLOTS: dict[str, Callable[[View], Any]] = {
     "Recovery against added parameters": recovery_and_parameters,
+    "Damage brought back against cost": frontier,
     "Accuracy against latency": accuracy_and_latency,
     "Perplexity against accuracy": perplexity_and_accuracy,
     "Accuracy against bits and sparsity": accuracy_and_size,

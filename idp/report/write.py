@@ -13,6 +13,7 @@ from idp.report.behaviours import behaviour_table
 from idp.report.costs import cost_table
 from idp.report.files import CSV, FORMATS, LATEX, MARKDOWN, PAGE, PLOTS
 from idp.report.formats import Table, comma_separated, latex, markdown
+from idp.report.frontier import frontier_table
 from idp.report.intervals import difference_table
 from idp.report.nine_tasks import score_table
 from idp.report.view import View, views
@@ -41,7 +42,9 @@ def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title:
 
 
 def _write(found: Collection, made: list[View], folder: Path, formats: Names[str], title: str) -> list[Path]:
-    tables = [(view, [score_table(view), cost_table(view), behaviour_table(view)]) for view in made]
+    tables = [
+        (view, [score_table(view), cost_table(view), behaviour_table(view), frontier_table(view)]) for view in made
+    ]
     written: list[Path] = []
     plots: dict[str, tuple[dict[str, Path], dict[str, str]]] = {}
     if "plots" in formats:
@@ -54,7 +57,7 @@ def _write(found: Collection, made: list[View], folder: Path, formats: Names[str
             plots[view.setting.id] = draw_all(view, place)
         written.append(folder / PLOTS)
     if "csv" in formats:
-        for number, (view, (scores, costs, _)) in enumerate(tables):
+        for number, (view, (scores, costs, *_)) in enumerate(tables):
             name = f"table-{number + 1}.csv" if len(tables) > 1 else CSV
             written.append(_put(folder / name, comma_separated([scores, costs, difference_table(view)])))
     if "latex" in formats:

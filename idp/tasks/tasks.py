@@ -74,10 +74,19 @@ class TaskSource:
         """How many documents are evaluated where the run evaluates `documents` of a task; None: all."""
         return min((count for count in (documents, self.at_most) if count is not None), default=None)
 
+    def counted(self, documents: int | None) -> int:
+        """How many documents those are."""
+        return min(self.wanted(documents) or self.documents, self.documents)
+
     @property
     def generates(self) -> bool:
         """Whether the model writes its answers (or else scores given ones)."""
         return self._config.get("output_type", "generate_until") == "generate_until"
+
+    @property
+    def scores_whole_texts(self) -> bool:
+        """Whether whole texts are scored, window by window (or else answers behind a context)."""
+        return self._config.get("output_type") == "loglikelihood_rolling"
 
     @property
     def longest_answer(self) -> int:

@@ -18,7 +18,7 @@ from idp.evaluate.engine import LocalEngine
 from idp.evaluate.fidelity import DIVERGENCES, FIDELITY, WINDOWS, Comparing, flips
 from idp.evaluate.measured import Fidelity, Measured
 from idp.evaluate.perplexity import window_losses
-from idp.evaluate.stage import write_task
+from idp.evaluate.written import write_task
 from idp.prompting.bank import PromptBank
 from idp.prompting.repaired import RepairedModel
 from idp.store import Store

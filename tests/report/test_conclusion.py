@@ -62,7 +62,7 @@ def test_no_damage_beyond_noise(tmp_path):
     same = {"arc_easy": hits(90, 120, 3, 5), "piqa": hits(80, 120)}
     models = {"dense": DENSE, "compressed": same}
     sentence = said(tmp_path / "damage", models, recovery="none", compressor="rtn4")
-    assert sentence.startswith("rtn4 does no damage beyond noise: -0.8 points (-")
+    assert sentence.startswith("nothing to repair here: rtn4 differs from dense by -0.8 points (-")
     assert "costs" not in sentence and "if this one is real, about " in sentence
     sentence = said(tmp_path / "repair", models | {"repaired": {**same, "piqa": hits(80, 120, 20, 0)}})
     assert (
@@ -92,7 +92,7 @@ def test_a_stand_in_is_never_called_by_the_other_s_name(tmp_path):
 def test_one_document_decides_nothing(tmp_path):
     models = {"dense": {"arc_easy": [1.0], "piqa": [1.0]}, "compressed": {"arc_easy": [0.0], "piqa": [0.0]}}
     sentence = said(tmp_path, models, recovery="none")
-    assert sentence.startswith("gptq3 does no damage beyond noise")
+    assert sentence.startswith("gptq3 differs from dense by ")
     assert "a single document of a task says nothing of noise, so nothing is decided" in sentence
 
 
