@@ -20,6 +20,7 @@ METHODS = {
     "prefix-mlp": ["recovery=prefix", "recovery.length=5", "recovery.encoder=mlp", "recovery.encoder_hidden_size=16"],
     "idp": ["recovery=idp", "recovery.lengths=[5,4]"],
     "lora": ["recovery=lora", "recovery.rank=2"],
+    "norms": ["recovery=norms"],
     "lora_idp": ["recovery=lora_idp", "recovery.lengths=[5,4]", "recovery.lora.rank=2"],
 }
 SMALL = {

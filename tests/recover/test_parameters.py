@@ -73,6 +73,7 @@ def test_small_counts_by_method(recovered):
         "prefix-mlp": (5 * width + (width * 16 + 16) + (16 + 1) * prefix // 5, prefix),
         "idp": (9 * width, 9 * width),
         "lora": (lora, lora),
+        "norms": (5 * width, 5 * width),
         "lora_idp": (lora + 9 * width, lora + 9 * width),
     }
     for method, (trainable, added) in expected.items():
