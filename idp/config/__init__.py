@@ -12,6 +12,7 @@ from idp.config.model import Model
 from idp.config.options import (
     CALIBRATION,
     DENSE,
+    GRID,
     MANY,
     SEEDS,
     TEXT,
@@ -40,6 +41,7 @@ __all__ = [
     "DENSE",
     "EAGER",
     "GRAPH",
+    "GRID",
     "MANY",
     "SEEDS",
     "TEXT",

@@ -18,8 +18,14 @@ TOKENS = torch.tensor([[3, 4, 5, 6, 90, 17, 40, 41], [9, 8, 7, 6, 5, 4, 3, 2]])
 # Of two layers: weights of norms, and biases of linear layers and norms, in numbers of hidden size 64 where not said.
 COUNTS = {
     "llama": ((2 * 2 + 1) * 64, 0),
-    "opt": ((2 * 2 + 1) * 64, 2 * (4 * 64 + 128 + 64 + 2 * 64) + 64),  # q, k, v, out, fc1 (128), fc2, two norms; the last
-    "gpt2": ((2 * 2 + 1) * 64, 2 * (3 * 64 + 64 + 4 * 64 + 64 + 2 * 64) + 64),  # c_attn, c_proj, c_fc, c_proj, two norms
+    "opt": (
+        (2 * 2 + 1) * 64,
+        2 * (4 * 64 + 128 + 64 + 2 * 64) + 64,
+    ),  # q, k, v, out, fc1 (128), fc2, two norms; the last
+    "gpt2": (
+        (2 * 2 + 1) * 64,
+        2 * (3 * 64 + 64 + 4 * 64 + 64 + 2 * 64) + 64,
+    ),  # c_attn, c_proj, c_fc, c_proj, two norms
     "qwen2": ((2 * 2 + 1) * 64, 2 * (64 + 32 + 32)),  # queries, and keys and values of half the heads
     "qwen3": ((2 * 2 + 1) * 64 + 2 * 2 * 16, 0),  # queries and keys are normalised head by head
     "gemma2": ((2 * 4 + 1) * 64, 0),
@@ -65,14 +71,18 @@ def test_what_is_tied_counts_once_and_the_head_s_bias_is_not_among_them():
 
 def test_a_model_that_has_none_is_refused(compose):
     biases = compose("recovery=norms", "recovery.train=biases").recovery
-    with pytest.raises(UserError, match=r"^recovery.train=biases: LlamaForCausalLM has no biases .*; use recovery.train=norms$"):
+    with pytest.raises(
+        UserError, match=r"^recovery.train=biases: LlamaForCausalLM has no biases .*; use recovery.train=norms$"
+    ):
         biases.check_model(empty("llama"))
     biases.check_model(empty("opt"))
     bare = empty("llama")
     for module in bare.model.modules():
         if is_norm(module):
             module.register_parameter("weight", None)
-    with pytest.raises(UserError, match=r"recovery.train=both: .* no weights of norms and no biases; use another recovery$"):
+    with pytest.raises(
+        UserError, match=r"recovery.train=both: .* no weights of norms and no biases; use another recovery$"
+    ):
         compose("recovery=norms").recovery.check_model(bare)
 
 
@@ -109,7 +119,10 @@ def test_the_gradient_is_the_plain_one_with_checkpointing_too(family, open_tiny,
 
 def test_it_is_trained_alone_and_put_back(recovered):
     config, dense, repair = recovered(
-        "norms", "recovery.training.steps=30", "recovery.training.learning_rate=0.01", "recovery.training.checkpointing=true"
+        "norms",
+        "recovery.training.steps=30",
+        "recovery.training.learning_rate=0.01",
+        "recovery.training.checkpointing=true",
     )
     about, [history] = repair.read("repair.json"), repair.read("history.json").values()
     assert about == {"kind": "norms", "added": 320, "trainable": 320, "bytes": 4 * 320}
