@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from idp.store import Product
+
+GRIDS = "grids.safetensors"  # in a product's folder
+
 
 def freeze(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Makes each quantised layer a plain one whose weight is what its forward pass used.
@@ -36,6 +40,14 @@ def freeze(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return grids
+
+
+def stored_grids(compressed: Product) -> dict[str, torch.Tensor] | None:
+    """What `freeze` gave of a product of the compress stage; None where its weights lie on no grid that is known."""
+    from safetensors.torch import load_file
+
+    file = compressed.path / GRIDS
+    return load_file(file) if file.is_file() else None
 
 
 def _strip(module: torch.nn.Module) -> None:

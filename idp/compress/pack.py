@@ -6,6 +6,7 @@ compared with them bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "pack-quantized"
 CHUNK = 1 << 22  # weights whose codes are looked for at a time
+MOST = 256  # beyond any code less any zero point of 8 bits
 
 
 def packed_state(
@@ -107,7 +109,7 @@ def _check_bits(weight: torch.Tensor, tensors: dict[str, torch.Tensor], bits: in
         raise ValueError("a weight that its packed form does not hold to the last bit")
 
 
-def packed_layers(grids: dict[str, torch.Tensor]) -> list[str]:
+def packed_layers(grids: Mapping[str, torch.Tensor]) -> list[str]:
     """The names of the layers that have a grid."""
     return [name.removesuffix(".scale") for name in grids if name.endswith(".scale")]
 
@@ -136,10 +138,10 @@ def pack(
     lowest, words = -(1 << (bits - 1)), []
     rows = max(1, CHUNK // weight.shape[1])  # at a time: what is computed on the way is many times what comes out
     for part in (slice(start, start + rows) for start in range(0, weight.shape[0], rows)):
-        codes = _codes(weight[part], scale[part], zero_point[part])
+        codes = steps(weight[part], scale[part]).unflatten(1, (scale.shape[1], -1)) + zero_point[part, :, None]
         if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
             raise ValueError(f"a weight off its grid of {bits} bits")
-        words.append(pack_to_int32(codes, bits))
+        words.append(pack_to_int32(codes.flatten(1).to(torch.int8), bits))
     tensors = {WORDS: torch.cat(words), SCALE: scale.contiguous(), SHAPE: torch.tensor(weight.shape)}
     if not symmetric:
         tensors[ZERO_POINT] = pack_to_int32(zero_point.to(torch.int8), bits, packed_dim=0).contiguous()
@@ -206,8 +208,12 @@ def quantization_config(
     )
 
 
-def _codes(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
-    """The codes that make `weight` exactly, [rows, columns] int8.
+def steps(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The whole numbers, code less zero point, that times their scale make `weight` exactly, [rows, columns] int16.
+
+    Args:
+        weight: [rows, columns].
+        scale: [rows, groups], in the weight's dtype; groups are equal runs of columns.
 
     Raises:
         ValueError: there are none.
@@ -216,19 +222,18 @@ def _codes(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) 
 
     wide = torch.promote_types(weight.dtype, torch.float32)  # a quotient is a code within a few units in its last place
     grouped = weight.unflatten(1, (scale.shape[1], -1))
-    scale, zero_point = scale[..., None], zero_point[..., None]
-    steps = (grouped.to(wide) / scale.to(wide)).round_().nan_to_num_(nan=0.0)  # 0 / 0: a group of zeros
-    nearest = steps.add_(zero_point.to(wide)).clamp_(-128, 127)
-    codes = nearest.to(torch.int8)
+    scale = scale[..., None]
+    nearest = (grouped.to(wide) / scale.to(wide)).round_().nan_to_num_(nan=0.0)  # 0 / 0: a group of zeros
+    nearest = nearest.clamp_(-MOST, MOST)
+    found = nearest.to(torch.int16)
     unexplained = torch.ones_like(grouped, dtype=torch.bool)
     # An 8-bit code times a scale, rounded to bfloat16, may lie nearer to the next code.
     for aside in (0, 1, -1):
-        tried = (nearest + aside).clamp_(-128, 127)
+        tried = nearest + aside
         # As compressed-tensors will compute it: in the weight's dtype, not in one that hides rounding.
-        made = (tried.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
-        right = unexplained & (made == grouped)
-        codes = torch.where(right, tried.to(torch.int8), codes)
+        right = unexplained & (tried.to(scale.dtype) * scale == grouped)
+        found = torch.where(right, tried.to(torch.int16), found)
         unexplained &= ~right
         if not bool(unexplained.any()):
-            return codes.flatten(1)
+            return found.flatten(1)
     raise ValueError("a weight off its grid")

@@ -16,7 +16,7 @@ from idp import models, registry
 from idp.beginning import Beginning, begun
 from idp.compress import kept, recipe, sizes
 from idp.compress.context import CompressionContext
-from idp.compress.freeze import freeze
+from idp.compress.freeze import GRIDS, freeze
 from idp.compress.measure import check_claims, measure_weights
 from idp.compress.saved import measure_saved
 from idp.compress.terminal import quiet
@@ -311,9 +311,9 @@ def _apply(
         oneshot.release(model)
         gc.collect()  # calibration activations hang on circles of references
     loaded.tokenizer.save_pretrained(folder / "model")
-    for name, tensors in (("grids", grids), ("scales", context.scales)):
+    for name, tensors in ((GRIDS, grids), ("scales.safetensors", context.scales)):
         if tensors:
-            save_file({key: each.clone().contiguous() for key, each in tensors.items()}, folder / f"{name}.safetensors")
+            save_file({key: each.clone().contiguous() for key, each in tensors.items()}, folder / name)
     return context.scales, Singular.of(context, captured), stored
 
 

@@ -12,6 +12,7 @@ from idp.config.model import Model
 from idp.config.options import (
     CALIBRATION,
     DENSE,
+    GRID,
     MANY,
     SEEDS,
     TEXT,
@@ -42,6 +43,7 @@ __all__ = [
     "DENSE_STATES",
     "EAGER",
     "GRAPH",
+    "GRID",
     "MANY",
     "OWN_STATES",
     "SEEDS",

@@ -51,6 +51,9 @@ class Recovery:
         """
         return [f"prompt {number}" for number in range(len(lengths))], False
 
+    # Bytes for each of the model's weights that its training holds beside the model itself.
+    held: ClassVar[float] = 0.0
+
     # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
     # is not there yet.
     awaits: ClassVar[str] = ""
@@ -67,7 +70,7 @@ class Recovery:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads to make its repair, of TEXT, CALIBRATION, DENSE and WEIGHTS; its `context` has only that.
+        """What it reads to make its repair, of TEXT, CALIBRATION, DENSE, WEIGHTS and GRID; its `context` has only that.
 
         What it reads is checked beforehand, kept apart from what is evaluated, and part of the repair's key.
         """
@@ -174,7 +177,7 @@ class Recovery:
 
     def numbers(self, empty: Any) -> int:
         """How many numbers its repair adds to a model, an `idp.models.LoadedModel` without weights, that which is made
-        beneath it not counted; 0 where that is not known beforehand."""
+        beneath it not counted; 0 where that is not known beforehand. One that needs GRID finds it in `empty.grid`."""
         return 0
 
     def check(self, place: str = "recovery") -> None:

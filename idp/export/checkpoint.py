@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import models
+from idp.compress import freeze
 from idp.compress.sizes import claims_of
 from idp.compress.terminal import quiet
 from idp.config import WEIGHTS
@@ -73,6 +74,7 @@ def _write(run: Run, folder: Path, options: ExportOptions) -> float:
     """Everything of an export; the largest difference of a logit after loading it again."""
     with quiet():
         loaded = models.open_model(models.model_folder(run.compressed), run.model)
+        loaded = repair.put_within(run, loaded)
         expected = logits_of(loaded.model, loaded.tokenizer)
         packed = _save_model(run, loaded, folder)
         beside = repair.save(run, loaded, folder, options.called)
@@ -103,17 +105,15 @@ def _made_by(run: Run) -> str:
 
 def _save_model(run: Run, loaded: models.LoadedModel, folder: Path) -> bool:
     """The checkpoint and its tokenizer; whether it is packed."""
-    from safetensors.torch import load_file
-
     from idp.compress import experts, pack
 
     loaded.tokenizer.save_pretrained(folder)
     like = None if WEIGHTS in run.compressor.needs else run.dense_folder  # whose generation settings are kept
-    grids_file = run.compressed.path / "grids.safetensors"
-    if not grids_file.is_file():
+    grids = freeze.stored_grids(run.compressed)
+    if grids is None:
         weights.save(loaded.model, folder, like)
         return False
-    grids, made = load_file(grids_file), claims_of(run.compressed.manifest["config"])
+    grids, made = repair.put_in_grids(run, grids), claims_of(run.compressed.manifest["config"])
     assert made.bits is not None  # grids are of what was quantised
     places = experts.places(loaded.model)
     state = pack.packed_state(loaded.model, grids, bits=made.bits, symmetric=made.symmetric, places=places)

@@ -14,6 +14,7 @@ from idp.errors import UserError, out_of_memory_is_explained
 from idp.evaluate.room import FEWEST
 from idp.export.checkpoint import PROVENANCE
 from idp.export.repair import PROMPTS, weight_side
+from idp.recover.weight_side import SCALES
 from idp.registry import restore
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ class Exported:
 
     @property
     def variants(self) -> list[str]:
-        """The models that it holds: its own, called dense where nothing was compressed, and the repaired one."""
+        """The models that it holds: its own, called dense where nothing was compressed, and the repaired one.
+
+        Its own is the repaired one where the repair is in its scales.
+        """
+        if SCALES in self.about["repair"]:
+            return ["repaired"]
         base = "dense" if self.about["compressor"] == "none" else "compressed"
         return [base, *(["repaired"] if self.about["repair"] else [])]
 

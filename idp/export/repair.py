@@ -4,6 +4,8 @@ lora/       low-rank updates, in PEFT's format
 prompts/    prompts, each in PEFT's format, and what chose among them
 values/     new values of the checkpoint's own parameters
 own/        what the repair's kind writes, which says how it is loaded
+
+New scales of quantised weights are in the checkpoint itself, which is then the repaired model.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ from idp.models import LoadedModel
 from idp.models.weight_files import WeightFiles
 from idp.prompting.bank import PromptBank
 from idp.prompting.states import embedded, flatten, run_prompt
-from idp.recover import values
+from idp.recover import rescaling, values
 from idp.recover.context import OWN
 from idp.recover.selection import DESCRIPTION, STATE
-from idp.recover.weight_side import VALUES, WeightSide, maker
+from idp.recover.weight_side import SCALES, VALUES, WeightSide, maker
 from idp.store import Product, write_json
 
 if TYPE_CHECKING:
     import torch
 
 PROMPTS, LORA = "prompts", "lora"
-PARTS = (LORA, PROMPTS, VALUES, OWN)
+PARTS = (LORA, PROMPTS, VALUES, OWN, SCALES)
 
 
 def check(run: Run) -> None:
@@ -44,6 +46,22 @@ def check(run: Run) -> None:
     if side is not None and side.own is not None:
         with tempfile.TemporaryDirectory() as folder:
             maker(side.kind, "export").export(side.own, Path(folder))
+
+
+def put_within(run: Run, loaded: LoadedModel) -> LoadedModel:
+    """The compressed model as it is exported: with the repair's scales, where it has new ones."""
+    scales = _scales(run)
+    return rescaling.attach(loaded, scales) if scales is not None else loaded
+
+
+def put_in_grids(run: Run, grids: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The grids on which its weights then lie."""
+    scales = _scales(run)
+    return rescaling.in_grids(grids, scales) if scales is not None else grids
+
+
+def _scales(run: Run) -> Path | None:
+    return WeightSide.of(run.repair.path).scales if run.repair is not None else None
 
 
 def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, str]:
@@ -63,6 +81,10 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
     if run.repair is None:
         return made
     side = WeightSide.of(run.repair.path)
+    if side.scales is not None:
+        made[SCALES] = (
+            "The scales of its quantised weights are the repaired ones: the checkpoint is the repaired model."
+        )
     if side.values is not None:
         made[VALUES] = _save_values(side.kind, side.values, folder)
     if side.adapter is not None:

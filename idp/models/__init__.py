@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from idp import beginning, fetched, hub
-from idp.config import Model
+from idp.config import Claims, Model
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
@@ -51,11 +51,13 @@ class LoadedModel:
     """A causal language model in memory, frozen, with its tokenizer.
 
     `bos` are the tokens that a text begins with, as `model.bos` says; left out, those that the tokenizer puts there.
+    `grid` is what is claimed of the grid of its quantised weights, where that was asked for.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     bos: tuple[int, ...] = cast("tuple[int, ...]", None)  # left out: set below
+    grid: Claims | None = None
 
     def __post_init__(self) -> None:
         if self.bos is None:

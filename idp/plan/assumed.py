@@ -183,7 +183,7 @@ def stored(config: Config, model: Assumed) -> dict[str, float]:
             plain = len(step.works) < 2 and not (step.identity and "external" in step.identity.config)
             size = 0.0 if plain else compressed_bytes(config.compressor, model.parameters, BITS // 8, empty)
         elif step.recovery is not None:
-            size = repair_bytes(step.recovery, empty)
+            size = repair_bytes(step.recovery, config.compressor, empty)
         elif step.stage == "reference":
             size = _positions(config) * KEPT_POSITION
         else:

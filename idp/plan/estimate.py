@@ -174,7 +174,7 @@ def training_bytes(recovery: Recovery, size: Size) -> float:
         layers = 1 if training.checkpointing else shape.num_hidden_layers
         kept = tokens * layers * (hidden * shape.hidden_size + wide * inner) * size.itemsize
         models_held = 1 + (DENSE in of.needs)
-        most = max(most, models_held * size.bytes + kept)
+        most = max(most, models_held * size.bytes + kept + of.held * size.parameters)
     return most
 
 
@@ -189,7 +189,7 @@ def disk_of(step: Step, config: Config, size: Size, empty: models.LoadedModel) -
         plain = len(step.works) < 2 and "external" not in step.identity.config
         return SMALL_BYTES if plain else compressed_bytes(config.compressor, size.parameters, size.itemsize, empty)
     if step.recovery is not None:
-        return SMALL_BYTES + repair_bytes(step.recovery, empty)
+        return SMALL_BYTES + repair_bytes(step.recovery, config.compressor, empty)
     if step.stage == "reference":
         return _positions(step, config) * KEPT_POSITION
     if step.stage == "measure" and step.documents:

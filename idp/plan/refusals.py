@@ -6,12 +6,13 @@ from typing import Any
 
 from idp import fetched, models
 from idp.compress import stage as compressing
-from idp.config import GRAPH, Config
+from idp.config import GRAPH, GRID, Config
 from idp.errors import UserError
 from idp.evaluate import guard, trial
 from idp.models import LoadedModel
 from idp.plan.inputs import ResolvedInputs, Shape
 from idp.recover import stage as recovering
+from idp.recover.identity import needs
 from idp.store import Store
 
 
@@ -34,6 +35,7 @@ def refuse(config: Config, inputs: ResolvedInputs, shape: Shape, store: Store) -
     if inputs.external is None:  # else it is asked once they are measured
         claims = config.compressor.claims(resolved)
         config.recovery.check_weights(claims.sparsity, claims.bits)
+    check_grid(config, resolved)
     recovering.check_given(inputs.given, config.model, dense, empty, config.recovery)
     check_perplexity(config, empty, inputs)
     check_latency(config, empty)
@@ -77,6 +79,15 @@ def _is_here(config: Config, source: models.ModelSource, store: Store) -> bool:
     if source.kind != "hub":
         return True
     return fetched.downloaded(config.compressor.origin, source.identity["commit"], store, pickles=False) is not None
+
+
+def check_grid(config: Config, resolved: Any) -> None:
+    """A recovery that changes the grid of quantised weights must find one."""
+    if GRID in needs(config.recovery) and config.compressor.claims(resolved).bits is None:
+        raise UserError(
+            f"recovery={config.recovery.kind} changes the grid of quantised weights, and compressor="
+            f"{config.compressor.label} leaves none that is known here; quantise here, such as with compressor=gptq4"
+        )
 
 
 def check_perplexity(config: Config, empty: LoadedModel, inputs: ResolvedInputs) -> None:

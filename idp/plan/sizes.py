@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from idp.config import Compressor, Recovery
+from idp.config import GRID, Compressor, Recovery
 
 if TYPE_CHECKING:
     from idp.models import LoadedModel
@@ -38,10 +39,18 @@ def compressed_bytes(compressor: Compressor, parameters: float, itemsize: int, e
     return packed + (parameters - sum(layer.weight.numel() for layer in layers.values())) * itemsize
 
 
-def repair_bytes(recovery: Recovery, empty: LoadedModel | None) -> float:
-    """Bytes of a repair, with what is made beneath it: prompts as embeddings, prefixes as keys and values, adapters."""
+def repair_bytes(recovery: Recovery, compressor: Compressor, empty: LoadedModel | None) -> float:
+    """Bytes of a repair, with what is made beneath it: prompts as embeddings, prefixes as keys and values, adapters.
+
+    Args:
+        recovery: what makes it.
+        compressor: what has compressed the model.
+        empty: the model's layers; None where they are not known.
+    """
     numbers, part = 0, recovery if empty is not None else None
-    while part is not None:
+    while part is not None and empty is not None:
+        if GRID in part.needs and empty.grid is None:
+            empty = replace(empty, grid=compressor.claims(compressor.resolve(empty.model)))
         numbers += part.numbers(empty)
         part = part.beneath
     return float(numbers * FLOAT)

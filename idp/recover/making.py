@@ -3,6 +3,7 @@
 bank/            its prompts (`idp.prompting.bank`)
 adapter/         low-rank updates of layers, in PEFT's format
 values/          new values of the model's parameters
+scales/          new scales of its quantised weights
 own/             what its kind has saved itself
 repair.json      its kind, and how many numbers and bytes it has
 history.json     the curves of its trainings
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.beginning import Beginning
+from idp.compress import freeze
 from idp.compress.sizes import SCALE_BITS, claims_of
-from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS
+from idp.config import CALIBRATION, DENSE, GRID, TEXT, WEIGHTS
 from idp.memory import release
 from idp.prompting import storage
 from idp.recover import search, weight_side
@@ -29,7 +31,7 @@ from idp.recover.context import CalibrationText, RepairContext, RepairResult
 from idp.recover.identity import Basis
 from idp.recover.teacher import open_teacher
 from idp.recover.training import History, Report, report_rows
-from idp.recover.weight_side import FOLDERS, WeightSide
+from idp.recover.weight_side import COUNTED, WeightSide
 from idp.store import CHECKPOINT, MANIFEST, Product, write_json
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def _check_weights(recovery: schema.Recovery, compressed: Product) -> None:
 def tensor_bytes(folder: Path) -> int:
     """Bytes of a repair's tensors: its prompts' and its weight side's, not the centres, which only some selectors
     read."""
-    places = [*folder.glob("bank/prompt_*"), *(folder / name for name in FOLDERS)]
+    places = [*folder.glob("bank/prompt_*"), *(folder / name for name in COUNTED)]
     return sum(storage.tensor_bytes(place) for place in places)
 
 
@@ -134,6 +136,8 @@ def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext
         context.calibration = sources.calibration.read_by(recovery).blocks(context.loaded)
     if DENSE in recovery.needs:
         context.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
+    if GRID in recovery.needs:
+        context.grids = freeze.stored_grids(sources.compressed)
     if (trained := recovery.trained) is not None:
         if context.loaded.device.type == "cpu":
             models.keep_freed_memory()

@@ -1,4 +1,4 @@
-"""The weight side of a stored repair: what it has of low-rank updates, of new values, and of its kind's own files."""
+"""The weight side of a stored repair: its low-rank updates, new values, new scales, and what its kind has saved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from idp import registry
 from idp.config import Recovery
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.recover import lora, values
+from idp.recover import lora, rescaling, values
 from idp.recover.context import OWN, RepairResult
 
 log = logging.getLogger(__name__)
 
-ADAPTER, VALUES = "adapter", "values"
-FOLDERS = (ADAPTER, VALUES, OWN)
+ADAPTER, VALUES, SCALES = "adapter", "values", "scales"
+FOLDERS = (ADAPTER, VALUES, OWN, SCALES)
+COUNTED = (ADAPTER, VALUES, OWN, f"{SCALES}/{rescaling.AFTER}")  # whose tensors are the repair
 DESCRIPTION = "repair.json"
 
 
@@ -29,6 +30,7 @@ class WeightSide:
     adapter: Path | None = None
     values: Path | None = None
     own: Path | None = None
+    scales: Path | None = None
 
     @classmethod
     def of(cls, repair: Path) -> WeightSide:
@@ -39,7 +41,7 @@ class WeightSide:
     @property
     def parts(self) -> list[Path]:
         """The folders that are there."""
-        return [folder for folder in (self.adapter, self.values, self.own) if folder is not None]
+        return [folder for folder in (self.adapter, self.values, self.own, self.scales) if folder is not None]
 
     def attach(self, loaded: LoadedModel) -> LoadedModel:
         """The model with it on, frozen; unchanged where there is none.
@@ -49,6 +51,8 @@ class WeightSide:
         """
         if self.values is not None:  # first: an adapter changes the names of what it goes on
             loaded = values.attach(loaded, self.values)
+        if self.scales is not None:
+            loaded = rescaling.attach(loaded, self.scales)
         if self.adapter is not None:
             loaded = lora.attach(loaded, self.adapter)
         if self.own is not None:
@@ -95,3 +99,5 @@ def save(made: RepairResult, loaded: LoadedModel, folder: Path) -> None:
         lora.save(loaded, made.low_rank, folder / ADAPTER)
     if made.values:
         values.save(made.values, folder / VALUES)
+    if made.scales:
+        rescaling.save(made.scales, folder / SCALES)

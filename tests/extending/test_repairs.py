@@ -56,7 +56,7 @@ def made(outside, compose, bridges, tmp_path):
         from idp.compress import stage as compressing
         from idp.corpora.corpus import named_corpus
 
-        config = compose(*outside("low_rank", "norms"), *TINY, *bridges, *overrides)
+        config = compose(*outside("low_rank", "bitfit"), *TINY, *bridges, *overrides)
         root = Store(tmp_path / store)
         dense = models.load(config.model, models.find_model(config.model), root)
         empty = models.open_empty(models.model_folder(dense), config.model)
@@ -151,31 +151,31 @@ def test_what_it_does_not_say_that_it_needs_is_not_there(made, monkeypatch):
         made("recovery=low_rank", "recovery.rank=2")
 
 
-# Norms and biases
+# New values of parameters
 
 
-def test_norms_are_trained_resumed_and_put_back(made):
+def test_values_are_trained_resumed_and_put_back(made):
     """Killed again and again it ends as undisturbed; the model with the trained values in it is the repaired one."""
-    whole = made("recovery=norms", *SHORT)
+    whole = made("recovery=bitfit", *SHORT)
     kills, found = 0, None
     while found is None:
         seen = []
 
         def report(row, seen=seen, last=3 * kills + 3):
-            assert any(name.startswith("norms/") for name in row)
+            assert any(name.startswith("bitfit/") for name in row)
             seen.append(row)
             if len(seen) == last:
                 raise Killed
 
         try:
-            found = made("recovery=norms", *SHORT, report=report, store="killed")
+            found = made("recovery=bitfit", *SHORT, report=report, store="killed")
         except Killed:
             kills += 1
     assert kills > 1
     values = load_file(whole.repair.path / "values" / "values.safetensors")
     other = load_file(found.repair.path / "values" / "values.safetensors")
     assert values.keys() == other.keys() and all(torch.equal(values[name], other[name]) for name in values)
-    history, again = (each.repair.read("history.json")["norms"] for each in (whole, found))
+    history, again = (each.repair.read("history.json")["bitfit"] for each in (whole, found))
     assert history["best_loss"] < history["heldout"][0]["loss"] and history == again
 
     plain = models.open_model(models.model_folder(whole.compressed), whole.config.model).model
@@ -191,18 +191,18 @@ def test_norms_are_trained_resumed_and_put_back(made):
         variants = opening.open_variants(
             whole.config.model, whole.compressed, whole.repair, whole.config.recovery, merged=True
         )
-        assert set(variants) == {"compressed", "norms"}
-        for name in ("compressed", "norms", "compressed", "norms"):
+        assert set(variants) == {"compressed", "bitfit"}
+        for name in ("compressed", "bitfit", "compressed", "bitfit"):
             assert torch.equal(variants.ready(name).model(tokens).logits, before if name == "compressed" else expected)
 
 
-def test_norms_from_end_to_end(outside, run_here, bridges, tmp_path):
+def test_values_from_end_to_end(outside, run_here, bridges, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    record = run_here(*outside("norms"), *TINY, *bridges, "recovery=norms", *SHORT)
+    record = run_here(*outside("bitfit"), *TINY, *bridges, "recovery=bitfit", *SHORT)
     about = record["idp"]
     assert about["parameters"]["added"] == about["parameters"]["trainable"] == 5 * 64  # two layers of two, and the last
-    assert about["repair_bytes"] == 4 * 5 * 64 and about["repair"]["adapter"] and list(about["training"]) == ["norms"]
+    assert about["repair_bytes"] == 4 * 5 * 64 and about["repair"]["adapter"] and list(about["training"]) == ["bitfit"]
     opened = idp.load(folder_of(record, tmp_path))
     found = exported(folder_of(record, tmp_path), tmp_path / "out")
     assert opened.generate(TEXT, 2) and found.perplexity(TEXT) == pytest.approx(opened.perplexity(TEXT), rel=1e-5)
@@ -218,11 +218,11 @@ def test_norms_from_end_to_end(outside, run_here, bridges, tmp_path):
 
 def test_values_that_a_checkpoint_packs_are_not_exported_with_it(outside, run_here, bridges, tmp_path, elsewhere):
     """A kind that changes a matrix, which gptq3 leaves packed: refused by name, and nothing is written."""
-    words = outside("norms")
-    file = elsewhere / "norms.py"
+    words = outside("bitfit")
+    file = elsewhere / "bitfit.py"
     file.write_text(file.read_text().replace("if parameter.dim() == 1", 'if name.endswith("q_proj.weight")'))
-    record = run_here(*words, *TINY, *bridges, "compressor=gptq4", "recovery=norms", *SHORT)
-    with pytest.raises(UserError, match=r"recovery=norms cannot be exported .*: it changes model.layers.0"):
+    record = run_here(*words, *TINY, *bridges, "compressor=gptq4", "recovery=bitfit", *SHORT)
+    with pytest.raises(UserError, match=r"recovery=bitfit cannot be exported .*: it changes model.layers.0"):
         exported(folder_of(record, tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists() and idp.load(folder_of(record, tmp_path)).generate(TEXT, 2)
 
@@ -292,12 +292,12 @@ def test_a_repair_in_a_form_of_its_own(outside, elsewhere, run_here, bridges, tm
 
 def test_a_form_that_nobody_here_knows_is_refused(outside, elsewhere, made, monkeypatch):
     """A repair that only its kind can put on, without that kind: never the model without its repair."""
-    found = made("recovery=norms", *SHORT)
+    found = made("recovery=bitfit", *SHORT)
     copy = found.repair.path / "own"
     copy.mkdir()
     monkeypatch.setattr(plugins, "_LOADED", {})
     registry.forget()
-    with pytest.raises(UserError, match=r"made by recovery=norms, .* name the module that has it with plugins=\["):
+    with pytest.raises(UserError, match=r"made by recovery=bitfit, .* name the module that has it with plugins=\["):
         opening.open_repaired(found.config.model, found.compressed, found.repair, None)
     copy.rmdir()
     assert opening.open_repaired(found.config.model, found.compressed, found.repair, None)  # values need no kind
@@ -307,7 +307,7 @@ def test_what_is_written_into_the_model_is_no_repair(made):
     """Latency takes a repair off again, so one that overwrites weights is refused."""
     from idp.prompting.variants import Attached
 
-    found = made("recovery=norms", *SHORT)
+    found = made("recovery=bitfit", *SHORT)
     model = models.open_model(models.model_folder(found.compressed), found.config.model).model
     with pytest.raises(ValueError, match="put others in their place"), Attached(model), torch.no_grad():
         model.model.norm.weight.mul_(2)

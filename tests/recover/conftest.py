@@ -24,6 +24,7 @@ METHODS = {
     "idp": ["recovery=idp", "recovery.lengths=[5,4]"],
     "lora": ["recovery=lora", "recovery.rank=2"],
     "masked_lora": ["recovery=masked_lora", "recovery.rank=2"],
+    "norms": ["recovery=norms"],
     "lora_idp": ["recovery=lora_idp", "recovery.lengths=[5,4]", "recovery.lora.rank=2"],
 }
 UNTRAINED = ("hard_prompt", "intactkv")

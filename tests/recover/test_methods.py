@@ -88,7 +88,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_best(method, recovered, m
 
 @pytest.mark.parametrize("method", METHODS)
 def test_more_prompt_than_the_window_is_refused(method, small, text, tmp_path):
-    long = dict.fromkeys(("lora", "masked_lora"), "recovery.training.sequence_length=3000")
+    long = dict.fromkeys(("lora", "masked_lora", "norms"), "recovery.training.sequence_length=3000")
     lengths = "recovery.lengths=[2100]" if "idp" in method else long.get(method, "recovery.length=2100")
     config = small(method, lengths)
     dense = models.load(config.model, models.find_model(config.model), Store(tmp_path))

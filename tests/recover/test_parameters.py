@@ -75,6 +75,7 @@ def test_small_counts_by_method(recovered):
         "idp": (9 * width, 9 * width),
         "lora": (lora, lora),
         "masked_lora": (every, every),
+        "norms": (5 * width, 5 * width),
         "lora_idp": (lora + 9 * width, lora + 9 * width),
     }
     for method, (trainable, added) in expected.items():

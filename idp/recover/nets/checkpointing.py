@@ -107,8 +107,10 @@ def _copy(cache: Cache) -> Cache:
 
 
 def _as_now(layer: nn.Module, config: PretrainedConfig) -> contextlib.AbstractContextManager[None]:
-    """A block in which a layer computes as it would now: with this attention, these replaced parts, these draws."""
+    """A block in which a layer computes as it would now: with this attention, these parameters and replaced parts,
+    these draws."""
     attention = config._attn_implementation
+    parameters = [(module._parameters, dict(module._parameters)) for module in layer.modules()]
     replaced = {module: module.__dict__.get("forward") for module in layer.modules() if module is not layer}
     states = _generators(layer) if layer.training else {}
 
@@ -116,6 +118,7 @@ def _as_now(layer: nn.Module, config: PretrainedConfig) -> contextlib.AbstractCo
     def as_now() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_attending(config, attention))
+            stack.enter_context(_with_parameters(parameters))
             stack.enter_context(_with_forwards(replaced))
             for device, state in states.items():
                 stack.enter_context(_drawing(device, state))
@@ -132,6 +135,20 @@ def _attending(config: PretrainedConfig, implementation: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@contextlib.contextmanager
+def _with_parameters(wanted: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[None]:
+    """Modules with the parameters that they are to have: trained values are in their place during a pass only."""
+    other = [(held, then) for held, then in wanted if any(held[name] is not value for name, value in then.items())]
+    before = [(held, dict(held)) for held, _ in other]
+    try:
+        for held, then in other:
+            held.update(then)
+        yield
+    finally:
+        for held, was in before:
+            held.update(was)
 
 
 @contextlib.contextmanager

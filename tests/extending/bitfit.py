@@ -1,4 +1,4 @@
-"""Norms and biases alone are trained (BitFit, Ben Zaken et al., 2106.10199); matrices stay as they were compressed."""
+"""Every vector is trained, norms and biases (BitFit, Ben Zaken et al., 2106.10199); matrices stay compressed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from idp.recover.values import train_values
 
 
 @dataclass
-class Norms(config.Trained):
-    part: ClassVar[str] = "norms"
+class BitFit(config.Trained):
+    part: ClassVar[str] = "bitfit"
     adapts: ClassVar[bool] = True
 
     def make(self, context: RepairContext) -> RepairResult:
         names = self._names(context.loaded)
-        values, history = train_values(context.named("norms", "norms and biases"), names, self.training)
-        return RepairResult(values=values, trainable=self.numbers(context.loaded), histories={"norms": history})
+        values, history = train_values(context.named("bitfit", "norms and biases"), names, self.training)
+        return RepairResult(values=values, trainable=self.numbers(context.loaded), histories={"bitfit": history})
 
     def numbers(self, empty: LoadedModel) -> int:
         return sum(empty.model.get_parameter(name).numel() for name in self._names(empty))
