@@ -97,8 +97,6 @@ class Prefixes:
         Raises:
             UserError: prompts of several lengths, or a model whose cache holds something else than keys and values.
         """
-        import torch
-
         check_mixable(self.own_lengths.tolist())
         if self.cached is not None:
             raise UserError(
@@ -106,11 +104,7 @@ class Prefixes:
                 " attends to, whose mean is not theirs; use recovery.selector.temperature=null"
             )
 
-        def mean(tensor: torch.Tensor) -> torch.Tensor:
-            mixed = weights.to(tensor.device, torch.float32) @ tensor.float().flatten(1)
-            return mixed.to(tensor.dtype).view(len(weights), *tensor.shape[1:])
-
-        return self._changed(mean, self.lengths[:1].expand(len(weights)))
+        return self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
 
     def emptied(self) -> Prefixes:
         """As many prefixes of no tokens at all."""
@@ -267,12 +261,17 @@ def behind(
     The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`. The BOS of `beginning`
     stands before the prompt, or before each row, which `input_ids` then begin with.
     """
+    batch, ahead = begun(batch, beginning.ahead_of_text), beginning.ahead_of_prompt
+    switch, length = switch_of(model.config), len(ahead) + len(prompt)
+    made = states(model, kind, prompt, ahead, None if switch is None else length + batch.shape[1] > switch)
+    return behind_states(model, made, batch)
+
+
+def behind_states(model: PreTrainedModel, made: Layers, batch: torch.Tensor) -> dict[str, Any]:
+    """What the model is called with for a batch, [rows, tokens], behind keys and values [1 or rows, kv_heads, n, dim]."""
     import torch
 
-    batch, ahead = begun(batch, beginning.ahead_of_text), beginning.ahead_of_prompt
-    (rows, width), length, device = batch.shape, len(ahead) + len(prompt), batch.device
-    switch = switch_of(model.config)
-    made = states(model, kind, prompt, ahead, None if switch is None else length + width > switch)
+    (rows, width), length, device = batch.shape, made[0][0].shape[2], batch.device
     shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in made]
     positions = torch.arange(length + width, device=device)[None]
     visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
@@ -283,6 +282,12 @@ def behind(
         "past_key_values": cache_of(shared),
         "use_cache": True,
     }
+
+
+def weighted(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """For each row of `weights` [rows, m] the weighted mean of what `tensor` [m, ...] holds of m prompts, [rows, ...]."""
+    mixed = weights.to(tensor.device).float() @ tensor.float().flatten(1)
+    return mixed.to(tensor.dtype).view(len(weights), *tensor.shape[1:])
 
 
 def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
