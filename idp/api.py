@@ -159,7 +159,7 @@ class LanguageModel:
 
     @out_of_memory_is_explained("generate")
     def choose(self, texts: Sequence[str]) -> list[str | None]:
-        """The name of the prompt that each text is given, of a mixture that of the greatest weight; None without a bank.
+        """The name of the prompt that each text is given, of a mixture the one that weighs most; None without a bank.
 
         Raises:
             UserError: no texts, or something that is no text.

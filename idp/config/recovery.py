@@ -28,7 +28,7 @@ def bos_option() -> Any:
 
 
 def empty_prompt_option() -> Any:
-    """The field `empty_prompt` of a recovery that chooses among prompts; what it adds is no part of the prompts' key."""
+    """The field `empty_prompt` of a recovery that chooses among prompts; it is no part of the prompts' own key."""
     return option(
         "whether the bank also holds the empty prompt, of no tokens: an input that no prompt helps is given none",
         default=False,

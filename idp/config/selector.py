@@ -26,8 +26,8 @@ class Selector:
 
     kind: str = option("how one prompt of the bank is chosen for an input; choose with recovery/selector=...")
     temperature: Optional[float] = option(
-        "null: an input follows the prompt of the highest score; else the mean of all prompts' keys and values, with the"
-        " weights softmax(scores / temperature)",
+        "null: an input follows the prompt of the highest score; else the mean of all prompts' keys and values, weighed"
+        " by softmax(scores / temperature)",
         minimum=1e-6,
         maximum=1e6,
         default=None,
@@ -111,8 +111,8 @@ class Selector:
         if self.temperature is not None:
             if not self.graded:
                 raise UserError(
-                    f"recovery.selector.temperature={self.temperature}: {self.kind} does not say by how much a prompt is"
-                    " better than another, so it cannot mix them; use recovery.selector.temperature=null"
+                    f"recovery.selector.temperature={self.temperature}: {self.kind} does not say by how much a prompt"
+                    " is better than another, so it cannot mix them; use recovery.selector.temperature=null"
                 )
             check_mixable(lengths)
         if 0 in lengths and not self.scores_empty:

@@ -50,8 +50,9 @@ class Engine(Protocol):
         """Each batch's number and result, in any order.
 
         A result holds, per target of the batch's rows in order, `values` (log-probability in nats) and `hits`
-        (whether it was the most likely token), per row `choice` (the prompt, of a mixture that of the greatest weight;
-        None without a bank), and `tokens`, how many went through the model; with `asks`, per row also `found`, as `divergence.Watched` has it.
+        (whether it was the most likely token), per row `choice` (the prompt, of a mixture the one that weighs most;
+        None without a bank), and `tokens`, how many went through the model; with `asks`, per row also `found`, as
+        `divergence.Watched` has it.
 
         Args:
             batches: rows that go through the model together.

@@ -180,8 +180,8 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
             )
     if not any(bank.lengths):
         raise UserError(
-            "recovery.empty_prompt: the bank holds the empty prompt alone, which repairs nothing; give it another prompt,"
-            " or use recovery=none"
+            "recovery.empty_prompt: the bank holds the empty prompt alone, which repairs nothing; give it another"
+            " prompt, or use recovery=none"
         )
     beginning = beginning or bank.beginning or Beginning()
     ahead = beginning.ahead_of_prompt
@@ -268,7 +268,10 @@ def behind(
 
 
 def behind_states(model: PreTrainedModel, made: Layers, batch: torch.Tensor) -> dict[str, Any]:
-    """What the model is called with for a batch, [rows, tokens], behind keys and values [1 or rows, kv_heads, n, dim]."""
+    """What the model is called with for a batch, [rows, tokens], behind the keys and values of each layer.
+
+    Those are [1 or rows, kv_heads, prefix tokens, head_dim].
+    """
     import torch
 
     (rows, width), length, device = batch.shape, made[0][0].shape[2], batch.device
@@ -285,7 +288,7 @@ def behind_states(model: PreTrainedModel, made: Layers, batch: torch.Tensor) -> 
 
 
 def weighted(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """For each row of `weights` [rows, m] the weighted mean of what `tensor` [m, ...] holds of m prompts, [rows, ...]."""
+    """The weighted mean of m tensors, [m, ...], for each row of `weights` [rows, m]: [rows, ...]."""
     mixed = weights.to(tensor.device).float() @ tensor.float().flatten(1)
     return mixed.to(tensor.dtype).view(len(weights), *tensor.shape[1:])
 

@@ -98,7 +98,9 @@ class Transfer(config.Recovery):
         source = self._source
         selector = self.selector or source.selector
         if self.empty_prompt and (0 in source.lengths or not source.lengths):
-            what = "it holds the empty prompt already" if source.lengths else "it holds no prompts, which one could join"
+            what = (
+                "it holds the empty prompt already" if source.lengths else "it holds no prompts, which one could join"
+            )
             raise UserError(f"recovery.from={source.place}: {what}; leave out recovery.empty_prompt")
         if selector is None and len(source.lengths) + self.empty_prompt > 1:
             raise UserError(

@@ -84,7 +84,10 @@ def test_with_a_bos_it_is_the_model_behind_that_alone(family, place, open_tiny, 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
 def test_text_generated_and_scored_behind_it_is_the_model_s_own(family, open_tiny, make_bank):
     loaded = open_tiny(family)
-    plain, repaired = RepairedModel(loaded), RepairedModel(loaded, with_empty(make_bank(loaded, [5, 9])), ByFirstToken())
+    plain, repaired = (
+        RepairedModel(loaded),
+        RepairedModel(loaded, with_empty(make_bank(loaded, [5, 9])), ByFirstToken()),
+    )
     expected, _ = decode(plain, CONTEXTS, None, [], 5)
     for choice in ([2, 2, 2, 2], [0, 2, 2, 1]):
         texts, _ = decode(repaired, CONTEXTS, torch.tensor(choice), [], 5)
@@ -131,7 +134,9 @@ def test_a_stored_bank_holds_nothing_of_it(kind, place, open_tiny, make_bank, tm
         bank = PromptBank([torch.randn(n, wide) for n in (5, 9)], bank.names, kind)
     bank = with_empty(bank)
     bank.beginning = Beginning((11,), place)
-    for number, stored in enumerate((None, *(Storage(bits, prune, True, "bfloat16") for bits, prune in ((16, 0.0), (8, 0.0), (4, 0.5))))):
+    for number, stored in enumerate(
+        (None, *(Storage(bits, prune, True, "bfloat16") for bits, prune in ((16, 0.0), (8, 0.0), (4, 0.5))))
+    ):
         folder = tmp_path / str(number)
         bank.save(folder, loaded.model.config, "base", stored)
         assert sorted(path.name for path in folder.iterdir()) == ["bank.json", "prompt_0", "prompt_1"]

@@ -347,18 +347,18 @@ def test_places_without_prompts(places, tmp_path):
 # Whole runs
 
 
-@pytest.mark.parametrize("bank", ["cluster", "specialists"])
+@pytest.mark.parametrize("bank", ["cluster", "specialists", "mixture"])
 def test_a_bank_runs_from_end_to_end(bank, run_here, tmp_path):
-    record = run_here(*QUICK, "compressor=none", f"recovery/bank={bank}")
+    mixed = ("recovery.lengths=[4,4,4]", "recovery/selector=nearest", "recovery.selector.temperature=0.5")
+    record = run_here(*QUICK, "compressor=none", f"recovery/bank={bank}", *(mixed if bank == "mixture" else ()))
     about = record["idp"]
-    assert about["parameters"]["added"] == 11 * 64 and about["repair_bytes"] == 11 * 64 * 4
+    prompts, centres = (12 * 64, 3 * 64) if bank == "mixture" else (11 * 64, 0)
+    assert about["parameters"]["added"] == prompts + centres and about["repair_bytes"] == prompts * 4
     assert sum(about["selection"]["arc_easy"].values()) == 8
     folder = tmp_path / "outputs" / "store" / "recover" / about["stages"]["recover"]["key"] / "bank"
     assert PromptBank.load(folder).centres.shape == (3, 64)
     assert json.loads((folder / "bank.json").read_text())["made"]["kind"] == bank
-    assert list(about["training"]) == (
-        ["specialists"] if bank == "specialists" else ["prompt_0", "prompt_1", "prompt_2"]
-    )
+    assert list(about["training"]) == ([bank] if bank != "cluster" else ["prompt_0", "prompt_1", "prompt_2"])
 
 
 def test_an_assembled_bank_runs_and_trains_nothing(places, run_here, monkeypatch):
@@ -423,9 +423,11 @@ def test_a_mixture_is_trained_behind_the_mean_that_its_weights_give(family, obje
         ]
         places = torch.arange(4, 4 + len(block))[None]
         with torch.no_grad():
-            logs = loaded.model(
-                input_ids=block[None], position_ids=places, past_key_values=cache_of(layers)
-            ).logits[0, :-1].log_softmax(-1)
+            logs = (
+                loaded.model(input_ids=block[None], position_ids=places, past_key_values=cache_of(layers))
+                .logits[0, :-1]
+                .log_softmax(-1)
+            )
             plain = loaded.model(block[None]).logits[0, :-1].log_softmax(-1)
         if objective == "lm":
             losses.append(-logs.gather(1, block[1:, None]).mean().item())

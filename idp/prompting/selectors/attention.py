@@ -47,7 +47,7 @@ class AttentionSelector(config.Selector):
 
     @property
     def published(self) -> bool:
-        return True
+        return self.temperature is None
 
     @property
     def scores_empty(self) -> bool:

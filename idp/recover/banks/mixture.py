@@ -60,13 +60,13 @@ class MixtureBank(config.Bank):
     def check(self, recovery: Idp) -> None:
         if len(recovery.lengths) < 2:
             raise UserError(
-                f"recovery.lengths={recovery.lengths}: one prompt is no mixture; give two or more of one length, such as"
-                " recovery.lengths=[25,25,25], or use recovery/bank=independent"
+                f"recovery.lengths={recovery.lengths}: one prompt is no mixture; give two or more of one length, such"
+                " as recovery.lengths=[25,25,25], or use recovery/bank=independent"
             )
         if len(set(recovery.lengths)) > 1:
             raise UserError(
-                f"recovery.lengths={recovery.lengths}: recovery/bank=mixture takes the mean of prompts, which must be of"
-                " one length, such as recovery.lengths=[25,25,25]"
+                f"recovery.lengths={recovery.lengths}: recovery/bank=mixture takes the mean of prompts, which must be"
+                " of one length, such as recovery.lengths=[25,25,25]"
             )
 
     def make(self, recovery: Idp, context: RepairContext) -> RepairResult:
