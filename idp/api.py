@@ -176,13 +176,13 @@ class LanguageModel:
 
     @out_of_memory_is_explained("generate")
     def choose(self, texts: Sequence[str]) -> list[str | None]:
-        """The name of the prompt that each text is given; None where there is no bank.
+        """The name of the prompt that each text is given, of a mixture the one that weighs most; None without a bank.
 
         Raises:
             UserError: no texts, or something that is no text.
         """
         from idp.evaluate.batching import plan
-        from idp.evaluate.engine import in_halves
+        from idp.evaluate.engine import chosen_of, in_halves
 
         contexts = [self._scorer.generation_context(text, 1) for text in _texts(texts, "texts")]
         chosen: list[str | None] = [None] * len(contexts)
@@ -190,9 +190,8 @@ class LanguageModel:
             return chosen
         for batch in plan([len(context) for context in contexts], self._scorer.batch_tokens):
             parts = in_halves(self._engine.repaired.choose, [contexts[place] for place in batch])
-            for place, prompt in zip(
-                batch, (one for part in parts if part is not None for one in part.tolist()), strict=True
-            ):
+            numbers = [prompt for part in parts if part is not None for prompt in chosen_of(part, len(part))]
+            for place, prompt in zip(batch, numbers, strict=True):
                 chosen[place] = self.prompts[prompt]
         return chosen
 

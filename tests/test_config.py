@@ -31,13 +31,14 @@ def test_every_yaml_composes(choice, compose):
 
 @pytest.mark.parametrize("selector", options("recovery/selector"))
 def test_every_selector_composes(selector, compose):
-    kind = "attention" if selector == "attention_calibrated" else selector
+    kind = "attention" if selector in ("attention_calibrated", "mixture") else selector
     assert compose("recovery=idp", f"recovery/selector={selector}").recovery.selector.kind == kind
 
 
 @pytest.mark.parametrize("bank", options("recovery/bank"))
 def test_every_bank_composes(bank, compose):
     given = ["recovery.bank.from=[prompts/theirs]"] if bank == "assembled" else []
+    given += ["recovery.lengths=[25,25]"] if bank == "mixture" else []
     assert compose("recovery=idp", f"recovery/bank={bank}", *given).recovery.bank.kind == bank
 
 
@@ -113,6 +114,9 @@ def test_the_budget_reaches_every_stage(compose):
         (["model.dtype=int8"], "model.dtype=int8: choose one of auto, float32"),
         (["recovery=prompt", "recovery.length=0"], "recovery.length=0: must be at least 1"),
         (["recovery=idp", "recovery.lengths=[]"], "recovery.lengths is empty"),
+        (["recovery=idp", "recovery.lengths=[]", "recovery.empty_prompt=true"], "give one length per prompt, which"),
+        (["recovery=idp", "recovery/selector=nearest", "recovery.selector.temperature=0"], "temperature=0.0: must be"),
+        (["recovery=idp", "recovery/bank=mixture"], "mixture takes the mean of prompts, which must be of one length"),
         (["recovery=idp", "recovery.lengths=[25,0]"], "recovery.lengths=0: must be at least 1"),
         (["recovery=idp", "recovery/bank=assembled"], "recovery.bank.from is empty: name folders of prompts"),
         (["recovery=idp", "recovery.storage.bits=5"], "recovery.storage.bits=5: choose one of 32, 16, 8, 4"),

@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,7 +339,7 @@ def _compared(run: Finished, name: str, inputs: SimilarityInputs, store: Store) 
     made_of: dict[str, Any] = {"weights": weights, "untrained": length if name == UNTRAINED else None}
     if name == "repaired":
         selector = run.recovery.selector
-        made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and asdict(selector)}
+        made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and selector.identity}
 
     bos = Beginning(bos_of(model_folder(run.made("load")), run.model)).identity()
     beginning = _beginning(run) if length is not None else None

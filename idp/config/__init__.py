@@ -28,9 +28,9 @@ from idp.config.options import (
     values_of,
 )
 from idp.config.prompted import DENSE_STATES, OWN_STATES, Prompted, states_option
-from idp.config.recovery import AWAITED, Recovery, Trained, bos_option
+from idp.config.recovery import AWAITED, Recovery, Trained, bos_option, empty_prompt_option
 from idp.config.run import Config
-from idp.config.selector import Choice, Fitting, Selector, controls_option
+from idp.config.selector import Choice, Fitting, Selector, check_mixable, controls_option
 from idp.config.storage import Storage
 from idp.config.task import Suite, Task
 from idp.config.tracker import Tracker
@@ -75,10 +75,12 @@ __all__ = [
     "Trained",
     "Training",
     "bos_option",
+    "check_mixable",
     "choices_of",
     "conf_dir",
     "controls_option",
     "decisive",
+    "empty_prompt_option",
     "keyword_option",
     "n_of_m",
     "one_line",

@@ -31,6 +31,7 @@ def option(
     default: Any = MISSING,
     unsaid: bool = False,
     decides: bool = True,
+    keyword: bool = False,
 ) -> Any:
     """A config field with its help and the values that it takes.
 
@@ -41,12 +42,13 @@ def option(
         default: for an option that came later: a YAML of the user's own that does not know it means that.
         unsaid: whether records and hashes are silent about it while it has its default, as they were before it came.
         decides: whether what is made depends on it; else it is no part of a key (`decisive`).
+        keyword: whether it is given by its name alone, so that those of subclasses may come before it.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     metadata |= {"unsaid": unsaid, "decides": decides}
     if isinstance(default, (dict, list)):  # of each its own; {} rather than null, which words can be merged into
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=keyword)
+    return field(default=default, metadata=metadata, kw_only=keyword)
 
 
 def part(node: type, *, keyword: bool = False) -> Any:

@@ -28,6 +28,17 @@ def bos_option() -> Any:
     return field(default=AFTER, kw_only=True, metadata=metadata)  # for YAMLs from before it was an option
 
 
+def empty_prompt_option() -> Any:
+    """The field `empty_prompt` of a recovery that chooses among prompts; it is no part of the prompts' own key."""
+    return option(
+        "whether the bank also holds the empty prompt, of no tokens: an input that no prompt helps is given none",
+        default=False,
+        unsaid=True,
+        decides=False,
+        keyword=True,
+    )
+
+
 AWAITED = "<a run to come>"
 
 
@@ -114,6 +125,11 @@ class Recovery:
         return type(self).prompt_lengths is not Recovery.prompt_lengths
 
     @property
+    def holds_empty(self) -> bool:
+        """Whether the empty prompt joins its bank once that is made: an input may follow none."""
+        return False
+
+    @property
     def choice(self) -> Choice | None:
         """How one of its prompts is chosen for an input; None where there is nothing to choose."""
         return None
@@ -174,6 +190,10 @@ class Recovery:
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         """Tokens of each prompt that it puts before the input."""
         return []
+
+    def bank_lengths(self, tokenizer: Any = None) -> list[int]:
+        """Tokens of each prompt of its bank, the empty one last, with 0."""
+        return [*self.prompt_lengths(tokenizer), *([0] if self.holds_empty else [])]
 
     def numbers(self, empty: Any) -> int:
         """How many numbers its repair adds to a model, an `idp.models.LoadedModel` without weights, that which is made

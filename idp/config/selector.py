@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
-from idp.config.options import TEXT, WEIGHTS, option
+from idp.config.options import TEXT, WEIGHTS, option, values_of
 from idp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,29 @@ class Selector:
     """What the stages ask of a selector's options; each kind is a file in `idp/prompting/selectors`."""
 
     kind: str = option("how one prompt of the bank is chosen for an input; choose with recovery/selector=...")
+    temperature: Optional[float] = option(
+        "null: an input follows the prompt of the highest score; else the mean of all prompts' keys and values, weighed"
+        " by softmax(scores / temperature)",
+        minimum=1e-6,
+        maximum=1e6,
+        default=None,
+        unsaid=True,
+        keyword=True,
+    )
+
+    # Whether its scores say by how much one prompt is better than another, so that prompts can be weighed by them.
+    graded: ClassVar[bool] = True
+    needs_empty: ClassVar[bool] = False  # whether it weighs prompts against the empty one, which must be there
+
+    @property
+    def scores_empty(self) -> bool:
+        """Whether it can score the empty prompt."""
+        return True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its part of a key."""
+        return values_of(self)
 
     @property
     def fits(self) -> bool:
@@ -59,7 +83,7 @@ class Selector:
     def chooses_one(self) -> bool:
         """Whether every input stands behind one prompt of the bank as it is: what that prompt alone scores there is
         then its score, and is not computed again."""
-        return True
+        return self.temperature is None
 
     def best_by_labels(self, scores: Any) -> Any:
         """Of one that uses the labels, the choice for each document: the first of the prompts that score best on it.
@@ -85,6 +109,29 @@ class Selector:
 
     def check_prompts(self, prompts: int) -> None:
         """Raises a UserError where a bank of so many prompts does not have those that the options name."""
+
+    def check_bank(self, lengths: Sequence[int]) -> None:
+        """Raises a UserError where it cannot choose among prompts of so many tokens, 0 for the empty one."""
+        if len(lengths) < 2:
+            return
+        if self.temperature is not None:
+            if not self.graded:
+                raise UserError(
+                    f"recovery.selector.temperature={self.temperature}: {self.kind} does not say by how much a prompt"
+                    " is better than another, so it cannot mix them; use recovery.selector.temperature=null"
+                )
+            check_mixable(lengths)
+        if 0 in lengths and not self.scores_empty:
+            raise UserError(
+                f"recovery.selector={self.kind} reads a prompt's own tokens, and the empty prompt has none; use"
+                " recovery/selector=attention_calibrated, whose threshold for it is fitted on held-out text, or another"
+                " selector"
+            )
+        if 0 not in lengths and self.needs_empty:
+            raise UserError(
+                f"recovery.selector={self.kind} weighs prompts against none, and this bank has no empty prompt; add"
+                " recovery.empty_prompt=true, or use recovery/selector=likelihood"
+            )
 
     @property
     def takes_centres(self) -> bool:
@@ -114,6 +161,16 @@ class Selector:
         """The `idp.prompting.selectors.base.Selector` that they describe, not fitted yet where it needs that."""
         self.check_usable()
         raise NotImplementedError
+
+
+def check_mixable(lengths: Sequence[int]) -> None:
+    """Raises a UserError where prompts of so many tokens cannot be mixed: their keys stand at other positions."""
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"recovery.selector.temperature: prompts of {', '.join(map(str, lengths))} tokens cannot be mixed, since"
+            " their keys stand at other positions; give all prompts one length and leave out the empty one, or use"
+            " recovery.selector.temperature=null"
+        )
 
 
 @dataclass

@@ -9,7 +9,7 @@ sees the trunk and itself, at the positions that it would have if it were alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from idp.prompting.attention.group import TRUNK
@@ -34,6 +34,17 @@ class PackedRow:
     places: list[int] = field(default_factory=list)  # for each target: the place in the row that predicts it
     targets: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # for each target: the request it belongs to
+
+    def behind(self, shared: list[int]) -> PackedRow:
+        """The same row with tokens at its beginning that it did not repeat."""
+        size = len(shared)
+        return replace(
+            self,
+            tokens=shared + self.tokens,
+            positions=[*range(size), *(position + size for position in self.positions)],
+            branches=[TRUNK] * size + self.branches,
+            places=[place + size for place in self.places],
+        )
 
 
 def make_row(requests: Sequence[Request], numbers: Sequence[int], reads: list[int]) -> PackedRow:

@@ -50,8 +50,9 @@ class Engine(Protocol):
         """Each batch's number and result, in any order.
 
         A result holds, per target of the batch's rows in order, `values` (log-probability in nats) and `hits`
-        (whether it was the most likely token), per row `choice` (the prompt; None without a bank), and `tokens`, how
-        many went through the model; with `asks`, per row also `found`, as `divergence.Watched` has it.
+        (whether it was the most likely token), per row `choice` (the prompt, of a mixture the one that weighs most;
+        None without a bank), and `tokens`, how many went through the model; with `asks`, per row also `found`, as
+        `divergence.Watched` has it.
 
         Args:
             batches: rows that go through the model together.
@@ -139,8 +140,10 @@ class LocalEngine:
         read = [shared + row.reads for row in rows]
         with torch.inference_mode():
             choice = self.repaired.choose(read)
-            prefixes, followed = self._prefixes(shared, choice, len(rows))
             given, order = rows, None
+            if choice is not None and choice.is_floating_point():  # each row reads the shared text behind its own
+                rows, shared = [row.behind(shared) for row in rows], []
+            prefixes, followed = self._prefixes(shared, choice, len(rows))
             if (switch := switch_of(self.config)) is not None:
                 before = [0] * len(rows)
                 if followed is not None:
@@ -165,7 +168,7 @@ class LocalEngine:
         result = {
             "values": values,
             "hits": hits,
-            "choice": choice.tolist() if choice is not None else [None] * len(given),
+            "choice": chosen_of(choice, len(given)),
             "tokens": packed.tokens.numel(),
         }
         return result if observer is None else result | {"found": observer.results()}
@@ -208,7 +211,7 @@ class LocalEngine:
         texts, tokens = decode(self.repaired, contexts, choice, stops, max_new_tokens)
         return {
             "texts": texts,
-            "choice": choice.tolist() if choice is not None else [None] * len(contexts),
+            "choice": chosen_of(choice, len(contexts)),
             "tokens": tokens,
         }
 
@@ -217,7 +220,7 @@ class LocalEngine:
         import torch
 
         if not shared:
-            return self.repaired.prefixes, choice
+            return self.repaired.followed(choice) if choice is not None else (self.repaired.prefixes, None)
         if self._extended[0] != shared:
             self._extended = (shared, {})
         made = self._extended[1]
@@ -229,6 +232,13 @@ class LocalEngine:
             return made[0], torch.zeros(rows, dtype=torch.long, device=self.repaired.device)
         together = Prefixes.stack([made[prompt] for prompt in wanted])
         return together, torch.tensor([wanted.index(prompt) for prompt in choice.tolist()], device=choice.device)
+
+
+def chosen_of(choice: torch.Tensor | None, rows: int) -> list[Any]:
+    """The prompt of each row, of a mixture the one that weighs most; None without a bank."""
+    if choice is None:
+        return [None] * rows
+    return (choice.argmax(1) if choice.is_floating_point() else choice).tolist()
 
 
 def in_halves(run: Callable[[list[Item]], Result], items: list[Item]) -> list[Result]:

@@ -84,7 +84,7 @@ def decode(
     Args:
         repaired: the model.
         contexts: token ids, none of them empty.
-        choice: [contexts], the prompt of each row, as `RepairedModel.choose` gave it.
+        choice: what each row follows, as `RepairedModel.choose` gave it.
         stops: stop strings.
         max_new_tokens: tokens at most.
 
@@ -148,7 +148,7 @@ def prefill(
         repaired: the model.
         tokens: [rows, width], padded on the left.
         real: [rows, width], False where padding; None where there is none.
-        choice: [rows], each row's prompt; None without a bank.
+        choice: what each row follows, as `RepairedModel.choose` gives it; None without a bank.
     """
     import torch
 
@@ -166,14 +166,14 @@ def prefill(
     else:
         itself = torch.eye(width, dtype=torch.bool, device=tokens.device)
         visible = (seen[:, None, :] & seen.new_ones(width, width).tril()) | itself
-        inputs = repaired.attention_inputs(visible, positions, choice)
+        prefixes, which = repaired.followed(choice) if choice is not None else (None, None)
+        inputs = repaired.attention_inputs(visible, positions, which, prefixes)
         positions = inputs["position_ids"]
         before = positions[:, :0]
-        if choice is None:
+        if prefixes is None or which is None:
             inputs |= {"past_key_values": empty_cache(repaired.model), "use_cache": True}
         else:
-            assert repaired.prefixes is not None  # one of them was chosen
-            valid = repaired.prefixes.valid(choice)
+            valid = prefixes.valid(which)
             seen = torch.cat([valid, seen], dim=1)
             before = torch.arange(valid.shape[1], device=tokens.device).expand(rows, -1)
     fed, switch = None, switch_of(repaired.model.config)

@@ -9,7 +9,6 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,7 @@ def identities(
 ) -> Measured[Identity]:
     """What those products are; of `per_prompt`, products or identities will do."""
     bos = models.bos_of(subject.folder, benchmark.model)
-    common = conditions(asdict(selector), benchmark.model, benchmark.evaluation, bos)
+    common = conditions(selector.identity, benchmark.model, benchmark.evaluation, bos)
     found: Measured[Identity] = Measured(subject.name)
     for source in benchmark.tasks:
         config = task_config(source, benchmark.documents) | common | mended(per_prompt[0].tasks[source.name].config)

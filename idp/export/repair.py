@@ -153,10 +153,11 @@ def _save_prompts(run: Run, repair: Product, loaded: LoadedModel, folder: Path, 
     """One adapter per prompt, in a folder of its name, and what chose between them in `bank.json`."""
     bank = PromptBank.load(repair.path / "bank")
     bank.save(folder, loaded.model.config, base, ahead=_ahead(bank, loaded))
-    for number in range(len(bank)):
+    stored = [number for number in range(len(bank)) if (folder / f"prompt_{number}").is_dir()]  # the empty one is not
+    for number in stored:
         (folder / f"prompt_{number}").rename(folder / f"prompt_{number}.part")  # a name may be another's `prompt_N`
-    for number, name in enumerate(bank.names):
-        (folder / f"prompt_{number}.part").rename(folder / name)
+    for number in stored:
+        (folder / f"prompt_{number}.part").rename(folder / bank.names[number])
     recovery = run.record["idp"]["config"]["recovery"]
     described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
     described |= {"recovery": recovery["kind"], "base_model_name_or_path": base, "folders": bank.names}

@@ -23,7 +23,7 @@ from idp.plan import assumed
 from idp.plan.assumed import BITS, Assumed
 from idp.plan.estimate import CARD_BYTES, CARD_OPERATIONS, DISK_BYTES, Speed
 from idp.plan.machine import counted, machine_of
-from idp.plan.workload import KINDS, LOAD, Machine, Workload, lengths_of, tasks_of
+from idp.plan.workload import KINDS, LOAD, Machine, Workload, bank_lengths, tasks_of
 from idp.store import Store
 from idp.usage import explain
 from idp.usage import options as choices
@@ -242,7 +242,7 @@ def _sorted(argv: Sequence[str]) -> tuple[list[str], list[str], bool]:
 
 def _name(config: Config) -> str:
     parts = [config.compressor.label, config.recovery.kind]
-    parts += [node.kind for node in config.recovery.parts.values() if len(lengths_of(config.recovery)) > 1]
+    parts += [node.kind for node in config.recovery.parts.values() if len(bank_lengths(config.recovery)) > 1]
     return " ".join(parts)
 
 

@@ -105,7 +105,7 @@ class Walk:
     @property
     def lengths(self) -> list[int]:
         """Tokens of the repair's prompts."""
-        return workload.lengths_of(self.config.recovery, self.empty.tokenizer)
+        return workload.bank_lengths(self.config.recovery, self.empty.tokenizer)
 
     def _all(self) -> Iterator[Step]:
         config = self.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from idp.config import (
@@ -201,7 +201,7 @@ def reader_of(row: Row, lengths: list[int], controls: bool) -> PromptReader:
     selector = row.selection.options if row.selection is not None else None
     if selector is None:
         return PromptReader(row.key, tuple(lengths), 0, False)
-    name = f"{row.key} {digest(asdict(selector))}"
+    name = f"{row.key} {digest(selector.identity)}"
     if row.uses_labels:
         return PromptReader(name, (), 0, True)
     known = selector.constant and controls
@@ -264,6 +264,11 @@ def lengths_of(recovery: Recovery, tokenizer: Any = None) -> list[int]:
         if tokenizer is not None:
             raise
         return []
+
+
+def bank_lengths(recovery: Recovery, tokenizer: Any = None) -> list[int]:
+    """Tokens of each prompt of the bank, 0 of the empty one."""
+    return lengths_of(recovery, tokenizer) + [0] * recovery.holds_empty
 
 
 def tasks_of(config: Config) -> list[str]:

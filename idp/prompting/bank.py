@@ -4,6 +4,7 @@ bank.json                       kind, names, lengths and width, in order; how th
                                 which BOS stood where when they were made
 prompt_0/adapter_config.json    a PEFT prompt-tuning or prefix-tuning adapter
 prompt_0/adapter_model.safetensors
+                                (none for the empty prompt)
 prompt_0/packed_prompt.safetensors    instead, where prompts are stored in fewer bits than PEFT reads
 centres.safetensors             where there are any: for each prompt the mean input embedding of its text
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+EMPTY = "empty"  # what the prompt of no tokens is called
 CENTRES = "centres"  # of prompts' text, [prompts, hidden_size]
 CENTRES_FILE = f"{CENTRES}.safetensors"
 
@@ -35,6 +37,8 @@ class PromptBank:
 
     `prompt`: [tokens, hidden_size], in the space of the input embeddings.
     `prefix`: [tokens, layers * 2 * kv_heads * head_dim], keys and values of every layer, in PEFT's order.
+
+    A prompt of no tokens is the empty prompt: the input behind it is read as without a bank.
 
     `centres`, [m, hidden_size] float32, are mean input embeddings of the text that each prompt was trained on, where
     prompts were trained on different text; `made` says how, for `bank.json`.
@@ -90,9 +94,11 @@ class PromptBank:
 
         for number, prompt in enumerate(self.prompts):
             place = folder / f"prompt_{number}"
-            place.mkdir(parents=True, exist_ok=True)
             prompt = prompt.detach().float().cpu()
             prompt = (prompt if ahead is None else torch.cat([ahead.detach().float().cpu(), prompt])).contiguous()
+            if not len(prompt):
+                continue  # there is nothing to store of the empty prompt, and PEFT knows none of no tokens
+            place.mkdir(parents=True, exist_ok=True)
             if stored is not None and not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
@@ -154,8 +160,11 @@ def beginning_of(described: dict[str, Any]) -> tuple[Beginning | None, int]:
 
 
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
+    import torch
     from safetensors.torch import load_file
 
+    if not shape[0]:
+        return torch.zeros(shape)
     if stored is None or storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
     return storage.unpack(load_file(place / storage.PACKED), stored, shape)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning, begun
+from idp.config import check_mixable
 from idp.errors import UserError
 from idp.prompting import finite
 from idp.prompting.caches import Layers, attended, cache_of, caches_what_it_attends_to
@@ -77,6 +79,48 @@ class Prefixes:
             parts[0].beginning,
         )
 
+    @property
+    def own_lengths(self) -> torch.Tensor:
+        """Tokens of each prompt, without the BOS before it, [m]; 0 of the empty prompt."""
+        return self.lengths - self.ahead
+
+    def only(self, prompts: list[int]) -> Prefixes:
+        """Some of the prompts, in that order."""
+        return self._changed(lambda tensor: tensor[prompts], self.lengths[prompts])
+
+    def mixed(self, weights: torch.Tensor) -> Prefixes:
+        """A prefix for each row of `weights` [rows, m]: the weighted mean of the prompts' keys and of their values.
+
+        Prompts of one length stand at the same positions, where their keys are rotated alike: so the mean of keys is
+        a key there. Where a weight is 1 and the others are 0, it is that prompt, bit for bit.
+
+        Raises:
+            UserError: prompts of several lengths, or a model whose cache holds something else than keys and values.
+        """
+        check_mixable(self.own_lengths.tolist())
+        if self.cached is not None:
+            raise UserError(
+                "recovery.selector.temperature: the model's cache holds something else than the keys and values that it"
+                " attends to, whose mean is not theirs; use recovery.selector.temperature=null"
+            )
+
+        return self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
+
+    def emptied(self) -> Prefixes:
+        """As many prefixes of no tokens at all."""
+        return self._changed(lambda tensor: tensor[:, :, :0], self.lengths * 0)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor], lengths: torch.Tensor) -> Prefixes:
+        """The same with all keys and values changed, each [m, kv_heads, longest, head_dim]."""
+        return dataclasses.replace(
+            self,
+            keys=[change(keys) for keys in self.keys],
+            values=[change(values) for values in self.values],
+            lengths=lengths,
+            cached=[(change(one), change(other)) for one, other in self.cached] if self.cached is not None else None,
+            long=self.long._changed(change, lengths) if self.long is not None else None,
+        )
+
     @functools.cached_property
     def whole(self) -> Prefixes:
         """The prompts, and behind them those of `long`."""
@@ -134,17 +178,26 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
             raise UserError(
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
+    if not any(bank.lengths):
+        raise UserError(
+            "recovery.empty_prompt: the bank holds the empty prompt alone, which repairs nothing; give it another"
+            " prompt, or use recovery=none"
+        )
     beginning = beginning or bank.beginning or Beginning()
     ahead = beginning.ahead_of_prompt
 
+    def of_prompt(prompt: torch.Tensor, long: bool | None) -> Prefixes:
+        if not ahead and not len(prompt):  # no pass takes no tokens: one in its place says what there is none of
+            return of_prompt(prompt.new_zeros(1, wanted), long).emptied()
+        run = states(model, bank.kind, prompt, ahead, long)
+        again = functools.partial(states, model, bank.kind, prompt, ahead, long)
+        for keys, values in run:
+            finite.check(keys, model, again, "a prompt's keys")
+            finite.check(values, model, again, "a prompt's values")
+        return _prefix_of(model, run, long)
+
     def bound(long: bool | None) -> Prefixes:
-        runs = [states(model, bank.kind, prompt, ahead, long) for prompt in bank.prompts]
-        for prompt, run in zip(bank.prompts, runs, strict=True):
-            again = functools.partial(states, model, bank.kind, prompt, ahead, long)
-            for keys, values in run:
-                finite.check(keys, model, again, "a prompt's keys")
-                finite.check(values, model, again, "a prompt's values")
-        made = Prefixes.stack([_prefix_of(model, run, long) for run in runs])
+        made = Prefixes.stack([of_prompt(prompt, long) for prompt in bank.prompts])
         made.beginning = beginning
         return made
 
@@ -208,12 +261,20 @@ def behind(
     The prompt's keys and values are computed once for all rows; `kind` is as in `PromptBank`. The BOS of `beginning`
     stands before the prompt, or before each row, which `input_ids` then begin with.
     """
+    batch, ahead = begun(batch, beginning.ahead_of_text), beginning.ahead_of_prompt
+    switch, length = switch_of(model.config), len(ahead) + len(prompt)
+    made = states(model, kind, prompt, ahead, None if switch is None else length + batch.shape[1] > switch)
+    return behind_states(model, made, batch)
+
+
+def behind_states(model: PreTrainedModel, made: Layers, batch: torch.Tensor) -> dict[str, Any]:
+    """What the model is called with for a batch, [rows, tokens], behind the keys and values of each layer.
+
+    Those are [1 or rows, kv_heads, prefix tokens, head_dim].
+    """
     import torch
 
-    batch, ahead = begun(batch, beginning.ahead_of_text), beginning.ahead_of_prompt
-    (rows, width), length, device = batch.shape, len(ahead) + len(prompt), batch.device
-    switch = switch_of(model.config)
-    made = states(model, kind, prompt, ahead, None if switch is None else length + width > switch)
+    (rows, width), length, device = batch.shape, made[0][0].shape[2], batch.device
     shared = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in made]
     positions = torch.arange(length + width, device=device)[None]
     visible = torch.ones(width, length + width, dtype=torch.bool, device=device).tril(length)
@@ -224,6 +285,12 @@ def behind(
         "past_key_values": cache_of(shared),
         "use_cache": True,
     }
+
+
+def weighted(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of m tensors, [m, ...], for each row of `weights` [rows, m]: [rows, ...]."""
+    mixed = weights.to(tensor.device).float() @ tensor.float().flatten(1)
+    return mixed.to(tensor.dtype).view(len(weights), *tensor.shape[1:])
 
 
 def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning
+from idp.config import check_mixable
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
@@ -48,6 +49,8 @@ class RepairedModel:
         if bank is not None and len(bank) > 1 and selector is None:
             raise UserError("a bank of several prompts needs a selector")
         if self.selector is not None and self.prefixes is not None:
+            if self.selector.temperature is not None:
+                check_mixable(self.prefixes.own_lengths.tolist())
             self.selector.bind(self.model, self.prefixes)
 
     @property
@@ -59,6 +62,8 @@ class RepairedModel:
 
     def choose(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor | None:
         """The index of each context's prompt, [contexts]; None without a bank.
+
+        Where the selector mixes prompts, it is their weights, [contexts, prompts]; `followed` takes either.
 
         Args:
             contexts: token ids of what may be read for the choice: the question, never an answer.
@@ -74,28 +79,44 @@ class RepairedModel:
             # A prompt may be infinitely far, which is never chosen; the one that is chosen may not, and a NaN wins.
             best = scores.amax(dim=1)
             finite.check(best, self.model, lambda: selector.scores(contexts), "the selector's scores")
-            return scores.argmax(dim=1)
+            if selector.temperature is None:
+                return scores.argmax(dim=1)
+            return (scores.float() / (selector.temperature * selector.unit)).softmax(dim=1)
+
+    def followed(self, choice: torch.Tensor) -> tuple[Prefixes, torch.Tensor]:
+        """The prefixes that rows follow, and which of them each row follows, [rows].
+
+        They are the bank's, or where `choice` are weights, each row's own mixture.
+        """
+        import torch
+
+        assert self.prefixes is not None  # they are what was chosen among
+        if not choice.is_floating_point():
+            return self.prefixes, choice
+        return self.prefixes.mixed(choice), torch.arange(len(choice), device=choice.device)
 
     def attention_inputs(
         self,
         visible: torch.Tensor,
         positions: torch.Tensor,
         choice: torch.Tensor | None,
+        prefixes: Prefixes | None = None,
     ) -> dict[str, Any]:
         """What to pass to the model, beside the tokens, so that each row follows its own prompt.
 
         Args:
             visible: [rows, tokens, tokens], True where a token may see a token of its row; every one sees itself.
             positions: [rows, tokens], from 0 at the start of the input.
-            choice: [rows], the prefix that each row follows; None for none.
+            choice: what each row follows, as `choose` gives it; None for nothing.
+            prefixes: of which `choice` are the numbers, as `followed` gives them; None: the bank's.
         """
         import torch
 
-        prefixes = self.prefixes
         if choice is None:
             mask = attention_mask(self.model, visible, positions, positions)
             return {"attention_mask": mask, "position_ids": positions, "past_key_values": None, "use_cache": False}
-        assert prefixes is not None  # one of them was chosen
+        if prefixes is None:
+            prefixes, choice = self.followed(choice)
         rows, tokens = positions.shape
         valid = prefixes.valid(choice)
         shifted = positions + prefixes.lengths[choice][:, None]

@@ -81,7 +81,9 @@ def unflatten(model: PreTrainedModel, prefix: torch.Tensor) -> list[tuple[torch.
     """
     weight = model.get_input_embeddings().weight
     heads, head_dim = kv_shape(model.config)
-    whole = prefix.to(weight.device, weight.dtype).view(len(prefix), -1, 2, heads, head_dim).permute(1, 2, 3, 0, 4)
+    layers_there = model.config.get_text_config().num_hidden_layers
+    whole = prefix.to(weight.device, weight.dtype).view(len(prefix), layers_there, 2, heads, head_dim)
+    whole = whole.permute(1, 2, 3, 0, 4)
     # A model spread over devices has its layers' prefixes beside them.
     modules = [module for module in model.modules() if getattr(module, "layer_idx", None) is not None]
     places = {module.layer_idx: parameter.device for module in modules for parameter in module.parameters()}

@@ -17,7 +17,7 @@ from idp.store import Identity
 if TYPE_CHECKING:
     from idp.corpora.corpus import Text
 
-STORAGE_VERSION = 1
+STORAGE_VERSION = EMPTY_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ def identity_of(recovery: schema.Recovery, basis: Basis, beginning: Beginning) -
     return Identity("recover", basis.compressed, config, recovery.version, recovery.label)
 
 
+def with_empty_identity(repair: str) -> Identity:
+    """The repair of that key with the empty prompt in its bank."""
+    return Identity("recover", repair, {"empty_prompt": True}, EMPTY_VERSION, "with the empty prompt")
+
+
 def stored_identity(repair: str, options: schema.Storage) -> Identity:
     """The repair of that key with its prompts stored in few bits."""
     config = {"storage": storage.described(options)}
@@ -72,6 +77,9 @@ def identities(recovery: schema.Recovery, basis: Basis, bos: tuple[int, ...]) ->
     found = identities(recovery.beneath, basis, bos) if recovery.beneath is not None else []
     made = identity_of(recovery, basis, recovery.beginning(bos))
     found.append((recovery, made))
+    if recovery.holds_empty:
+        made = with_empty_identity(made.key)
+        found.append((recovery, made))
     if recovery.stored is not None and not storage.is_plain(recovery.stored):
         found.append((recovery, stored_identity(made.key, recovery.stored)))
     return found

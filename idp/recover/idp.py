@@ -20,6 +20,7 @@ from idp.config import (
     Storage,
     Training,
     controls_option,
+    empty_prompt_option,
     option,
     part,
 )
@@ -43,6 +44,7 @@ class Idp(config.Prompted, config.Trained):
     fit: Fitting = part(Fitting)
     bank: Bank = field(default_factory=Bank, kw_only=True)
     storage: Storage = part(Storage, keyword=True)
+    empty_prompt: bool = empty_prompt_option()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -51,6 +53,10 @@ class Idp(config.Prompted, config.Trained):
     @property
     def trains(self) -> bool:
         return self.bank.trains
+
+    @property
+    def holds_empty(self) -> bool:
+        return self.empty_prompt
 
     @property
     def choice(self) -> Choice:
@@ -117,7 +123,10 @@ class Idp(config.Prompted, config.Trained):
 
     def check(self, place: str = "recovery") -> None:
         if not self.lengths:
-            raise UserError(f"{place}.lengths is empty: give one length per prompt, such as {place}.lengths=[25,25,50]")
+            alone = f", which {place}.empty_prompt=true joins" if self.empty_prompt else ""
+            raise UserError(
+                f"{place}.lengths is empty: give one length per prompt{alone}, such as {place}.lengths=[25,25,50]"
+            )
         if not self.plain and not self.bank.trains_each:
             said = f"{place}.states={self.states}" if self.states == DENSE_STATES else f"{place}.sink={self.sink}"
             raise UserError(
@@ -131,7 +140,9 @@ class Idp(config.Prompted, config.Trained):
 
     def check_model(self, empty: LoadedModel) -> None:
         prompt_states.check(self, empty)
-        self.selector.check_model(empty.model.config.get_text_config(), len(self.lengths))
+        lengths = self.bank_lengths(empty.tokenizer)
+        self.selector.check_model(empty.model.config.get_text_config(), len(lengths))
+        self.selector.check_bank(lengths)
 
     def make(self, context: RepairContext) -> RepairResult:
         return self.bank.make(self, context)

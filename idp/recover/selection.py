@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from idp import models, registry
 from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
-from idp.prompting.bank import CENTRES, CENTRES_FILE, beginning_of
+from idp.prompting.bank import CENTRES, CENTRES_FILE, EMPTY, beginning_of
 from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ class Selection:
             NotKnownYet: that is asked of a selector that is still to be fitted, and settles on another then.
         """
         if self.fitted is None:
-            return asdict(self.options) | registry.code_of(self.options)
+            return self.options.identity | registry.code_of(self.options)
         settled = self.options
         if self.options.settles:
             if not isinstance(self.fitted, Product):
                 raise NotKnownYet("select")
             settled = self.options.settled(self.fitted.read(DESCRIPTION))
-        return asdict(settled) | registry.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
+        return settled.identity | registry.code_of(settled) | ({"fitted": self.fitted.key} if settled.fits else {})
 
     @property
     def description(self) -> dict[str, Any]:
@@ -138,8 +138,9 @@ def select(
 
 def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[int]) -> BankIdentity:
     """What the bank of a recovery will be; `bos` is the BOS of the model, `lengths` are those of its prompts."""
-    names, centred = recovery.bank_ahead(lengths)
-    return BankIdentity(names, recovery.beginning(bos), centred)
+    empty = [EMPTY] if recovery.holds_empty else []
+    names, centred = recovery.bank_ahead(lengths[: len(lengths) - len(empty)])
+    return BankIdentity([*names, *empty], recovery.beginning(bos), centred and not empty)
 
 
 def selection_of(
@@ -167,7 +168,7 @@ def selection_of(
         heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
     if fits:
         source = {} if given else {"fit": fit.identity, **about}
-        config = {"selector": asdict(options), **source, **registry.code_of(options)}
+        config = {"selector": options.identity, **source, **registry.code_of(options)}
         fitted = Identity("select", repair, config, VERSION, options.kind)
     return Selection(options, bank.prompts, fitted, heldout)
 
@@ -195,6 +196,7 @@ def restored(options: schema.Selector, fitted: Path | None) -> Selector:
 
     options.check_usable()
     selector = options.build()
+    selector.temperature = options.temperature
     if not options.fits:
         return selector
     if fitted is None or not (fitted / STATE).is_file():

@@ -10,7 +10,7 @@ from idp import models
 from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
-from idp.recover import few_bits, making
+from idp.recover import empty_prompt, few_bits, making
 from idp.recover.context import CalibrationText
 from idp.recover.given import Given
 from idp.recover.identity import Basis, identity_of, needs
@@ -49,7 +49,7 @@ def reads_calibration(recovery: schema.Recovery) -> bool:
 def _compares(recovery: schema.Recovery) -> bool:
     """Whether a recovery compares its prompts on held-out text: as controls, or to fit their selector."""
     choice = recovery.choice
-    return choice is not None and choice.compares and len(recovery.prompt_lengths()) > 1
+    return choice is not None and choice.compares and len(recovery.bank_lengths()) > 1
 
 
 def check_given(
@@ -205,6 +205,8 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
 
     with out_of_memory_is_explained("recover"):
         repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
+        if recovery.holds_empty:
+            repair = empty_prompt.joined(repair, store)
     stored = recovery.stored
     if stored is None or storage.is_plain(stored):
         return repair

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from idp import config, models, registry
 from idp.beginning import BEFORE, PLACES, WITHIN, Beginning
-from idp.config import Choice, Fitting, Selector, controls_option, keyword_option, option
+from idp.config import Choice, Fitting, Selector, controls_option, empty_prompt_option, keyword_option, option
 from idp.errors import UserError
 from idp.prompting.bank import CENTRES_FILE, PromptBank, beginning_of
 from idp.records import reading
@@ -46,6 +46,7 @@ class Transfer(config.Recovery):
     )
     controls: bool = controls_option()
     fit: Fitting = field(default_factory=Fitting)
+    empty_prompt: bool = empty_prompt_option()
 
     version: ClassVar[int] = 1
     awaits: ClassVar[str] = "from"
@@ -53,6 +54,10 @@ class Transfer(config.Recovery):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
+
+    @property
+    def holds_empty(self) -> bool:
+        return self.empty_prompt
 
     @property
     def choice(self) -> Choice | None:
@@ -92,7 +97,12 @@ class Transfer(config.Recovery):
         """
         source = self._source
         selector = self.selector or source.selector
-        if selector is None and len(source.lengths) > 1:
+        if self.empty_prompt and (0 in source.lengths or not source.lengths):
+            what = (
+                "it holds the empty prompt already" if source.lengths else "it holds no prompts, which one could join"
+            )
+            raise UserError(f"recovery.from={source.place}: {what}; leave out recovery.empty_prompt")
+        if selector is None and len(source.lengths) + self.empty_prompt > 1:
             raise UserError(
                 f"recovery.from={source.place}: it holds {len(source.lengths)} prompts, and what chose among them is"
                 " not known; add recovery/selector=attention"
@@ -116,7 +126,9 @@ class Transfer(config.Recovery):
 
     def check_model(self, empty: models.LoadedModel) -> None:
         if self.selector is not None:
-            self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
+            lengths = self.bank_lengths()
+            self.selector.check_model(empty.model.config.get_text_config(), len(lengths))
+            self.selector.check_bank(lengths)
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [] if self.awaited else self._source.lengths

@@ -11,6 +11,7 @@ from idp.errors import UserError
 from idp.prompting.embedding import mean_embeddings
 from idp.prompting.prefix import bind
 from idp.prompting.selectors.attention import Attention, AttentionSelector
+from idp.prompting.selectors.confidence import Confidence
 from idp.prompting.selectors.fixed import Fixed, FixedSelector
 from idp.prompting.selectors.learned import Learned, LearnedSelector
 from idp.prompting.selectors.likelihood import Likelihood, LikelihoodSelector
@@ -59,6 +60,26 @@ def test_likelihood_of_many_texts_is_that_of_each(open_tiny, make_bank, monkeypa
     whole = selector.scores(CONTEXTS)
     monkeypatch.setattr("idp.prompting.selectors.likelihood.TOGETHER", 40)
     torch.testing.assert_close(selector.scores(CONTEXTS), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_confidence_is_the_negative_entropy_of_what_comes_next(family, tokens, open_tiny, make_bank, monkeypatch):
+    loaded = open_tiny(family)
+    bank = make_bank(loaded, LENGTHS)
+    selector = bound(Confidence(tokens), loaded, bank)
+    found = selector.scores(CONTEXTS)
+    embed = loaded.model.get_input_embeddings()
+    for row, context in enumerate(CONTEXTS):
+        for number, prompt in enumerate(bank.prompts):
+            whole = torch.cat([prompt[None], embed(torch.tensor([context]))], dim=1)
+            with torch.no_grad():
+                p = loaded.model(inputs_embeds=whole).logits[0, len(prompt) :].softmax(-1)[-tokens:]
+            entropies = [-sum(x * math.log(x) for x in place.tolist()) for place in p]
+            assert found[row, number].item() == pytest.approx(-sum(entropies) / len(entropies), abs=1e-4)
+    monkeypatch.setattr("idp.prompting.selectors.likelihood.TOGETHER", 40)
+    torch.testing.assert_close(selector.scores(CONTEXTS), found, atol=1e-5, rtol=0)
+    assert found.std() > 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

@@ -14,6 +14,7 @@ from idp.recover.banks import assembled, cluster, specialists
 from idp.recover.banks.assembled import AssembledBank
 from idp.recover.banks.cluster import ClusterBank
 from idp.recover.banks.independent import IndependentBank
+from idp.recover.banks.mixture import MixtureBank
 from idp.recover.banks.specialists import SpecialistsBank
 from idp.recover.context import RepairContext
 from idp.recover.idp import Idp
@@ -346,18 +347,18 @@ def test_places_without_prompts(places, tmp_path):
 # Whole runs
 
 
-@pytest.mark.parametrize("bank", ["cluster", "specialists"])
+@pytest.mark.parametrize("bank", ["cluster", "specialists", "mixture"])
 def test_a_bank_runs_from_end_to_end(bank, run_here, tmp_path):
-    record = run_here(*QUICK, "compressor=none", f"recovery/bank={bank}")
+    mixed = ("recovery.lengths=[4,4,4]", "recovery/selector=nearest", "recovery.selector.temperature=0.5")
+    record = run_here(*QUICK, "compressor=none", f"recovery/bank={bank}", *(mixed if bank == "mixture" else ()))
     about = record["idp"]
-    assert about["parameters"]["added"] == 11 * 64 and about["repair_bytes"] == 11 * 64 * 4
+    prompts, centres = (12 * 64, 3 * 64) if bank == "mixture" else (11 * 64, 0)
+    assert about["parameters"]["added"] == prompts + centres and about["repair_bytes"] == prompts * 4
     assert sum(about["selection"]["arc_easy"].values()) == 8
     folder = tmp_path / "outputs" / "store" / "recover" / about["stages"]["recover"]["key"] / "bank"
     assert PromptBank.load(folder).centres.shape == (3, 64)
     assert json.loads((folder / "bank.json").read_text())["made"]["kind"] == bank
-    assert list(about["training"]) == (
-        ["specialists"] if bank == "specialists" else ["prompt_0", "prompt_1", "prompt_2"]
-    )
+    assert list(about["training"]) == ([bank] if bank != "cluster" else ["prompt_0", "prompt_1", "prompt_2"])
 
 
 def test_an_assembled_bank_runs_and_trains_nothing(places, run_here, monkeypatch):
@@ -388,3 +389,55 @@ def test_storage_is_applied_after_training(run_here, tmp_path):
             product, store / trained["stages"]["recover"]["key"]))  # fmt: skip
         assert not torch.equal(one, other) and (one - other).abs().max() < 0.1
     assert len(list(store.glob("*/manifest.json"))) == 4
+
+
+# Mixtures.
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("objective", ["lm", "distill"])
+def test_a_mixture_is_trained_behind_the_mean_that_its_weights_give(family, objective, open_tiny, two_kinds, tmp_path):
+    """The held-out loss before any step: all prompts are one; after training: a plain pass over each block alone."""
+    from idp.prompting.caches import cache_of
+    from idp.prompting.states import run_prompt
+
+    loaded = open_tiny(family)
+    text, _ = two_kinds
+    recovery = options(MixtureBank("mixture", 0.5, 2, 6), (4, 4, 4), objective=objective)
+    context = RepairContext(loaded, 0, tmp_path, tmp_path, text)
+    context.teacher = open_tiny(family) if objective == "distill" else None
+    result = recovery.make(context)
+    bank, history = result.bank, result.histories["mixture"]
+    assert bank.lengths == [4, 4, 4] and bank.centres.shape == (3, 64) and result.trainable == 3 * 4 * 64
+    assert bank.made == {"kind": "mixture", "temperature": 0.5}
+    assert history.best_loss < history.heldout[0]["loss"] and not torch.equal(bank.prompts[0], bank.prompts[1])
+    embed, losses = loaded.model.get_input_embeddings().weight, []
+    apart = torch.cdist(bank.centres, bank.centres).square().sum() / 6
+    for block in text[1]:
+        nearness = -(embed[block[:6]].mean(0) - bank.centres).square().sum(1)
+        weights = (nearness / (0.5 * apart)).softmax(0).tolist()
+        runs = [run_prompt(loaded.model, prompt) for prompt in bank.prompts]
+        layers = [
+            tuple(sum(w * run[layer][part] for w, run in zip(weights, runs, strict=True)) for part in (0, 1))
+            for layer in range(2)
+        ]
+        places = torch.arange(4, 4 + len(block))[None]
+        with torch.no_grad():
+            logs = (
+                loaded.model(input_ids=block[None], position_ids=places, past_key_values=cache_of(layers))
+                .logits[0, :-1]
+                .log_softmax(-1)
+            )
+            plain = loaded.model(block[None]).logits[0, :-1].log_softmax(-1)
+        if objective == "lm":
+            losses.append(-logs.gather(1, block[1:, None]).mean().item())
+        else:
+            losses.append((plain.exp() * (plain - logs)).sum(-1).mean().item())
+    assert history.best_loss == pytest.approx(sum(losses) / 8, abs=1e-4)
+
+
+def test_what_cannot_be_mixed_is_refused_before_it_is_made():
+    for lengths, what in (([4], "one prompt is no mixture"), ([4, 5], "must be of one length")):
+        with pytest.raises(UserError, match=what) as caught:
+            options(MixtureBank("mixture", 0.5, 2, 6), lengths).check()
+        assert "\n" not in str(caught.value)

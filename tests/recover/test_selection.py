@@ -52,20 +52,27 @@ def chosen_of(record):
     return [list(counts.values()) for counts in record["idp"]["selection"].values()]
 
 
+# What a selector needs of its bank.
+BANKS = {"gain": ("recovery.empty_prompt=true",), "mixture": ("recovery.lengths=[5,5,5]",)}
+ADDED = {"attention_calibrated": 6, "mixture": 6, "nearest": 192, "learned": 195, "gain": 1}
+
+
 @pytest.mark.parametrize("selector", options("recovery/selector"))
 def test_every_selector_runs_from_end_to_end(selector, run_here, where):
-    record = run_here(*SMALL, *where, f"recovery/selector={selector}")
+    record = run_here(*SMALL, *where, f"recovery/selector={selector}", *BANKS.get(selector, ()))
     about = record["idp"]
-    kind = "attention" if selector == "attention_calibrated" else selector
-    fitted = selector in ("attention_calibrated", "fixed", "nearest", "learned")
+    kind = "attention" if selector in ("attention_calibrated", "mixture") else selector
+    fitted = selector in ("attention_calibrated", "mixture", "fixed", "nearest", "learned", "gain")
     assert about["selector"]["kind"] == kind and ("select" in about["stages"]) == fitted
     assert sum(chosen_of(record)[0]) == 24
-    assert about["parameters"]["added"] == 16 * 64 + about["selector"]["added"]
+    prompts = (15 if selector == "mixture" else 16) * 64
+    assert about["parameters"]["added"] == prompts + about["selector"]["added"]
     trained = {"learned": 3 * 64 + 3}.get(selector, 0)
-    assert about["parameters"]["trainable"] == 16 * 64 + trained
-    assert about["selector"]["added"] == {"attention_calibrated": 6, "nearest": 192, "learned": 195}.get(selector, 0)
+    assert about["parameters"]["trainable"] == prompts + trained
+    assert about["selector"]["added"] == ADDED.get(selector, 0)
     task, mean = about["controls"]["tasks"]["arc_easy"], about["controls"]["mean"]
-    assert task["chosen"] == pytest.approx(record["results"]["arc_easy"]["acc,none"])
+    mixed = selector == "mixture"  # of which `chosen` is the prompt that weighs most, by itself
+    assert mixed or task["chosen"] == pytest.approx(record["results"]["arc_easy"]["acc,none"])
     assert task["oracle"] >= max(*task["prompts"], task["chosen"]) and mean["oracle"] == task["oracle"]
     low, high = task["gap_interval"]
     assert low <= task["gap"] <= high and mean["gap_interval"] == task["gap_interval"]
@@ -80,6 +87,51 @@ def test_every_selector_runs_from_end_to_end(selector, run_here, where):
     if fitted and selector != "fixed":
         assert about["selector"]["heldout_loss"] == pytest.approx(loss)
         assert about["selector"]["oracle_loss"] <= about["selector"]["chosen_loss"]
+
+
+def test_a_bank_with_the_empty_prompt_from_end_to_end(run_here, where, tmp_path):
+    """It is made from the trained bank, behind it the compressed model is itself, and it goes where the bank goes."""
+    import idp
+
+    calibrated = (*SMALL, *where, "recovery/selector=attention_calibrated")
+    without = run_here(*calibrated)
+    record = run_here(*calibrated, "recovery.empty_prompt=true", "baselines=true")
+    store = Store(record["idp"]["config"]["store"])
+    repair = store.get("recover", record["idp"]["stages"]["recover"]["key"])
+    assert repair.manifest["parent"] == without["idp"]["stages"]["recover"]["key"], "the prompts were not trained again"
+    about, parts = record["idp"], record["idp"]["selection"]["arc_easy"]
+    assert about["parameters"]["added"] == 16 * 64 + 7 and about["repair_bytes"] == without["idp"]["repair_bytes"]
+    assert list(parts)[-1] == "empty" and sum(parts.values()) == 24
+    outcomes = about["controls"]
+    assert outcomes["prompts"][-1] == "empty"
+    assert outcomes["tasks"]["arc_easy"]["prompts"][-1] == about["compressed"]["results"]["arc_easy"]["acc,none"]
+    perplexity = about["controls"]["perplexity"]["bridges"]["prompts"]
+    assert perplexity[-1] == pytest.approx(about["compressed"]["perplexity"]["bridges"], rel=1e-4)
+    assert "empty_prompt" not in without["idp"]["config"]["recovery"]
+
+    words = (*SMALL, *where, "recovery/selector=fixed", "recovery.selector.prompt=3", "recovery.controls=false")
+    alone = run_here(*words, "recovery.empty_prompt=true")
+    assert alone["idp"]["stages"]["measure"]["reused"], "it is the control that was measured already"
+    few = run_here(*words, "recovery.empty_prompt=true", "recovery.storage.bits=8")
+    assert few["idp"]["selection"]["arc_easy"]["empty"] == 24
+    folder = tmp_path / "outputs" / "runs" / few["idp"]["name"]
+    compressed, repaired = (idp.load(folder, variant=variant) for variant in ("compressed", "repaired"))
+    texts = ["The bridge", "two seven"]
+    assert [a.text for a in repaired.generate(texts, 4)] == [a.text for a in compressed.generate(texts, 4)]
+    assert repaired.choose(texts) == ["empty", "empty"]
+
+    base = ("recovery=transfer", f"recovery.from={tmp_path / 'outputs' / 'runs' / without['idp']['name']}")
+    moved = run_here(*SMALL[:2], *SMALL[5:], *where, *base, "recovery.empty_prompt=true", "recovery/selector=gain")
+    assert list(moved["idp"]["selection"]["arc_easy"])[-1] == "empty" and moved["idp"]["selector"]["kind"] == "gain"
+    for more, what in (
+        (("recovery.empty_prompt=true",), "recovery.selector=attention reads a prompt's own tokens, and the empty"),
+        (("recovery/selector=gain",), "this bank has no empty prompt; add recovery.empty_prompt=true"),
+        (("recovery/selector=mixture",), "prompts of 3, 5, 8 tokens cannot be mixed"),
+        (("recovery/selector=random", "recovery.selector.temperature=1"), "random does not say by how much a prompt"),
+    ):
+        with pytest.raises(UserError, match=what) as caught:
+            run_here(*SMALL, *where, *more)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_oracle_is_each_document_s_best_and_is_called_so(run_here, where, tmp_path):

@@ -105,7 +105,7 @@ def attend(
     assert parts is not None  # `kernel_for` gives no kernel for rows without parts
     use = (
         *(str(query.device), query.dtype, *query.shape[1:], key.shape[1]),
-        *(parts.behind is None, parts.over is None, weighing.sinks is None),
+        *(parts.behind is None, parts.over is None, weighing.sinks is None, parts.alone > 0),
     )
     try:
         output = in_parts(kernel, packed, query, key, value, prefix, weighing)
@@ -138,13 +138,17 @@ def in_parts(
     weighing: Weighing,
 ) -> torch.Tensor:
     """`attend`, as it comes."""
+    import torch
+
     parts, scale, sinks = packed.divided.on(query.device), weighing.scaling, weighing.sinks
     output, mass = kernel.run(query, key, value, parts.causal, True, scale)
     if parts.behind is not None:
         assert prefix is not None
         keys, values = (_of_prefixes(tensor, parts) for tensor in prefix)
-        found = kernel.run(query, keys, values, parts.behind, False, scale)
-        output, mass = _merged((output, mass), found, last=parts.over is None and sinks is None)
+        found = kernel.run(query[parts.alone :], keys, values, parts.behind, False, scale)
+        mine = output[parts.alone :], mass[:, parts.alone :]
+        _, behind = _merged(mine, found, last=parts.over is None and sinks is None)  # the output in its place
+        mass = torch.cat([mass[:, : parts.alone], behind], dim=1) if parts.alone else behind
     if parts.over is not None:
         at = parts.branched
         mine = output.index_select(0, at), mass.index_select(1, at)

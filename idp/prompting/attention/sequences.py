@@ -49,6 +49,7 @@ class Parts:
     Args:
         causal: each trunk and each branch, over itself.
         behind: the rows that stand together and follow one prefix, over that; None where there is no prefix.
+        alone: tokens at the beginning, of rows whose prefix has no tokens, that are not among the queries of `behind`.
         prefix: [keys], which prefix the keys of `behind` are taken from, and at `place` [keys] in it.
         place: see `prefix`.
         single: the one prefix of all rows and its length; None where there are several, or none.
@@ -63,6 +64,7 @@ class Parts:
     single: tuple[int, int] | None = None
     over: Sequences | None = None
     branched: torch.Tensor | None = None
+    alone: int = 0
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Divided:
     """A packed sequence in parts, on whichever devices they are asked for.
 
     Args:
-        parts: on the CPU; None where rows are no trunk with branches behind it, or follow a prefix here and none there.
+        parts: on the CPU; None where rows are no trunk with branches behind it, or some that follow no prefix stand
+            behind others that do.
         last: the largest position in the packed sequence.
         count: of the sequences of any part at most.
     """
@@ -107,22 +110,29 @@ def divide(groups: list[Group]) -> Divided:
     if not len(kinds) or repeated or bool((segment_kind == TRUNK)[~first].any()) or followed is None:
         return Divided(None, last, len(starts))
     causal = _sequences(starts, starts, len(kinds), len(kinds))
-    parts = Parts(causal, *_behind(followed, lengths), *_over(kinds, row, lengths))
+    before = sum(len(group.positions) for group in groups[: _alone(groups)])
+    behind = _behind(followed, lengths[before:])
+    parts = Parts(causal, *behind, *_over(kinds, row, lengths), alone=int(lengths[:before].sum()))
     return Divided(parts, last, len(starts))
 
 
 def _followed(groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The prefix of each row and its length, both [rows], empty where there is none; None where only some have one."""
+    """The prefix of each row that has one and its length, both [rows]; None where others stand behind such rows."""
     import torch
 
-    has = {group.prefix is not None and group.prefix_length > 0 for group in groups}
-    if len(has) != 1:
-        return None
-    if has == {False}:
+    groups = groups[_alone(groups) :]
+    if not groups:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     followed = [(group.prefix, group.prefix_length) for group in groups if group.prefix is not None]
+    if len(followed) < len(groups) or not all(length for _, length in followed):
+        return None
     sizes = [torch.full((len(prefix),), length) for prefix, length in followed]
     return torch.cat([prefix for prefix, _ in followed]), torch.cat(sizes)
+
+
+def _alone(groups: list[Group]) -> int:
+    """How many groups at the beginning follow nothing: rows are packed by the lengths of their prefixes."""
+    return next((n for n, group in enumerate(groups) if group.prefix is not None and group.prefix_length), len(groups))
 
 
 def _behind(

@@ -22,9 +22,11 @@ from idp.prompting.frequencies import switch_of
 from idp.prompting.packed import queries_and_keys
 from idp.prompting.packing import pack
 from idp.prompting.selectors.base import Selector
+from idp.prompting.selectors.threshold import threshold
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from idp.prompting.prefix import Prefixes
 
@@ -45,7 +47,11 @@ class AttentionSelector(config.Selector):
 
     @property
     def published(self) -> bool:
-        return True
+        return self.temperature is None
+
+    @property
+    def scores_empty(self) -> bool:
+        return self.calibrated
 
     def check_model(self, model: Any, prompts: int | None = None) -> None:
         if self.layer >= model.num_hidden_layers:
@@ -79,6 +85,10 @@ class Attention(Selector):
         heads: the heads that are read; None reads all.
         calibrated: each prompt's score less its mean over held-out contexts, in units of its deviation there: a prompt
             that every input attends to more, because it is short or loud, gains nothing by it. Needs `fit`.
+
+    The empty prompt has no token that could be attended to. Its calibrated score is a threshold, the same for every
+    input: an input whose highest score among the other prompts is not above it follows none. `fit` finds the threshold
+    with which the chosen prompts lose least on held-out text. Without calibration it cannot be scored.
     """
 
     def __init__(
@@ -92,11 +102,28 @@ class Attention(Selector):
         self.layer, self.softmax, self.reduce, self.heads = layer, softmax, reduce, heads
         self.calibrated = calibrated
 
+    def bind(self, model: PreTrainedModel, prefixes: Prefixes) -> None:
+        lengths = prefixes.own_lengths.tolist()
+        self.prompts = [prompt for prompt, length in enumerate(lengths) if length]
+        self.empty = next((prompt for prompt, length in enumerate(lengths) if not length), None)
+        super().bind(model, prefixes if self.empty is None else prefixes.only(self.prompts))
+        if self.empty is not None and not self.calibrated:
+            raise UserError(
+                "recovery.selector=attention: the empty prompt of the bank has no token that could be attended to; use"
+                " recovery/selector=attention_calibrated"
+            )
+
     def scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        import torch
+
         raw = self.raw_scores(contexts)
         if not self.calibrated:
             return raw
-        return (raw - self.mean.to(raw.device)) / self.deviation.to(raw.device)
+        scores = (raw - self.mean.to(raw.device)) / self.deviation.to(raw.device)
+        if self.empty is None or self.threshold is None:
+            return scores
+        before, after = scores[:, : self.empty], scores[:, self.empty :]
+        return torch.cat([before, self.threshold.to(scores).expand(len(scores), 1), after], dim=1)
 
     def fit(self, contexts: Sequence[Sequence[int]], losses: torch.Tensor) -> None:
         import torch
@@ -107,17 +134,26 @@ class Attention(Selector):
         raw = torch.cat([self.raw_scores(contexts[i : i + FITTED_AT_ONCE]).double().cpu() for i in parts])
         deviation = raw.std(0)
         # A prompt whose score never moves is never standardised away from 0.
-        self.restore({"mean": raw.mean(0), "deviation": torch.where(deviation > 0, deviation, 1.0)})
+        state = {"mean": raw.mean(0), "deviation": torch.where(deviation > 0, deviation, 1.0)}
+        if self.empty is not None:
+            scores = (raw - state["mean"]) / state["deviation"]
+            state["threshold"] = threshold(scores, losses[:, self.prompts], losses[:, self.empty])
+        self.restore(state)
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {"mean": self.mean, "deviation": self.deviation} if self.calibrated else {}
+        if not self.calibrated:
+            return {}
+        found = {"mean": self.mean, "deviation": self.deviation}
+        return found if self.threshold is None else found | {"threshold": self.threshold}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
+        found = state.get("threshold")
+        self.threshold = found.float() if found is not None else None
 
     @property
     def added(self) -> int:
-        return 2 * len(self.mean) if self.calibrated else 0
+        return 2 * len(self.mean) + (self.threshold is not None) if self.calibrated else 0
 
     def raw_scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The scores before any calibration, [contexts, prompts].

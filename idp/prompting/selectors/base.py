@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Selector(ABC):
-    """Scores the prompts of a bank for each input; the highest score is chosen."""
+    """Scores the prompts of a bank for each input; the highest score is chosen.
+
+    With a `temperature` no prompt is chosen: the input follows the mean of all of them, with the weights
+    softmax(scores / (temperature * unit)).
+    """
+
+    temperature: float | None = None
 
     def bind(self, model: PreTrainedModel, prefixes: Prefixes) -> None:
         """Called once, before any scoring, with the model and the bank's prefixes."""
@@ -50,6 +56,11 @@ class Selector(ABC):
         Raises:
             KeyError: a tensor is missing.
         """
+
+    @property
+    def unit(self) -> float:
+        """What a temperature of 1 is in its scores, once it is bound and fitted."""
+        return 1.0
 
     @property
     def added(self) -> int:

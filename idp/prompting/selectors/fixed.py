@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from idp import config
 from idp.config import option
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class FixedSelector(config.Selector):
+    graded: ClassVar[bool] = False
+
     prompt: Any = option("best or worst by held-out loss, or a prompt's number, from 0")
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from idp import config
 from idp.prompting.attention.group import TRUNK
-from idp.prompting.packing import pack
+from idp.prompting.packing import Packed, pack
 from idp.prompting.repaired import head_is_bare, logits_at
 from idp.prompting.selectors.base import Selector
 
@@ -62,24 +62,28 @@ def log_probabilities(
     """
     import torch
 
-    m, size = len(prefixes.lengths), 0
-    parts: list[list[list[int]]] = []
-    part: list[list[int]] = []
-    for context in contexts:
-        if part and size + m * len(context) > TOGETHER:
-            parts.append(part)
-            part, size = [], 0
-        part.append(list(context))
-        size += m * len(context)
-    found = [_of_part(model, prefixes, part, bare) for part in [*parts, part] if part]
+    m = len(prefixes.lengths)
+    found = [_of_part(model, prefixes, part, bare) for part in together(contexts, m)]
     return torch.cat(found) if found else torch.empty(0, m)
 
 
-def _of_part(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int]], bare: bool) -> torch.Tensor:
-    import torch
-    from torch.nn.functional import cross_entropy
+def together(contexts: Sequence[Sequence[int]], prompts: int) -> Iterator[list[list[int]]]:
+    """Contexts of which as many copies as there are prompts go through the model together."""
+    size = 0
+    part: list[list[int]] = []
+    for context in contexts:
+        if part and size + prompts * len(context) > TOGETHER:
+            yield part
+            part, size = [], 0
+        part.append(list(context))
+        size += prompts * len(context)
+    if part:
+        yield part
 
-    m, device = len(prefixes.lengths), prefixes.lengths.device
+
+def copies(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int]]) -> tuple[list[list[int]], Packed]:
+    """A copy of each context behind each prompt, those of the first prompt first: the rows, and as one sequence."""
+    m = len(prefixes.lengths)
     rows = contexts * m
     packed = pack(
         rows,
@@ -88,8 +92,17 @@ def _of_part(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int
         [prompt for prompt in range(m) for _ in contexts],
         prefixes,
         model,
-        device,
+        prefixes.lengths.device,
     )
+    return rows, packed
+
+
+def _of_part(model: PreTrainedModel, prefixes: Prefixes, contexts: list[list[int]], bare: bool) -> torch.Tensor:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    m, device = len(prefixes.lengths), prefixes.lengths.device
+    rows, packed = copies(model, prefixes, contexts)
     bos = prefixes.beginning.ahead_of_text
     firsts = [len(bos) if bos and row[: len(bos)] == bos else 0 for row in rows]
     predicted = [max(len(row) - first - 1, 0) for row, first in zip(rows, firsts, strict=True)]

@@ -52,6 +52,14 @@ class Nearest(Selector):
         self.centres = state["centres"].float()
 
     @property
+    def unit(self) -> float:
+        """The mean squared distance between two centres; 1 where they are one."""
+        there = self.centres[self.centres.isfinite().all(1)].double()
+        apart = (there[:, None] - there).square().sum(-1)
+        pairs = len(there) * (len(there) - 1)
+        return float(apart.sum()) / pairs if pairs and bool(apart.any()) else 1.0
+
+    @property
     def added(self) -> int:
         return self.centres.numel()
 

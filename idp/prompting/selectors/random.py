@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from idp import config
 from idp.config import SEEDS, option
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class RandomSelector(config.Selector):
+    graded: ClassVar[bool] = False
+
     seed: int = option("the choice for an input depends on this and on the input alone", minimum=0, maximum=SEEDS)
 
     def build(self) -> Random:

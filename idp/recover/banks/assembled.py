@@ -15,7 +15,7 @@ from idp.config import keyword_option
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import peft_files
-from idp.prompting.bank import PromptBank, beginning_of
+from idp.prompting.bank import EMPTY, PromptBank, beginning_of
 from idp.recover import transfer
 from idp.recover.context import RepairContext, RepairResult
 from idp.recover.given import Given
@@ -102,7 +102,7 @@ def members(options: AssembledBank) -> list[Member]:
     found: list[Member] = []
     for place in getattr(options, "from"):
         found += _members(place)
-    taken: dict[str, int] = {}
+    taken: dict[str, int] = {EMPTY: 1}  # which is none of theirs
     for member in found:
         taken[member.name] = taken.get(member.name, 0) + 1
         if taken[member.name] > 1:
@@ -194,12 +194,14 @@ def _members(place: str) -> list[Member]:
         return [
             Member(name, peft_files.read(folder / name).prompt[ahead:], place, base, dense, beginning)
             for beginning, ahead in [beginning_of(described)]
-            for name in described["names"]
+            for name, length in zip(described["names"], described["lengths"], strict=True)
+            if length
         ]
     bank = PromptBank.load(folder)
     return [
         Member(name, prompt, place, base, dense, bank.beginning)
         for name, prompt in zip(bank.names, bank.prompts, strict=True)
+        if len(prompt)  # the empty one joins by `recovery.empty_prompt`
     ]
 
 
