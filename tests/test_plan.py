@@ -29,6 +29,12 @@ RUNS = {
     "lora_idp": ("compressor=wanda50", "recovery=lora_idp", "recovery.training.objective=distill"),
     "prefix": ("compressor=awq4", "recovery=prefix", "recovery.storage.bits=8"),
     "ptune": ("compressor=magnitude50", "recovery=ptune", "evaluation.fidelity=false"),
+    "cached": (
+        "compressor=rtn4",
+        "recovery=prompt",
+        "recovery.training.objective=distill",
+        "recovery.training.teacher=cached",
+    ),
     "hard_prompt": ("compressor=magnitude50", "recovery=hard_prompt", "baselines=false"),
 }
 SMALL = ("model=tiny_llama", "model.device=cpu", "task=arc_easy", "task.documents=6", "budget=smoke", "tracker=none")

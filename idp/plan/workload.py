@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from idp.config import WEIGHTS, Compressor, Config, Evaluation, Latency, Recovery, Trained, Training
-from idp.store import digest
+from idp.store import Identity, digest
 
 if TYPE_CHECKING:
     from idp.rows import Row
@@ -151,10 +151,16 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
         heldout = evaluations * (judged * rows * width + batches * sum(lengths))
         extra = of.also_read(prompts, training) * width
         yield Workload(JUDGE, name, FORWARD, count * (heldout + extra))
-        if training.objective == "distill":
+        if training.objective == "distill" and not training.cached:
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
             yield Workload(TEACH, name, FORWARD, count * taught)
             yield Workload(LOAD, f"{name} teacher", 0, 0, opened=1)
+
+
+def of_taught(kept: Identity) -> Iterator[Workload]:
+    """What is kept of the dense model's predictions for a part of a corpus (`idp.recover.cached`)."""
+    yield Workload(TEACH, kept.key, FORWARD, kept.config["blocks"] * kept.config["length"])
+    yield Workload(LOAD, f"{kept.parent} teacher", 0, 0, opened=1)
 
 
 def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Workload]:

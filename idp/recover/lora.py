@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from idp.recover.context import Teacher
+
 
 @dataclass
 class Lora(config.Trained):
@@ -76,7 +78,7 @@ def tune(
     checkpoint: Path,
     label: str | None = None,
     report: Report | None = None,
-    teacher: LoadedModel | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[int, History]:
     """Trains adapters and saves them in `folder` in PEFT's format.
 
@@ -89,7 +91,7 @@ def tune(
         checkpoint: a folder that survives a kill.
         label: what is said beside the progress bar; None: the rank.
         report: called with each step's figures.
-        teacher: the dense model, for objective=distill.
+        teacher: the dense model, or what is kept of its predictions, for objective=distill.
 
     Returns:
         the number of trained parameters, and the history.

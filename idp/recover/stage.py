@@ -10,7 +10,7 @@ from idp import models
 from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
-from idp.recover import few_bits, making
+from idp.recover import cached, few_bits, making
 from idp.recover.context import CalibrationText
 from idp.recover.given import Given
 from idp.recover.identity import Basis, identity_of, needs
@@ -202,7 +202,7 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
         beneath = recovery.beneath
         # Before there is a model of this one's in memory.
         first = _recover(beneath, sources, store, report) if beneath is not None else None
-        making.make(recovery, sources, first, beginning, folder, report)
+        making.make(recovery, sources, first, beginning, folder, report, _taught(recovery, sources, store))
 
     with out_of_memory_is_explained("recover"):
         repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
@@ -210,6 +210,33 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
     if stored is None or storage.is_plain(stored):
         return repair
     return few_bits.stored(repair, stored, sources, store)
+
+
+def _taught(recovery: schema.Recovery, sources: Sources, store: Store) -> cached.CachedTeacher | None:
+    """What is kept of the dense model's predictions, for a recovery that learns from that."""
+    trained = recovery.trained
+    if trained is None or not trained.training.cached:
+        return None
+    return cached.obtain(trained.training, sources.model, sources.dense, sources.text, store, trained.texts)
+
+
+def taught_identities(
+    recovery: schema.Recovery, model: schema.Model, dense: str, folder: Path, text: Text
+) -> list[Identity]:
+    """What is kept of the dense model's predictions for a recovery, what is made beneath it left out.
+
+    Args:
+        recovery: what learns from it.
+        model: the model's config.
+        dense: the key of the dense model.
+        folder: of that model's config and tokenizer.
+        text: the training corpus.
+    """
+    trained = recovery.trained
+    if trained is None or not trained.training.cached:
+        return []
+    bos = models.bos_of(folder, model)
+    return list(cached.identities(trained.training, model, dense, bos, text, trained.texts).values())
 
 
 def prompts(repair: Product | None) -> int:
