@@ -114,6 +114,8 @@ class Walk:
         yield self._step(dense)
         if self.store is not None:
             yield self._step(models.tokenizer_identity(config.model, dense.key))
+        for made in (text.made for text in self.inputs.texts if text.made is not None):
+            yield self._step(made.product, workload.of_generated(made.product, made.tokens))
         compressed = self._compressed(dense)
         yield self._step(compressed, workload.of_compression(config.compressor, compressed.key, self._by_others))
         repairs = recovering.identities(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
-LOAD, GUARD = "load weights", "guard"
-KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
+LOAD, GUARD, GENERATE = "load weights", "guard", "generate"
+KINDS = (COMPRESS, CHECK, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD, GENERATE)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,13 @@ def of_repair(recovery: Recovery, key: str) -> Iterator[Workload]:
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
             yield Workload(TEACH, name, FORWARD, count * taught)
             yield Workload(LOAD, f"{name} teacher", 0, 0, opened=1)
+
+
+def of_generated(text: Identity, tokens: int) -> Iterator[Workload]:
+    """Text that the dense model writes: each token is read once."""
+    asked = text.config["generated"]
+    yield Workload(GENERATE, text.key, FORWARD, tokens, tokens / asked["rows"])
+    yield Workload(LOAD, text.key, 0, 0, opened=1)
 
 
 def of_taught(kept: Identity) -> Iterator[Workload]:

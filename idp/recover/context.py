@@ -45,6 +45,17 @@ class CalibrationText:
         found = blocks(self.text, "calibration", loaded.tokenizer, options.length, options.samples, options.seed)
         return begun(found, loaded.bos)[:, : options.length]
 
+    def check(self, empty: LoadedModel) -> None:
+        """Refuses text that is too short, given the model without weights.
+
+        Raises:
+            UserError: see above.
+        """
+        from idp.corpora.corpus import check_blocks
+
+        options = self.options
+        check_blocks(self.text, "calibration", empty.tokenizer, options.length, options.samples, options.seed)
+
     def identity(self) -> dict[str, Any]:
         """Its part of the key of what was made with it."""
         return {**asdict(self.options), "corpus": self.text.fingerprint}

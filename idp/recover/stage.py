@@ -82,7 +82,7 @@ def check(
         UserError: LoRA targets that match no layer, a selector's layer or heads that do not exist, a prompt longer
             than the window, or too little text.
     """
-    from idp.corpora.corpus import blocks
+    from idp.corpora.corpus import check_blocks
 
     if recovery.beneath is not None:
         check(recovery.beneath, empty, text, calibration)
@@ -99,12 +99,12 @@ def check(
         )
     if training is not None:
         for part in ("train", "heldout"):
-            blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
+            check_blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
     if CALIBRATION in recovery.needs:
         _check_calibration(recovery, calibration, empty, window)
     if recovery.choice is not None and _compares(recovery):
         _check_fit(recovery.choice.fit, longest, bos, window)
-        blocks(text, "heldout", empty.tokenizer, recovery.choice.fit.tokens, 2, 0)
+        check_blocks(text, "heldout", empty.tokenizer, recovery.choice.fit.tokens, 2, 0)
 
 
 def _check_calibration(
@@ -117,7 +117,7 @@ def _check_calibration(
             f"compressor.calibration.length={calibration.options.length}: the model's window is {window}; use"
             f" {window} or less"
         )
-    calibration.blocks(empty)
+    calibration.check(empty)
 
 
 def _check_fit(fit: schema.Fitting, longest: int, bos: int, window: int) -> None:
