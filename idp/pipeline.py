@@ -10,6 +10,7 @@ from typing import cast
 from idp import memory, models, recording, rows
 from idp.compress import stage as compressing
 from idp.config import Config, values_of
+from idp.corpora.corpus import make_awaited
 from idp.plan.preflight import Plan, preflight
 from idp.records import metrics
 from idp.records.schema import Record
@@ -53,6 +54,8 @@ def _run(config: Config) -> tuple[Record, Path]:
         plan.hold()
         status.stage("load")
         dense = models.load(plan.config.model, plan.inputs.source, plan.store)
+        if make_awaited(plan.inputs.texts, config.model, models.model_folder(dense), plan.store):
+            plan = preflight(config)  # which now checks what they hold
         values = values_of(plan.config)
         labels = metrics.labels(values, config.compressor.label)
         with Tracking(config.tracker, Followed(folder.name, run_id, folder, values, labels)).following() as tracker:

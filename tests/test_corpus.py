@@ -42,7 +42,7 @@ class Letters:
 THOUSAND = [f"document number {number}" for number in range(1000)]
 
 
-@pytest.mark.parametrize("name", ["embedded", "c4", "wikitext2", "local"])
+@pytest.mark.parametrize("name", ["embedded", "c4", "wikitext2", "local", "questions"])
 def test_every_field_is_set(name):
     corpus = shipped(name)
     assert all(getattr(corpus, field.name) != "???" for field in dataclasses.fields(corpus)) and corpus.name == name
@@ -229,7 +229,8 @@ def test_names(tmp_path):
     assert named_corpus("mine", own, None).documents == ["mine", "more"]
     assert named_corpus(str(tmp_path / "other.txt"), own, None).documents == ["other"]
     with pytest.raises(
-        UserError, match=r"no corpus nothing: use corpus .*c4, embedded, embedded_without_squad, local, wikitext2"
+        UserError,
+        match=r"no corpus nothing: use corpus .*c4, embedded, embedded_\w+, generated, local, questions, wikitext2",
     ):
         named_corpus("nothing", own, None)
     with pytest.raises(UserError, match=r"hub's allenai/c4 cannot be read .*text/c4.jsonl.gz"):

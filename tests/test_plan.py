@@ -37,6 +37,12 @@ RUNS = {
     "intactkv": ("compressor=rtn4", "recovery=intactkv", "baselines=false"),
     "cartridge": ("compressor=rtn4", "recovery=cartridge", "baselines=false"),
     "gated_prefix": ("compressor=rtn4", "recovery=gated_prefix", "baselines=false"),
+    "cached": (
+        "compressor=rtn4",
+        "recovery=prompt",
+        "recovery.training.objective=distill",
+        "recovery.training.teacher=cached",
+    ),
     "hard_prompt": ("compressor=magnitude50", "recovery=hard_prompt", "baselines=false"),
 }
 SMALL = ("model=tiny_llama", "model.device=cpu", "task=arc_easy", "task.documents=6", "budget=smoke", "tracker=none")

@@ -82,7 +82,10 @@ def check(
         raise UserError(f"compressor.calibration.length={length}: the model's window is {room}; use {room} or less")
     recipe.check_layers(empty.model)
     compressor.check_model(empty, model=model, source=source, store=store)
-    calibration_blocks(compressor, text, empty)
+    from idp.corpora.corpus import check_blocks
+
+    of = compressor.calibration
+    check_blocks(text, "calibration", empty.tokenizer, of.length, of.samples, of.seed)
     return compressor.resolve(empty.model)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, ClassVar, Optional
 
 from idp.config.options import option
 
@@ -25,8 +26,31 @@ class Corpus:
     documents: Optional[int] = option("documents to read at most; null: all", minimum=1)
     revision: Optional[str] = option("source=hub: a branch, tag or commit of the data set", default=None)
 
+    # DENSE of a source whose text the run's dense model makes. It has `product`, `make` and `documents_of` then.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def check(self) -> None:
         """Raises a UserError where the options do not go together."""
+
+    def check_model(self, empty: Any) -> None:
+        """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, cannot make the text."""
+
+    def product(self, model: Any, dense: str) -> Any:
+        """What the product is that holds the text which the dense model makes, an `idp.store.Identity`.
+
+        Args:
+            model: the model's config.
+            dense: the key of the dense model.
+        """
+        raise NotImplementedError
+
+    def make(self, model: Any, dense: Path, folder: Path) -> None:
+        """Writes that product into `folder`; `dense` is the folder of the dense model."""
+        raise NotImplementedError
+
+    def documents_of(self, folder: Path) -> list[str]:
+        """The documents of that product."""
+        raise NotImplementedError
 
     def read(self, data_dir: str | None, store: Any) -> tuple[dict[str, list[str]], str]:
         """Reads the text.

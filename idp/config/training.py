@@ -46,16 +46,33 @@ class Training:
     )
     teacher: str = option(
         "objective=distill: where the dense model is. resident: beside the compressed one on its device; streamed: in"
-        " main memory, each of its layers on the device while it runs; auto: resident where the device has room",
-        choices=("auto", "resident", "streamed"),
+        " main memory, each of its layers on the device while it runs; auto: resident where the device has room;"
+        " cached: what it says of the text is in the store, once for all repairs and seeds, which read one text",
+        choices=("auto", "resident", "streamed", "cached"),
         default="auto",
-        decides=False,
     )
+    teacher_top: int = option(
+        "teacher=cached: its most likely tokens that are kept at each place, beside some drawn from the others",
+        minimum=1,
+        maximum=WIDE,
+        default=64,
+        unsaid=True,
+    )
+
+    @property
+    def cached(self) -> bool:
+        """Whether it learns from what is kept of the dense model's predictions: another loss, within rounding."""
+        return self.objective == "distill" and self.teacher == "cached"
+
+    def text_seed(self, seed: int) -> int:
+        """What its text is drawn by: what is kept of a teacher is of one draw, and serves every seed."""
+        return 0 if self.cached else seed
 
     @property
     def unused(self) -> set[str]:
         """Its options that decide nothing as the others are set."""
         whole = {"micro_batch_size"} if self.micro_batch_size is None else set()
+        whole |= set() if self.cached else {"teacher", "teacher_top"}  # wherever the dense model is, it says the same
         return whole | ({"temperature", "lm_weight"} if self.objective == "lm" else set())
 
 

@@ -6,23 +6,42 @@ import functools
 import hashlib
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from idp import registry, text_files
-from idp.config import Corpus, conf_dir, one_line
+from idp.config import DENSE, Corpus, Model, conf_dir, one_line
 from idp.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from idp.store import Store
+    from idp.store import Identity, Store
     from idp.tasks.tasks import TaskSource
 
 # Shares of the documents. The heldout part chooses the best checkpoint, so perplexity is reported on another.
 SHARES = {"train": 0.7, "calibration": 0.1, "heldout": 0.1, "perplexity": 0.1}
 PARTS = tuple(SHARES)
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A run's dense model, before there is one: its config, and its key."""
+
+    model: Model
+    key: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a model makes a text: the source, the product that holds it, how many tokens, and whether it is there."""
+
+    source: Any
+    product: Identity
+    tokens: int
+    there: bool
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,12 @@ class Text:
     test_documents: list[str] | None  # the perplexity part, where the corpus has a test split
     heldout_documents: list[str] | None = None  # the heldout part, where the corpus has a validation split
     place: str = ""  # where it was read from, for messages
+    made: Made | None = None  # of what a model makes
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a model is still to make it: there are no documents yet."""
+        return self.made is not None and not self.made.there
 
     @functools.cached_property
     def by_hash(self) -> dict[str, str]:
@@ -48,13 +73,16 @@ class Text:
         return _by_hash(self.heldout_documents or [])
 
 
-def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
-    """Reads a corpus from its source.
+def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None, dense: DenseModel | None = None) -> Text:
+    """Reads a corpus from its source; of one that the dense model makes, and that is not there yet, all but documents.
 
     Raises:
         UserError: the text cannot be had, or a file cannot be read.
     """
-    pools, place = registry.corpus(cfg).read(data_dir, store)
+    source = registry.corpus(cfg)
+    if DENSE in source.needs and dense is not None and store is not None:
+        return _made(source, store, dense)
+    pools, place = source.read(data_dir, store)
     pools = {name: documents[: cfg.documents] for name, documents in pools.items()}
     hashes = {name: sorted(_by_hash(documents)) for name, documents in pools.items()}
     hashes["perplexity"] = [_hash(document) for document in pools.get("perplexity", [])]  # read as one text: in order
@@ -69,13 +97,40 @@ def open_corpus(cfg: Corpus, data_dir: str | None, store: Store | None = None) -
     )
 
 
-def named_corpus(name: str, cfg: Corpus, data_dir: str | None, store: Store | None = None) -> Text:
+def _made(source: Any, store: Store, dense: DenseModel) -> Text:
+    """What the dense model makes: known by that model and the options, since its content is not known beforehand."""
+    identity = source.product(dense.model, dense.key)
+    finished = store.finished(identity)
+    documents = source.documents_of(finished.path)[: source.documents] if finished is not None else []
+    made = Made(source, identity, source.tokens, finished is not None)
+    fingerprint = _hash(json.dumps([identity.key, source.documents]))
+    return Text(source.name, documents, fingerprint, tuple(source.made_from), None, None, dense.model.name, made)
+
+
+def make_awaited(texts: Iterable[Text], model: Model, dense: Path, store: Store) -> bool:
+    """Has the dense model make those texts that are not there yet, and says whether there were any.
+
+    Args:
+        texts: of a run.
+        model: the model's config.
+        dense: the folder of the dense model.
+        store: where they are kept.
+    """
+    awaited = {text.made.product.key: text.made for text in texts if text.made is not None and text.awaited}
+    for made in awaited.values():
+        store.obtain(made.product, functools.partial(made.source.make, model, dense))
+    return bool(awaited)
+
+
+def named_corpus(
+    name: str, cfg: Corpus, data_dir: str | None, store: Store | None = None, dense: DenseModel | None = None
+) -> Text:
     """The run's own corpus for `corpus`, else the one of `conf/corpus/<name>.yaml`, else a text file at that path."""
     if name in ("corpus", cfg.name):
-        return open_corpus(cfg, data_dir, store)
+        return open_corpus(cfg, data_dir, store, dense)
     known = {file.stem: file for folder in _conf_folders() for file in sorted((folder / "corpus").glob("*.yaml"))}
     if name in known:
-        return open_corpus(_of_file(known[name]), data_dir, store)
+        return open_corpus(_of_file(known[name]), data_dir, store, dense)
     if not text_files.is_text_file(Path(name)):
         listed = ", ".join(sorted(known))
         raise UserError(f"no corpus {name}: use corpus (the run's own), {listed}, or the path of a text file")
@@ -173,6 +228,21 @@ def blocks(
             f"{needed * length:,}: use a larger corpus, or fewer or shorter sequences (read from {place})"
         )
     return torch.tensor(tokens[: found * length], dtype=torch.long).view(found, length)
+
+
+def check_blocks(text: Text, name: str, tokenizer: Any, length: int, count: int, seed: int) -> None:
+    """Refuses a part that does not hold `count` blocks; one that a model is still to make by what it should hold.
+
+    Raises:
+        UserError: the part is too small.
+    """
+    if text.made is None or text.made.there:
+        blocks(text, name, tokenizer, length, count, seed)
+    elif (tokens := int(text.made.tokens * SHARES[name])) < count * length:
+        raise UserError(
+            f"corpus {text.name}: of corpus.tokens={text.made.tokens:,} part {name} will hold {tokens:,}, {count}"
+            f" blocks of {length} need {count * length:,}: raise corpus.tokens, or use fewer or shorter sequences"
+        )
 
 
 def refuse_evaluated(text: Text, tasks: list[TaskSource]) -> None:

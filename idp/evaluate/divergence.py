@@ -213,29 +213,51 @@ class DivergenceObserver:
     def _keep(self, logs: torch.Tensor, best: torch.Tensor, at: torch.Tensor, slots: torch.Tensor) -> None:
         import torch
 
-        top = min(TOP, logs.shape[1])
-        ids = logs.topk(top, sorted=False).indices.sort(dim=1).values
-        kept_logs = logs.gather(1, ids)
-        logs.scatter_(1, ids, -math.inf)
-        rest = logs.logsumexp(dim=1)
-        if top < logs.shape[1]:
-            offsets = torch.zeros(len(logs), dtype=logs.dtype, device=logs.device)
-            assert self.offsets is not None  # a row that is kept has drawn them
+        offsets = torch.zeros(len(logs), dtype=logs.dtype, device=logs.device)
+        if self.offsets is not None:
             offsets[at] = self.offsets[slots].to(offsets)
-            drawn = _drawn(logs, rest, offsets)
-            ids, kept_logs = torch.cat([ids, drawn], dim=1), torch.cat([kept_logs, logs.gather(1, drawn)], dim=1)
+        vocabulary = logs.shape[1]
+        ids, kept_logs, rest = cut(logs, offsets, TOP, DRAWN)
         found = {"ids": ids[at], "logs": kept_logs[at], "rest": rest[at], "best": best[at]}
         if self.kept is None:
             dtypes = {"ids": np.int32, "logs": np.float32, "rest": np.float32, "best": np.int32}
             shapes = {name: (len(self.kl), *values.shape[1:]) for name, values in found.items()}
             empty = {name: np.zeros(shapes[name], dtype) for name, dtype in dtypes.items()}
-            self.kept = Kept(**empty, sizes=np.array([logs.shape[1], top], np.int32))
+            self.kept = Kept(**empty, sizes=np.array([vocabulary, min(TOP, vocabulary)], np.int32))
         for name, values in found.items():
             getattr(self.kept, name)[slots.numpy()] = values.cpu().numpy()
 
 
-def _drawn(logs: torch.Tensor, rest: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Tokens drawn from tails, `DRAWN` of each, as often as they are likely: [positions, DRAWN].
+def cut(
+    logs: torch.Tensor, offsets: torch.Tensor, top: int, drawn: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Distributions cut to their most likely tokens and some that are drawn from the others.
+
+    Args:
+        logs: [positions, vocabulary], log-probabilities, float32; overwritten.
+        offsets: [positions], from 0 to 1: where in its tail a position's tokens are drawn.
+        top: how many of the most likely tokens are kept.
+        drawn: how many are drawn; none where the vocabulary has no more than `top`.
+
+    Returns:
+        the tokens, [positions, top + drawn], the most likely ones ascending; their log-probabilities; and [positions],
+        the log of the tail's mass, -inf where there is none.
+    """
+    import torch
+
+    top = min(top, logs.shape[1])
+    ids = logs.topk(top, sorted=False).indices.sort(dim=1).values
+    kept = logs.gather(1, ids)
+    logs.scatter_(1, ids, -math.inf)
+    rest = logs.logsumexp(dim=1)
+    if top < logs.shape[1]:
+        more = _drawn(logs, rest, offsets, drawn)
+        ids, kept = torch.cat([ids, more], dim=1), torch.cat([kept, logs.gather(1, more)], dim=1)
+    return ids, kept, rest
+
+
+def _drawn(logs: torch.Tensor, rest: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
+    """Tokens drawn from tails, `count` of each, as often as they are likely: [positions, count].
 
     They are drawn at even distances along the tail's mass, from one random offset: each draw by itself follows the
     tail's probabilities, and all together vary less than independent ones.
@@ -244,11 +266,12 @@ def _drawn(logs: torch.Tensor, rest: torch.Tensor, offsets: torch.Tensor) -> tor
         logs: [positions, vocabulary], -inf at the tokens that are not of the tail.
         rest: [positions], the log of the tail's mass.
         offsets: [positions], from 0 to 1.
+        count: how many of each.
     """
     import torch
 
     mass = (logs - rest.nan_to_num(neginf=0.0)[:, None]).exp_().cumsum(dim=1)
-    points = (torch.arange(DRAWN, device=logs.device) + offsets[:, None]) / DRAWN
+    points = (torch.arange(count, device=logs.device) + offsets[:, None]) / count
     below = points.clamp(max=1 - 1e-6) * mass[:, -1:]  # at its very end rounding would find a token of no mass
     return torch.searchsorted(mass, below, right=True).clamp_(max=logs.shape[1] - 1)
 

@@ -18,7 +18,7 @@ from idp import config as schema
 from idp.config import Config
 from idp.errors import UserError
 from idp.plan.inputs import ResolvedInputs, Shape
-from idp.plan.sizes import KEPT_POSITION, compressed_bytes, repair_bytes
+from idp.plan.sizes import KEPT_POSITION, compressed_bytes, repair_bytes, taught_bytes
 from idp.plan.steps import Step, Walk
 from idp.plan.workload import FIDELITY, MEASURE, Machine, Workload, tasks_of, trainings
 from idp.store import canonical, digest
@@ -184,6 +184,8 @@ def stored(config: Config, model: Assumed) -> dict[str, float]:
             size = 0.0 if plain else compressed_bytes(config.compressor, model.parameters, BITS // 8, empty)
         elif step.recovery is not None:
             size = repair_bytes(step.recovery, config.compressor, empty)
+        elif step.stage == "teacher" and step.identity is not None:
+            size = taught_bytes(step.identity, model.shape.empty.model.config.get_text_config().vocab_size)
         elif step.stage == "reference":
             size = _positions(config) * KEPT_POSITION
         else:
@@ -206,7 +208,7 @@ def training_peaks(config: Config, model: Assumed) -> tuple[float, float] | None
         _peaks(
             model.name,
             "lora" if of.adapts and of.beneath is None else of.method,
-            training.objective == "distill",
+            training.objective == "distill" and not training.cached,
             training.batch_size,
             training.sequence_length,
             max(lengths, default=0),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idp import models
 from idp.config import DENSE, WEIGHTS, Config, Recovery
 from idp.evaluate.room import token_bytes
-from idp.plan.sizes import FLOAT, KEPT_POSITION, compressed_bytes, repair_bytes
+from idp.plan.sizes import FLOAT, KEPT_POSITION, compressed_bytes, repair_bytes, taught_bytes
 from idp.plan.workload import FORWARD, GUARD, LOAD, TRAIN, Workload, own_trainings
 from idp.store import MANIFEST, Store, read_json
 
@@ -173,7 +173,7 @@ def training_bytes(recovery: Recovery, size: Size) -> float:
         tokens = rows * (training.sequence_length + max(lengths, default=0))
         layers = 1 if training.checkpointing else shape.num_hidden_layers
         kept = tokens * layers * (hidden * shape.hidden_size + wide * inner) * size.itemsize
-        models_held = 1 + (DENSE in of.needs)
+        models_held = 1 + (DENSE in of.needs and not training.cached)
         most = max(most, models_held * size.bytes + kept + of.held * size.parameters)
     return most
 
@@ -190,6 +190,8 @@ def disk_of(step: Step, config: Config, size: Size, empty: models.LoadedModel) -
         return SMALL_BYTES if plain else compressed_bytes(config.compressor, size.parameters, size.itemsize, empty)
     if step.recovery is not None:
         return SMALL_BYTES + repair_bytes(step.recovery, config.compressor, empty)
+    if step.stage == "teacher":
+        return SMALL_BYTES + taught_bytes(step.identity, size.shape.vocab_size)
     if step.stage == "reference":
         return _positions(step, config) * KEPT_POSITION
     if step.stage == "measure" and step.documents:

@@ -34,6 +34,11 @@ class ResolvedInputs:
     perplexity: dict[str, Text]  # by name
     given: Given  # what the recovery takes from elsewhere
 
+    @property
+    def texts(self) -> list[Text]:
+        """All that the run reads."""
+        return [self.corpus, self.calibration, *self.perplexity.values()]
+
     def calibration_of(self, config: Config) -> CalibrationText:
         """The calibration text as recoveries read it."""
         return CalibrationText(config.compressor.calibration, self.calibration)
@@ -77,7 +82,7 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
     Raises:
         UserError: something is missing, unreadable, too small, or evaluates on what it trains on.
     """
-    from idp.corpora.corpus import named_corpus, refuse_evaluated
+    from idp.corpora.corpus import DenseModel, named_corpus, refuse_evaluated
     from idp.tasks.tasks import find_tasks
 
     known = known or Known()
@@ -92,10 +97,12 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
     models.devices(config.model, config.evaluation.processes)
     tasks = known.once(["tasks", asdict(config.task)], lambda: find_tasks(config.task, store))
 
+    dense = DenseModel(config.model, models.identity(config.model, source).key)
+
     def text(name: str) -> Text:
         corpus = asdict(config.corpus) if name in ("corpus", config.corpus.name) else name
-        asked = ["text", corpus, config.data_dir]
-        return known.once(asked, lambda: named_corpus(name, config.corpus, config.data_dir, store))
+        asked = ["text", corpus, config.data_dir, dense.key]
+        return known.once(asked, lambda: named_corpus(name, config.corpus, config.data_dir, store, dense))
 
     calibration = text(compressor.calibration.corpus or "corpus")
     if compressing.works(compressor) or recovering.reads_calibration(recovery):

@@ -94,8 +94,9 @@ def prepared(step: TrainingStep, memory: Peak) -> tuple[Loss, list[torch.nn.Para
     from idp.prompting.shapes import prefix_width
     from idp.recover import lora
     from idp.recover.fitting import Loss
+    from idp.recover.live import from_the_start
     from idp.recover.nets.reparameterization import Itself
-    from idp.recover.objective import Objective, from_the_start
+    from idp.recover.objective import Objective
     from idp.recover.tuning import loss_with
 
     distilled = step.recovery == "distilled prompt"
@@ -148,7 +149,7 @@ def _teacher(step: TrainingStep, memory: Peak) -> LoadedModel:
 @contextlib.contextmanager
 def _bare_heads() -> Iterator[None]:
     """None of these models changes its logits behind the head; to try it out takes numbers, which `meta` has not."""
-    with mock.patch("idp.recover.objective.head_is_bare", lambda model: True):
+    with mock.patch("idp.recover.live.head_is_bare", lambda model: True):
         yield
 
 

@@ -37,6 +37,9 @@ def refuse(config: Config, inputs: ResolvedInputs, shape: Shape, store: Store) -
         config.recovery.check_weights(claims.sparsity, claims.bits)
     check_grid(config, resolved)
     recovering.check_given(inputs.given, config.model, dense, empty, config.recovery)
+    for text in inputs.texts:
+        if text.made is not None:
+            text.made.source.check_model(empty)
     check_perplexity(config, empty, inputs)
     check_latency(config, empty)
     check_generation(config, empty, inputs)
@@ -92,7 +95,7 @@ def check_grid(config: Config, resolved: Any) -> None:
 
 def check_perplexity(config: Config, empty: LoadedModel, inputs: ResolvedInputs) -> None:
     """Perplexity counts the same tokens for every method, so a window must leave room for the prompt before it."""
-    from idp.corpora.corpus import blocks
+    from idp.corpora.corpus import check_blocks
 
     window, (prompt, bos) = config.evaluation.perplexity_window, ahead_of_text(config, empty)
     room = window_of(empty)
@@ -103,7 +106,7 @@ def check_perplexity(config: Config, empty: LoadedModel, inputs: ResolvedInputs)
             f" {room - prompt - bos} or less for every run that you compare"
         )
     for text in inputs.perplexity.values():
-        blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
+        check_blocks(text, "perplexity", empty.tokenizer, window, 1, 0)
 
 
 def check_latency(config: Config, empty: LoadedModel) -> None:

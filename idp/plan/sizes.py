@@ -9,6 +9,7 @@ from idp.config import GRID, Compressor, Recovery
 
 if TYPE_CHECKING:
     from idp.models import LoadedModel
+    from idp.store import Identity
 
 KEPT_POSITION = 1024  # bytes that one position of the dense model's predictions takes (idp.evaluate.divergence)
 FLOAT = 4  # bytes of a repair's numbers
@@ -37,6 +38,14 @@ def compressed_bytes(compressor: Compressor, parameters: float, itemsize: int, e
         rows, columns = layer.weight.shape
         packed += layer_bytes(rows, columns, 8 * itemsize, claims.bits, claims.group_size, claims.symmetric)
     return packed + (parameters - sum(layer.weight.numel() for layer in layers.values())) * itemsize
+
+
+def taught_bytes(kept: Identity, vocabulary: int) -> float:
+    """Bytes of what is kept of a dense model's predictions for a part of a corpus, at most."""
+    from idp.recover.cached import token_bytes
+
+    config = kept.config
+    return float(config["blocks"] * config["length"] * token_bytes(config["kept"][0], vocabulary))
 
 
 def repair_bytes(recovery: Recovery, compressor: Compressor, empty: LoadedModel | None) -> float:

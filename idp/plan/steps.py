@@ -114,6 +114,8 @@ class Walk:
         yield self._step(dense)
         if self.store is not None:
             yield self._step(models.tokenizer_identity(config.model, dense.key))
+        for made in (text.made for text in self.inputs.texts if text.made is not None):
+            yield self._step(made.product, workload.of_generated(made.product, made.tokens))
         compressed = self._compressed(dense)
         yield self._step(compressed, workload.of_compression(config.compressor, compressed.key, self._by_others))
         repairs = recovering.identities(
@@ -129,7 +131,10 @@ class Walk:
         for recovery, identity in self._needed(repairs):
             again = identity.parent != compressed.key  # stored once more, in fewer bits
             works = () if again else workload.of_repair(recovery, identity.key, config.compressor.calibration)
-            yield self._step(identity, works, recovery=recovery)
+            step = self._step(identity, works, recovery=recovery)
+            if not (again or step.reused):
+                yield from self._taught(recovery, dense)
+            yield step
         repair = repairs[-1][1] if repairs else None
         selection = self._selection(repair)
         yield from self._choice(selection)
@@ -148,6 +153,13 @@ class Walk:
         for recovery, identity in repairs:
             if recovery is self.config.recovery or not there:
                 yield recovery, identity
+
+    def _taught(self, recovery: Recovery, dense: Identity) -> Iterator[Step]:
+        """What is kept of the dense model's predictions for a repair that learns from that."""
+        for kept in recovering.taught_identities(
+            recovery, self.config.model, dense.key, self.folder, self.inputs.corpus
+        ):
+            yield self._step(kept, workload.of_taught(kept))
 
     def _guards(self) -> Iterator[Step]:
         """The small model of the class, which is held to its own forward pass."""

@@ -20,7 +20,7 @@ from idp.config import (
     Trained,
     Training,
 )
-from idp.store import digest
+from idp.store import Identity, digest
 
 if TYPE_CHECKING:
     from idp.rows import Row
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gradients of frozen weights
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
-LOAD, GUARD, CLOSED_FORM = "load weights", "guard", "closed form"
+LOAD, GUARD, GENERATE, CLOSED_FORM = "load weights", "guard", "generate", "closed form"
 KINDS = (COMPRESS, CHECK, CLOSED_FORM, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
+KINDS += (GENERATE,)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def of_repair(recovery: Recovery, key: str, calibration: Calibration) -> Iterato
         heldout = evaluations * (judged * rows * width + batches * sum(lengths))
         extra = of.also_read(prompts, training) * width
         yield Workload(JUDGE, name, FORWARD, count * (heldout + extra))
-        if training.objective == "distill":
+        if training.objective == "distill" and not training.cached:
             taught = training.steps * batch * width * prompts + evaluations * judged * rows * width
             yield Workload(TEACH, name, FORWARD, count * taught)
             yield Workload(LOAD, f"{name} teacher", 0, 0, opened=1)
@@ -184,6 +185,17 @@ def _of_closed_form(recovery: Recovery, key: str, calibration: Calibration) -> I
     taught = recovery.trained is not None and recovery.trained.training.objective == "distill"
     if DENSE in recovery.needs and not taught:
         yield Workload(LOAD, f"{key} dense", 0, 0, opened=1)
+def of_generated(text: Identity, tokens: int) -> Iterator[Workload]:
+    """Text that the dense model writes: each token is read once."""
+    asked = text.config["generated"]
+    yield Workload(GENERATE, text.key, FORWARD, tokens, tokens / asked["rows"])
+    yield Workload(LOAD, text.key, 0, 0, opened=1)
+
+
+def of_taught(kept: Identity) -> Iterator[Workload]:
+    """What is kept of the dense model's predictions for a part of a corpus (`idp.recover.cached`)."""
+    yield Workload(TEACH, kept.key, FORWARD, kept.config["blocks"] * kept.config["length"])
+    yield Workload(LOAD, f"{kept.parent} teacher", 0, 0, opened=1)
 
 
 def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Workload]:

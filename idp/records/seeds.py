@@ -12,7 +12,8 @@ from idp.store import digest
 SEED = "seed"
 CALIBRATED = ("gptq", "awq", "sparsegpt", "wanda")  # the methods of older records that look at calibration text
 TRAINING, CALIBRATION = "training", "calibration"
-# Options that make no other model: seeds, where a repair lies, and what is measured or kept beside it.
+# Options that make no other model: seeds, where a repair lies, and what is measured or kept beside it; but for
+# teacher=cached, which teaches a little otherwise.
 SAME_MODEL = (SEED, "from", "controls", "checkpoint_every", "checkpointing", "teacher")
 
 
@@ -146,7 +147,7 @@ def seedless(config: Any) -> Any:
     if isinstance(config, dict):
         # At null it does what was done before it was an option.
         stated = {key: value for key, value in config.items() if value is not None or key != "micro_batch_size"}
-        return {key: seedless(value) for key, value in stated.items() if key not in SAME_MODEL}
+        return {key: seedless(value) for key, value in stated.items() if key not in SAME_MODEL or value == "cached"}
     return [seedless(value) for value in config] if isinstance(config, list) else config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from idp import config
 from idp.beginning import Beginning, begun
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from idp.corpora.corpus import Text
     from idp.models import LoadedModel
     from idp.prompting.bank import PromptBank
+    from idp.recover.cached import CachedTeacher
+
+    Teacher: TypeAlias = LoadedModel | CachedTeacher  # in memory, or what is kept of its predictions
 
 OWN = "own"  # in a repair's folder: what its kind has saved itself
 
@@ -47,6 +50,17 @@ class CalibrationText:
         """The same, as much of it as a recovery reads."""
         return replace(self, options=recovery.calibration(self.options))
 
+    def check(self, empty: LoadedModel) -> None:
+        """Refuses text that is too short, given the model without weights.
+
+        Raises:
+            UserError: see above.
+        """
+        from idp.corpora.corpus import check_blocks
+
+        options = self.options
+        check_blocks(self.text, "calibration", empty.tokenizer, options.length, options.samples, options.seed)
+
     def identity(self) -> dict[str, Any]:
         """Its part of the key of what was made with it."""
         return {**asdict(self.options), "corpus": self.text.fingerprint}
@@ -63,7 +77,7 @@ class RepairContext:
         folder: the product's own, where an adapter goes.
         text: TEXT: training and held-out blocks, each [blocks, tokens], of a recovery that trains.
         report: called with each step's figures, for live curves.
-        teacher: the dense model, of a recovery that trains toward it.
+        teacher: the dense model, or what is kept of its predictions, of a recovery that trains toward it.
         label: what is said beside the progress bar, if not what the recovery itself would say.
         beginning: the BOS of every input, and its place about a prompt that is made.
         corpus: TEXT: all of the training text.
@@ -79,7 +93,7 @@ class RepairContext:
     folder: Path
     text: tuple[torch.Tensor, torch.Tensor] = None  # type: ignore[assignment]  # there, where a recovery trains
     report: Report | None = None
-    teacher: LoadedModel | None = None
+    teacher: Teacher | None = None
     label: str | None = None
     beginning: Beginning = None  # type: ignore[assignment]  # the model's, unless it is given
     corpus: Text | None = None

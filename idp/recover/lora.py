@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from idp.recover.context import Teacher
+
 
 @dataclass
 class Lora(ClosedForm, config.Trained):
@@ -95,7 +97,7 @@ class Lora(ClosedForm, config.Trained):
     def _start(self, context: RepairContext) -> Mapping[str, Update] | None:
         if self.init == "zero":
             return None
-        dense = context.teacher.model if context.teacher is not None else None
+        dense = context.teacher.model if isinstance(context.teacher, LoadedModel) else None
         return corrections(context, self.targets, self.rank, self.damping, dense)
 
 

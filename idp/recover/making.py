@@ -26,7 +26,8 @@ from idp.compress.sizes import SCALE_BITS, claims_of
 from idp.config import CALIBRATION, DENSE, GRID, TEXT, WEIGHTS
 from idp.memory import release
 from idp.prompting import storage
-from idp.recover import search, weight_side
+from idp.recover import cached, search, weight_side
+from idp.recover.cached import CachedTeacher
 from idp.recover.context import CalibrationText, RepairContext, RepairResult
 from idp.recover.identity import Basis
 from idp.recover.teacher import open_teacher
@@ -66,6 +67,7 @@ def make(
     beginning: Beginning,
     folder: Path,
     report: Report | None,
+    taught: CachedTeacher | None = None,
 ) -> None:
     """Makes a repair in `folder`.
 
@@ -76,13 +78,14 @@ def make(
         beginning: the BOS of every input, and its place about a prompt.
         folder: the product's own.
         report: called with each training step's figures.
+        taught: what is kept of the dense model's predictions, of a recovery that learns from that.
     """
     release()  # what made the repair beneath
     _check_weights(recovery, sources.compressed)
     context = RepairContext(_opened(recovery, sources), sources.seed, folder / CHECKPOINT, folder, report=report)
     context.beginning = beginning
     beneath = _take_over(first, context) if first is not None else RepairResult()
-    _provide(recovery, sources, context)
+    _provide(recovery, sources, context, taught)
     made: RepairResult = (
         _searched_and_made(recovery.trained, context) if recovery.trained is not None else recovery.make(context)
     )
@@ -128,7 +131,7 @@ def _opened(recovery: schema.Recovery, sources: Sources) -> models.LoadedModel:
     return opened(models.model_folder(sources.compressed), sources.model)
 
 
-def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext) -> None:
+def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext, taught: CachedTeacher | None) -> None:
     """Gives the work what the recovery says that it needs."""
     if TEXT in recovery.needs:
         context.corpus = sources.text
@@ -142,7 +145,8 @@ def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext
         if context.loaded.device.type == "cpu":
             models.keep_freed_memory()
         context.text = _text(trained.training, sources.text, context.loaded, sources.seed, trained.texts)
-        if trained.training.objective == "distill":
+        context.teacher = taught
+        if trained.training.objective == "distill" and taught is None:
             folder = models.model_folder(sources.dense)
             context.teacher = open_teacher(folder, sources.model, trained.training, context.loaded)
 
@@ -150,19 +154,9 @@ def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext
 def _text(
     training: schema.Training, text: Text, loaded: models.LoadedModel, seed: int, share: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and held-out blocks. The held-out ones are the same for every seed, so that losses compare.
-
-    Training text is that of `share` prompts, where they share it out among them.
-    """
-    from idp.corpora.corpus import blocks
-
-    wanted = training.steps * training.batch_size * share
-    length = training.sequence_length
-    return (
-        # A long training passes over a small corpus several times.
-        blocks(text, "train", loaded.tokenizer, length, wanted, seed, at_most=True),
-        blocks(text, "heldout", loaded.tokenizer, length, training.heldout_sequences, 0, at_most=True),
-    )
+    """Training and held-out blocks; `share` as in `cached.blocks_of`."""
+    found = cached.blocks_of(training, text, loaded.tokenizer, seed, share)
+    return found["train"], found["heldout"]
 
 
 def _take_over(first: Product, context: RepairContext) -> RepairResult:

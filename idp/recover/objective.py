@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import begun
 from idp.config import Training
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting.repaired import head_is_bare, hidden_at_head
+from idp.prompting.repaired import hidden_at_head
+from idp.recover.cached import CachedTeacher
 from idp.recover.fitting import Loss
+from idp.recover.live import Live, from_the_start, ways
 from idp.recover.saving import Saving
-from idp.recover.teacher import is_streamed
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
+
+    from idp.recover.context import Teacher
 
 
 class Objective:
@@ -29,32 +31,30 @@ class Objective:
     Args:
         options: objective, temperature T and lm_weight.
         loaded: the model that is repaired, before anything is put into its layers.
-        teacher: the dense model, frozen; None where the objective needs none.
+        teacher: the dense model, frozen, or what is kept of its predictions; None where the objective needs none.
 
     Raises:
         UserError: the teacher has another vocabulary.
     """
 
-    def __init__(self, options: Training, loaded: LoadedModel, teacher: LoadedModel | None):
+    def __init__(self, options: Training, loaded: LoadedModel, teacher: Teacher | None):
         if options.objective == "distill" and teacher is None:
             raise ValueError("objective=distill without a teacher")
+        teacher = teacher if options.objective == "distill" else None
         self.options = options
-        self.saving = Saving(options, loaded.model, teacher if options.objective == "distill" else None)
-        teaches = teacher is not None and options.objective == "distill"
-        self.teacher = teacher.model if teacher is not None and teaches else None
-        self.teacher_bos = list(teacher.bos) if teacher is not None and teaches else []
-        self.heldout_states: dict[tuple, torch.Tensor] = {}
-        models = [loaded.model, *([self.teacher] if self.teacher is not None else [])]
-        # With a soft cap or a scale behind the head, the model's own code makes logits: on a CPU all of them at once.
-        self.bare = all(map(head_is_bare, models))
-        self.endings = [] if self.bare or loaded.device.type == "cpu" else _endings(models)
-        if self.teacher is not None:
-            sizes = [model.get_output_embeddings().weight.shape[0] for model in models]
-            if sizes[0] != sizes[1]:
-                raise UserError(
-                    f"recovery.training.objective=distill: the compressed model has a vocabulary of {sizes[0]}, the"
-                    f" dense one {sizes[1]}; use objective=lm"
-                )
+        self.cached = teacher if isinstance(teacher, CachedTeacher) else None
+        opened = teacher if isinstance(teacher, LoadedModel) else None
+        self.saving = Saving(options, loaded.model, opened)
+        models = [loaded.model, *([opened.model] if opened is not None else [])]
+        self.bare, self.endings = ways(models, loaded.device)
+        self.live = Live(opened) if opened is not None else None
+        taught = self.cached or self.live
+        size = loaded.model.get_output_embeddings().weight.shape[0]
+        if taught is not None and taught.vocabulary != size:
+            raise UserError(
+                f"recovery.training.objective=distill: the compressed model has a vocabulary of {size}, the dense one"
+                f" {taught.vocabulary}; use objective=lm"
+            )
 
     def __call__(self, model: PreTrainedModel, tokens: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """The loss of a batch.
@@ -85,60 +85,29 @@ class Objective:
         return head_loss(hidden, head, self._loss(tokens, head.weight.device))
 
     def _loss(self, tokens: torch.Tensor, device: torch.device) -> Any:
-        from idp.recover.nets.head_loss import distill, lm, mixture
+        from idp.recover.nets.head_loss import distill, distill_kept, lm, mixture
 
         options = self.options
         lm_loss = lm(tokens[:, 1:].flatten().to(device))
-        if self.teacher is None:
+        if self.cached is not None:
+            kept = self.cached(tokens, device)
+            teacher_loss = distill_kept(
+                lambda places: (kept[0][places], kept[1][places], kept[2][places]), self.cached.top, options.temperature
+            )
+        elif self.live is not None:
+            teacher_loss = distill(self.live.logits(tokens, device, self.bare, self.endings), options.temperature)
+        else:
             return lm_loss
-        teacher_loss = distill(self._teacher_logits(tokens, device), options.temperature)
         return mixture(teacher_loss, lm_loss, options.lm_weight) if options.lm_weight else teacher_loss
 
-    def _teacher_logits(self, tokens: torch.Tensor, device: torch.device) -> Any:
-        """The teacher's logits of all places but each row's last, given a slice of them.
 
-        It reads what the dense model reads: the text behind its BOS, wherever the repaired model has that.
-        """
-        import torch
-
-        teacher, width, grading = self.teacher, tokens.shape[1], torch.is_grad_enabled()
-        assert teacher is not None  # the objective is to distil
-        read = begun(tokens, self.teacher_bos).to(teacher.get_input_embeddings().weight.device)
-        inputs = from_the_start(teacher, read)
-        with torch.no_grad():
-            if not (self.bare or self.endings):
-                logits = teacher(**inputs).logits[:, -width:-1].flatten(0, 1)
-                return lambda places: logits[places].to(device)
-            ending = self.endings[-1] if self.endings else None
-
-            def states() -> torch.Tensor:
-                return ending.hidden(inputs) if ending else hidden_at_head(teacher, inputs).view(*read.shape, -1)
-
-            kept = not grading and is_streamed(teacher)
-            hidden = self._kept(read, states) if kept else states()
-            head = teacher.get_output_embeddings()
-            hidden = hidden[:, -width:-1].flatten(0, 1).to(head.weight.device)
-        given = ending.logits if ending else head
-        return lambda places: _without_gradients(given, hidden[places]).to(device)
-
-    def _kept(self, read: torch.Tensor, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `compute` gives for what a teacher reads, kept in main memory: held-out text comes again and again, and
-        a streamed teacher would have to be brought over for each of its batches."""
-        key = (tuple(read.shape), read.cpu().numpy().tobytes())
-        if key not in self.heldout_states:
-            self.heldout_states[key] = compute().cpu()
-        return self.heldout_states[key]
-
-
-def text_loss(
-    loaded: LoadedModel, options: Training, teacher: LoadedModel | None, module: nn.Module | None = None
-) -> Loss:
+def text_loss(loaded: LoadedModel, options: Training, teacher: Teacher | None, module: nn.Module | None = None) -> Loss:
     """The loss of text alone, [rows, tokens], its BOS as the model has it: for what is trained within the layers.
 
     Args:
         loaded: the model.
         options: the training's.
-        teacher: the dense model, for objective=distill.
+        teacher: the dense model, or what is kept of its predictions, for objective=distill.
         module: what is in training mode for training steps, and only then, such as layers with dropout.
     """
     import torch
@@ -152,31 +121,3 @@ def text_loss(
         return objective(loaded.model, batch, from_the_start(loaded.model, begun(batch, loaded.bos)))
 
     return Loss(loss_of, objective.saving.spare)
-
-
-def from_the_start(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, Any]:
-    """What a model is called with for text alone, [rows, tokens]."""
-    import inspect
-
-    import torch
-
-    inputs = {"input_ids": tokens, "use_cache": False}
-    # OPT would count them by a cumulative sum of floats, which has no deterministic form on a GPU.
-    if tokens.device.type == "cuda" and "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-    return inputs
-
-
-def _endings(models: list[PreTrainedModel]) -> list[Any]:
-    """What makes the models' logits out of a few places' hidden states; none, if one of them does not let it be."""
-    from idp.recover.nets.ending import Ending
-
-    found = [Ending.of(model) for model in models]
-    return found if all(found) else []
-
-
-def _without_gradients(function: Callable, states: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    with torch.no_grad():
-        return function(states)

@@ -10,7 +10,7 @@ from idp import models
 from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
-from idp.recover import empty_prompt, few_bits, making
+from idp.recover import cached, empty_prompt, few_bits, making
 from idp.recover.context import CalibrationText
 from idp.recover.given import Given
 from idp.recover.identity import Basis, identity_of, needs
@@ -82,7 +82,7 @@ def check(
         UserError: LoRA targets that match no layer, a selector's layer or heads that do not exist, a prompt longer
             than the window, or too little text.
     """
-    from idp.corpora.corpus import blocks
+    from idp.corpora.corpus import check_blocks
 
     if recovery.beneath is not None:
         check(recovery.beneath, empty, text, calibration)
@@ -99,12 +99,12 @@ def check(
         )
     if training is not None:
         for part in ("train", "heldout"):
-            blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
+            check_blocks(text, part, empty.tokenizer, training.sequence_length, 1, 0)
     if CALIBRATION in recovery.needs:
         _check_calibration(recovery, calibration, empty, window)
     if recovery.choice is not None and _compares(recovery):
         _check_fit(recovery.choice.fit, longest, bos, window)
-        blocks(text, "heldout", empty.tokenizer, recovery.choice.fit.tokens, 2, 0)
+        check_blocks(text, "heldout", empty.tokenizer, recovery.choice.fit.tokens, 2, 0)
 
 
 def _check_calibration(
@@ -116,7 +116,7 @@ def _check_calibration(
     if read.options.length > window:
         where = "compressor.calibration" if read.options.length == calibration.options.length else "recovery"
         raise UserError(f"{where}.length={read.options.length}: the model's window is {window}; use {window} or less")
-    read.blocks(empty)
+    read.check(empty)
 
 
 def _check_fit(fit: schema.Fitting, longest: int, bos: int, window: int) -> None:
@@ -201,7 +201,7 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
         beneath = recovery.beneath
         # Before there is a model of this one's in memory.
         first = _recover(beneath, sources, store, report) if beneath is not None else None
-        making.make(recovery, sources, first, beginning, folder, report)
+        making.make(recovery, sources, first, beginning, folder, report, _taught(recovery, sources, store))
 
     with out_of_memory_is_explained("recover"):
         repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
@@ -211,6 +211,33 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
     if stored is None or storage.is_plain(stored):
         return repair
     return few_bits.stored(repair, stored, sources, store)
+
+
+def _taught(recovery: schema.Recovery, sources: Sources, store: Store) -> cached.CachedTeacher | None:
+    """What is kept of the dense model's predictions, for a recovery that learns from that."""
+    trained = recovery.trained
+    if trained is None or not trained.training.cached:
+        return None
+    return cached.obtain(trained.training, sources.model, sources.dense, sources.text, store, trained.texts)
+
+
+def taught_identities(
+    recovery: schema.Recovery, model: schema.Model, dense: str, folder: Path, text: Text
+) -> list[Identity]:
+    """What is kept of the dense model's predictions for a recovery, what is made beneath it left out.
+
+    Args:
+        recovery: what learns from it.
+        model: the model's config.
+        dense: the key of the dense model.
+        folder: of that model's config and tokenizer.
+        text: the training corpus.
+    """
+    trained = recovery.trained
+    if trained is None or not trained.training.cached:
+        return []
+    bos = models.bos_of(folder, model)
+    return list(cached.identities(trained.training, model, dense, bos, text, trained.texts).values())
 
 
 def prompts(repair: Product | None) -> int:

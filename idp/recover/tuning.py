@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from idp.recover.context import Teacher
+
 
 class Startable(Standing, Protocol):
     """Options of a recovery that say how a prompt starts and is trained."""
@@ -128,7 +130,7 @@ def loss_with(
     maker: nn.Module,
     kind: str,
     options: Training,
-    teacher: LoadedModel | None,
+    teacher: Teacher | None,
     beginning: Beginning | None = None,
 ) -> Loss:
     """The loss of a batch, [rows, tokens], behind the prompt that `maker` makes; `kind` is as in `PromptBank`."""

@@ -144,6 +144,51 @@ def distill(teacher: Callable[[slice], torch.Tensor], temperature: float) -> Los
     return loss
 
 
+def distill_kept(
+    taught: Callable[[slice], tuple[torch.Tensor, torch.Tensor, torch.Tensor]], top: int, temperature: float
+) -> Loss:
+    """`distill`, given of the teacher's distributions only some tokens (`idp.evaluate.divergence.cut`).
+
+    By the chain rule the KL is that over the `top` most likely tokens and one class for all others, which is exact,
+    plus the others' mass R times the divergence of both models within them. That is estimated without bias from
+    tokens drawn as the teacher has them: the mean of r - 1 - log r, r being a token's probability among the others in
+    the student, divided by that in the teacher. It is 0 where both are equal, and so is its gradient (k3 of Schulman,
+    "Approximating KL Divergence", 2020).
+
+    Args:
+        taught: of some places the tokens [places, top + drawn], their log-probabilities and the log of the others'
+            mass [places], all softened by the temperature.
+        top: how many of the tokens are the most likely ones.
+        temperature: T.
+    """
+
+    def loss(logits: torch.Tensor, places: slice, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        ids, given, rest = taught(places)
+        student = log_softmax(logits / temperature if temperature != 1 else logits, dim=-1, dtype=torch.float32)
+        likely, drawn = ids[:, :top], ids[:, top:]
+        ours = student.gather(1, ids)
+        slope = student.exp_().scatter_(1, likely, 0.0)
+        tail = slope.sum(1, keepdim=True).clamp_min_(torch.finfo(slope.dtype).tiny)
+        theirs = torch.cat([given[:, :top], rest[:, None]], dim=1).log_softmax(dim=1)  # they were rounded
+        both = torch.cat([ours[:, :top], tail.log()], dim=1)
+        shares = theirs.exp()
+        losses = torch.where(theirs.isneginf(), 0.0, shares * (theirs - both)).sum(1)
+        mass, over = shares[:, -1:], torch.zeros_like(ours[:, top:])
+        if drawn.shape[1]:
+            ratio = ours[:, top:] - tail.log() - (given[:, top:] - rest[:, None])
+            ratio = torch.where(mass > 0, ratio, 0.0)
+            over = mass / drawn.shape[1] * ratio.expm1()
+            losses += (over - mass / drawn.shape[1] * ratio).sum(1)
+        summed = losses.sum() * temperature**2
+        if not wanted:
+            return summed, None
+        slope.mul_((tail - mass - over.sum(1, keepdim=True)) / tail)
+        slope.scatter_(1, likely, ours[:, :top].exp() - shares[:, :-1])
+        return summed, slope.scatter_add_(1, drawn, over).mul_(temperature)
+
+    return loss
+
+
 def mixture(one: Loss, other: Loss, share: float) -> Loss:
     """`(1 - share) * one + share * other`."""
 

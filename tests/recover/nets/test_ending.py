@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from idp.recover import live
 from idp.recover import objective as objectives
 from idp.recover.nets import ending as endings
 from idp.recover.nets import head_loss
@@ -46,7 +47,7 @@ def test_objectives_behind_a_soft_cap(changes, open_tiny, monkeypatch):
     objective = objectives.Objective(options(**changes), loaded, teacher if changes else None)
     assert not objective.bare and not objective.endings  # on a CPU all at once
     expected = objective(loaded.model, tokens, {"input_ids": tokens, "use_cache": False})
-    objective.endings = objectives._endings([loaded.model, *([teacher.model] if changes else [])])
+    objective.endings = live.endings_of([loaded.model, *([teacher.model] if changes else [])])
     calls = []
     monkeypatch.setattr(endings.Ending, "logits", lambda *given, own=Ending.logits: calls.append(1) or own(*given))
     found = objective(loaded.model, tokens, {"input_ids": tokens, "use_cache": False})
