@@ -63,7 +63,7 @@ class Recovery:
         return [f"prompt {number}" for number in range(len(lengths))], False
 
     # Bytes for each of the model's weights that its training holds beside the model itself.
-    held: ClassVar[float] = 0.0
+    bytes_beside_weights: ClassVar[float] = 0.0
 
     # The option that names the run whose repair it uses, if it uses one: a plan may leave it `AWAITED`, where that run
     # is not there yet.

@@ -174,7 +174,7 @@ def training_bytes(recovery: Recovery, size: Size) -> float:
         layers = 1 if training.checkpointing else shape.num_hidden_layers
         kept = tokens * layers * (hidden * shape.hidden_size + wide * inner) * size.itemsize
         models_held = 1 + (DENSE in of.needs and not training.cached)
-        most = max(most, models_held * size.bytes + kept + of.held * size.parameters)
+        most = max(most, models_held * size.bytes + kept + of.bytes_beside_weights * size.parameters)
     return most
 
 

@@ -29,8 +29,21 @@ FORWARD, TRAINED = 2, 4  # operations per weight and token; nothing computes gra
 COMPRESS, CHECK, TRAIN, TEACH, JUDGE = "compress", "check calibration", "train", "teacher", "held-out"
 HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY = "fit", "evaluate", "perplexity", "fidelity", "latency"
 LOAD, GUARD, GENERATE, CLOSED_FORM = "load weights", "guard", "generate", "closed form"
-KINDS = (COMPRESS, CHECK, CLOSED_FORM, TRAIN, JUDGE, TEACH, HELDOUT, MEASURE, PERPLEXITY, FIDELITY, LATENCY, LOAD)
-KINDS += (GENERATE,)
+KINDS = (
+    COMPRESS,
+    CHECK,
+    CLOSED_FORM,
+    GENERATE,
+    TRAIN,
+    JUDGE,
+    TEACH,
+    HELDOUT,
+    MEASURE,
+    PERPLEXITY,
+    FIDELITY,
+    LATENCY,
+    LOAD,
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +198,8 @@ def _of_closed_form(recovery: Recovery, key: str, calibration: Calibration) -> I
     taught = recovery.trained is not None and recovery.trained.training.objective == "distill"
     if DENSE in recovery.needs and not taught:
         yield Workload(LOAD, f"{key} dense", 0, 0, opened=1)
+
+
 def of_generated(text: Identity, tokens: int) -> Iterator[Workload]:
     """Text that the dense model writes: each token is read once."""
     asked = text.config["generated"]

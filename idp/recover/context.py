@@ -113,7 +113,14 @@ class RepairContext:
         return place
 
     def dense(self) -> LoadedModel:
-        """The dense model in memory, frozen, beside the compressed one; it is freed when nobody holds it."""
+        """The dense model in memory, frozen, beside the compressed one: the teacher, where it is there as a model.
+
+        It is freed when nobody holds it.
+        """
+        from idp.models import LoadedModel
+
+        if isinstance(self.teacher, LoadedModel):
+            return self.teacher
         if self.open_dense is None:
             raise ValueError("a recovery that reads the dense model says so: DENSE among its `needs`")
         return self.open_dense()

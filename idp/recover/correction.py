@@ -73,9 +73,7 @@ class ClosedForm:
         return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 
-def corrections(
-    context: RepairContext, targets: list[str], rank: int, damping: float, dense: nn.Module | None = None
-) -> dict[str, Update]:
+def corrections(context: RepairContext, targets: list[str], rank: int, damping: float) -> dict[str, Update]:
     """The best update of each target layer, float32 on the CPU; the model is as it was afterwards.
 
     Args:
@@ -83,7 +81,6 @@ def corrections(
         targets: as `idp.recover.targets.target_layers` takes them.
         rank: of each update.
         damping: as `idp.recover.closed_form.best_update` takes it.
-        dense: the dense model, where somebody has it open already.
 
     Raises:
         UserError: the dense model is not the one that was compressed.
@@ -93,7 +90,7 @@ def corrections(
     from idp.compress.forward import decoder_layers
 
     model = context.loaded.model
-    dense = context.dense().model if dense is None else dense
+    dense = context.dense().model
     layers = target_layers(model, targets)
     if stacked_experts(model):
         log.warning("recovery.targets: the experts of %s are stacked and stay as they are", type(model).__name__)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from idp.recover.context import Teacher
-
 
 @dataclass
 class Lora(ClosedForm, config.Trained):
@@ -97,8 +95,7 @@ class Lora(ClosedForm, config.Trained):
     def _start(self, context: RepairContext) -> Mapping[str, Update] | None:
         if self.init == "zero":
             return None
-        dense = context.teacher.model if isinstance(context.teacher, LoadedModel) else None
-        return corrections(context, self.targets, self.rank, self.damping, dense)
+        return corrections(context, self.targets, self.rank, self.damping)
 
 
 def tune(context: RepairContext, options: Lora, start: Mapping[str, Update] | None = None) -> tuple[int, History]:

@@ -71,7 +71,7 @@ def model_of(states: str, context: RepairContext) -> LoadedModel:
     """
     if states != DENSE_STATES:
         return context.loaded
-    dense = context.teacher if context.teacher is not None else context.dense()
+    dense = context.dense()
     here, there = (prefix_width(each.model.config) for each in (context.loaded, dense))
     if here != there:
         raise UserError(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Scales(config.Trained):
     part: ClassVar[str] = "scales"
     adapts: ClassVar[bool] = True
-    held: ClassVar[float] = 1.0  # each weight's code less its zero point
+    bytes_beside_weights: ClassVar[float] = 1.0  # each weight's code less its zero point
 
     @property
     def needs(self) -> frozenset[str]:
