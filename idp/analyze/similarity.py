@@ -338,7 +338,8 @@ def _compared(run: Finished, name: str, inputs: SimilarityInputs, store: Store) 
     made_of: dict[str, Any] = {"weights": weights, "untrained": length if name == UNTRAINED else None}
     if name == "repaired":
         selector = run.recovery.selector
-        made_of |= {"recover": keys["recover"], "select": keys.get("select"), "selector": selector and selector.identity}
+        made_of |= {"recover": keys["recover"], "select": keys.get("select")}
+        made_of["selector"] = selector and selector.identity
 
     bos = Beginning(bos_of(model_folder(run.made("load")), run.model)).identity()
     beginning = _beginning(run) if length is not None else None
