@@ -95,6 +95,15 @@ class Prefixes:
         a key there. Where a weight is 1 and the others are 0, it is that prompt, bit for bit.
 
         Raises:
+            UserError: as `check_mixable`.
+        """
+        self.check_mixable()
+        return self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
+
+    def check_mixable(self) -> None:
+        """Refuses what no mean can be taken of.
+
+        Raises:
             UserError: prompts of several lengths, or a model whose cache holds something else than keys and values.
         """
         check_mixable(self.own_lengths.tolist())
@@ -103,8 +112,6 @@ class Prefixes:
                 "recovery.selector.temperature: the model's cache holds something else than the keys and values that it"
                 " attends to, whose mean is not theirs; use recovery.selector.temperature=null"
             )
-
-        return self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
 
     def emptied(self) -> Prefixes:
         """As many prefixes of no tokens at all."""

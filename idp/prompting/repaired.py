@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning
-from idp.config import check_mixable
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting import finite
@@ -50,7 +49,7 @@ class RepairedModel:
             raise UserError("a bank of several prompts needs a selector")
         if self.selector is not None and self.prefixes is not None:
             if self.selector.temperature is not None:
-                check_mixable(self.prefixes.own_lengths.tolist())
+                self.prefixes.check_mixable()
             self.selector.bind(self.model, self.prefixes)
 
     @property

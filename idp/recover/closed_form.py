@@ -13,7 +13,10 @@ layer's outputs lack. A singular S, from inputs that are always zero, is no spec
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def best_update(
@@ -31,6 +34,8 @@ def best_update(
         damping: added to the diagonal of S, as a share of its mean: the larger, the more the update is that of the
             weight alone, whatever the inputs were.
     """
+    import torch
+
     error = error.double()
     rows, columns = error.shape
     if not 0 < rank <= min(rows, columns):
@@ -50,6 +55,8 @@ def scaled(a: torch.Tensor, b: torch.Tensor, scale: float) -> tuple[torch.Tensor
 
 
 def _damped(moment: torch.Tensor | None, error: torch.Tensor, damping: float) -> torch.Tensor:
+    import torch
+
     unit = torch.eye(error.shape[1], dtype=error.dtype, device=error.device)
     if moment is None or not bool(moment.any()):
         return unit
@@ -59,5 +66,7 @@ def _damped(moment: torch.Tensor | None, error: torch.Tensor, damping: float) ->
 
 def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same product, each row of A as long as the column of B beside it; B's are of length 1."""
+    import torch
+
     root = a.norm(dim=1, keepdim=True).sqrt()
     return a / torch.where(root > 0, root, 1.0), b * root.T

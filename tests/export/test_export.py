@@ -170,6 +170,23 @@ def test_a_fitted_selector_goes_with_its_prompts(finished_run, tmp_path):
     assert written["centres"].shape == (2, 64) and torch.equal(written["centres"], load_file(stored)["centres"])
 
 
+def test_the_empty_prompt_and_what_may_choose_it_go_with_the_prompts(finished_run, tmp_path):
+    import idp
+
+    more = ("recovery/selector=gain", "recovery.empty_prompt=true", "recovery.controls=false")
+    folder, record = finished_run("compressor=gptq4", "recovery=idp", "recovery.lengths=[3,5]", *more)
+    out = tmp_path / "export"
+    checkpoint.export(ExportOptions(str(folder), str(out)))
+    bank = json.loads((out / "prompts" / "bank.json").read_text())
+    assert bank["lengths"] == [3, 5, 0] and bank["folders"][-1] == bank["names"][-1] == "empty"
+    assert bank["fitted"]["margin"] == record["idp"]["selector"]["margin"]
+    assert sorted(path.name for path in (out / "prompts").iterdir() if path.is_dir()) == sorted(bank["names"][:2])
+    texts = ["The bridge", "Water boils at one hundred", "two"]
+    exported, run = idp.load(out), idp.load(folder)
+    assert exported.prompts == run.prompts and exported.choose(texts) == run.choose(texts)
+    assert exported.generate(texts, 4) == run.generate(texts, 4)
+
+
 def test_lora_beside_it_is_peft_s(finished_run, tmp_path, compose):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig

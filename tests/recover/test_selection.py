@@ -104,9 +104,12 @@ def test_a_bank_with_the_empty_prompt_from_end_to_end(run_here, where, tmp_path)
     assert list(parts)[-1] == "empty" and sum(parts.values()) == 24
     outcomes = about["controls"]
     assert outcomes["prompts"][-1] == "empty"
-    assert outcomes["tasks"]["arc_easy"]["prompts"][-1] == about["compressed"]["results"]["arc_easy"]["acc,none"]
+    assert (
+        outcomes["tasks"]["arc_easy"]["prompts"][-1]
+        == about["baselines"]["compressed"]["results"]["arc_easy"]["acc,none"]
+    )
     perplexity = about["controls"]["perplexity"]["bridges"]["prompts"]
-    assert perplexity[-1] == pytest.approx(about["compressed"]["perplexity"]["bridges"], rel=1e-4)
+    assert perplexity[-1] == pytest.approx(about["baselines"]["compressed"]["perplexity"]["bridges"], rel=1e-4)
     assert "empty_prompt" not in without["idp"]["config"]["recovery"]
 
     words = (*SMALL, *where, "recovery/selector=fixed", "recovery.selector.prompt=3", "recovery.controls=false")
