@@ -164,7 +164,7 @@ def _cost_of_text(dense: LoadedModel, other: LoadedModel, windows: torch.Tensor,
 def _cost_of_task(dense: LoadedModel, other: LoadedModel, source: Any, documents: int) -> list[Any]:
     from idp.evaluate.fidelity import Comparing
     from idp.evaluate.measured import Fidelity, Measured
-    from idp.evaluate.stage import write_task
+    from idp.evaluate.written import write_task
     from idp.store import Store
     from idp.tasks.tasks import run_task
 
