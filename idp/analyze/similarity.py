@@ -339,16 +339,8 @@ def _compared(run: Finished, name: str, inputs: SimilarityInputs, store: Store) 
     made_of: dict[str, Any] = {"weights": weights, "untrained": length if name == UNTRAINED else None}
     if name == "repaired":
         selector = run.recovery.selector
-<<<<<<< .merge_file_BfZJCz
-        made_of |= {
-            "recover": keys["recover"],
-            "select": keys.get("select"),
-            "selector": selector and selector.identity,
-        }
-=======
         made_of |= {"recover": keys["recover"], "select": keys.get("select")}
         made_of["selector"] = selector and selector.identity
->>>>>>> .merge_file_TjUCQ2
 
     bos = Beginning(bos_of(model_folder(run.made("load")), run.model)).identity()
     beginning = _beginning(run) if length is not None else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from idp import config
-from idp.compress import experts, pack, recipe
 from idp.config import GRID
 from idp.errors import UserError
 from idp.models import LoadedModel
@@ -39,6 +38,8 @@ class Scales(config.Trained):
         return super().needs | {GRID}
 
     def check_model(self, empty: LoadedModel) -> None:
+        from idp.compress import experts
+
         if experts.stacked_experts(empty.model):
             raise UserError(
                 f"recovery={self.kind}: {type(empty.model).__name__} is a mixture of experts, whose scales are not"
@@ -46,6 +47,8 @@ class Scales(config.Trained):
             )
 
     def numbers(self, empty: LoadedModel) -> int:
+        from idp.compress import recipe
+
         if empty.grid is None or empty.grid.bits is None or empty.grid.group_size is None:
             return 0
         size, found = empty.grid.group_size, 0
@@ -71,6 +74,7 @@ def quantised(loaded: LoadedModel, grids: Mapping[str, torch.Tensor]) -> dict[st
     Raises:
         UserError: a layer's weights do not lie on its grid; it is named.
     """
+    from idp.compress import pack
     from idp.recover.nets.scaled_linear import ScaledLayer
 
     modules, found = dict(loaded.model.named_modules()), {}
