@@ -136,12 +136,11 @@ def test_a_joint_model_keeps_its_zeros_and_half_precision_its_rounding(made):
         before, weight = (model.get_parameter(f"{name}.weight") for model in (plain, repaired))
         assert (weight == 0).float().mean() >= 0.5 and torch.equal(weight == 0, before == 0)
         assert len(weight[0, : weight.shape[1] // scales[name].before.shape[1]].unique()) <= 16
-    # What was measured at the best held-out state is what is opened.
     history = found.repair.read("history.json")["scales"]
     assert history["best_step"] > 0 and found.repair.read("repair.json")["bytes"] == 2 * sum(
         each.after.numel() for each in scales.values()
     )
-    config = replace(found.config.model, dtype="float32")
+    config = replace(found.config.model, dtype="float32")  # the same weights, in more digits
     wide = opening.open_repaired(config, found.compressed, found.repair, found.config.recovery).model
     torch.testing.assert_close(wide(TOKENS).logits, repaired.float()(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
