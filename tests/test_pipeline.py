@@ -29,7 +29,7 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
     assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
     lora, kv = (2 * 8 * (128 + 96), 32) if model == "tiny_llama" else (2 * 8 * (128 + 128), 64)
-    every = 16384 if model == "tiny_llama" else 2 * 8 * (4 * 128 + 2 * 320)
+    every = 16384 if model == "tiny_llama" else 2 * 8 * (4 * 128 + 2 * 192)
     added = {
         "none": 0,
         "hard_prompt": 0,

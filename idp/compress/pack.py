@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FORMAT = "pack-quantized"
 CHUNK = 1 << 22  # weights whose codes are looked for at a time
-MOST = 256  # beyond any code less any zero point of 8 bits
 
 
 def packed_state(
@@ -138,10 +137,10 @@ def pack(
     lowest, words = -(1 << (bits - 1)), []
     rows = max(1, CHUNK // weight.shape[1])  # at a time: what is computed on the way is many times what comes out
     for part in (slice(start, start + rows) for start in range(0, weight.shape[0], rows)):
-        codes = steps(weight[part], scale[part]).unflatten(1, (scale.shape[1], -1)) + zero_point[part, :, None]
+        codes = codes_of(weight[part], scale[part], zero_point[part])
         if int(codes.min()) < lowest or int(codes.max()) > -lowest - 1:
             raise ValueError(f"a weight off its grid of {bits} bits")
-        words.append(pack_to_int32(codes.flatten(1).to(torch.int8), bits))
+        words.append(pack_to_int32(codes, bits))
     tensors = {WORDS: torch.cat(words), SCALE: scale.contiguous(), SHAPE: torch.tensor(weight.shape)}
     if not symmetric:
         tensors[ZERO_POINT] = pack_to_int32(zero_point.to(torch.int8), bits, packed_dim=0).contiguous()
@@ -208,12 +207,13 @@ def quantization_config(
     )
 
 
-def steps(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The whole numbers, code less zero point, that times their scale make `weight` exactly, [rows, columns] int16.
+def codes_of(weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """The codes that make `weight` exactly, [rows, columns] int8.
 
     Args:
         weight: [rows, columns].
         scale: [rows, groups], in the weight's dtype; groups are equal runs of columns.
+        zero_point: [rows, groups].
 
     Raises:
         ValueError: there are none.
@@ -222,18 +222,19 @@ def steps(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
     wide = torch.promote_types(weight.dtype, torch.float32)  # a quotient is a code within a few units in its last place
     grouped = weight.unflatten(1, (scale.shape[1], -1))
-    scale = scale[..., None]
-    nearest = (grouped.to(wide) / scale.to(wide)).round_().nan_to_num_(nan=0.0)  # 0 / 0: a group of zeros
-    nearest = nearest.clamp_(-MOST, MOST)
-    found = nearest.to(torch.int16)
+    scale, zero_point = scale[..., None], zero_point[..., None]
+    steps = (grouped.to(wide) / scale.to(wide)).round_().nan_to_num_(nan=0.0)  # 0 / 0: a group of zeros
+    nearest = steps.add_(zero_point.to(wide)).clamp_(-128, 127)
+    codes = nearest.to(torch.int8)
     unexplained = torch.ones_like(grouped, dtype=torch.bool)
     # An 8-bit code times a scale, rounded to bfloat16, may lie nearer to the next code.
     for aside in (0, 1, -1):
-        tried = nearest + aside
+        tried = (nearest + aside).clamp_(-128, 127)
         # As compressed-tensors will compute it: in the weight's dtype, not in one that hides rounding.
-        right = unexplained & (tried.to(scale.dtype) * scale == grouped)
-        found = torch.where(right, tried.to(torch.int16), found)
+        made = (tried.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
+        right = unexplained & (made == grouped)
+        codes = torch.where(right, tried.to(torch.int8), codes)
         unexplained &= ~right
         if not bool(unexplained.any()):
-            return found.flatten(1)
+            return codes.flatten(1)
     raise ValueError("a weight off its grid")

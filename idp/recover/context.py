@@ -11,6 +11,7 @@ from idp import config
 from idp.beginning import Beginning, begun
 from idp.errors import UserError
 from idp.recover.fitting import Loss
+from idp.recover.rescaling import Rescaled
 from idp.recover.training import History, Report, named, train
 from idp.store import Product
 
@@ -83,8 +84,8 @@ class RepairContext:
         corpus: TEXT: all of the training text.
         calibration: CALIBRATION: token ids [samples, tokens].
         open_dense: DENSE: brings the dense model into memory.
-        grids: GRID: `<layer>.scale` and `<layer>.zero_point` of each quantised layer, [rows, groups]; None: there are
-            none.
+        open_grids: GRID: reads `<layer>.scale` and `<layer>.zero_point` of each quantised layer, [rows, groups]; None
+            where there are none.
     """
 
     loaded: LoadedModel
@@ -99,7 +100,7 @@ class RepairContext:
     corpus: Text | None = None
     calibration: torch.Tensor | None = None
     open_dense: Callable[[], LoadedModel] | None = None
-    grids: dict[str, torch.Tensor] | None = None
+    open_grids: Callable[[], dict[str, torch.Tensor] | None] | None = None
 
     def __post_init__(self) -> None:
         if self.beginning is None:
@@ -131,12 +132,14 @@ class RepairContext:
         Raises:
             UserError: its weights lie on no grid that is known.
         """
-        if self.grids is None:
+        if self.open_grids is None:
+            raise ValueError("a recovery that reads the quantisation grid says so: GRID among its `needs`")
+        if (grids := self.open_grids()) is None:
             raise UserError(
                 "recovery: the compressed model's weights lie on no quantisation grid that is known here; quantise"
                 " here, such as with compressor=gptq4"
             )
-        return self.grids
+        return grids
 
     def blocks(self, part: str, length: int, count: int | None = None) -> torch.Tensor:
         """Token ids [count, length] of the training text's `train` or `heldout` part, or all that there are.
@@ -191,8 +194,8 @@ class RepairResult:
         low_rank: by a linear layer's name the matrices A [rank, in] and B [out, rank] of an update: its weight becomes
             W + B A. It is stored as a PEFT adapter.
         values: new values of the model's own parameters, by their names.
-        scales: by a quantised layer's name its scales [rows, groups] as they were and as they are, in the dtype in
-            which they are stored packed: its integers stay, and an export packs them with the new ones.
+        scales: by a quantised layer's name its scales as they were and as they are: its integers stay, and an export
+            packs them with the new scales.
         whole: a stored repair that it is, whole, under another model.
     """
 
@@ -204,7 +207,7 @@ class RepairResult:
     borrowed: bool = False
     low_rank: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
-    scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    scales: dict[str, Rescaled] = field(default_factory=dict)
     whole: Product | None = None
 
     @property
@@ -212,7 +215,7 @@ class RepairResult:
         """Numbers that the repair keeps beside the compressed model: new ones, and new values of the model's own."""
         changed = sum(a.numel() + b.numel() for a, b in self.low_rank.values())
         changed += sum(value.numel() for value in self.values.values())
-        changed += sum(after.numel() for _, after in self.scales.values())
+        changed += sum(scales.after.numel() for scales in self.scales.values())
         prompts = self.bank.parameters if self.bank is not None and not self.borrowed else 0
         return self.adapter + changed + prompts
 

@@ -140,7 +140,7 @@ def _provide(recovery: schema.Recovery, sources: Sources, context: RepairContext
     if DENSE in recovery.needs:
         context.open_dense = lambda: models.open_model(models.model_folder(sources.dense), sources.model)
     if GRID in recovery.needs:
-        context.grids = freeze.stored_grids(sources.compressed)
+        context.open_grids = lambda: freeze.stored_grids(sources.compressed)
     if (trained := recovery.trained) is not None:
         if context.loaded.device.type == "cpu":
             models.keep_freed_memory()

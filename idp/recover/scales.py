@@ -58,8 +58,10 @@ class Scales(config.Trained):
         return found
 
     def make(self, context: RepairContext) -> RepairResult:
-        layers = quantised(context.loaded, context.grid())
-        scales, history = train_scales(context.named(self.part, "scales"), layers, self.training)
+        grids = context.grid()
+        layers = quantised(context.loaded, grids)
+        history = train_scales(context.named(self.part, "scales"), layers, self.training)
+        scales = {name: layer.rescaled(grids[f"{name}.zero_point"]) for name, layer in layers.items()}
         count = sum(layer.change.numel() for layer in layers.values())
         return RepairResult(scales=scales, trainable=count, histories={self.part: history})
 
@@ -69,7 +71,7 @@ def quantised(loaded: LoadedModel, grids: Mapping[str, torch.Tensor]) -> dict[st
 
     Args:
         loaded: the compressed model.
-        grids: `<layer>.scale` [rows, groups] of each.
+        grids: `<layer>.scale` and `<layer>.zero_point` of each, [rows, groups].
 
     Raises:
         UserError: a layer's weights do not lie on its grid; it is named.
@@ -80,29 +82,22 @@ def quantised(loaded: LoadedModel, grids: Mapping[str, torch.Tensor]) -> dict[st
     modules, found = dict(loaded.model.named_modules()), {}
     for name in pack.packed_layers(grids):
         weight = modules[name].weight
-        before = grids[f"{name}.scale"].to(weight.device, weight.dtype)
+        before, zero_point = grids[f"{name}.scale"].to(weight), grids[f"{name}.zero_point"].to(weight.device)
         try:
-            found[name] = ScaledLayer(modules[name], before, rescaling.steps_of(weight, before))
+            found[name] = ScaledLayer(modules[name], before, rescaling.steps_of(weight, before, zero_point))
         except ValueError as error:
             raise UserError(f"recovery=scales: {name}: {error}, so it has no scales to train") from error
     return found
 
 
-def train_scales(
-    context: RepairContext, layers: Mapping[str, ScaledLayer], options: config.Training
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], History]:
+def train_scales(context: RepairContext, layers: Mapping[str, ScaledLayer], options: config.Training) -> History:
     """Trains the scales of layers on the work's text; all else is frozen, and the model as it was after.
 
     Args:
         context: the model, the text, the seed and the places; the teacher for objective=distill.
         layers: as `quantised` gives them; their `change` is trained in place.
         options: the training's.
-
-    Returns:
-        each layer's scales before and after, for `RepairResult.scales`; and the history.
     """
-    import torch
-
     from idp.recover.nets.scaled_linear import scaled
 
     loss = text_loss(context.loaded, options, context.teacher)
@@ -111,7 +106,4 @@ def train_scales(
         with scaled(layers.values()):
             return loss.of(batch)
 
-    history = train_in(context, {name: layer.change for name, layer in layers.items()}, Loss(of, loss.spare), options)
-    with torch.no_grad():
-        found = {name: (layer.before.to(layer.module.weight.dtype), layer.scale) for name, layer in layers.items()}
-    return found, history
+    return train_in(context, {name: layer.change for name, layer in layers.items()}, Loss(of, loss.spare), options)

@@ -1,11 +1,13 @@
 """Numbers trained and added, against the formulas at the papers' scale (models without weights)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from idp import models
-from idp.config import conf_dir
+from idp.config import Claims, conf_dir
 from idp.prompting.shapes import prefix_width
 from idp.recover.lora import adapt
 
@@ -54,6 +56,19 @@ def test_lora_on_queries_and_values(rank, empty, compose):
     assert trained == rank * 524_288
     if rank == 8:
         assert trained / (50 * 4096) == pytest.approx(20.48)  # a prompt of 50 tokens is at least 20 times smaller
+
+
+def test_norms_and_scales_as_their_pages_say(empty, compose):
+    llama = empty.model.config.model_type == "llama"
+    # Per layer two norms; OPT has a bias with each, and those of q, k, v, out, fc1 (4 x 4096) and fc2.
+    expected = (2 * 32 + 1) * 4096 if llama else (2 * (2 * 32 + 1) + 32 * 9) * 4096
+    assert compose("recovery=norms").recovery.numbers(empty) == expected == (266_240 if llama else 1_712_128)
+    scales = compose("recovery=scales").recovery
+    rows = 32 * (5 * 4096 + 2 * 11008) if llama else 32 * (5 * 4096 + 16384)
+    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) if llama else 32 * 12 * 4096**2
+    for size, count in ((-1, rows), (128, weights // 128)):
+        assert scales.numbers(replace(empty, grid=Claims(bits=4, group_size=size))) == count
+    assert not llama or (rows, weights // 128) == (1_359_872, 50_593_792)
 
 
 def test_small_counts_by_method(recovered):

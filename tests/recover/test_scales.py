@@ -111,9 +111,11 @@ def test_it_is_trained_with_integers_and_zero_points_as_they_were(made):
         if layer not in scales:
             assert torch.equal(weight, before), name
             continue
-        assert torch.equal(scales[layer][0], grids[f"{layer}.scale"]) and not torch.equal(*scales[layer])
-        zero = grids[f"{layer}.zero_point"]
-        was, is_now = (pack.pack(w, s, zero, 3, False) for w, s in zip((before, weight), scales[layer], strict=True))
+        each = scales[layer]
+        assert torch.equal(each.before, grids[f"{layer}.scale"]) and not torch.equal(each.before, each.after)
+        assert torch.equal(each.zero_point, grids[f"{layer}.zero_point"]) and each.zero_point.any()
+        was = pack.pack(before, each.before, each.zero_point, 3, False)
+        is_now = pack.pack(weight, each.after, each.zero_point, 3, False)
         assert torch.equal(was["weight_packed"], is_now["weight_packed"]), name
         assert torch.equal(was["weight_zero_point"], is_now["weight_zero_point"]), name
         assert torch.equal(weight == 0, before == 0), name
@@ -128,18 +130,17 @@ def test_it_is_trained_with_integers_and_zero_points_as_they_were(made):
 def test_a_joint_model_keeps_its_zeros_and_half_precision_its_rounding(made):
     found = made(*JOINT, "model.dtype=bfloat16", "recovery.training.learning_rate=0.01")
     scales = rescaling.load(found.repair.path / "scales")
-    assert {scale.dtype for pair in scales.values() for scale in pair} == {torch.bfloat16}
+    assert {dtype for each in scales.values() for dtype in (each.before.dtype, each.after.dtype)} == {torch.bfloat16}
     plain, repaired = (opened(found, repair).model for repair in (False, True))
     for name in scales:
         before, weight = (model.get_parameter(f"{name}.weight") for model in (plain, repaired))
         assert (weight == 0).float().mean() >= 0.5 and torch.equal(weight == 0, before == 0)
-        assert len(weight[0, : weight.shape[1] // scales[name][0].shape[1]].unique()) <= 16
-    # What was measured at the best held-out state is what is opened.
+        assert len(weight[0, : weight.shape[1] // scales[name].before.shape[1]].unique()) <= 16
     history = found.repair.read("history.json")["scales"]
     assert history["best_step"] > 0 and found.repair.read("repair.json")["bytes"] == 2 * sum(
-        s.numel() for _, s in scales.values()
+        each.after.numel() for each in scales.values()
     )
-    config = replace(found.config.model, dtype="float32")
+    config = replace(found.config.model, dtype="float32")  # the same weights, in more digits
     wide = opening.open_repaired(config, found.compressed, found.repair, found.config.recovery).model
     torch.testing.assert_close(wide(TOKENS).logits, repaired.float()(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
@@ -223,22 +224,28 @@ def test_what_belongs_to_another_compressed_model_is_refused(made, open_tiny):
     with pytest.raises(UserError, match="the model has no layer model.layers.0.mlp.down_proj|belong to another"):
         rescaling.attach(open_tiny("opt"), found.repair.path / "scales")
     with pytest.raises(ValueError, match=r"a weight of \(4, 6\) off a grid of \(4, 4\)"):
-        rescaling.steps_of(torch.zeros(4, 6), torch.ones(4, 4))
+        rescaling.steps_of(torch.zeros(4, 6), torch.ones(4, 4), torch.zeros(4, 4, dtype=torch.int8))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_steps_of_eight_bits(symmetric):
     """Codes less zero points reach from -255 to 255; in bfloat16 what is found makes the very weight."""
     draw = torch.Generator().manual_seed(0)
-    most = 128 if symmetric else 255
-    steps = torch.randint(-most, most if symmetric else most + 1, (32, 64), generator=draw)
+    codes = torch.randint(-128, 128, (32, 64), generator=draw)
+    zero = (
+        torch.zeros(32, 2, dtype=torch.int8)
+        if symmetric
+        else torch.tensor([[-128, 127]], dtype=torch.int8).repeat(32, 1)
+    )
+    steps = codes.unflatten(1, (2, -1)) - zero[..., None].long()
     for dtype in (torch.float32, torch.bfloat16):
         scale = (torch.rand(32, 2, generator=draw) + 0.1).to(dtype)
-        weight = (steps.unflatten(1, (2, -1)).to(dtype) * scale[..., None]).flatten(1)
-        found = rescaling.steps_of(weight, scale)
+        weight = (steps.to(dtype) * scale[..., None]).flatten(1)
+        found = rescaling.steps_of(weight, scale, zero)
         assert found.dtype == (torch.int8 if symmetric else torch.int16)
         assert torch.equal((found.unflatten(1, (2, -1)).to(dtype) * scale[..., None]).flatten(1), weight)
-        assert dtype is torch.bfloat16 or torch.equal(found.long(), steps)
+        assert dtype is torch.bfloat16 or torch.equal(found.long(), steps.flatten(1))
+        assert (found.unflatten(1, (2, -1)) + zero[..., None].long()).abs().max() <= 128  # codes of 8 bits
 
 
 @pytest.mark.parametrize(
@@ -279,6 +286,25 @@ def test_counts_by_hand(family, size, count, compose):
     assert compose("recovery=scales").recovery.numbers(empty) == count
 
 
+def test_the_plan_knows_what_its_training_holds(compose, monkeypatch):
+    """A byte for each weight beside the model."""
+    from idp.plan.estimate import Size, training_bytes
+
+    recovery = compose("recovery=scales").recovery
+    size = Size(1_000_000, 2, True, AutoConfig.for_model(**FAMILIES["llama"]))
+    held = training_bytes(recovery, size)
+    monkeypatch.setattr(type(recovery), "held", 0.0)
+    assert held - training_bytes(recovery, size) == 1_000_000
+
+
+def test_one_that_does_not_say_that_it_reads_the_grid_is_not_given_it(made, monkeypatch):
+    found = made(store="one")
+    kind = type(found.config.recovery)
+    monkeypatch.setattr(kind, "needs", frozenset({"text", "weights"}))
+    with pytest.raises(ValueError, match="says so: GRID among its `needs`"):
+        made(*RTN, "recovery.training.learning_rate=0.002", store="one")
+
+
 @pytest.mark.parametrize("compressor", ["gptq3", "sparsegpt50_gptq4"])
 def test_an_export_stays_packed_with_the_new_scales(compressor, run_here, tmp_path):
     """What transformers loads is the repaired model, to the last bit of its weights."""
@@ -298,9 +324,9 @@ def test_an_export_stays_packed_with_the_new_scales(compressor, run_here, tmp_pa
     model = repaired._engine.repaired.model
     stored, bits = load_file(out / "model.safetensors"), int(compressor[-1])
     product = tmp_path / "outputs" / "store" / "recover" / about["stages"]["recover"]["key"]
-    for name, (before, after) in rescaling.load(product / "scales").items():
+    for name, each in rescaling.load(product / "scales").items():
         assert stored[f"{name}.weight_packed"].numel() * 32 == model.get_parameter(f"{name}.weight").numel() * bits
-        assert torch.equal(stored[f"{name}.weight_scale"], after) and not torch.equal(before, after)
+        assert torch.equal(stored[f"{name}.weight_scale"], each.after) and not torch.equal(each.before, each.after)
     theirs = AutoModelForCausalLM.from_pretrained(out).eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=0)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from idp.recover.rescaling import Rescaled, weight_of
+
 
 class ScaledLinear(torch.autograd.Function):
     """`inputs @ weight.T + bias` with `weight = steps * scale`, whose gradient by a scale is the sum over its group of
@@ -40,17 +42,6 @@ class ScaledLinear(torch.autograd.Function):
         return of_inputs, of_scale, None, None
 
 
-def weight_of(steps: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The weight [out, in] in the scales' dtype, as who reads packed weights computes it.
-
-    Args:
-        steps: codes less their zero points, [out, in], whole numbers.
-        scale: [out, groups]; groups are equal runs of columns.
-    """
-    grouped = steps.unflatten(1, (scale.shape[1], -1)).to(scale.dtype)
-    return (grouped * scale[..., None]).flatten(1)
-
-
 class ScaledLayer:
     """A quantised layer while its scales are trained.
 
@@ -73,6 +64,11 @@ class ScaledLayer:
         """The scales as they are now, [out, groups], in the weight's dtype; gradients flow through the rounding."""
         return (self.before * (1 + self.change)).to(self.module.weight.dtype)
 
+    @torch.no_grad()
+    def rescaled(self, zero_point: torch.Tensor) -> Rescaled:
+        """The scales as they were and as they are, on the CPU; `zero_point` [out, groups] is what they go with."""
+        return Rescaled(self.before.to(self.module.weight.dtype).cpu(), self.scale.cpu(), zero_point.cpu())
+
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         return ScaledLinear.apply(inputs, self.scale, self.steps, self.module.bias)
 
@@ -81,10 +77,14 @@ class ScaledLayer:
 def scaled(layers: Iterable[ScaledLayer]) -> Iterator[None]:
     """A block in which the modules of these layers compute with the scales that are trained."""
     layers = list(layers)
+    before = [layer.module.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.module.forward = layer.__call__
         yield
     finally:
-        for layer in layers:
-            layer.module.__dict__.pop("forward", None)
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                layer.module.__dict__.pop("forward", None)
+            else:
+                layer.module.forward = forward
