@@ -80,6 +80,10 @@ class Selector:
     def check_prompts(self, prompts: int) -> None:
         """Raises a UserError where a bank of so many prompts does not have those that the options name."""
 
+    def check_bank(self, prompts: bool, experts: bool) -> None:
+        """Raises a UserError where a bank lacks what it reads: `prompts` says whether there are tokens to a bank's
+        members, `experts` whether there are low-rank updates."""
+
     @property
     def takes_centres(self) -> bool:
         """Whether the centres that a bank may bring are all that it would be fitted for: the mean input embedding of

@@ -77,6 +77,8 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
             "Under `prompts/` are the soft prompts that repair it, each an adapter for"
             " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
             " for an input; PEFT itself holds one prompt for a whole batch."
+            if any(run.repair.read("bank/bank.json")["lengths"])
+            else "`prompts/bank.json` says how one of the experts was chosen for an input; none of them has tokens."
         )
     return made
 
@@ -131,10 +133,11 @@ def _save_prompts(run: Run, repair: Product, loaded: LoadedModel, folder: Path, 
     """One adapter per prompt, in a folder of its name, and what chose between them in `bank.json`."""
     bank = PromptBank.load(repair.path / "bank")
     bank.save(folder, loaded.model.config, base, ahead=_ahead(bank, loaded))
-    for number in range(len(bank)):
+    written = [number for number in range(len(bank)) if (folder / f"prompt_{number}").is_dir()]
+    for number in written:
         (folder / f"prompt_{number}").rename(folder / f"prompt_{number}.part")  # a name may be another's `prompt_N`
-    for number, name in enumerate(bank.names):
-        (folder / f"prompt_{number}.part").rename(folder / name)
+    for number in written:
+        (folder / f"prompt_{number}.part").rename(folder / bank.names[number])
     recovery = run.record["idp"]["config"]["recovery"]
     described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
     described |= {"recovery": recovery["kind"], "base_model_name_or_path": base, "folders": bank.names}

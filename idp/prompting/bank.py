@@ -5,6 +5,7 @@ bank.json                       kind, names, lengths and width, in order; how th
 prompt_0/adapter_config.json    a PEFT prompt-tuning or prefix-tuning adapter
 prompt_0/adapter_model.safetensors
 prompt_0/packed_prompt.safetensors    instead, where prompts are stored in fewer bits than PEFT reads
+                                nothing for a prompt of no tokens
 centres.safetensors             where there are any: for each prompt the mean input embedding of its text
 """
 
@@ -88,11 +89,14 @@ class PromptBank:
         import torch
         from safetensors.torch import save_file
 
+        folder.mkdir(parents=True, exist_ok=True)
         for number, prompt in enumerate(self.prompts):
             place = folder / f"prompt_{number}"
-            place.mkdir(parents=True, exist_ok=True)
             prompt = prompt.detach().float().cpu()
             prompt = (prompt if ahead is None else torch.cat([ahead.detach().float().cpu(), prompt])).contiguous()
+            if not len(prompt):  # of no tokens: PEFT knows none such
+                continue
+            place.mkdir(parents=True, exist_ok=True)
             if stored is not None and not storage.peft_reads(stored):
                 save_file(storage.pack(prompt, stored), place / storage.PACKED)
                 continue
@@ -154,8 +158,11 @@ def beginning_of(described: dict[str, Any]) -> tuple[Beginning | None, int]:
 
 
 def _read(place: Path, stored: Storage | None, shape: tuple[int, int]) -> torch.Tensor:
+    import torch
     from safetensors.torch import load_file
 
+    if not shape[0]:
+        return torch.zeros(shape)
     if stored is None or storage.peft_reads(stored):
         return load_file(place / peft_files.WEIGHTS)[peft_files.TENSOR].float()
     return storage.unpack(load_file(place / storage.PACKED), stored, shape)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from idp.beginning import Beginning, begun
 from idp.errors import UserError
-from idp.prompting import finite
+from idp.prompting import experts, finite
 from idp.prompting.caches import Layers, attended, cache_of, caches_what_it_attends_to
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.masks import attention_mask
@@ -35,7 +35,8 @@ class Prefixes:
     `lengths` is [m], the BOS of `beginning` that stands ahead of each prompt counted. `cached` holds the pairs that its
     cache holds, likewise padded, where those are something else: latent attention keeps what keys and values are made
     of. `long` holds the same prompts as they are in long inputs, where a model's rotary frequencies change at a length.
-    `beginning` also says what every text behind them begins with.
+    `beginning` also says what every text behind them begins with. `experts` is [m, experts], how much of each low-rank
+    expert in the model's layers whatever follows a prefix goes by; None where the layers have none.
     """
 
     keys: list[torch.Tensor]
@@ -44,6 +45,7 @@ class Prefixes:
     cached: Layers | None = None
     long: Prefixes | None = None
     beginning: Beginning = field(default_factory=Beginning)
+    experts: torch.Tensor | None = None
 
     @property
     def ahead(self) -> int:
@@ -75,6 +77,9 @@ class Prefixes:
             cached,
             cls.stack([part.long for part in parts if part.long is not None]) if parts[0].long is not None else None,
             parts[0].beginning,
+            torch.cat([part.experts for part in parts if part.experts is not None])
+            if parts[0].experts is not None
+            else None,
         )
 
     @functools.cached_property
@@ -103,7 +108,7 @@ class Prefixes:
         for keys, values in source.cached or zip(source.keys, source.values, strict=True):
             rows = choice.to(keys.device)  # a model spread over devices has its layers' prefixes beside them
             layers.append((keys[rows, :, :longest], values[rows, :, :longest]))
-        return cache_of(layers)
+        return cache_of(layers, source.experts[choice] if source.experts is not None else None)
 
     def valid(self, choice: torch.Tensor) -> torch.Tensor:
         """Which prefix positions are a prompt's own: [rows, longest of the chosen], True where not padding."""
@@ -122,7 +127,8 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
         beginning: the BOS and its place; None: the bank's own, or none at all.
 
     Raises:
-        UserError: the prompts are of another width than the model has: they belong to another one.
+        UserError: the prompts are of another width than the model has: they belong to another one; or its layers have
+            experts, and not one for each prompt.
     """
     import torch
 
@@ -136,17 +142,22 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
             )
     beginning = beginning or bank.beginning or Beginning()
     ahead = beginning.ahead_of_prompt
+    mixtures = experts.one_each(model, len(bank))
 
     def bound(long: bool | None) -> Prefixes:
-        runs = [states(model, bank.kind, prompt, ahead, long) for prompt in bank.prompts]
-        for prompt, run in zip(bank.prompts, runs, strict=True):
+        made = []
+        for number, prompt in enumerate(bank.prompts):
             again = functools.partial(states, model, bank.kind, prompt, ahead, long)
-            for keys, values in run:
-                finite.check(keys, model, again, "a prompt's keys")
-                finite.check(values, model, again, "a prompt's values")
-        made = Prefixes.stack([_prefix_of(model, run, long) for run in runs])
-        made.beginning = beginning
-        return made
+            mixture = mixtures[number : number + 1] if mixtures is not None else None
+            with experts.following(mixture):
+                for keys, values in (run := again()):
+                    finite.check(keys, model, again, "a prompt's keys")
+                    finite.check(values, model, again, "a prompt's values")
+                made.append(_prefix_of(model, run, long))
+            made[-1].experts = mixture
+        together = Prefixes.stack(made)
+        together.beginning = beginning
+        return together
 
     with torch.no_grad():
         if switch_of(model.config) is None:
@@ -186,7 +197,9 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
                 past_key_values=cache,
                 use_cache=True,
             )
-        return _prefix_of(model, [(layer.keys, layer.values) for layer in cache.layers], long)
+        made = _prefix_of(model, [(layer.keys, layer.values) for layer in cache.layers], long)
+        made.experts = cache.experts
+        return made
 
     with torch.no_grad():
         if switch_of(model.config) is None:

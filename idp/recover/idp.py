@@ -117,6 +117,7 @@ class Idp(config.Trained):
         if not self.lengths:
             raise UserError(f"{place}.lengths is empty: give one length per prompt, such as {place}.lengths=[25,25,50]")
         self.selector.check()
+        self.selector.check_bank(prompts=True, experts=False)
         self.fit.check()
         self.bank.check(self)
         super().check(place)

@@ -116,6 +116,8 @@ class Transfer(config.Recovery):
 
     def check_model(self, empty: models.LoadedModel) -> None:
         if self.selector is not None:
+            lengths = self.prompt_lengths()
+            self.selector.check_bank(prompts=any(lengths) or not lengths, experts=not any(lengths))
             self.selector.check_model(empty.model.config.get_text_config(), len(self.prompt_lengths()))
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
