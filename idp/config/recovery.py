@@ -175,6 +175,9 @@ class Recovery:
     def check_model(self, empty: Any) -> None:
         """Raises a UserError where the model, an `idp.models.LoadedModel` without weights, lacks what they name."""
 
+    def check_calibration(self, samples: int) -> None:
+        """Raises a UserError where so many sequences of calibration text are too few."""
+
     # How it is made, put back on a model and exported.
 
     def make(self, context: Any) -> Any:

@@ -105,6 +105,13 @@ class LowrankExperts(config.Recovery):
         check_rank(empty, sorted(names), self.rank)
         self.selector.check_model(empty.model.config.get_text_config(), self.experts)
 
+    def check_calibration(self, samples: int) -> None:
+        if samples < self.experts:
+            raise UserError(
+                f"recovery.experts={self.experts}: compressor.calibration.samples={samples} sequences cannot make as"
+                " many clusters; raise that, or ask for fewer"
+            )
+
     def make(self, context: RepairContext) -> RepairResult:
         from idp.compress.activations import observe
         from idp.prompting.bank import PromptBank
@@ -113,11 +120,6 @@ class LowrankExperts(config.Recovery):
 
         loaded, blocks = context.loaded, context.calibration
         assert blocks is not None  # it is needed
-        if len(blocks) < self.experts:
-            raise UserError(
-                f"recovery.experts={self.experts}: {len(blocks)} blocks of calibration text cannot make as many"
-                " clusters; raise compressor.calibration.samples, or ask for fewer"
-            )
         members = self._members(context, blocks)
         belongs = _belonging(members, blocks)
         dense = context.dense().model

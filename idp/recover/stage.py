@@ -117,6 +117,7 @@ def _check_calibration(
             f"compressor.calibration.length={calibration.options.length}: the model's window is {window}; use"
             f" {window} or less"
         )
+    recovery.check_calibration(calibration.options.samples)
     calibration.blocks(empty)
 
 

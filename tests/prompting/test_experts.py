@@ -210,3 +210,33 @@ def test_what_belongs_to_another_repair_or_model_is_refused(open_tiny):
         experts.attach(copy.deepcopy(loaded.model), [{name: (a[:, 1:], b)}])
     with pytest.raises(UserError, match="no such layer"):
         experts.attach(copy.deepcopy(loaded.model), [{"model.nowhere": (a, b)}])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_arrow_reads_the_inputs_of_its_layer(layer, open_tiny):
+    """Against singular vectors of the whole updates and hooks on each row alone."""
+    from idp.prompting.selectors.arrow import Arrow
+
+    loaded, seen = open_tiny("llama"), {}
+    updates = drawn(loaded)
+    model = copy.deepcopy(loaded.model)
+    experts.attach(model, updates)
+    mixed = repaired(replace(loaded, model=model))
+    selector = Arrow(layer)
+    selector.bind(model, mixed.prefixes)
+    with torch.no_grad():
+        found = selector.scores(CONTEXTS)
+    for name in updates[0]:
+        if name.split(".")[2] == str(layer):
+            loaded.model.get_submodule(name).register_forward_pre_hook(
+                lambda _, arguments, name=name: seen.__setitem__(name, arguments[0][0])
+            )
+    for row, context in enumerate(CONTEXTS):
+        with torch.no_grad():
+            loaded.model(input_ids=torch.tensor([context]))
+        assert len(seen) == 7
+        for number, each in enumerate(updates):
+            first = {name: torch.linalg.svd(each[name][1] @ each[name][0]).Vh[0] for name in seen}
+            expected = sum((inputs @ first[name]).abs().mean() for name, inputs in seen.items()) / len(seen)
+            close(found[row, number], expected)
+    assert len(set(found.argmax(1).tolist())) > 1
