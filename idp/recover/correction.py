@@ -13,9 +13,9 @@ def correction(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The B A of a rank that minimises `tr (E - B A) S (E - B A)'`, the error of the layer's outputs on its inputs.
 
-    With S = L L' it is the truncated singular value decomposition of E L times the inverse of L (Eckart and Young; EoRA,
-    2410.21271). Its left singular vectors U are the first eigenvectors of E S E', and B A = U U' E needs no inverse; its
-    right ones are those of L' E' E L. The smaller of both matrices is taken.
+    With S = L L' it is the truncated singular value decomposition of E L times the inverse of L (Eckart and Young;
+    EoRA, 2410.21271). Its left singular vectors U are the first eigenvectors of E S E', and B A = U U' E needs no
+    inverse; its right ones are those of L' E' E L. The smaller of both matrices is taken.
 
     Args:
         weight_error: E [out, in], the dense weight less the compressed one.

@@ -1,7 +1,8 @@
-"""A bank of low-rank corrections, one for each kind of text, of which each input goes by its own; nothing is trained.
+"""A bank of low-rank corrections, one for each kind of text, of which each input goes by its own.
 
-Calibration text falls into clusters, as prompts of `recovery/bank=cluster` are told apart. Expert e is of each layer the
-update of a rank that best brings back the dense outputs on the text of cluster e, in closed form.
+Calibration text falls into clusters, as prompts of `recovery/bank=cluster` are told apart. Expert e is of each layer
+the update of a rank that best brings back the dense outputs on the text of cluster e, in closed form; it can be trained
+from there on training text of its cluster.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from idp import config
-from idp.compress.activations import Observer
-from idp.config import CALIBRATION, DENSE, WEIGHTS, WIDE, Choice, Fitting, Selector, controls_option, option, part
+from idp.config import CALIBRATION, DENSE, TEXT, WEIGHTS, WIDE, Choice, Fitting, Selector, controls_option, option, part
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.prompting.experts import Update
 from idp.recover.context import RepairContext, RepairResult
+from idp.recover.text_clusters import TextClusters
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ BATCH = 8  # blocks of a forward pass whose hidden states are averaged
 
 
 @dataclass
-class LowrankExperts(config.Recovery):
+class LowrankExperts(config.Trained):
     experts: int = option("how many experts there are, one for each cluster of the calibration text", minimum=1)
     rank: int = option("rank of each expert's update of a layer", minimum=1, maximum=WIDE)
     targets: list[str] = option("names of the linear layers that are corrected; []: all that compressors touch")
@@ -46,17 +47,44 @@ class LowrankExperts(config.Recovery):
         minimum=0.0,
         maximum=1.0,
     )
+    train: bool = option("train each expert from there, on the training text that is nearest to its cluster")
     controls: bool = controls_option()
     selector: Selector = part(Selector)
     fit: Fitting = part(Fitting)
 
-    needs: ClassVar[frozenset[str]] = frozenset({CALIBRATION, DENSE, WEIGHTS})
+    part: ClassVar[str] = "experts"
     adapts: ClassVar[bool] = True
     seeded: ClassVar[bool] = True  # k-means is
 
     @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({CALIBRATION, DENSE, WEIGHTS}) | ({TEXT} if self.train else frozenset())
+
+    @property
+    def trains(self) -> bool:
+        return self.train
+
+    @property
+    def texts(self) -> int:
+        return self.experts
+
+    def judged(self, prompts: int) -> int:
+        return 1  # each sequence by the expert of its cluster
+
+    def also_read(self, prompts: int, training: config.Training) -> int:
+        return training.steps * training.batch_size * prompts + training.heldout_sequences
+
+    @property
     def unused(self) -> set[str]:
-        return {"shared", "restarts", "smallest"} if self.experts == 1 else set()
+        found = set() if self.train else {"training", "search"}
+        return found | ({"shared", "restarts", "smallest"} if self.experts == 1 else set())
+
+    def options(self) -> dict[str, Any]:
+        return super().options() if self.train else config.Recovery.options(self)
+
+    def candidate(self) -> LowrankExperts:
+        """One expert, of all text."""
+        return replace(self, experts=1)
 
     @property
     def choice(self) -> Choice:
@@ -82,7 +110,8 @@ class LowrankExperts(config.Recovery):
         self.selector.check()
         self.selector.check_bank(prompts=False, experts=True)
         self.fit.check()
-        super().check(place)
+        if self.train:
+            super().check(place)
 
     def check_model(self, empty: LoadedModel) -> None:
         from idp.recover.lora import check_rank
@@ -116,26 +145,39 @@ class LowrankExperts(config.Recovery):
         from idp.compress.activations import observe
         from idp.prompting.bank import PromptBank
         from idp.recover.banks.cluster import centres
+        from idp.recover.expert_corrections import Corrections, belonging
+        from idp.recover.expert_training import tune
         from idp.recover.lora import save
+        from idp.recover.tuning import seed_of
 
         loaded, blocks = context.loaded, context.calibration
         assert blocks is not None  # it is needed
-        members = self._members(context, blocks)
-        belongs = _belonging(members, blocks)
+        clusters = self._clusters(context, blocks)
         dense = context.dense().model
+        belongs = belonging(clusters.members, blocks)
         corrections = {
-            name: Correction(dense.get_submodule(name).weight, belongs, self) for name in self._layers(loaded)
+            name: Corrections(dense.get_submodule(name).weight, belongs, self) for name in self._layers(loaded)
         }
         observe(loaded.model, blocks, corrections)
-        for expert in range(self.experts):
-            save(loaded, {name: each.pairs[expert] for name, each in corrections.items()}, place(context.own, expert))
-        hidden = loaded.model.get_input_embeddings().weight.shape[1]
-        nothing = loaded.model.get_input_embeddings().weight.new_zeros(0, hidden).float()
-        bank = PromptBank(
-            [nothing] * self.experts, self.bank_ahead([])[0], centres=centres(loaded, [blocks[own] for own in members])
-        )
-        bank.made = {"kind": "clusters of calibration text", "blocks": [len(own) for own in members]}
-        return RepairResult(bank, adapter=self.numbers(loaded))
+        updates = [{name: each.pairs[expert] for name, each in corrections.items()} for expert in range(self.experts)]
+        names, histories = self.bank_ahead([])[0], {}
+        if self.train:
+            for expert, (name, text) in enumerate(zip(names, clusters.shared_out(*context.text), strict=True)):
+                own = replace(
+                    context.named(name, f"{name} ({expert + 1} of {len(names)})"),
+                    text=text,
+                    seed=seed_of(context.seed, expert),
+                )
+                updates[expert], histories[name] = tune(own, updates[expert], self.training)
+        for expert, each in enumerate(updates):
+            save(loaded, each, place(context.own, expert))
+        embeddings = loaded.model.get_input_embeddings().weight
+        nothing = embeddings.new_zeros(0, embeddings.shape[1]).float()
+        texts = [blocks[own] for own in clusters.members]
+        bank = PromptBank([nothing] * self.experts, names, centres=centres(loaded, texts))
+        bank.made = {"kind": "clusters of calibration text", "blocks": [len(text) for text in texts]}
+        count = self.numbers(loaded)
+        return RepairResult(bank, trainable=count if self.train else 0, adapter=count, histories=histories)
 
     @classmethod
     def attach(cls, loaded: LoadedModel, folder: Path) -> LoadedModel:
@@ -160,63 +202,17 @@ class LowrankExperts(config.Recovery):
         named = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in self.targets}
         return named or layers
 
-    def _members(self, context: RepairContext, blocks: torch.Tensor) -> list[torch.Tensor]:
-        """The blocks of each expert's cluster, by number."""
-        import torch
+    def _clusters(self, context: RepairContext, blocks: torch.Tensor) -> TextClusters:
+        from idp.recover.banks.cluster import text_embeddings
 
-        from idp.recover.banks.cluster import fill_up, k_means, text_embeddings
-
-        if self.experts == 1:
-            return [torch.arange(len(blocks))]
-        text = blocks[:, len(context.loaded.bos) :]  # without their BOS, which is put there again
-        points = text_embeddings(context.loaded, text, BATCH)
-        points = (points - points.mean(0)) / points.std(0, correction=0).clamp_min(1e-6)
-        labels, middles = k_means(points, self.experts, self.restarts, context.seed)
-        return fill_up(labels, torch.cdist(points, middles), self.smallest)
-
-
-class Correction(Observer):
-    """One layer's update for each expert, `pairs`, once its inputs have passed.
-
-    Args:
-        weight: the dense one.
-        belongs: [tokens of the calibration text, experts], whether a token is of an expert's text.
-        options: rank, damping and `shared`.
-    """
-
-    def __init__(self, weight: torch.Tensor, belongs: torch.Tensor, options: LowrankExperts):
-        self.weight, self.belongs, self.options = weight, belongs, options
-        self.seen, self.moments = 0, None
-
-    def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        import torch
-
-        size = inputs.shape[1]
-        if self.moments is None:  # of each expert's inputs, and of all
-            self.moments = torch.zeros(self.options.experts + 1, size, size, dtype=torch.float64, device=inputs.device)
-        rows = self.belongs[self.seen : self.seen + len(inputs)].to(inputs.device)
-        self.seen += len(inputs)
-        inputs = inputs.double()
-        for expert in range(self.options.experts):
-            own = inputs[rows[:, expert]]
-            self.moments[expert].addmm_(own.T, own)
-        self.moments[-1].addmm_(inputs.T, inputs)
-
-    def finish(self, layer: nn.Linear) -> None:
-        from idp.recover.correction import correction
-
-        assert self.moments is not None
-        if self.seen != len(self.belongs):
-            raise ValueError(f"a layer saw {self.seen} of {len(self.belongs)} tokens")
-        counts, shared = self.belongs.sum(0).tolist(), self.options.shared
-        every = self.moments[-1] / self.seen
-        error = self.weight.to(layer.weight.device).double() - layer.weight.double()
-        self.pairs: list[Update] = []
-        for expert, count in enumerate(counts):
-            moment = every if shared == 1 else (1 - shared) * self.moments[expert] / count + shared * every
-            pair = correction(error, moment, self.options.rank, self.options.damping)
-            self.pairs.append((pair[0].float().cpu(), pair[1].float().cpu()))
-        self.moments = None
+        return TextClusters.find(
+            blocks[:, len(context.loaded.bos) :],  # without their BOS, which is put there again
+            lambda text: text_embeddings(context.loaded, text, BATCH),
+            self.experts,
+            restarts=self.restarts,
+            smallest=self.smallest,
+            seed=context.seed,
+        )
 
 
 def place(folder: Path, expert: int) -> Path:
@@ -249,16 +245,6 @@ def read(folder: Path) -> list[Mapping[str, Update]]:
     if not found:
         raise UserError(f"{folder}: there are no low-rank experts here")
     return found
-
-
-def _belonging(members: list[torch.Tensor], blocks: torch.Tensor) -> torch.Tensor:
-    """Whether each token is of each expert's text, [tokens, experts], in the order in which layers see them."""
-    import torch
-
-    belongs = torch.zeros(len(blocks), len(members), dtype=torch.bool)
-    for expert, own in enumerate(members):
-        belongs[own, expert] = True
-    return belongs.repeat_interleave(blocks.shape[1], dim=0)
 
 
 def _of_a_mixture(model: nn.Module, name: str) -> bool:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from idp.errors import UserError
 from idp.evaluate.batching import Request, make_row
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.generation import decode, prefill
 from idp.evaluate.graph import FixedDecoding
-from idp.errors import UserError
 from idp.prompting import experts
 from idp.prompting.bank import PromptBank
 from idp.prompting.experts import following, layers_of
@@ -128,8 +128,7 @@ def test_generations_are_those_of_each_row_s_expert_merged(both):
     for longest in set(ends):
         found, _ = decode(mixed, CONTEXTS, choice, [], longest)
         expected = [
-            decode(model, [context], None, [], longest)[0][0]
-            for model, context in zip(tokens, CONTEXTS, strict=True)
+            decode(model, [context], None, [], longest)[0][0] for model, context in zip(tokens, CONTEXTS, strict=True)
         ]
         assert found == expected
     stops = [text[:2] for text in expected[:2] if text]  # some rows leave the batch early

@@ -1,4 +1,4 @@
-"""Low-rank experts: each is the best update of its rank on its text, chosen among as prompts are, and kept with PEFT."""
+"""Low-rank experts: each the best update of its rank on its text, chosen as prompts are, and kept with PEFT."""
 
 import json
 
@@ -11,6 +11,7 @@ from idp.compress import stage as compressing
 from idp.compress.recipe import compressed_layers
 from idp.errors import UserError
 from idp.recover import opening, stage
+from idp.recover.banks.cluster import fill_up, k_means, text_embeddings
 from idp.recover.context import CalibrationText
 from idp.recover.correction import correction
 from idp.recover.lowrank_experts import read
@@ -21,6 +22,16 @@ TINY += ("compressor=rtn3", "evaluation.perplexity=[corpus]", "baselines=false")
 EXPERTS = ("recovery=lowrank_experts", "recovery.rank=4")
 FAST = ("latency=default", "latency.batch_sizes=[2]", "latency.input_tokens=[8]", "latency.new_tokens=2")
 FAST += ("latency.warmup=0", "latency.rounds=2")
+
+
+TRAINED = ["recovery.train=true"] + [f"recovery.training.{name}={value}" for name, value in {
+    "steps": 12, "batch_size": 2, "sequence_length": 24, "warmup_steps": 1, "evaluate_every": 4,
+    "heldout_sequences": 4, "checkpoint_every": 2, "learning_rate": 0.01,
+}.items()]  # fmt: skip
+
+
+class Killed(BaseException):
+    pass
 
 
 def draws(*sizes, seed=0):
@@ -56,7 +67,7 @@ def test_inputs_that_span_less_than_the_layer_has(rows, columns):
 def made(compose, bridges, tmp_path):
     """`made(*overrides)`: the experts through the stage, on a model in 3 bits, and all that they were made from."""
 
-    def make(*overrides, store="store"):
+    def make(*overrides, store="store", report=None):
         from idp.corpora.corpus import named_corpus
 
         config = compose(*TINY, *bridges, *EXPERTS, *overrides)
@@ -69,8 +80,9 @@ def made(compose, bridges, tmp_path):
         calibration = CalibrationText(config.compressor.calibration, text)
         stage.check(config.recovery, empty, text, calibration)
         repair = stage.recover(
-            config.recovery, config.model, compressed, text, config.seed, root, dense=dense, calibration=calibration
-        )
+            config.recovery, config.model, compressed, text, config.seed, root, report, dense=dense,
+            calibration=calibration,
+        )  # fmt: skip
         return config, dense, compressed, calibration, repair
 
     return make
@@ -84,7 +96,9 @@ def numbers_by_hand(model, rank, experts):
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_opt"])
 def test_each_expert_is_the_closed_form_of_its_cluster(family, made):
     """Held to inputs that hooks see in the model's own forward pass over the blocks of each cluster."""
-    config, dense, compressed, calibration, repair = made(f"model={family}", "recovery.experts=2", "recovery.shared=0.3")
+    config, dense, compressed, calibration, repair = made(
+        f"model={family}", "recovery.experts=2", "recovery.shared=0.3"
+    )
     loaded = models.open_model(models.model_folder(compressed), config.model)
     whole = models.open_model(models.model_folder(dense), config.model)
     blocks = calibration.blocks(loaded)
@@ -102,9 +116,6 @@ def test_each_expert_is_the_closed_form_of_its_cluster(family, made):
     with torch.no_grad():
         for block in blocks:
             loaded.model(input_ids=block[None])
-    # Of all ways to halve the blocks that the sizes allow, the experts must be those of one: k-means' own.
-    from idp.recover.banks.cluster import fill_up, k_means, text_embeddings
-
     points = text_embeddings(loaded, blocks, 4)
     points = (points - points.mean(0)) / points.std(0, correction=0)
     labels, middles = k_means(points, 2, config.recovery.restarts, config.seed)
@@ -118,7 +129,9 @@ def test_each_expert_is_the_closed_form_of_its_cluster(family, made):
             moment = 0.7 * mine.T @ mine / len(mine) + 0.3 * every.T @ every / len(every)
             a, b = correction(error, moment, 4, config.recovery.damping)
             stored_a, stored_b = found[expert][name]
-            torch.testing.assert_close((stored_b @ stored_a).double(), b @ a, atol=1e-4 * float(error.abs().max()), rtol=1e-3)
+            torch.testing.assert_close(
+                (stored_b @ stored_a).double(), b @ a, atol=1e-4 * float(error.abs().max()), rtol=1e-3
+            )
 
     counted = numbers_by_hand(loaded.model, 4, 2)
     assert repair.read("repair.json")["added"] == counted == config.recovery.numbers(loaded)
@@ -180,6 +193,41 @@ def test_a_whole_run_exported_and_loaded(run_here, tmp_path):
     mine, theirs = idp.load(folder), idp.load(out)
     texts = ["The capital of France is", "2 + 2 =", "import numpy as np"]
     assert mine.generate(texts, max_new_tokens=5) == theirs.generate(texts, max_new_tokens=5)
+
+
+def test_trained_they_start_from_the_closed_form_and_learn(made):
+    """The loss on held-out text of its cluster falls; killed and resumed, the files are the same."""
+    from safetensors.torch import load_file
+
+    *_, start = made("recovery.experts=2")
+    *_, repair = made("recovery.experts=2", *TRAINED)
+    histories = repair.read("history.json")
+    assert list(histories) == ["expert_0", "expert_1"]
+    for history in histories.values():
+        assert history["best_loss"] < history["heldout"][0]["loss"] - 0.01
+    about = repair.read("repair.json")
+    assert about["trainable"] == about["added"] == start.read("repair.json")["added"]
+    assert repair.key != start.key and start.read("repair.json")["trainable"] == 0
+
+    steps, killed = [], 0
+
+    def report(row):
+        steps.append(row)
+        if len(steps) in (9, 30):  # within the first expert's training, and within the second's
+            raise Killed
+
+    while killed < 5:
+        try:
+            *_, resumed = made("recovery.experts=2", *TRAINED, report=report, store="killed")
+            break
+        except Killed:
+            killed += 1
+    assert killed == 2
+    for expert in ("expert_0", "expert_1"):
+        file = f"own/{expert}/adapter_model.safetensors"
+        one, other, before = (load_file(each.path / file) for each in (repair, resumed, start))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert not any(torch.equal(one[name], before[name]) for name in one)
 
 
 def test_whatever_chooses_among_prompts_chooses_among_experts(run_here):

@@ -1,6 +1,8 @@
 """The low-rank expert whose first input direction the hidden states align with (Arrow, Ostapenko et al., 2405.11157).
 
-    s_e = mean over input tokens x and the layer's linear layers of |v_e' x|,   v_e the first right singular vector of B_e A_e
+    s_e = mean over input tokens x and the layer's linear layers of |v_e' x|
+
+v_e is the first right singular vector of B_e A_e.
 
 Arrow chooses anew for every token and layer; here it is once for an input, as any selector, by one decoder layer.
 """
