@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from idp.prompting.experts import followed
+from idp.prompting.following import followed
 
 
 class ExpertLinear(nn.Module):
-    """`y = W x + sum_e w_e B_e (A_e x)`, w as `experts.followed` says of x's row; `W x` alone where it says None.
+    """`y = W x + sum_e w_e B_e (A_e x)`, w as `following.followed` says of x's row; `W x` alone where it says None.
 
     The experts' A stand one below the other, [experts * rank, in], and their B side by side, [out, experts * rank]: a
     token costs experts * rank * (in + out) products more, and no row waits for another.

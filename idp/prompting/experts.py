@@ -10,13 +10,13 @@ tokens. A pass that follows no prefix is that of the model without experts.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
 from idp.prompting.attention.group import PADDING
+from idp.prompting.following import end, start
 
 if TYPE_CHECKING:
     import torch
@@ -24,46 +24,27 @@ if TYPE_CHECKING:
 
     from idp.prompting.attention.group import Group
     from idp.prompting.expert_layer import ExpertLinear
-    from idp.prompting.prefix import Prefixes
 
 Update = tuple["torch.Tensor", "torch.Tensor"]  # A [rank, in] and B [out, rank] of a linear layer
 
-_mixture: contextvars.ContextVar[torch.Tensor | None] = contextvars.ContextVar("idp_experts", default=None)
 
-
-@contextlib.contextmanager
-def following(mixture: torch.Tensor | None) -> Iterator[None]:
-    """Within the block, layers with experts go by `mixture`, [rows, experts]: each row of a batch by its own, or each
-    token of a packed sequence. None: by no expert."""
-    token = _mixture.set(mixture)
-    try:
-        yield
-    finally:
-        _mixture.reset(token)
-
-
-def followed() -> torch.Tensor | None:
-    """What layers with experts go by now, [rows, experts]; None for no expert."""
-    return _mixture.get()
-
-
-def of_tokens(groups: Sequence[Group], prefixes: Prefixes | None) -> torch.Tensor | None:
+def of_tokens(groups: Sequence[Group], mixtures: torch.Tensor | None) -> torch.Tensor | None:
     """What each token of a packed sequence goes by, [tokens, experts]; None where its rows follow no expert.
 
     Args:
         groups: of the packed sequence, in order.
-        prefixes: what their rows follow, `whole`.
+        mixtures: [prefixes, experts], what goes with each prefix; None where no prefix is followed, or none has any.
     """
     import torch
 
-    if prefixes is None or prefixes.experts is None:
+    if mixtures is None:
         return None
     rows = [
         group.prefix.repeat_interleave((group.branches != PADDING).sum(1))
         for group in groups
         if group.prefix is not None
     ]
-    return prefixes.experts[torch.cat(rows).to(prefixes.experts.device)] if rows else None
+    return mixtures[torch.cat(rows).to(mixtures.device)] if rows else None
 
 
 def one_each(model: PreTrainedModel, prompts: int) -> torch.Tensor | None:
@@ -132,9 +113,9 @@ class _FollowsCache:
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         mixture = getattr(kwargs.get("past_key_values"), "experts", None)
-        self.tokens.append(None if mixture is None else _mixture.set(mixture))
+        self.tokens.append(None if mixture is None else start(mixture))
 
     def after(self, module: Any, args: Any, output: Any) -> None:
         token = self.tokens.pop()
         if token is not None:
-            _mixture.reset(token)
+            end(token)

@@ -15,6 +15,7 @@ from idp.beginning import Beginning, begun
 from idp.errors import UserError
 from idp.prompting import experts, finite
 from idp.prompting.caches import Layers, attended, cache_of, caches_what_it_attends_to
+from idp.prompting.following import following
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.masks import attention_mask
 from idp.prompting.shapes import prefix_width
@@ -149,7 +150,7 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
         for number, prompt in enumerate(bank.prompts):
             again = functools.partial(states, model, bank.kind, prompt, ahead, long)
             mixture = mixtures[number : number + 1] if mixtures is not None else None
-            with experts.following(mixture):
+            with following(mixture):
                 for keys, values in (run := again()):
                     finite.check(keys, model, again, "a prompt's keys")
                     finite.check(values, model, again, "a prompt's values")

@@ -13,7 +13,8 @@ from idp.evaluate.generation import decode, prefill
 from idp.evaluate.graph import FixedDecoding
 from idp.prompting import experts
 from idp.prompting.bank import PromptBank
-from idp.prompting.experts import following, layers_of
+from idp.prompting.experts import layers_of
+from idp.prompting.following import following
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.base import Selector
 from idp.prompting.variants import Attached
