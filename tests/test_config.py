@@ -32,7 +32,8 @@ def test_every_yaml_composes(choice, compose):
 @pytest.mark.parametrize("selector", options("recovery/selector"))
 def test_every_selector_composes(selector, compose):
     kind = "attention" if selector in ("attention_calibrated", "mixture") else selector
-    assert compose("recovery=idp", f"recovery/selector={selector}").recovery.selector.kind == kind
+    recovery = {"arrow": "lowrank_experts"}.get(selector, "idp")
+    assert compose(f"recovery={recovery}", f"recovery/selector={selector}").recovery.selector.kind == kind
 
 
 @pytest.mark.parametrize("bank", options("recovery/bank"))

@@ -371,12 +371,12 @@ def _compared(run: Finished, name: str, inputs: SimilarityInputs, store: Store) 
 
 
 def _prompt_length(run: Finished) -> int | None:
-    """Tokens of the longest prompt of the run's repair; None where it has none."""
+    """Tokens of the longest prompt of the run's repair; None where none has any."""
     repair = run.product("recover")
     if repair is None or not (repair.path / "bank").is_dir():
         return None
     described = json.loads((repair.path / "bank" / "bank.json").read_text(encoding="utf-8"))
-    return max(described["lengths"])
+    return max(described["lengths"]) or None
 
 
 def _beginning(run: Finished) -> Beginning | None:

@@ -217,6 +217,9 @@ class Recovery:
             bits: of each of them on its grid; None where they are plain numbers.
         """
 
+    def check_calibration(self, samples: int) -> None:
+        """Raises a UserError where so many sequences of calibration text are too few."""
+
     # How it is made, put back on a model and exported.
 
     def make(self, context: Any) -> Any:

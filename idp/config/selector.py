@@ -114,13 +114,7 @@ class Selector:
         """Raises a UserError where it cannot choose among prompts of so many tokens, 0 for the empty one."""
         if len(lengths) < 2:
             return
-        if self.temperature is not None:
-            if not self.graded:
-                raise UserError(
-                    f"recovery.selector.temperature={self.temperature}: {self.kind} does not say by how much a prompt"
-                    " is better than another, so it cannot mix them; use recovery.selector.temperature=null"
-                )
-            check_mixable(lengths)
+        self.check_mixing(lengths)
         if 0 in lengths and not self.scores_empty:
             raise UserError(
                 f"recovery.selector={self.kind} reads a prompt's own tokens, and the empty prompt has none; use"
@@ -132,6 +126,21 @@ class Selector:
                 f"recovery.selector={self.kind} weighs prompts against none, and this bank has no empty prompt; add"
                 " recovery.empty_prompt=true, or use recovery/selector=likelihood"
             )
+
+    def check_mixing(self, lengths: Sequence[int]) -> None:
+        """Raises a UserError where it is to mix prompts of so many tokens and cannot."""
+        if self.temperature is None:
+            return
+        if not self.graded:
+            raise UserError(
+                f"recovery.selector.temperature={self.temperature}: {self.kind} does not say by how much a prompt"
+                " is better than another, so it cannot mix them; use recovery.selector.temperature=null"
+            )
+        check_mixable(lengths)
+
+    def check_members(self, prompts: bool, experts: bool) -> None:
+        """Raises a UserError where a bank lacks what it reads: `prompts` says whether there are tokens to a bank's
+        members, `experts` whether there are low-rank updates."""
 
     @property
     def takes_centres(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from idp.errors import UserError, lacks_memory
 from idp.evaluate.generation import Decoding
 from idp.hub import first_line
+from idp.prompting.caches import cache_of
 from idp.prompting.masks import attention_mask
 from idp.prompting.repaired import RepairedModel
 
@@ -140,9 +141,7 @@ class GraphDecoding(FixedDecoding):
 
 def _with_room(cache: Any, steps: int, at: torch.Tensor) -> Any:
     """A copy of a cache with room for `steps` tokens more, which are written where `at` says."""
-    from transformers import DynamicCache
-
-    fixed = DynamicCache()
+    fixed = cache_of([], getattr(cache, "experts", None))
     while cache.layers:  # one layer at a time, so that not the whole cache is there twice
         fixed.layers.append(_fixed_layer(cache.layers.pop(0), steps, at))
     return fixed

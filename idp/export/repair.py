@@ -99,6 +99,8 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
             "Under `prompts/` are the soft prompts that repair it, each an adapter for"
             " `PeftModel.from_pretrained(model, folder)`. `prompts/bank.json` lists them and says how one was chosen"
             " for an input; PEFT itself holds one prompt for a whole batch."
+            if any(run.repair.read("bank/bank.json")["lengths"])
+            else "`prompts/bank.json` says how one of the experts was chosen for an input; none of them has tokens."
         )
     return made
 

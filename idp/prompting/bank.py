@@ -92,6 +92,7 @@ class PromptBank:
         import torch
         from safetensors.torch import save_file
 
+        folder.mkdir(parents=True, exist_ok=True)
         for number, prompt in enumerate(self.prompts):
             place = folder / f"prompt_{number}"
             prompt = prompt.detach().float().cpu()

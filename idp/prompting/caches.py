@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,41 @@ LOOKED_INTO = "idp_looked_into"
 Layers = list[tuple["torch.Tensor", "torch.Tensor"]]  # keys and values of each, [rows, kv_heads, tokens, head_dim]
 
 
-def cache_of(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+def cache_of(layers: list[tuple[torch.Tensor, torch.Tensor]], experts: torch.Tensor | None = None) -> Any:
     """A cache of the given keys and values, [rows, kv_heads, tokens, head_dim] per layer, without copying them.
 
     All layers are full ones, also in models with sliding windows: what a layer may see is the mask's business.
+
+    Args:
+        layers: keys and values of each.
+        experts: [rows, experts], what each row goes by of low-rank experts in the layers (`idp.prompting.experts`),
+            which every pass with this cache follows, as its `experts`; None for none.
     """
-    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    cache = DynamicCache()
+    cache = _cache_class()()
+    cache.experts = experts
     for keys, values in layers:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
     return cache
+
+
+@functools.cache
+def _cache_class() -> type:
+    from transformers import DynamicCache
+
+    class Followed(DynamicCache):
+        experts: torch.Tensor | None = None
+
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            super().batch_select_indices(indices)
+            if self.experts is not None:
+                self.experts = self.experts[indices.to(self.experts.device)]
+
+    return Followed
 
 
 def empty_cache(model: PreTrainedModel) -> DynamicCache:

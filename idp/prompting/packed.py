@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.prompting import experts
 from idp.prompting.attention import fused, plain
 from idp.prompting.attention.weighing import Weighing
+from idp.prompting.following import following
 from idp.prompting.frequencies import frequencies
 from idp.prompting.packing import Packed
 
@@ -97,7 +99,8 @@ def packed_attention(
     try:
         # A mask of four dimensions is handed on as it is; ours is made from the groups.
         mask = torch.zeros(1, 1, 1, 1, device=packed.tokens.device)
-        with frequencies(model, packed.long):
+        mixture = experts.of_tokens(packed.groups, prefixes.whole.experts if prefixes is not None else None)
+        with following(mixture), frequencies(model, packed.long):
             yield {
                 "input_ids": packed.tokens,
                 "position_ids": packed.positions,

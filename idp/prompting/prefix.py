@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from idp.beginning import Beginning, begun
 from idp.config import check_mixable
 from idp.errors import UserError
-from idp.prompting import finite
+from idp.prompting import experts, finite
 from idp.prompting.caches import Layers, attended, cache_of, caches_what_it_attends_to
+from idp.prompting.following import following
 from idp.prompting.frequencies import frequencies, switch_of
 from idp.prompting.masks import attention_mask
 from idp.prompting.shapes import prefix_width
@@ -37,7 +38,8 @@ class Prefixes:
     `lengths` is [m], the BOS of `beginning` that stands ahead of each prompt counted. `cached` holds the pairs that its
     cache holds, likewise padded, where those are something else: latent attention keeps what keys and values are made
     of. `long` holds the same prompts as they are in long inputs, where a model's rotary frequencies change at a length.
-    `beginning` also says what every text behind them begins with.
+    `beginning` also says what every text behind them begins with. `experts` is [m, experts], how much of each low-rank
+    expert in the model's layers whatever follows a prefix goes by; None where the layers have none.
     """
 
     keys: list[torch.Tensor]
@@ -46,6 +48,7 @@ class Prefixes:
     cached: Layers | None = None
     long: Prefixes | None = None
     beginning: Beginning = field(default_factory=Beginning)
+    experts: torch.Tensor | None = None
 
     @property
     def ahead(self) -> int:
@@ -77,6 +80,9 @@ class Prefixes:
             cached,
             cls.stack([part.long for part in parts if part.long is not None]) if parts[0].long is not None else None,
             parts[0].beginning,
+            torch.cat([part.experts for part in parts if part.experts is not None])
+            if parts[0].experts is not None
+            else None,
         )
 
     @property
@@ -86,7 +92,8 @@ class Prefixes:
 
     def only(self, prompts: list[int]) -> Prefixes:
         """Some of the prompts, in that order."""
-        return self._changed(lambda tensor: tensor[prompts], self.lengths[prompts])
+        chosen = self._changed(lambda tensor: tensor[prompts], self.lengths[prompts])
+        return chosen._going_by(lambda experts: experts[prompts])
 
     def mixed(self, weights: torch.Tensor) -> Prefixes:
         """A prefix for each row of `weights` [rows, m]: the weighted mean of the prompts' keys and of their values.
@@ -98,7 +105,8 @@ class Prefixes:
             UserError: as `check_mixable`.
         """
         self.check_mixable()
-        return self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
+        mixed = self._changed(lambda tensor: weighted(tensor, weights), self.lengths[:1].expand(len(weights)))
+        return mixed._going_by(lambda experts: weights.to(experts) @ experts)
 
     def check_mixable(self) -> None:
         """Refuses what no mean can be taken of.
@@ -128,6 +136,13 @@ class Prefixes:
             long=self.long._changed(change, lengths) if self.long is not None else None,
         )
 
+    def _going_by(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Prefixes:
+        """The same with other experts, of those that there are, [m, experts]."""
+        if self.experts is None:
+            return self
+        long = self.long._going_by(change) if self.long is not None else None
+        return dataclasses.replace(self, experts=change(self.experts), long=long)
+
     @functools.cached_property
     def whole(self) -> Prefixes:
         """The prompts, and behind them those of `long`."""
@@ -154,7 +169,7 @@ class Prefixes:
         for keys, values in source.cached or zip(source.keys, source.values, strict=True):
             rows = choice.to(keys.device)  # a model spread over devices has its layers' prefixes beside them
             layers.append((keys[rows, :, :longest], values[rows, :, :longest]))
-        return cache_of(layers)
+        return cache_of(layers, source.experts[choice] if source.experts is not None else None)
 
     def valid(self, choice: torch.Tensor) -> torch.Tensor:
         """Which prefix positions are a prompt's own: [rows, longest of the chosen], True where not padding."""
@@ -173,7 +188,8 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
         beginning: the BOS and its place; None: the bank's own, or none at all.
 
     Raises:
-        UserError: the prompts are of another width than the model has: they belong to another one.
+        UserError: the prompts are of another width than the model has: they belong to another one; or its layers have
+            experts, and not one for each prompt.
     """
     import torch
 
@@ -185,7 +201,8 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
             raise UserError(
                 f"{bank.kind} {name} has {what} {prompt.shape[1]}, the model {wanted}: it belongs to another model"
             )
-    if not any(bank.lengths):
+    mixtures = experts.one_each(model, len(bank))
+    if mixtures is None and not any(bank.lengths):
         raise UserError(
             "recovery.empty_prompt: the bank holds the empty prompt alone, which repairs nothing; give it another"
             " prompt, or use recovery=none"
@@ -204,9 +221,15 @@ def bind(model: PreTrainedModel, bank: PromptBank, beginning: Beginning | None =
         return _prefix_of(model, run, long)
 
     def bound(long: bool | None) -> Prefixes:
-        made = Prefixes.stack([of_prompt(prompt, long) for prompt in bank.prompts])
-        made.beginning = beginning
-        return made
+        made = []
+        for number, prompt in enumerate(bank.prompts):
+            mixture = mixtures[number : number + 1] if mixtures is not None else None
+            with following(mixture):
+                made.append(of_prompt(prompt, long))
+            made[-1].experts = mixture
+        together = Prefixes.stack(made)
+        together.beginning = beginning
+        return together
 
     with torch.no_grad():
         if switch_of(model.config) is None:
@@ -246,7 +269,9 @@ def extend(model: PreTrainedModel, prefixes: Prefixes | None, prompt: int, token
                 past_key_values=cache,
                 use_cache=True,
             )
-        return _prefix_of(model, [(layer.keys, layer.values) for layer in cache.layers], long)
+        made = _prefix_of(model, [(layer.keys, layer.values) for layer in cache.layers], long)
+        made.experts = cache.experts
+        return made
 
     with torch.no_grad():
         if switch_of(model.config) is None:

@@ -29,6 +29,8 @@ def run_prompt(
     import torch
 
     weight = model.get_input_embeddings().weight
+    if not len(prompt) and not ahead:  # of no tokens: no keys, shaped as those of any other
+        return [(keys[:, :, :0], values[:, :, :0]) for keys, values in run_prompt(model, weight[:1], (), long)]
     if ahead:
         prompt = prompt.to(weight.device)
         prompt = torch.cat([embedded(model, ahead).to(prompt.dtype), prompt])

@@ -134,6 +134,7 @@ class Idp(config.Prompted, config.Trained):
                 " takes; use recovery/bank=independent or cluster, or leave it out"
             )
         self.selector.check()
+        self.selector.check_members(prompts=True, experts=False)
         self.fit.check()
         self.bank.check(self)
         super().check(place)

@@ -116,6 +116,7 @@ def _check_calibration(
     if read.options.length > window:
         where = "compressor.calibration" if read.options.length == calibration.options.length else "recovery"
         raise UserError(f"{where}.length={read.options.length}: the model's window is {window}; use {window} or less")
+    recovery.check_calibration(read.options.samples)
     read.check(empty)
 
 

@@ -128,7 +128,9 @@ class Transfer(config.Recovery):
         if self.selector is not None:
             lengths = self.bank_lengths()
             self.selector.check_model(empty.model.config.get_text_config(), len(lengths))
-            self.selector.check_bank(lengths)
+            experts = bool(lengths) and not any(lengths)
+            self.selector.check_members(prompts=not experts, experts=experts)
+            (self.selector.check_mixing if experts else self.selector.check_bank)(lengths)
 
     def prompt_lengths(self, tokenizer: Any = None) -> list[int]:
         return [] if self.awaited else self._source.lengths

@@ -53,6 +53,13 @@ class AttentionSelector(config.Selector):
     def scores_empty(self) -> bool:
         return self.calibrated
 
+    def check_members(self, prompts: bool, experts: bool) -> None:
+        if not prompts:
+            raise UserError(
+                f"recovery/selector={self.kind}: it reads the attention to prompts, and this bank's members have no"
+                " tokens; use recovery/selector=nearest, or learned, likelihood or arrow"
+            )
+
     def check_model(self, model: Any, prompts: int | None = None) -> None:
         if self.layer >= model.num_hidden_layers:
             raise UserError(
