@@ -130,8 +130,8 @@ class LowrankExperts(config.Trained):
         layers, name = self._layers(empty), type(empty.model).__name__
         if held := [name for name, layer in layers.items() if is_transposed(layer)]:
             raise UserError(
-                f"recovery=lowrank_experts: {held[0]} holds its weight transposed, beside which no experts are put here;"
-                " use recovery=lowrank"
+                f"recovery=lowrank_experts: {held[0]} holds its weight transposed, beside which no experts go; use"
+                " recovery=lowrank"
             )
         if sent := [layer for layer in layers if _of_a_mixture(empty.model, layer)]:
             raise UserError(

@@ -12,8 +12,8 @@ from idp.compress.recipe import compressed_layers
 from idp.errors import UserError
 from idp.recover import opening, stage
 from idp.recover.banks.cluster import fill_up, k_means, text_embeddings
-from idp.recover.context import CalibrationText
 from idp.recover.closed_form import best_update
+from idp.recover.context import CalibrationText
 from idp.recover.lowrank_experts import read
 from idp.store import Store
 
