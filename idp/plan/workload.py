@@ -251,7 +251,8 @@ def of_contexts(reader: PromptReader, key: str, documents: int, task: str, machi
     from idp.evaluate.contexts import DOCUMENTS, FEW, SHARE, TOKENS
 
     few, context = min(DOCUMENTS, max(documents // SHARE, FEW), documents), machine.document(task).context
-    tokens = context * min(few, max(1, TOKENS // context)) if context else 0.0
+    read = context * (1 + reader.copies)
+    tokens = read * min(few, max(1, TOKENS // context)) if context else 0.0
     yield Workload(FIDELITY, key, FORWARD, tokens, part_of=reader.key)
     yield reader.opening
 

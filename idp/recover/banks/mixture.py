@@ -80,7 +80,9 @@ class MixtureBank(config.Bank):
         weigh = self._fitted(recovery, context)
         start = recovery.start.prompt(context.loaded, length, context.seed).float().to(context.loaded.device)
         parts = [torch.nn.Parameter(start.clone()) for _ in range(count)]
-        training = replace(recovery.training, batch_size=recovery.training.batch_size * count)
+        each = recovery.training.batch_size  # of a pass, whose memory is that of one prompt's training
+        rows = recovery.training.micro_batch_size or each
+        training = replace(recovery.training, batch_size=each * count, micro_batch_size=rows)
         history = train(
             {f"prompt_{number}": part for number, part in enumerate(parts)},
             self._loss_with(context, recovery, parts, weigh),
