@@ -342,6 +342,10 @@ def test_places_without_prompts(places, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there is no record.json or repair.json in it"):
         assembled.members(joined(tmp_path / "empty"))
+    nothing = PromptBank([torch.zeros(0, 64)] * 2, ["expert_0", "expert_1"])
+    nothing.save(tmp_path / "experts", None, "mine")
+    with pytest.raises(UserError, match="recovery.bank.from: .*experts: none of its prompts has any tokens"):
+        assembled.members(joined(tmp_path / "experts"))
 
 
 # Whole runs

@@ -101,7 +101,12 @@ def members(options: AssembledBank) -> list[Member]:
     """
     found: list[Member] = []
     for place in getattr(options, "from"):
-        found += _members(place)
+        if not (joined := _members(place)):
+            raise UserError(
+                f"recovery.bank.from: {place}: none of its prompts has any tokens (low-rank experts, or the empty prompt"
+                " alone); only soft prompts are joined"
+            )
+        found += joined
     taken: dict[str, int] = {EMPTY: 1}  # which is none of theirs
     for member in found:
         taken[member.name] = taken.get(member.name, 0) + 1
