@@ -25,7 +25,6 @@ RUNS = {
     "oracle": ("compressor=gptq3", "recovery=idp", "recovery/selector=oracle"),
     "cluster": ("compressor=rtn4", "recovery=idp", "recovery/bank=cluster", "recovery/selector=nearest"),
     "specialists": ("compressor=rtn4", "recovery=idp", "recovery/bank=specialists", "recovery.controls=false"),
-    "mixture": ("compressor=rtn4", "recovery=idp", "recovery/bank=mixture", "recovery.lengths=[4,4]"),
     "empty": ("compressor=gptq3", "recovery=idp", "recovery.empty_prompt=true", "recovery/selector=likelihood"),
     "lora": ("compressor=sparsegpt50", "recovery=lora"),
     "lowrank": ("compressor=gptq3", "recovery=lowrank", "recovery.samples=3"),
