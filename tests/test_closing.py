@@ -15,7 +15,7 @@ def test_the_demo_ends_with_table_sentence_and_answers(idp_run, bridges, shared_
     end = done.stdout.partition("\n## ")[2]
     assert HEAD in end and len(lines_of(end)) == 3
     first, *trained = [line.split("|")[2].split()[0] for line in lines_of(end)]
-    assert first == "hard_prompt" and set(trained) == {"prompt", "idp"}, "what trains nothing comes first"
+    assert first == "lowrank" and set(trained) == {"prompt", "idp"}, "what trains nothing comes first"
     assert "gptq3 differs from dense by" in end or "nothing to repair here" in end
     for question in ("> What is the capital of France?", "> Why do leaves fall in autumn?"):
         assert question in end
