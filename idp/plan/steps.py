@@ -216,14 +216,17 @@ class Walk:
     ) -> Iterator[Step]:
         if selection is None:
             return
+        steps: list[Step] = []
         if (heldout := selection.heldout) is not None:
-            yield self._step(heldout, workload.of_heldout(self.config.recovery, heldout.key, self.lengths))
-        if selection.fitted is not None:
-            opened = (selection.heldout or selection.fitted).key
-            step = self._step(selection.fitted, workload.of_router(opened) if graded is not None else ())
-            if graded is not None and not step.reused:
+            steps = [self._step(heldout, workload.of_heldout(self.config.recovery, heldout.key, self.lengths))]
+        if selection.fitted is not None and graded is not None:
+            fitted = self._step(selection.fitted, workload.of_router((heldout or selection.fitted).key))
+            if not fitted.reused:
                 yield from self._shown(graded, outcomes)
-            yield step
+            steps = [fitted, *steps]
+        elif selection.fitted is not None:
+            steps.append(self._step(selection.fitted))
+        yield from steps
 
     def _shown(self, graded: Graded, outcomes: list[Measured[Identity]]) -> Iterator[Step]:
         """Of each prompt alone, on the tasks that a router learns from."""

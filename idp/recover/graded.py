@@ -91,7 +91,7 @@ def fit(options: Options, loaded: LoadedModel, prefixes: Prefixes, documents: Do
             best += float(outcomes[part, int(outcomes[rest].mean(0).argmax())].sum())
         described[f"chosen_outcome_{name}"] = router / len(contexts)
         described[f"best_outcome_{name}"] = best / len(contexts)
-    return selector, described | selector.described()
+    return selector, described
 
 
 def choices(selector: Selector, contexts: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -132,19 +132,19 @@ def select(
     opened = _Once(open_bank)
     heldout = fitted = None
     with out_of_memory_is_explained("select"):
+        if planned.fitted is not None and outcomes is not None:  # first: scores are measured with models of their own
+            fitted = store.obtain(planned.fitted, lambda folder: _fit_to_outcomes(options, opened, outcomes, folder))
         if planned.heldout is not None:
             heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
-        if planned.fitted is not None:
-
-            def make(folder: Path) -> None:
-                if _given(options, bank):
+        if planned.fitted is not None and outcomes is None:
+            fitted = store.obtain(
+                planned.fitted,
+                lambda folder: (
                     _take_centres(options, repair.path / "bank" / CENTRES_FILE, len(prompts), folder)
-                elif outcomes is not None:
-                    _fit_to_outcomes(options, opened, outcomes, folder)
-                else:
-                    _fit(options, opened, fit, text, heldout, folder)
-
-            fitted = store.obtain(planned.fitted, make)
+                    if _given(options, bank)
+                    else _fit(options, opened, fit, text, heldout, folder)
+                ),
+            )
     return Selection(options, prompts, fitted, heldout)
 
 

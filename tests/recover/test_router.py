@@ -1,5 +1,6 @@
 """A router that learns from graded outcomes of tasks that are not evaluated: its fit, and whole runs."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from idp.errors import UserError
+from idp.export.checkpoint import export
+from idp.export.options import ExportOptions
 from idp.plan.preflight import preflight
 from idp.prompting.selectors.learned import Learned
 from idp.recover import graded, selection
@@ -150,6 +153,11 @@ def test_a_run_with_a_router(run_here, where, tmp_path):  # noqa: F811
     means = [table[torch.tensor(repaired.tokenizer.encode(text))].mean(0) for text in texts]
     expected = [int((state["weight"] @ mean + state["bias"]).argmax()) for mean in means]
     assert model.choose(texts) == [about["controls"]["prompts"][number] for number in expected]
+
+    export(ExportOptions(str(tmp_path / "outputs" / "runs" / about["name"]), str(tmp_path / "export")))
+    bank = json.loads((tmp_path / "export" / "prompts" / "bank.json").read_text())
+    assert bank["fitted"]["tasks"] == described["tasks"] and bank["selector"]["kind"] == "router"
+    assert idp.load(tmp_path / "export").choose(texts) == model.choose(texts)
 
 
 def _rows(product):
