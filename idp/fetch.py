@@ -18,7 +18,7 @@ from idp.command import failures_in_one_line, nearest, quiet_libraries, wants_he
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.config import Config
+    from idp.config import Config, Task
     from idp.store import Product, Store
 
 quiet_libraries()
@@ -206,18 +206,25 @@ def _corpus(name: str, config: Config) -> Callable[[Store], str]:
 
 
 def _tasks(config: Config) -> Iterator[Need]:
+    from idp.plan.workload import task_options
+
+    for options in task_options(config):
+        yield from _tasks_of(options)
+
+
+def _tasks_of(asked: Task) -> Iterator[Need]:
     from idp.tasks import catalog
     from idp.tasks.suites import expand
     from idp.tasks.tasks import find_tasks
 
     def take(name: str, store: Store) -> str:
-        (source,) = find_tasks(replace(config.task, names=[name], documents=1), store)
+        (source,) = find_tasks(replace(asked, names=[name], documents=1), store)
         if source.stand_in:
             raise UserError(f"dataset unavailable; {source.runs} would be substituted (not comparable)")
         return f"{source.source}, split {source.split} of {source.documents:,} documents"
 
-    options = {key: value for key, value in asdict(config.task).items() if key not in ("names", "documents")}
-    for name in expand(config.task.names, catalog.find_own(config.task.include_path)):
+    options = {key: value for key, value in asdict(asked).items() if key not in ("names", "documents")}
+    for name in expand(asked.names, catalog.find_own(asked.include_path)):
         yield Need("task", name, [name, options], functools.partial(take, name))
 
 

@@ -80,7 +80,8 @@ def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracki
 
     _stage(status, "select")
     open_bank = cast(selecting.OpenBank, functools.partial(opening.open_bank, config.model, compressed, repair))
-    selection = selecting.select(config.recovery, config.model, repair, inputs.corpus, open_bank, store)
+    outcomes = plan.outcomes(compressed, repair, lambda row, part, _: status.update(stage=f"select: {row} {part} done"))
+    selection = selecting.select(config.recovery, config.model, repair, inputs.corpus, open_bank, store, outcomes)
 
     _stage(status, "measure")
     measured_dense = compressing.uncompressed(config.model, dense, store) if rows.measures_dense(config) else None

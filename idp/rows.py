@@ -114,6 +114,12 @@ def per_prompt(config: Config, row: Row) -> list[Row]:
         or not (row.uses_labels or (choice is not None and choice.controls))
     ):
         return []
+    return alone(row)
+
+
+def alone(row: Row) -> list[Row]:
+    """Each prompt of a row's bank by itself, in order; they are the same to every selector of the bank."""
+    assert row.selection is not None and row.recovery is not None  # or there is no bank
     found = []
     for number, prompt in enumerate(row.selection.prompts):
         options = fixed(number)

@@ -21,6 +21,7 @@ FLOORS = (
     {"compress", "evaluate"},
     {"recover"},
     {"finished", "recording", "rows"},
+    {"routing"},
     {"plan"},
     {"export", "pipeline"},
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others

@@ -115,8 +115,9 @@ def keyword_option(name: str, kind: str, help: str) -> Any:
 
 # What a kind may need beside its options: the run's training text, calibration text as the inputs of layers, the dense
 # model, and weights: of a compressor those that others made, of a recovery the compressed model's; and the grid that a
-# compressor has put those on.
+# compressor has put those on. Of a selector, also each prompt's outcomes on documents of tasks with their answers.
 TEXT, CALIBRATION, DENSE, WEIGHTS, GRID = "text", "calibration", "dense", "weights", "grid"
+OUTCOMES = "outcomes"
 
 
 def one_line(error: Exception) -> str:

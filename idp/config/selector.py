@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from idp.config.options import TEXT, WEIGHTS, option, values_of
+from idp.config.options import OUTCOMES, TEXT, WEIGHTS, option, values_of
+from idp.config.task import Task
 from idp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,19 @@ class Selector:
 
     @property
     def fits(self) -> bool:
-        """Whether it learns something from held-out text before it can choose."""
+        """Whether it learns something before it can choose: from held-out text, or from what its `needs` say."""
         return False
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads before it can choose; each prompt's loss on held-out text takes the model."""
+        """What it reads before it can choose: TEXT, each prompt's loss on which takes the model, or OUTCOMES, those of
+        each prompt on the documents of `router_tasks`."""
         return frozenset({TEXT, WEIGHTS}) if self.fits and not self.uses_labels else frozenset()
+
+    def router_tasks(self, task: Task) -> Task:
+        """Of one that needs OUTCOMES, the tasks whose documents it learns from, with their answers: none that the run
+        evaluates. `task` is the run's own, which says where documents are and with how many examples they are asked."""
+        raise NotImplementedError
 
     @property
     def uses_labels(self) -> bool:
@@ -219,4 +226,9 @@ class Choice:
     @property
     def compares(self) -> bool:
         """Whether it compares prompts on held-out text: as controls, or to fit the selector."""
-        return self.controls or self.selector.fits
+        return self.controls or (self.selector.fits and not self.learns_outcomes)
+
+    @property
+    def learns_outcomes(self) -> bool:
+        """Whether the selector learns from each prompt's outcomes on tasks that the run does not evaluate."""
+        return OUTCOMES in self.selector.needs

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from idp.beginning import Beginning
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from idp.evaluate.engine import Engine
     from idp.evaluate.scorer import Scorer
     from idp.store import Product
 
@@ -76,6 +81,34 @@ def tokens(scorer: Scorer, document: Document) -> list[int]:
     if document.new_tokens is not None:
         return scorer.generation_context(document.context, document.new_tokens)
     return scorer.shared_context(document.context, document.choices)
+
+
+@dataclass
+class _Unasked:
+    """What a scorer reads of an `Engine` before it asks it anything."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    longest_prompt: int
+    beginning: Beginning
+    prompts: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
+
+
+def reader(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, longest_prompt: int, beginning: Beginning
+) -> Scorer:
+    """A scorer that cuts texts into tokens, and has no model to score them with.
+
+    Args:
+        tokenizer: the model's.
+        config: the model's, for its window.
+        longest_prompt: tokens ahead of a text, as of an `Engine`.
+        beginning: what every text begins with.
+    """
+    from idp.evaluate.scorer import Scorer
+
+    return Scorer(cast("Engine", _Unasked(tokenizer, config, longest_prompt, beginning)), batch_tokens=1)
 
 
 def affordable(texts: Sequence[list[int]]) -> dict[int, list[int]]:

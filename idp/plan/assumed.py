@@ -20,7 +20,7 @@ from idp.errors import UserError
 from idp.plan.inputs import ResolvedInputs, Shape
 from idp.plan.sizes import KEPT_POSITION, compressed_bytes, repair_bytes, taught_bytes
 from idp.plan.steps import Step, Walk
-from idp.plan.workload import FIDELITY, MEASURE, Machine, Workload, tasks_of, trainings
+from idp.plan.workload import FIDELITY, MEASURE, Machine, Workload, task_options, tasks_of, trainings
 from idp.store import canonical, digest
 
 if TYPE_CHECKING:
@@ -238,7 +238,10 @@ def _inputs(config: Config, model: Assumed, machine: Machine) -> ResolvedInputs:
 
     compressor = config.compressor
     mine = catalog.find_own(config.task.include_path) if config.task.include_path else catalog.NONE
-    tasks = [_task(task, config.task, mine, machine) for task in tasks_of(config) if task in machine.documents]
+    tasks, *of_router = [
+        [_task(task, options, mine, machine) for task in tasks_of(options) if task in machine.documents]
+        for options in task_options(config)
+    ]
     source = ModelSource("gguf" if model.converted else "hub", None, {"assumed": asdict(config.model)})
     by_others = None
     if schema.WEIGHTS in compressor.needs:
@@ -251,6 +254,7 @@ def _inputs(config: Config, model: Assumed, machine: Machine) -> ResolvedInputs:
         by_others,
         {name: _text(config, name) for name in config.evaluation.perplexity},
         Given(),
+        *of_router,
     )
 
 

@@ -23,7 +23,7 @@ from idp.plan import assumed
 from idp.plan.assumed import BITS, Assumed
 from idp.plan.estimate import CARD_BYTES, CARD_OPERATIONS, DISK_BYTES, Speed
 from idp.plan.machine import counted, machine_of
-from idp.plan.workload import KINDS, LOAD, Machine, Workload, bank_lengths, tasks_of
+from idp.plan.workload import KINDS, LOAD, Machine, Workload, bank_lengths, task_options, tasks_of
 from idp.store import Store
 from idp.usage import explain
 from idp.usage import options as choices
@@ -108,7 +108,8 @@ def report(
     models = {config.model.name: config.model for config in configs}
     sizes = {name: assumed.of_config(model, weights, store) for name, model in models.items()}
     cells = list(cells_of(configs, machine, sizes))
-    lost = sorted({task for config in configs for task in tasks_of(config) if task not in machine.documents})
+    asked = {task for config in configs for options in task_options(config) for task in tasks_of(options)}
+    lost = sorted(asked - machine.documents.keys())
     speeds = [
         f"the record: {machine.label}: "
         + (f"training {machine.training / 1e12:.3g}, " if machine.training else "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from idp import models
 from idp.compress import stage as compressing
 from idp.config import Config, Model, values_of
+from idp.errors import UserError
 from idp.recover import stage as recovering
 from idp.recover.context import CalibrationText
 from idp.store import Store, digest
@@ -33,6 +34,7 @@ class ResolvedInputs:
     external: models.ModelSource | None  # a checkpoint that others compressed
     perplexity: dict[str, Text]  # by name
     given: Given  # what the recovery takes from elsewhere
+    router_tasks: list[TaskSource] = field(default_factory=list)  # on whose outcomes a selector is fitted
 
     @property
     def texts(self) -> list[Text]:
@@ -111,7 +113,38 @@ def resolve(config: Config, store: Store, known: Known | None = None) -> tuple[C
         refuse_evaluated(text("corpus"), tasks)
     perplexity = {text(name).name: text(name) for name in config.evaluation.perplexity}
     given.refuse_evaluated(tasks)
-    return config, ResolvedInputs(source, tasks, text("corpus"), calibration, by_others, perplexity, given)
+    seen = _router_tasks(config, tasks, store, known)
+    return config, ResolvedInputs(source, tasks, text("corpus"), calibration, by_others, perplexity, given, seen)
+
+
+def _router_tasks(config: Config, evaluated: list[TaskSource], store: Store, known: Known) -> list[TaskSource]:
+    """The tasks on whose outcomes a selector is fitted.
+
+    Raises:
+        UserError: there is no such task, it has no choices, or the run evaluates it, or another with its questions.
+    """
+    from idp.tasks.tasks import find_tasks
+
+    asked = recovering.router_tasks(config.recovery, config.task)
+    if asked is None:
+        return []
+    option = "recovery.selector.tasks"
+    try:
+        found = known.once(["tasks", asdict(asked)], lambda: find_tasks(asked, store))
+    except UserError as error:
+        raise UserError(str(error).replace("task.names", option)) from None
+    for source in found:
+        if source.generates or source.scores_whole_texts:
+            raise UserError(f"{option}: {source.name} has no choices to be right or wrong about; name others")
+        for other in evaluated:
+            same = {source.name, source.runs} & {other.name, other.runs}
+            if same or source.dataset == other.dataset:
+                how = "" if same else f" as {other.name}, of the same data set"
+                raise UserError(
+                    f"{option}: a router would be trained on {source.name}, which this run evaluates{how}; leave it out"
+                    " there, or out of task.names"
+                )
+    return found
 
 
 def shape_of(model: Model, source: models.ModelSource, store: Store, known: Known | None = None) -> Shape:

@@ -97,17 +97,18 @@ def counted(configs: Sequence[Config], tokenizer: PreTrainedTokenizerBase, store
         tokenizer: the model's, or another one's.
         store: where what comes from the hub is kept.
     """
-    from idp.plan.workload import tasks_of
+    from idp.plan.workload import task_options, tasks_of
     from idp.tasks.tasks import find_tasks
 
     machine = Machine({}, {}, label="documents as they are here")
-    for config in configs:
-        for task in tasks_of(config):
+    asked = [(config, options) for config in configs for options in task_options(config)]
+    for config, options in asked:
+        for task in tasks_of(options):
             if task in machine.documents:
                 continue
             try:
-                few = min(SAMPLED, config.task.documents or SAMPLED)
-                (source,) = find_tasks(replace(config.task, names=[task], documents=few), store)
+                few = min(SAMPLED, options.documents or SAMPLED)
+                (source,) = find_tasks(replace(options, names=[task], documents=few), store)
             except UserError as error:
                 log.warning("%s: not counted (%s)", task, error)
                 continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from idp import routing
 from idp.config import Config
 from idp.evaluate.benchmark import Benchmark
 from idp.evaluate.room import batch_tokens
@@ -16,7 +17,9 @@ from idp.plan.estimate import Size, Speed
 from idp.plan.inputs import Known, ResolvedInputs, Shape, resolve, shape_of
 from idp.plan.machine import Here
 from idp.plan.steps import Step, Walk
-from idp.store import Store
+from idp.recover import selection as selecting
+from idp.recover.graded import GradedOutcomes
+from idp.store import Product, Store
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Plan:
     @functools.cached_property
     def steps(self) -> Sequence[Step]:
         """Every product that the run makes or reuses, in the order in which it does; each once."""
-        machine = Here(self.inputs.tasks, self.shape.empty.tokenizer, self.known)
+        machine = Here([*self.inputs.tasks, *self.inputs.router_tasks], self.shape.empty.tokenizer, self.known)
         walk = Walk(self._sized, self.inputs, self.shape, self.resolved, self.store, machine)
         return list(walk.steps())
 
@@ -69,6 +72,14 @@ class Plan:
         """What the run measures its models on."""
         config, inputs = self._sized, self.inputs
         return Benchmark(config.model, config.evaluation, inputs.tasks, config.task.documents, inputs.perplexity)
+
+    def outcomes(
+        self, compressed: Product, repair: Product | None, finished: routing.Finished
+    ) -> GradedOutcomes | None:
+        """What a router is to learn from, which is measured when it is asked for; None where there is no router."""
+        prompts = selecting.prompts_of(repair)
+        graded = routing.graded_of(self._sized, self.inputs.router_tasks, compressed, repair, prompts)
+        return routing.outcomes_of(graded, self.shape.folder, self.store, finished)
 
     def seconds(self, step: Step) -> float:
         """How long making a product takes, the opening of its model apart (`Step.works` says who shares that)."""

@@ -19,7 +19,8 @@ from idp.plan.inputs import ResolvedInputs, Shape
 from idp.plan.workload import Machine, PromptReader, Workload
 from idp.recover import selection as selecting
 from idp.recover import stage as recovering
-from idp.recover.selection import NotKnownYet, Selection
+from idp.recover.selection import BankIdentity, NotKnownYet, Selection
+from idp.routing import Graded, graded_of, keys_of
 from idp.rows import Row
 from idp.store import Identity, Product, Store
 
@@ -136,8 +137,10 @@ class Walk:
                 yield from self._taught(recovery, dense)
             yield step
         repair = repairs[-1][1] if repairs else None
-        selection = self._selection(repair)
-        yield from self._choice(selection)
+        graded = self._graded(compressed, repair)
+        outcomes = graded.identities(self.folder, self.store) if graded is not None else []
+        selection = self._selection(repair, outcomes)
+        yield from self._choice(selection, graded, outcomes)
         uncompressed = None
         if rows.measures_dense(config):
             uncompressed = compressing.uncompressed_identity(dense.key, self.folder)
@@ -185,13 +188,22 @@ class Walk:
             self.inputs.external,
         )
 
-    def _selection(self, repair: Identity | None) -> Selection | None:
+    @property
+    def _bank(self) -> BankIdentity:
+        """What the bank of the repair will be."""
+        return selecting.bank_ahead(self.config.recovery, models.bos_of(self.folder, self.config.model), self.lengths)
+
+    def _graded(self, compressed: Identity, repair: Identity | None) -> Graded | None:
+        """What is measured for a router to learn from."""
+        prompts = self._bank.prompts if repair is not None else []
+        return graded_of(self.config, self.inputs.router_tasks, compressed, repair, prompts)
+
+    def _selection(self, repair: Identity | None, outcomes: list[Measured[Identity]]) -> Selection | None:
         """How the run chooses, with what its products will be."""
         if repair is None:
             return None
-        config = self.config
-        bank = selecting.bank_ahead(config.recovery, models.bos_of(self.folder, config.model), self.lengths)
-        return selecting.selection_of(config.recovery, config.model, repair.key, bank, self.inputs.corpus)
+        config, corpus = self.config, self.inputs.corpus
+        return selecting.selection_of(config.recovery, config.model, repair.key, self._bank, corpus, keys_of(outcomes))
 
     def _as_known(self, selection: Selection | None) -> Selection | None:
         """The same with the fitted selector itself, where that is there already: it may say what was chosen."""
@@ -199,13 +211,32 @@ class Walk:
             return selection
         return replace(selection, fitted=self.store.finished(selection.fitted) or selection.fitted)
 
-    def _choice(self, selection: Selection | None) -> Iterator[Step]:
+    def _choice(
+        self, selection: Selection | None, graded: Graded | None, outcomes: list[Measured[Identity]]
+    ) -> Iterator[Step]:
         if selection is None:
             return
+        steps: list[Step] = []
         if (heldout := selection.heldout) is not None:
-            yield self._step(heldout, workload.of_heldout(self.config.recovery, heldout.key, self.lengths))
-        if selection.fitted is not None:
-            yield self._step(selection.fitted)
+            steps = [self._step(heldout, workload.of_heldout(self.config.recovery, heldout.key, self.lengths))]
+        if selection.fitted is not None and graded is not None:
+            fitted = self._step(selection.fitted, workload.of_router((heldout or selection.fitted).key))
+            if not fitted.reused:
+                yield from self._shown(graded, outcomes)
+            steps = [fitted, *steps]
+        elif selection.fitted is not None:
+            steps.append(self._step(selection.fitted))
+        yield from steps
+
+    def _shown(self, graded: Graded, outcomes: list[Measured[Identity]]) -> Iterator[Step]:
+        """Of each prompt alone, on the tasks that a router learns from."""
+        for row, scores in zip(graded.prompts, outcomes, strict=True):
+            reader = workload.reader_of(row, self.lengths, controls=False)
+            reader = replace(reader, key=f"{reader.key} for the router")
+            for source in graded.benchmark.tasks:
+                identity, count = scores.tasks[source.name], source.counted(graded.benchmark.documents)
+                works = workload.of_task(reader, identity.key, count, source.name, self.machine)
+                yield self._step(identity, works, documents=count)
 
     def _scores(self, found: list[Row]) -> Iterator[Step]:
         """Of each prompt alone, then of each model."""

@@ -17,6 +17,7 @@ from idp.config import (
     Evaluation,
     Latency,
     Recovery,
+    Task,
     Trained,
     Training,
 )
@@ -221,6 +222,12 @@ def of_heldout(recovery: Recovery, key: str, lengths: list[int]) -> Iterator[Wor
     yield Workload(LOAD, f"{key} fit", 0, 0, opened=1)
 
 
+def of_router(key: str) -> Iterator[Workload]:
+    """A router's fit, beside the scores that it learns from; it reads embeddings of the model that `of_heldout` opens,
+    where `key` is that of held-out losses which are made in the same run."""
+    yield Workload(LOAD, f"{key} fit", 0, 0, opened=1)
+
+
 def reader_of(row: Row, lengths: list[int], controls: bool) -> PromptReader:
     """How a row of a run reads; `lengths` are those of its repair's prompts, `controls` whether each is measured."""
     if row.repair is None:
@@ -299,12 +306,20 @@ def bank_lengths(recovery: Recovery, tokenizer: Any = None) -> list[int]:
     return lengths_of(recovery, tokenizer) + [0] * recovery.holds_empty
 
 
-def tasks_of(config: Config) -> list[str]:
-    """The single tasks of a run."""
+def task_options(config: Config) -> list[Task]:
+    """The tasks of a run with their options: those that it evaluates, and those that a router learns from."""
+    from idp.recover.stage import router_tasks
+
+    of_router = router_tasks(config.recovery, config.task)
+    return [config.task, of_router] if of_router is not None else [config.task]
+
+
+def tasks_of(options: Task) -> list[str]:
+    """The single tasks that are asked for."""
     from idp.tasks import catalog
     from idp.tasks.suites import expand
 
     known = {task for tasks in catalog.aliases().values() for task in tasks}
-    if set(config.task.names) <= known:  # lm-eval's definitions need not be looked through
-        return list(dict.fromkeys(config.task.names))
-    return expand(config.task.names, catalog.find_own(config.task.include_path))
+    if set(options.names) <= known:  # lm-eval's definitions need not be looked through
+        return list(dict.fromkeys(options.names))
+    return expand(options.names, catalog.find_own(options.include_path))

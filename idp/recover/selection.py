@@ -1,13 +1,14 @@
-"""Which prompt for which input: fits a selector on held-out text, and keeps it as a product of its own.
+"""Which prompt for which input: fits a selector, and keeps it as a product of its own.
 
 Two products hang on a repair's key: `heldout`, each prompt's loss on each held-out block, which all selectors of a bank
-share, and `select`, one fitted selector. A selector that has nothing to learn makes none.
+share, and `select`, one fitted selector: to those losses, or to outcomes on documents of tasks (`graded`). A selector
+that has nothing to learn makes none.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from idp.beginning import Beginning, begun
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.progress import progress
 from idp.prompting.bank import CENTRES, CENTRES_FILE, EMPTY, beginning_of
+from idp.recover import graded
+from idp.recover.graded import GradedOutcomes
 from idp.store import Identity, Product, Store, write_json
 
 if TYPE_CHECKING:
@@ -95,9 +98,15 @@ class Selection:
 
 
 def select(
-    recovery: schema.Recovery, model: schema.Model, repair: Product | None, text: Any, open_bank: OpenBank, store: Store
+    recovery: schema.Recovery,
+    model: schema.Model,
+    repair: Product | None,
+    text: Any,
+    open_bank: OpenBank,
+    store: Store,
+    outcomes: GradedOutcomes | None = None,
 ) -> Selection | None:
-    """The selection of a repair's bank, its selector fitted on held-out text where it learns; None for one prompt.
+    """The selection of a repair's bank, its selector fitted where it learns; None for one prompt.
 
     Args:
         recovery: its `selector`, `fit` and `controls` are read.
@@ -106,6 +115,7 @@ def select(
         text: the training corpus, whose held-out part is read; no task's documents.
         open_bank: brings model and bank into memory; called only if there is something to compute.
         store: where products live.
+        outcomes: of each prompt on tasks, for a selector that learns from that.
 
     Raises:
         UserError: a prompt's number that the bank does not have, or centres that are not the bank's.
@@ -113,7 +123,7 @@ def select(
     bank = _bank_of(repair)
     if repair is None or bank is None:
         return None
-    planned = selection_of(recovery, model, repair.key, bank, text)
+    planned = selection_of(recovery, model, repair.key, bank, text, outcomes.keys if outcomes is not None else ())
     if planned is None:
         return None
     assert recovery.choice is not None  # or nothing would be planned
@@ -122,9 +132,11 @@ def select(
     opened = _Once(open_bank)
     heldout = fitted = None
     with out_of_memory_is_explained("select"):
+        if planned.fitted is not None and outcomes is not None:  # first: scores are measured with models of their own
+            fitted = store.obtain(planned.fitted, lambda folder: _fit_to_outcomes(options, opened, outcomes, folder))
         if planned.heldout is not None:
             heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
-        if planned.fitted is not None:
+        if planned.fitted is not None and outcomes is None:
             fitted = store.obtain(
                 planned.fitted,
                 lambda folder: (
@@ -144,7 +156,12 @@ def bank_ahead(recovery: schema.Recovery, bos: tuple[int, ...], lengths: list[in
 
 
 def selection_of(
-    recovery: schema.Recovery, model: schema.Model, repair: str, bank: BankIdentity, text: Any
+    recovery: schema.Recovery,
+    model: schema.Model,
+    repair: str,
+    bank: BankIdentity,
+    text: Any,
+    outcomes: Sequence[str] = (),
 ) -> Selection | None:
     """The selection of a bank, with what its products are; None where there is one prompt, or nothing to choose with.
 
@@ -154,20 +171,23 @@ def selection_of(
         repair: the key of the repair.
         bank: the repair's.
         text: the training corpus.
+        outcomes: the keys of each prompt's scores on tasks, for a selector that learns from them.
     """
     choice = recovery.choice
     if len(bank.prompts) < 2 or choice is None:
         return None
     options, fit = choice.selector, choice.fit
-    about = {"corpus": text.fingerprint, **models.numerics(model)}
-    about |= bank.beginning.identity() if bank.beginning is not None else {}
-    fits, given = options.fits and not options.uses_labels, _given(options, bank)
+    computed = models.numerics(model) | (bank.beginning.identity() if bank.beginning is not None else {})
+    about = {"corpus": text.fingerprint, **computed}
+    fits, given, graded_fit = options.fits and not options.uses_labels, _given(options, bank), choice.learns_outcomes
     heldout = fitted = None
-    if choice.controls or (fits and not given):
+    if choice.controls or (fits and not given and not graded_fit):
         config = {"blocks": fit.blocks, "tokens": fit.tokens, **about}
         heldout = Identity("heldout", repair, config, VERSION, f"{len(bank.prompts)} prompts")
     if fits:
         source = {} if given else {"fit": fit.identity, **about}
+        if graded_fit:
+            source = {"outcomes": list(outcomes), **computed}
         config = {"selector": options.identity, **source, **registry.code_of(options)}
         fitted = Identity("select", repair, config, VERSION, options.kind)
     return Selection(options, bank.prompts, fitted, heldout)
@@ -176,6 +196,12 @@ def selection_of(
 def _given(options: schema.Selector, bank: BankIdentity) -> bool:
     """Whether a bank brings what a selector would have to be fitted for."""
     return options.fits and not options.uses_labels and options.takes_centres and bank.centred
+
+
+def prompts_of(repair: Product | None) -> list[str]:
+    """The names of the prompts of a stored repair's bank, in order; none where it has no bank."""
+    bank = _bank_of(repair)
+    return bank.prompts if bank is not None else []
 
 
 def _bank_of(repair: Product | None) -> BankIdentity | None:
@@ -260,11 +286,23 @@ def _blocks(fit: schema.Fitting, text: Any, loaded: models.LoadedModel) -> torch
     return blocks(text, "heldout", loaded.tokenizer, fit.tokens, fit.blocks, 0, at_most=True)
 
 
+def _fit_to_outcomes(options: schema.Selector, opened: _Once, outcomes: GradedOutcomes, folder: Path) -> None:
+    outcomes.gather()  # before there is a model of this one's in memory
+    loaded, prefixes = opened()
+    selector, described = graded.fit(options, loaded, prefixes, outcomes.read(loaded, prefixes))
+    _save(selector, described, folder)
+
+
+def _save(selector: Selector, described: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
+    write_json(folder / DESCRIPTION, described | selector.described())
+
+
 def _fit(
     options: schema.Selector, opened: _Once, fit: schema.Fitting, text: Any, heldout: Product | None, folder: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     assert heldout is not None  # what fits is compared on held-out text first
     (loaded, prefixes), losses = opened(), _losses(heldout)
     blocks = _blocks(fit, text, loaded)[:, : fit.context_tokens]
@@ -277,8 +315,6 @@ def _fit(
         return selector
 
     selector = fitted(slice(None))
-    state = {name: tensor.contiguous() for name, tensor in selector.state().items()}
-    save_file(state, folder / STATE)
     mean = losses.double().mean(0)
     described = {
         "kind": options.kind,
@@ -295,29 +331,22 @@ def _fit(
         halves = [slice(0, None, 2), slice(1, None, 2)]
         unseen = [_chosen(fitted(mine), contexts[other], losses[other]) for mine, other in (halves, reversed(halves))]
         described["chosen_loss_unseen"] = float(sum(part.sum() for part in unseen) / len(contexts))
-    write_json(folder / DESCRIPTION, described | selector.described())
+    _save(selector, described, folder)
 
 
 def _chosen(selector: Selector, contexts: list[list[int]], losses: torch.Tensor) -> torch.Tensor:
     """The losses of the prompts that a selector chooses, [contexts]."""
-    import torch
-
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(contexts), 32):
-            found.append(selector.scores(contexts[start : start + 32]).argmax(1).cpu())
-    return losses.double().gather(1, torch.cat(found)[:, None])[:, 0]
+    return losses.double().gather(1, graded.choices(selector, contexts)[:, None])[:, 0]
 
 
 def _take_centres(options: schema.Selector, file: Path, prompts: int, folder: Path) -> None:
     """A fitted selector from the centres that a bank brings."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     centres = load_file(file)[CENTRES]
     if centres.dim() != 2 or len(centres) != prompts:
         raise UserError(f"{file}: centres are {tuple(centres.shape)}, the bank has {prompts} prompts")
     selector = options.build()
     selector.restore({CENTRES: centres})
-    save_file({name: tensor.contiguous() for name, tensor in selector.state().items()}, folder / STATE)
     described = {"kind": options.kind, "added": selector.added, "trainable": 0, "source": "bank"}
-    write_json(folder / DESCRIPTION, described | selector.described())
+    _save(selector, described, folder)

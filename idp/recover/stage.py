@@ -46,6 +46,19 @@ def reads_calibration(recovery: schema.Recovery) -> bool:
     return CALIBRATION in needs(recovery)
 
 
+def router_tasks(recovery: schema.Recovery, task: schema.Task) -> schema.Task | None:
+    """The tasks on whose outcomes a recovery's selector is fitted; None where it learns from none.
+
+    Args:
+        recovery: what is asked for.
+        task: the run's own, which says where documents are.
+    """
+    choice = recovery.choice
+    if choice is None or not choice.learns_outcomes or len(recovery.bank_lengths()) < 2:
+        return None
+    return choice.selector.router_tasks(task)
+
+
 def _compares(recovery: schema.Recovery) -> bool:
     """Whether a recovery compares its prompts on held-out text: as controls, or to fit their selector."""
     choice = recovery.choice

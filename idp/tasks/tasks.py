@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say: lm-eval's own default
 _CHECKED: set[tuple[str, str, int]] = set()  # what this process has found to be in order
+FILES = (None, "json", "csv", "parquet", "text")  # in place of a data set's name: how files are read
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that its scores and ours see the same examples
 
 
@@ -77,6 +78,14 @@ class TaskSource:
     def counted(self, documents: int | None) -> int:
         """How many documents those are."""
         return min(self.wanted(documents) or self.documents, self.documents)
+
+    @property
+    def dataset(self) -> str:
+        """Which data set it asks of, by all that names it: the same for tasks that put its questions otherwise."""
+        path, *rest = (self._config.get(f"dataset_{part}") for part in ("path", "name", "kwargs"))
+        if path in FILES and not any(rest):  # documents that go by the task's own name, in a folder of the user's
+            rest.append(self.name)
+        return json.dumps([path, *rest], default=str)
 
     @property
     def generates(self) -> bool:

@@ -52,9 +52,13 @@ def chosen_of(record):
     return [list(counts.values()) for counts in record["idp"]["selection"].values()]
 
 
-# What a selector needs of its bank.
-BANKS = {"gain": ("recovery.empty_prompt=true",), "mixture": ("recovery.lengths=[5,5,5]",)}
-ADDED = {"attention_calibrated": 6, "mixture": 6, "nearest": 192, "learned": 195, "gain": 1}
+# What a selector needs of its bank, or how much it is shown.
+BANKS = {
+    "gain": ("recovery.empty_prompt=true",),
+    "mixture": ("recovery.lengths=[5,5,5]",),
+    "router": ("recovery.selector.documents=4",),
+}
+ADDED = {"attention_calibrated": 6, "mixture": 6, "nearest": 192, "learned": 195, "router": 195, "gain": 1}
 PROMPTLESS = {"arrow"}  # reads low-rank experts: tests/recover/test_lowrank_experts.py
 
 
@@ -63,12 +67,12 @@ def test_every_selector_runs_from_end_to_end(selector, run_here, where):
     record = run_here(*SMALL, *where, f"recovery/selector={selector}", *BANKS.get(selector, ()))
     about = record["idp"]
     kind = "attention" if selector in ("attention_calibrated", "mixture") else selector
-    fitted = selector in ("attention_calibrated", "mixture", "fixed", "nearest", "learned", "gain")
+    fitted = selector in ("attention_calibrated", "mixture", "fixed", "nearest", "learned", "router", "gain")
     assert about["selector"]["kind"] == kind and ("select" in about["stages"]) == fitted
     assert sum(chosen_of(record)[0]) == 24
     prompts = (15 if selector == "mixture" else 16) * 64
     assert about["parameters"]["added"] == prompts + about["selector"]["added"]
-    trained = {"learned": 3 * 64 + 3}.get(selector, 0)
+    trained = {"learned": 3 * 64 + 3, "router": 3 * 64 + 3}.get(selector, 0)
     assert about["parameters"]["trainable"] == prompts + trained
     assert about["selector"]["added"] == ADDED.get(selector, 0)
     task, mean = about["controls"]["tasks"]["arc_easy"], about["controls"]["mean"]
@@ -85,7 +89,7 @@ def test_every_selector_runs_from_end_to_end(selector, run_here, where):
     assert perplexity["oracle"] <= min(perplexity["prompts"]) + 1e-6
     summary = run_summary(record)
     assert "oracle (upper bound)" in summary and "gain over random choice" in summary
-    if fitted and selector != "fixed":
+    if fitted and selector not in ("fixed", "router"):  # which is fitted to outcomes: test_router.py
         assert about["selector"]["heldout_loss"] == pytest.approx(loss)
         assert about["selector"]["oracle_loss"] <= about["selector"]["chosen_loss"]
 

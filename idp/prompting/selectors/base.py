@@ -35,11 +35,12 @@ class Selector(ABC):
         """
 
     def fit(self, contexts: Sequence[Sequence[int]], losses: torch.Tensor) -> None:  # noqa: B027
-        """Learns from held-out text, once bound; a selector that has nothing to learn leaves it alone.
+        """Learns from held-out text or outcomes, once bound; a selector that has nothing to learn leaves it alone.
 
         Args:
-            contexts: token ids of the beginnings of held-out blocks, at least two.
-            losses: [contexts, prompts], each block's loss behind each prompt, in nats per token.
+            contexts: token ids of the beginnings of held-out blocks, at least two; or of documents' contexts.
+            losses: [contexts, prompts], each block's loss behind each prompt, in nats per token; or 1 less the
+                probability of a document's right choice, of one that needs OUTCOMES.
         """
 
     def state(self) -> dict[str, torch.Tensor]:
