@@ -118,6 +118,9 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
     elif words[:3] == ["python", "-m", "idp.bench.training"]:  # it runs in tests/test_bench_training.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--rounds" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "idp.bench.teacher"]:  # it runs in tests/test_bench_teacher.py
+        done = python(*words[1:], "--help", cwd=ROOT)
+        assert done.returncode == 0 and "--blocks" in done.stdout, done.stderr
     elif words[:3] == ["python", "-m", "idp.bench.memory"]:  # it runs in tests/test_bench_memory.py
         done = python(*words[1:], "--help", cwd=ROOT)
         assert done.returncode == 0 and "--shapes" in done.stdout, done.stderr

@@ -16,8 +16,9 @@ import numpy as np
 
 from idp.errors import UserError
 from idp.evaluate import contexts
-from idp.evaluate.divergence import DRAWN, TOP, Ask, Keep, Kept, Watched, figures
+from idp.evaluate.divergence import TOP, Ask, Keep, Kept, Watched, figures
 from idp.evaluate.measured import Fidelity, Stored
+from idp.evaluate.tails import DRAWN
 from idp.store import CHECKPOINT, Identity, Product, Store, write_json
 
 if TYPE_CHECKING:

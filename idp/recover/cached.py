@@ -1,7 +1,7 @@
 """What the dense model says of a training's text, kept in the store: computed once, and read by every repair of it.
 
 At each place its most likely tokens are kept with their log-probabilities, tokens that are drawn from the others, and
-the others' mass (`idp.evaluate.divergence.cut`), all softened by the training's temperature. A product is of one part
+the others' mass (`idp.evaluate.tails.cut`), all softened by the training's temperature. A product is of one part
 of a corpus, of so many blocks from one draw of it, whichever model and repair learn from it, by whichever seed.
 
 blocks-00000.safetensors ...   tokens [blocks, length] int32; of all places but each block's last: ids
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from idp import config as schema
 from idp import models
 from idp.beginning import Beginning
-from idp.evaluate.divergence import DRAWN, cut
+from idp.evaluate.tails import DRAWN, cut
 from idp.progress import progress
 from idp.recover.checkpoint import write_tensors
 from idp.store import CHECKPOINT, Identity, Product, Store, write_json

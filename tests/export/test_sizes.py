@@ -40,7 +40,7 @@ def exported(folders, compress_with, compose, tmp_path):  # noqa: F811
         state = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
         expected = checkpoint.logits_of(loaded.model, loaded.tokenizer)
         parts = {"compressed": product, "model": config, "compressor": composed.compressor}
-        run = SimpleNamespace(**parts, dense_folder=folders[family])
+        run = SimpleNamespace(**parts, repair=None, dense_folder=folders[family])
         checkpoint._save_model(run, loaded, tmp_path)
         assert checkpoint.verify(tmp_path, expected, config) == 0
         return recorded(product, dtype), tmp_path, state

@@ -58,7 +58,9 @@ def test_a_corpus_source(outside, run_here, database, bridges):
 
 
 def test_a_source_is_known_by_its_name(outside, compose):
-    with pytest.raises(UserError, match="corpus.source=sqlite: choose one of embedded, hub, local"):
+    with pytest.raises(
+        UserError, match="corpus.source=sqlite: choose one of embedded, generated, hub, local, questions"
+    ):
         compose("corpus=local", "corpus.source=sqlite")
     words = outside("sqlite")
     with pytest.raises(UserError, match=r"corpus.table is not set: give it in the YAML, below `defaults: "):

@@ -95,7 +95,7 @@ def test_a_prompt_reads_its_own_cluster_alone(open_tiny, two_kinds, tmp_path, mo
     text, _ = two_kinds
     seen = []
 
-    def tune(context, start, training):
+    def tune(context, start, training, kind):
         from idp.recover.training import History
 
         seen.append(context.text)

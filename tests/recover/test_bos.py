@@ -76,7 +76,12 @@ def test_training_and_scoring_agree(begun, text, method):
     from idp.evaluate.perplexity import window_losses
     from idp.evaluate.scorer import Scorer
 
-    whole = method in ("lora", "gated_prefix")  # of the weights: no prompt about which it could stand
+    whole = method in (
+        "lora",
+        "masked_lora",
+        "norms",
+        "gated_prefix",
+    )  # of the weights: no prompt about which it could stand
     for place in PLACES if method in ("prefix", "idp", "prompt-dense") else ["before"]:
         options = [] if whole else [f"recovery.bos={place}"]
         config, dense, repair = begun(method, *options)

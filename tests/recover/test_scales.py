@@ -293,7 +293,7 @@ def test_the_plan_knows_what_its_training_holds(compose, monkeypatch):
     recovery = compose("recovery=scales").recovery
     size = Size(1_000_000, 2, True, AutoConfig.for_model(**FAMILIES["llama"]))
     held = training_bytes(recovery, size)
-    monkeypatch.setattr(type(recovery), "held", 0.0)
+    monkeypatch.setattr(type(recovery), "bytes_beside_weights", 0.0)
     assert held - training_bytes(recovery, size) == 1_000_000
 
 

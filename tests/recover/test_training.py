@@ -112,9 +112,7 @@ def test_killed_and_resumed_equals_undisturbed(kind, kill_at, open_tiny, blocks,
             prompt, history = tune(context, start, options())
             return {"prompt": prompt}, history
         recovery = adapter(0.3, options())
-        _, history = lora.tune(
-            loaded, recovery, blocks, folder / "adapter", seed=3, checkpoint=folder / "ckpt", report=report
-        )
+        _, history = lora.tune(RepairContext(loaded, 3, folder / "ckpt", folder, blocks, report), recovery)
         from safetensors.torch import load_file
 
         return load_file(folder / "adapter" / "adapter_model.safetensors"), history
@@ -209,7 +207,7 @@ def test_lora_targets_that_match_nothing(open_tiny):
 def test_lora_attached_gives_the_logits_it_was_trained_with(open_tiny, blocks, tmp_path):
     loaded = open_tiny("llama")
     recovery = adapter(0.0, options(steps=6))
-    count, history = lora.tune(loaded, recovery, blocks, tmp_path / "adapter", seed=0, checkpoint=tmp_path / "c")
+    count, history = lora.tune(RepairContext(loaded, 0, tmp_path / "c", tmp_path, blocks), recovery)
     assert count == 2 * 4 * ((64 + 64) + (64 + 32))  # two layers; q is 64 x 64, v is 64 x 32
     tokens, plain = blocks[1], open_tiny("llama")
     assert history.best_loss < history.heldout[0]["loss"]

@@ -103,7 +103,7 @@ def members(options: AssembledBank) -> list[Member]:
     for place in getattr(options, "from"):
         if not (joined := _members(place)):
             raise UserError(
-                f"recovery.bank.from: {place}: none of its prompts has any tokens (low-rank experts, or the empty prompt"
+                f"recovery.bank.from: {place}: none of its prompts has any tokens (low-rank experts, or an empty prompt"
                 " alone); only soft prompts are joined"
             )
         found += joined

@@ -147,7 +147,7 @@ def distill(teacher: Callable[[slice], torch.Tensor], temperature: float) -> Los
 def distill_kept(
     taught: Callable[[slice], tuple[torch.Tensor, torch.Tensor, torch.Tensor]], top: int, temperature: float
 ) -> Loss:
-    """`distill`, given of the teacher's distributions only some tokens (`idp.evaluate.divergence.cut`).
+    """`distill`, given of the teacher's distributions only some tokens (`idp.evaluate.tails.cut`).
 
     By the chain rule the KL is that over the `top` most likely tokens and one class for all others, which is exact,
     plus the others' mass R times the divergence of both models within them. That is estimated without bias from
