@@ -58,9 +58,7 @@ def test_a_corpus_source(outside, run_here, database, bridges):
 
 
 def test_a_source_is_known_by_its_name(outside, compose):
-    with pytest.raises(
-        UserError, match="corpus.source=sqlite: choose one of embedded, generated, hub, local, questions"
-    ):
+    with pytest.raises(UserError, match="corpus.source=sqlite: choose one of embedded, .*, local"):
         compose("corpus=local", "corpus.source=sqlite")
     words = outside("sqlite")
     with pytest.raises(UserError, match=r"corpus.table is not set: give it in the YAML, below `defaults: "):

@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_text_behind_prompt_and_bos(begun, text, place, 
     assert repair.read("history.json")["prompt_0"]["best_loss"] == pytest.approx(wanted.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"masked_lora"}))  # which takes a pruned model
 def test_training_and_scoring_agree(begun, text, method):
     """The loss at the end of training is what perplexity's way gives of the same blocks behind the stored repair."""
     from idp.evaluate.engine import LocalEngine

@@ -112,7 +112,8 @@ def test_killed_and_resumed_equals_undisturbed(kind, kill_at, open_tiny, blocks,
             prompt, history = tune(context, start, options())
             return {"prompt": prompt}, history
         recovery = adapter(0.3, options())
-        _, history = lora.tune(RepairContext(loaded, 3, folder / "ckpt", folder, blocks, report), recovery)
+        plain = report and (lambda row: report({key.removeprefix("lora/"): value for key, value in row.items()}))
+        _, history = lora.tune(RepairContext(loaded, 3, folder / "ckpt", folder, blocks, plain), recovery)
         from safetensors.torch import load_file
 
         return load_file(folder / "adapter" / "adapter_model.safetensors"), history
