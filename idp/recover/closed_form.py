@@ -42,10 +42,28 @@ def best_update(
         raise ValueError(f"a matrix of {rows} x {columns} has no update of rank {rank}")
     # Of the two sides the smaller one is decomposed: E = Q R where E is tall, and U = Q times R's.
     basis, inner = (None, error) if rows <= columns else torch.linalg.qr(error)
-    seen = inner @ _damped(moment, error, damping) @ inner.T
-    largest_last = torch.linalg.eigh((seen + seen.T) / 2).eigenvectors
-    left = largest_last[:, -rank:].flip(-1)
+    lacking = inner @ _damped(moment, error, damping) @ inner.T
+    left = _largest(lacking, rank)
     left = left if basis is None else basis @ left
+    return _balanced(left.T @ error, left)
+
+
+def update_of(
+    error: torch.Tensor, lacking: torch.Tensor, rank: int, energy: float = 0.0, damping: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `best_update`, of a wide E: from what the outputs lack, where S itself was never summed up.
+
+    Args:
+        error: W_dense - W, [out, in], out <= in.
+        lacking: E S E', [out, out]: the second moment of X E'.
+        rank: at most out.
+        energy: the trace of S.
+        damping: as there.
+    """
+    error = error.double()
+    if not energy > 0:
+        return best_update(error, None, rank)
+    left = _largest(lacking.double() + damping * energy / error.shape[1] * (error @ error.T), rank)
     return _balanced(left.T @ error, left)
 
 
@@ -62,6 +80,23 @@ def _damped(moment: torch.Tensor | None, error: torch.Tensor, damping: float) ->
         return unit
     moment = moment.to(error)
     return moment + damping * moment.diagonal().mean() * unit
+
+
+def _largest(symmetric: torch.Tensor, count: int) -> torch.Tensor:
+    """The eigenvectors of the `count` largest eigenvalues, [n, count], the largest first.
+
+    On the CPU only these are computed, in a third of the time that all of them take.
+    """
+    import torch
+
+    symmetric = (symmetric + symmetric.T) / 2
+    if symmetric.device.type != "cpu":
+        return torch.linalg.eigh(symmetric).eigenvectors[:, -count:].flip(-1)
+    from scipy.linalg import eigh
+
+    size = len(symmetric)
+    _, vectors = eigh(symmetric.numpy(), subset_by_index=[size - count, size - 1], check_finite=False)
+    return torch.from_numpy(vectors[:, ::-1].copy())
 
 
 def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

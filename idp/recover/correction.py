@@ -96,11 +96,24 @@ def corrections(context: RepairContext, targets: list[str], rank: int, damping: 
         log.warning("recovery.targets: the experts of %s are stacked and stay as they are", type(model).__name__)
     check_belongs(layers, dense)
     products = Products()
-    found = {name: Correction(dense.get_submodule(name), rank, damping, products) for name in layers}
+    found: dict[str, Correction] = {}
+    for name in layers:
+        wide = matrix(layers[name]).shape[0] < matrix(layers[name]).shape[1]
+        kind = Lacking if wide and alone(name, layers) else Correction
+        found[name] = kind(dense.get_submodule(name), rank, damping, products)
     count = len(decoder_layers(model))
     with progress(count, context.label or f"closed form of rank {rank}", unit="layers") as bar:
         observe(model, context.calibration, found, done=lambda: bar.update(1))
     return {name: each.update for name, each in found.items()}
+
+
+def alone(name: str, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether no layer beside it, in the same attention or MLP, takes inputs of its size: nobody shares its moment."""
+    beside, size = name.rpartition(".")[0], matrix(layers[name]).shape[1]
+    return not any(
+        other != name and other.rpartition(".")[0] == beside and matrix(layer).shape[1] == size
+        for other, layer in layers.items()
+    )
 
 
 def check_belongs(layers: Mapping[str, nn.Module], dense: nn.Module) -> None:
@@ -140,14 +153,18 @@ class Products:
         self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def of(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[in, in] in float64, of inputs [tokens, in]; to be read only."""
+        """[in, in] in float32, of inputs [tokens, in]; to be read only.
+
+        Products of a batch's few hundred inputs lose nothing there that an eigenvector would show, and take a tenth of
+        the time; sums over batches, which grow, are the observers' own, in float64.
+        """
         if self._last is not None:
             last, version, product = self._last  # held, so that its memory is nobody else's
             same = (inputs.data_ptr(), inputs.shape, inputs.stride()) == (last.data_ptr(), last.shape, last.stride())
             if same and inputs.dtype == last.dtype and inputs._version == last._version == version:
                 return product
-        wide = inputs.double()
-        self._last = inputs, inputs._version, wide.T @ wide
+        single = inputs.float()
+        self._last = inputs, inputs._version, single.T @ single
         return self._last[2]
 
 
@@ -167,12 +184,43 @@ class Correction(Observer):
 
     def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         product = self.products.of(inputs)
-        self.moment = product.clone() if self.moment is None else self.moment.add_(product)
+        self.moment = product.double() if self.moment is None else self.moment.add_(product)
 
     def finish(self, layer: nn.Linear) -> None:
+        here = matrix(layer).double()
+        a, b = self.solve(matrix(self.dense).to(here) - here)
+        self.update, self.moment = (a.float().cpu().contiguous(), b.float().cpu().contiguous()), None
+
+    def solve(self, error: torch.Tensor) -> Update:
+        """A and B, float64, of W_dense - W [out, in]."""
         from idp.recover.closed_form import best_update
 
-        here = matrix(layer).double()
-        error = matrix(self.dense).to(here) - here
-        a, b = best_update(error, self.moment, self.rank, self.damping)
-        self.update, self.moment = (a.float().cpu().contiguous(), b.float().cpu().contiguous()), None
+        return best_update(error, self.moment, self.rank, self.damping)
+
+
+class Lacking(Correction):
+    """The same for a wide layer that shares its inputs with no other, such as the one that leads out of an MLP.
+
+    The moment of what its outputs lack is summed up at once, [out, out]: half the work and a seventh of the memory of
+    S on LLaMA-7B, whose down projection takes 11,008 inputs.
+    """
+
+    error: torch.Tensor | None = None
+    energy = 0.0
+
+    def see(self, layer: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        if self.error is None:
+            self.error = matrix(self.dense).to(layer.weight.device).float() - matrix(layer).float()
+        inputs = inputs.float()
+        lacking = inputs @ self.error.T
+        product = lacking.T @ lacking
+        self.moment = product.double() if self.moment is None else self.moment.add_(product)
+        self.energy += float(inputs.double().square().sum())
+
+    def solve(self, error: torch.Tensor) -> Update:
+        from idp.recover.closed_form import best_update, update_of
+
+        self.error = None
+        if self.moment is None:
+            return best_update(error, None, self.rank)
+        return update_of(error, self.moment, self.rank, self.energy, self.damping)

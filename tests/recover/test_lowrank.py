@@ -10,7 +10,7 @@ from idp.compress import stage as compressing
 from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover import lora, making, opening, stage
-from idp.recover.closed_form import best_update, scaled
+from idp.recover.closed_form import best_update, scaled, update_of
 from idp.recover.context import CalibrationText, RepairContext
 from idp.recover.correction import Products
 from idp.recover.targets import is_transposed, matrix, target_layers
@@ -58,6 +58,17 @@ def test_damping_is_that_of_the_moment():
     torch.testing.assert_close(b @ a, (left[:, :2] * sizes[:2]) @ right[:2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_what_outputs_lack_says_the_same_as_the_inputs(damping):
+    """Of a wide layer nothing but X E' is summed up."""
+    error, inputs = draw(4, 9), draw(30, 9, seed=1)
+    lacking = inputs @ error.T
+    one = update_of(error, lacking.T @ lacking, 2, float(inputs.square().sum()), damping)
+    other = best_update(error, inputs.T @ inputs, 2, damping)
+    torch.testing.assert_close(one[1] @ one[0], other[1] @ other[0])
+    torch.testing.assert_close(update_of(error, torch.zeros(4, 4), 2), best_update(error, None, 2))  # no inputs
+
+
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
 def test_inputs_that_are_always_zero_are_no_special_case(shape):
     inputs = draw(30, shape[1], seed=1)
@@ -94,8 +105,8 @@ def test_inputs_that_layers_share_are_multiplied_once():
     one = products.of(inputs)
     assert products.of(inputs.view(5, 3)) is one
     inputs.mul_(2)
-    torch.testing.assert_close(products.of(inputs), inputs.double().T @ inputs.double())
-    torch.testing.assert_close(products.of(inputs[:3]), inputs[:3].double().T @ inputs[:3].double())
+    torch.testing.assert_close(products.of(inputs), inputs.T @ inputs)
+    torch.testing.assert_close(products.of(inputs[:3]), inputs[:3].T @ inputs[:3])
 
 
 # On models
