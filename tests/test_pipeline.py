@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from idp.config import conf_dir
 from idp.records.record import comparable
 from idp.records.tables import run_summary
 
@@ -14,22 +15,32 @@ from .conftest import record_of
 from .processes import Process, python
 
 TINY = ("model=tiny_llama", "budget=smoke", "tracker=none")
-RECOVERIES = ["none", "hard_prompt", "intactkv", "prompt", "ptune", "prefix", "cartridge", "gated_prefix", "idp"]
-RECOVERIES += ["lowrank", "lora", "lora_all", "lora_idp"]
-WEIGHTS_ALONE = ("lowrank", "lora", "lora_all", "gated_prefix")
+RECOVERIES = sorted(path.stem for path in (conf_dir() / "recovery").glob("*.yaml") if path.stem != "transfer")
+# What one of the three models is lacks no half: those that choose among prompts, and those without any.
+BANKS = {"idp": 3, "lora_idp": 3, "lowrank_experts": 3}
+WEIGHTS_ALONE = ("lowrank", "lora", "lora_all", "masked_lora", "norms", "scales", "gated_prefix")
+SIZES = {  # of two layers: numbers in and out of all linear layers, of q and v, of one token's keys or values, in norms
+    "tiny_llama": (2 * (2 * 128 + 2 * 96 + 3 * 192), 2 * (128 + 96), 32, 5 * 64),
+    "tiny_opt": (2 * (4 * 128 + 2 * 192), 2 * (128 + 128), 64, 5 * 2 * 64 + 2 * (5 * 64 + 128)),
+    "gemma2": (2 * (2 * 128 + 2 * 96 + 3 * 192), 2 * (128 + 96), 32, 9 * 64),
+}
 
 
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_opt"])
+@pytest.mark.parametrize("model", SIZES)
 @pytest.mark.parametrize("recovery", RECOVERIES)
-def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store):
-    words = (f"model={model}", "compressor=gptq3", f"recovery={recovery}", "task=arc_easy", shared_store)
-    record = run_here(*TINY, *words)
+def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_store, model_folders):
+    named = [f"model={model}"]
+    if model == "gemma2":
+        named = ["model=local", f"model.path={model_folders('gemma2')}", "model.name=gemma", "model.dtype=float32"]
+    compressor = "sparsegpt50" if recovery == "masked_lora" else "gptq3"
+    words = (f"compressor={compressor}", f"recovery={recovery}", "task=arc_easy", shared_store)
+    record = run_here("budget=smoke", "tracker=none", *named, *words)
     about = record["idp"]
     assert about["row"] == ("compressed" if recovery == "none" else "repaired")
     assert set(about["baselines"]) == ({"dense"} if recovery == "none" else {"dense", "compressed"})
     assert 0 <= record["results"]["arc_easy"]["acc,none"] <= 1
-    lora, kv = (2 * 8 * (128 + 96), 32) if model == "tiny_llama" else (2 * 8 * (128 + 128), 64)
-    every = 16384 if model == "tiny_llama" else 2 * 8 * (4 * 128 + 2 * 192)
+    every, query_and_value, kv, norms = SIZES[model]
+    weights = 65536 if model == "tiny_opt" else 73728
     added = {
         "none": 0,
         "hard_prompt": 0,
@@ -37,20 +48,26 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
         "idp": 100 * 64,
         "ptune": 25 * 64,
         "prefix": 25 * 2 * 2 * kv,
-        "lowrank": every,
+        "lowrank": 8 * every,
+        "lowrank_intactkv": 8 * every + 1 * 2 * 2 * kv,
+        "lowrank_experts": 3 * 8 * every + 3 * 64,  # and the centre of each one's text
         "intactkv": 1 * 2 * 2 * kv,
         "cartridge": 26 * 2 * 2 * kv,
         "gated_prefix": 10 * 2 * 2 * kv + 2 * 4,
-        "lora": lora,
-        "lora_all": every,
-        "lora_idp": lora + 100 * 64,
+        "lora": 8 * query_and_value,
+        "lora_all": 8 * every,
+        "masked_lora": 8 * every,
+        "norms": norms,
+        "scales": weights // 64,
+        "lora_idp": 8 * query_and_value + 100 * 64,
     }
     assert about["parameters"]["added"] == added[recovery]
-    assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
     counts = about["selection"].get("arc_easy", {})
     assert sum(counts.values()) == (0 if recovery in ("none", *WEIGHTS_ALONE) else 8)
-    assert len(counts) == {"none": 0, "idp": 3, "lora_idp": 3}.get(recovery, recovery not in WEIGHTS_ALONE)
+    assert len(counts) == {"none": 0, **BANKS}.get(recovery, recovery not in WEIGHTS_ALONE)
     assert f"{about['parameters']['added']:,} added" in run_summary(record)
+    if recovery not in ("masked_lora", "norms", "scales"):
+        assert about["weights"]["bits_per_weight"] == pytest.approx(3 + 19 / 64)
 
 
 def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
