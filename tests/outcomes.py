@@ -12,7 +12,7 @@ import numpy as np
 
 from idp.evaluate import comparisons
 from idp.evaluate.measured import Measured
-from idp.evaluate.written import write_task
+from idp.evaluate.written import write_corpus, write_task
 from idp.records.conclusion import conclusion
 
 Models = Mapping[str, Mapping[str, Sequence[float]]]  # dense, compressed, repaired -> task -> of each document
@@ -59,10 +59,21 @@ def product(
     return Written(folder)
 
 
-def measured(folder: Path, models: Models, **more: Any) -> dict[str, Measured]:
-    """Products of every model on every task."""
+def text(folder: Path, losses: Sequence[float]) -> Written:
+    """One text's product of one model, of each window's loss."""
+    folder.mkdir(parents=True)
+    write_corpus(folder, list(losses), 8)
+    return Written(folder)
+
+
+def measured(folder: Path, models: Models, texts: Models | None = None, **more: Any) -> dict[str, Measured]:
+    """Products of every model on every task, and of the losses of each window of `texts`."""
     return {
-        row: Measured(row, {task: product(folder / row / task, task, scores, **more) for task, scores in tasks.items()})
+        row: Measured(
+            row,
+            {task: product(folder / row / task, task, scores, **more) for task, scores in tasks.items()},
+            {name: text(folder / row / f"text {name}", losses) for name, losses in (texts or {}).get(row, {}).items()},
+        )
         for row, tasks in models.items()
     }
 

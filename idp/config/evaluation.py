@@ -10,7 +10,7 @@ from idp.config.options import MANY, WIDE, option
 
 @dataclass
 class Budget:
-    name: str = option("smoke, small or paper")
+    name: str = option("smoke, small, medium or paper")
     documents: Optional[int] = option("documents per task; null: full splits", minimum=1)
     subject_documents: Optional[int] = option(
         "documents of each of many small tasks, such as MMLU's subjects; null: full splits", minimum=1, default=None
@@ -26,6 +26,16 @@ class Budget:
     prompt_learning_rate: float = option("peak learning rate of prompts", minimum=0.0, maximum=100.0)
     lora_learning_rate: float = option("peak learning rate of LoRA", minimum=0.0, maximum=100.0)
     warmup_steps: int = option("steps of linear warm-up", minimum=0)
+    objective: str = option(
+        "what repairs are trained toward: lm or distill, as recovery.training.objective has it",
+        choices=("lm", "distill"),
+        default="lm",
+    )
+    teacher: str = option(
+        "of distill: auto, resident, streamed or cached, as recovery.training.teacher has it",
+        choices=("auto", "resident", "streamed", "cached"),
+        default="auto",
+    )
     evaluate_every: int = option("steps between held-out evaluations", minimum=1)
     heldout_sequences: int = option("held-out sequences", minimum=1)
     perplexity_tokens: Optional[int] = option("tokens per corpus for perplexity; null: the whole test part", minimum=32)

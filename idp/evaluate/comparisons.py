@@ -36,8 +36,11 @@ def of_run(
         over documents, and the `unit` of the differences: `share` of documents, or `score` where some task's outcomes
         do not lie between 0 and 1. Of repaired against compressed also `damage_brought_back`, of the mean and of each
         task and group: `share`, `low`, `high`, or None where there was no damage beyond noise; and of each task the
-        documents that compression has `broken` (dense has them right), and those of them `brought_back`.
+        documents that compression has `broken` (dense has them right), and those of them `brought_back`. `texts`:
+        the same of running text, as `idp.evaluate.text_comparisons.add_texts` has it.
     """
+    from idp.evaluate.text_comparisons import add_texts
+
     outcomes, graded, left_out = outcomes_of(measured, sources)
     found = [
         {"after": after, "before": before, **_pair(outcomes, graded, after, before, groups or {}), "left_out": left_out}
@@ -47,6 +50,7 @@ def of_run(
     by_pair = {(each["after"], each["before"]): each for each in found}
     if ("repaired", "compressed") in by_pair and ("compressed", "dense") in by_pair:
         _add_shares(by_pair["repaired", "compressed"], by_pair["compressed", "dense"], outcomes, groups or {})
+    add_texts(found, measured)
     return found
 
 

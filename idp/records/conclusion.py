@@ -24,7 +24,8 @@ def conclusion(record: Record) -> str:
     if step is None or step["mean"] is None:
         parts = _alone(record)
     else:
-        parts = [*_cost(record), *_effect(record, step), *_graded(record, step), *_reach(record, step), *_draws(record)]
+        parts = [*_cost(record), *_effect(record, step), *_graded(record, step), *_texts(record, step)]
+        parts += [*_reach(record, step), *_draws(record)]
     return "; ".join(parts) + "."
 
 
@@ -103,6 +104,15 @@ def _graded(record: Record, step: Comparison) -> list[str]:
     if graded is None or _uses_labels(record) or _decided(record, _mean(step)) or not _decided(record, graded):
         return []
     return [f"the probability of the right choice, which says more of a document, {_moves(graded)}"]
+
+
+def _texts(record: Record, step: Comparison) -> list[str]:
+    """What a repair brings back of what compression took on running text, which shows sooner than in tasks."""
+    if (step["after"], step["before"]) != ("repaired", "compressed") or _uses_labels(record):
+        return []
+    texts = (step.get("texts") or {}).items()
+    known = [f"{share(found)} on {text}" for text, test in texts if (found := test.get("damage_brought_back"))]
+    return [f"of the nats per token that compression took on text it brings back {', '.join(known)}"] if known else []
 
 
 def _reach(record: Record, step: Comparison) -> list[str]:

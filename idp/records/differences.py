@@ -126,8 +126,18 @@ class Change:
         return self._tested(test, self._tests(tasks)) + self._kl(tasks)
 
     def of_text(self, corpus: str) -> list[str]:
-        """The cells of a text, whose perplexity has no difference here."""
-        return self._tested(None, []) + self._kl([corpus], "texts")
+        """The cells of a text: by how many nats per token its loss fell, and what share of the damage that is."""
+        test = (self.step.get("texts") or {}).get(corpus) if self.step else None
+        if self.step is None or test is None:
+            return self._tested(None, []) + self._kl([corpus], "texts")
+        repair = [share(test.get("damage_brought_back")), ""] if self._repairs else []
+        change = with_interval(test, SCORE)
+        return [change if unchanged(test) else f"{change} nats", *repair, "", "", *self._kl([corpus], "texts")]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether some text has a difference."""
+        return bool(self.step and self.step.get("texts"))
 
     @property
     def _repairs(self) -> bool:

@@ -210,6 +210,17 @@ class Graded(TypedDict):
     tasks: dict[str, TaskTest]
 
 
+class TextTest(TypedDict):
+    """A paired difference on the same windows of text, in nats per token, above 0 where the later model is better."""
+
+    difference: float
+    low: Annotated[float, Doc("of the 95 % interval")]
+    high: float
+    p: float
+    windows: int
+    damage_brought_back: NotRequired[Share | None]
+
+
 class Comparison(TypedDict):
     """One model of the run against the one before it."""
 
@@ -219,6 +230,7 @@ class Comparison(TypedDict):
     tasks: dict[str, TaskTest]
     graded: Graded | None
     groups: NotRequired[dict[str, Test]]
+    texts: NotRequired[Annotated[dict[str, TextTest], Doc("by text; absent in older records")]]
     unit: Annotated[Literal["share", "score"], Doc("of differences: a share of documents, or another score")]
     left_out: Annotated[list[str], Doc("tasks whose score is no mean over documents")]
     runs: NotRequired[list[int]]

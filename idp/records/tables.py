@@ -54,6 +54,8 @@ def run_summary(record: Record) -> str:
     ]
     if fidelity := about.get("fidelity"):
         lines.append(f"- KL to dense: nats per token, {' / '.join(fidelity)}")
+    if Change(record).has_texts:
+        lines.append("- differences of texts: by how many nats per token they are predicted better")
     for found in filter(None, (damage(record), last_step(record) if about["row"] == "repaired" else None)):
         if graded := found["graded"]:
             lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from idp.config import WEIGHTS
 from idp.recover.hard_prompt import HardPrompt
 from idp.recover.lowrank import LowRank
 
@@ -16,6 +17,10 @@ class LowRankIntactKV(HardPrompt):
     def beneath(self) -> LowRank:
         """What recovery=lowrank makes, and shares with it."""
         return self.lowrank
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {WEIGHTS}  # those that the closed form is put into
 
     def check(self, place: str = "recovery") -> None:
         self.lowrank.check(f"{place}.lowrank")

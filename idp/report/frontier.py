@@ -74,6 +74,7 @@ def frontier_table(view: View) -> Table:
         Column("trained", "trained"),
         Column("brought back", "damage brought back (95 % CI)"),
         Column("difference", difference_to("compressed", view.unit)),
+        *(Column(text, f"nats brought back, {text} (95 % CI)") for text in _texts(view)),
         Column("added", "added parameters"),
         Column("seconds", "seconds to make"),
         *(Column(part, f"{part} ratio") for part in PARTS),
@@ -92,6 +93,7 @@ def frontier_table(view: View) -> Table:
                 "added": Entry(f"{added:,}", added),
                 "seconds": Entry(f"{made:,.1f}", made) if made is not None else MISSING,
             }
+            line |= {text: _share_entry(share) for text in _texts(view) if (share := _share_of_text(row, text))}
             for part in PARTS:
                 ratios = row.latency(part)
                 merged = f" (merged {ratios[1]:.2f})" if ratios and ratios[1] else ""
@@ -100,6 +102,8 @@ def frontier_table(view: View) -> Table:
     notes = verdicts(view)
     if any(row.of_one_seed for _, repairs in studies(view) for row in repairs):
         notes.append(f"{SEED_ONLY} of one run: the interval holds for this seed only")
+    if _texts(view):
+        notes.append("nats brought back: of the loss that compression added on running text, paired over windows")
     if any(line[part] is MISSING for line in lines for part in PARTS):
         notes.append("ratios are of latency to the compressed model; where none stands, nothing was timed")
     return Table("What repairs bring back and what they cost", columns, lines, notes)
@@ -259,6 +263,24 @@ def _points(view: View, row: Cell) -> Reach | None:
 def _share(view: View, row: Cell) -> Reach | None:
     found, _ = view.brought_back(row)
     return (found.share, found.low, found.high) if found is not None else None
+
+
+def _texts(view: View) -> list[str]:
+    """Texts of whose damage some repair brought back a share that is known."""
+    rows = [row for _, repairs in studies(view) for row in repairs]
+    return [text for text in view.setting.corpora if any(_share_of_text(row, text) for row in rows)]
+
+
+def _share_of_text(row: Cell, text: str) -> Reach | None:
+    """Of the nats per token that compression took there: a mean over seeds, and of the ends of their intervals."""
+    shares = []
+    for model in row.members:
+        texts = (model.comparisons.get("compressed") or {}).get("texts") or {}
+        if not (found := (texts.get(text) or {}).get("damage_brought_back")):
+            return None
+        shares.append((found["share"], found["low"], found["high"]))
+    value, low, high = (sum(each) / len(shares) for each in zip(*shares, strict=True))
+    return value, low, high
 
 
 def _share_entry(share: Reach) -> Entry:

@@ -3,6 +3,7 @@
 import re
 
 from idp.records.conclusion import conclusion
+from idp.records.differences import Change
 
 from ..outcomes import hits, record
 
@@ -24,6 +25,19 @@ def test_a_gain_that_is_decided(tmp_path):
         r" one training seed, one draw of calibration text: the interval holds for these only\.",
         sentence,
     ), sentence
+
+
+def test_what_came_back_on_text_shows_where_tasks_decide_nothing(tmp_path):
+    little = {"arc_easy": hits(90, 120, 4, 31), "piqa": hits(80, 120, 4, 20)}
+    windows = [3.0, 3.4, 3.2, 3.9]
+    losses = {"dense": windows, "compressed": [each + 0.5 for each in windows], "repaired": [e + 0.3 for e in windows]}
+    models = {"dense": DENSE, "compressed": DAMAGED, "repaired": little}
+    found = record(tmp_path, models, texts={row: {"c4": each} for row, each in losses.items()})
+    assert (
+        "undecided; of the nats per token that compression took on text it brings back 40% (40% to 40%) on c4; "
+        in (found["idp"]["conclusion"])
+    )
+    assert Change(found).of_text("c4") == ["+0.200 (+0.200 to +0.200) nats", "40% (40% to 40%)", "", "", ""]
 
 
 def test_an_undecided_one_names_the_documents_that_would_decide_it(tmp_path):

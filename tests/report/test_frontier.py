@@ -77,6 +77,21 @@ def test_the_cheapest_come_first_with_effect_and_cost(study):
     assert "| gptq3" in markdown(frontier_table(view)) and said in markdown(frontier_table(view))
 
 
+def test_nats_that_came_back_have_a_column_of_their_own(study):
+    view = study(gptq3={"prompt": 0.5, "hard_prompt": 0.49})
+    assert not any("nats" in column.title for column in frontier_table(view).columns)
+    ((_, repairs),) = studies(view)
+    view.setting.sample["corpus:c4"] = (16352, 512)
+    for row, share in zip(repairs, (0.1, 0.4), strict=True):
+        texts = {"c4": {"damage_brought_back": {"share": share, "low": share - 0.05, "high": share + 0.05}}}
+        row.first.comparisons["compressed"] = {"texts": texts}
+    frontier_table.cache_clear()
+    table = frontier_table(view)
+    assert [line["c4"].text for line in table.rows] == ["10% (5% to 15%)", "40% (35% to 45%)"]
+    assert "nats brought back, c4 (95 % CI)" in [column.title for column in table.columns]
+    assert any("paired over windows" in note for note in table.notes)
+
+
 def test_nothing_that_helps_and_nothing_to_repair(study, runs):
     (said,) = verdicts(study(gptq3={"prompt": 0.5, "hard_prompt": 0.49}))
     assert "no repair here brings back more than noise" in said

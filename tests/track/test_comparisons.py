@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from idp.evaluate.comparisons import of_run
@@ -43,6 +44,34 @@ def test_every_pair_is_the_paired_comparison_of_its_documents(tmp_path):
     assert json.loads(json.dumps(found)) == found
     # A right choice has 0.7 and a wrong one 0.3, so the graded outcome moves by 0.4 of what hits do.
     assert repair["graded"]["mean"]["difference"] == pytest.approx(0.4 * repair["mean"]["difference"])
+
+
+def test_texts_are_paired_by_their_windows(tmp_path):
+    """Windows differ by nats, models by tenths; what both share takes no part in the interval."""
+    drawn = np.random.default_rng(0)
+    base, noise = drawn.normal(3.5, 1.0, 40), drawn.normal(0, 0.02, (2, 40))
+    losses = {"dense": base, "compressed": base + 0.5 + noise[0], "repaired": base + 0.4 + noise[1]}
+    tasks = {row: {"arc_easy": scores} for row, scores in (("dense", DENSE), ("compressed", COMPRESSED))}
+    tasks["repaired"] = {"arc_easy": REPAIRED}
+    found = by_pair(of_run(measured(tmp_path, tasks, {row: {"c4": values} for row, values in losses.items()}),
+                           sources(["arc_easy"])))  # fmt: skip
+    damage, repair = (found[pair]["texts"]["c4"] for pair in (("compressed", "dense"), ("repaired", "compressed")))
+    assert damage["difference"] == pytest.approx(-0.5 - noise[0].mean()) and damage["windows"] == 40
+    gain = losses["compressed"] - losses["repaired"]
+    assert repair["difference"] == pytest.approx(gain.mean())
+    assert repair["high"] - repair["low"] == pytest.approx(2 * 2.02 * gain.std(ddof=1) / 40**0.5, rel=0.02)
+    share = repair["damage_brought_back"]
+    assert share["share"] == pytest.approx(-repair["difference"] / damage["difference"])
+    assert share["low"] < share["share"] < share["high"] < share["low"] + 0.06
+    assert "damage_brought_back" not in damage and json.loads(json.dumps(repair)) == repair
+
+
+@pytest.mark.parametrize("odd", [[3.0], [3.0, float("inf"), 3.0], [3.0, 3.1]], ids=["one", "infinite", "fewer"])
+def test_a_text_that_cannot_be_paired_is_left_out(tmp_path, odd):
+    tasks = {"dense": {"arc_easy": DENSE}, "compressed": {"arc_easy": COMPRESSED}}
+    losses = {"dense": {"c4": odd if len(odd) == 1 else [3.0, 3.1, 3.2]}, "compressed": {"c4": odd}}
+    (found,) = of_run(measured(tmp_path, tasks, losses), sources(["arc_easy"]))
+    assert found["texts"] == {}
 
 
 def test_documents_are_paired_by_their_number_whatever_their_order(tmp_path):
