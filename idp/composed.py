@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -104,21 +103,24 @@ def _await(composed: DictConfig) -> None:
 
 
 def _cells(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides of each run of a grid, as Hydra's own sweeper makes them."""
+    """The overrides of each run of a grid, as the sweeper makes them."""
     import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parser = OverridesParser.create()
-    parsed = parser.parse_overrides(overrides)
-    fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-    with initialized():
-        grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
-    parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
-    drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
-    grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]
+    from idp.sweep.grid import cells, set_aside
+
     path = [word for word in overrides if word.startswith(SEARCH_PATH)]  # where a cell's own YAMLs are
-    for cell in itertools.chain(*BasicSweeper.split_arguments(grid_of, None)):
+    with initialized() as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        overrides, aside = set_aside(overrides, loader)
+        parsed = parser.parse_overrides(overrides)
+        fixed = [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+        grid = hydra.compose("config", fixed, return_hydra_config=True).hydra.sweeper.get("params") or {}
+        parsed = [*parser.parse_overrides([f"{key}={value}" for key, value in grid.items()]), *parsed]
+        drawn = [override for override in parsed if override.is_sweep_override() and not override.is_discrete_sweep()]
+        grid_of = [override for override in parsed if not (override.is_hydra_override() or override in drawn)]
+        made = cells(grid_of, aside, loader, path)
+    for cell in made:
         yield [*path, *cell]
 
 

@@ -5,9 +5,11 @@ config -> [load] -> dense -> [compress] -> compressed -> [recover] -> repaired -
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -69,6 +71,21 @@ def _next(place: Path) -> str:
     return f"to see tables, plots and a page: {shlex.join(report)}\nto see it answer: {shlex.join(command)}"
 
 
+@contextlib.contextmanager
+def given(argv: Sequence[str]) -> Iterator[None]:
+    """Within this Hydra reads a sweep's command line as `idp.sweep.grid` makes it."""
+    from idp.sweep import grid
+
+    before = sys.argv
+    grid.typed[:] = argv
+    sys.argv = [before[0], *grid.rewritten(argv)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+        grid.typed.clear()
+
+
 def main() -> None:
     """The command line: every failure is one line on standard error and a non-zero exit status."""
     from idp.usage import check_flags, explain, help_of
@@ -85,7 +102,8 @@ def main() -> None:
     with failures_in_one_line("interrupted; the same command continues where it stopped", explain):
         register(sys.argv[1:])
         check_flags(sys.argv[1:])
-        job()
+        with given(sys.argv[1:]):
+            job()
         if FAILED:
             raise FAILED.pop()
 

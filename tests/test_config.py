@@ -46,7 +46,7 @@ def test_every_bank_composes(bank, compose):
 @pytest.mark.parametrize("training", options("recovery/training"))
 def test_every_training_composes(training, compose):
     rate = compose("recovery=prefix", f"recovery/training={training}").recovery.training.learning_rate
-    assert rate == {"prompt": 1e-2, "weights": 1e-3}[training]
+    assert rate == {"prompt": 1e-2, "weights": 3e-3, "paper": 1e-3}[training]
 
 
 @pytest.mark.parametrize("search", options("recovery/search"))
@@ -67,7 +67,7 @@ def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
     covered |= {f"experiment/{name}" for name in options("experiment")}  # test_bench_cost.py, every cell of each
-    covered |= {"hydra/launcher/slurm"}  # tests/sweep
+    covered |= {"hydra/launcher/slurm", "hydra/sweeper/grid"}  # tests/sweep
     covered |= {f"optuna/{name}" for name in ("prompt", "bank")} | {"hydra/sweeper/optuna"}  # tests/test_sweepers.py
     covered |= {f"hydra/sweeper/sampler/{name}" for name in ("grid", "random", "tpe")}  # tests/sweep
     parts = [f"recovery/{part}" for part in ("selector", "bank", "training", "search", "fit", "storage")]

@@ -48,8 +48,8 @@ def test_every_recovery_runs_from_end_to_end(model, recovery, run_here, shared_s
         "idp": 100 * 64,
         "ptune": 25 * 64,
         "prefix": 25 * 2 * 2 * kv,
-        "lowrank": 8 * every,
-        "lowrank_intactkv": 8 * every + 1 * 2 * 2 * kv,
+        "lowrank": 32 * every,
+        "lowrank_intactkv": 32 * every + 1 * 2 * 2 * kv,
         "lowrank_experts": 3 * 8 * every + 3 * 64,  # and the centre of each one's text
         "intactkv": 1 * 2 * 2 * kv,
         "cartridge": 26 * 2 * 2 * kv,

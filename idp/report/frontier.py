@@ -93,7 +93,7 @@ def frontier_table(view: View) -> Table:
                 "added": Entry(f"{added:,}", added),
                 "seconds": Entry(f"{made:,.1f}", made) if made is not None else MISSING,
             }
-            line |= {text: _share_entry(share) for text in _texts(view) if (share := _share_of_text(row, text))}
+            line |= {text: _share_entry(found) for text in _texts(view) if (found := _share_of_text(row, text))}
             for part in PARTS:
                 ratios = row.latency(part)
                 merged = f" (merged {ratios[1]:.2f})" if ratios and ratios[1] else ""
@@ -275,8 +275,9 @@ def _share_of_text(row: Cell, text: str) -> Reach | None:
     """Of the nats per token that compression took there: a mean over seeds, and of the ends of their intervals."""
     shares = []
     for model in row.members:
-        texts = (model.comparisons.get("compressed") or {}).get("texts") or {}
-        if not (found := (texts.get(text) or {}).get("damage_brought_back")):
+        against = model.comparisons.get("compressed")
+        test = (against.get("texts") or {}).get(text) if against is not None else None
+        if test is None or (found := test.get("damage_brought_back")) is None:
             return None
         shares.append((found["share"], found["low"], found["high"]))
     value, low, high = (sum(each) / len(shares) for each in zip(*shares, strict=True))

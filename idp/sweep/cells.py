@@ -12,6 +12,7 @@ from typing import Any
 from idp.errors import UserError
 from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell, read
 from idp.store import digest, write_json
+from idp.sweep.grid import typed
 
 
 def identity(overrides: Sequence[str]) -> str:
@@ -33,7 +34,9 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
         tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs if tuple(overrides) not in known
     }
     launcher = config.hydra.runtime.choices["hydra/launcher"]
-    sweep = Sweep(folder, sys.argv[1:], str(Path.cwd()), launcher, [*known.values(), *new.values()])
+    again = {cell.folder for cell in new.values() if cell.folder is not None}  # the same run in other words
+    before = [cell for cell in known.values() if cell.folder not in again]
+    sweep = Sweep(folder, list(typed) or sys.argv[1:], str(Path.cwd()), launcher, [*before, *new.values()])
     sweep.write()
     return sweep
 

@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from idp.sweep.cells import identity, list_cells
+from idp.sweep.grid import GRIDS
 
 
 class ListCells(Callback):
@@ -20,18 +21,19 @@ class ListCells(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         overrides = list(config.hydra.overrides.task)
+        aside = list(config.hydra.sweeper.get("where_known") or [])
         given = list(config.hydra.overrides.hydra)
         if not any(word.startswith("hydra.sweep.dir=") for word in given):
-            folder = f"{config.hydra.sweep.dir}/{identity(overrides)}"
+            folder = f"{config.hydra.sweep.dir}/{identity([*overrides, *aside])}"
             with read_write(config):  # the cells' own processes are told as well
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{folder}'"]
-        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
-            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        if config.hydra.runtime.choices["hydra/sweeper"] in GRIDS:
+            from idp.sweep.grid import cells
 
             loader = GlobalHydra.instance().config_loader()
             grid = {**(config.hydra.sweeper.params or {})}
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(
                 [*(f"{key}={value}" for key, value in grid.items()), *overrides]
             )
-            list_cells(config, loader, BasicSweeper.split_arguments(parsed, None)[0])
+            list_cells(config, loader, cells(parsed, aside, loader))

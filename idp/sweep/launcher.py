@@ -21,6 +21,7 @@ from idp.records.record import RECORD, heldout_loss, load
 from idp.store.lease import lease_at, wait_for
 from idp.sweep import cells as listing
 from idp.sweep.cell_status import CellStatus, statuses, wait
+from idp.sweep.grid import GRIDS
 
 LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
 
@@ -55,7 +56,7 @@ class SlurmLauncher(SubmititLauncher):
             UserError: SLURM is not here or refuses, or the sweeper needs results and nobody waits for them.
         """
         sweeper = self.config.hydra.runtime.choices["hydra/sweeper"]
-        if sweeper != "basic" and not self.wait:
+        if sweeper not in GRIDS and not self.wait:
             raise UserError(f"hydra/sweeper={sweeper} needs the results of its cells: add hydra.launcher.wait=true")
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
         wanted = {tuple(overrides): number for number, overrides in enumerate(job_overrides, start=initial_job_idx)}

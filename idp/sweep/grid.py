@@ -1,0 +1,207 @@
+"""The cells of a grid whose choices have different options.
+
+`recovery=prompt,lora recovery.length=4` means a length to prompts and nothing to LoRA. Hydra wants every word to fit
+every cell, and the default choice as well. Here a word about a swept group reaches the cells whose choice has that
+option; where none has it, it is refused, and where some have not, they are named before anything starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from idp.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+log = logging.getLogger(__name__)
+
+OPTION = "hydra.sweeper.where_known"  # the words that are set aside for `cells`
+CONFIG = "config"
+GRIDS = ("basic", "grid")  # sweepers whose cells are known beforehand: Hydra's own, and the one here
+OWN_SWEEPERS = ("hydra/sweeper", "optuna")  # words that choose a sweeper, which then makes its own cells
+EXPERIMENT = "experiment"
+typed: list[str] = []  # the command line as it was given, where Hydra was given another one
+
+
+def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
+    """Of the words of a sweep those that every cell is given, and those about the options of a group that is swept.
+
+    Args:
+        words: a command line's overrides, flags left out.
+        loader: Hydra's config loader, which knows the groups.
+
+    Raises:
+        UserError: several experiments, each of which has a grid of its own.
+    """
+    parsed = _parse(words, loader)
+    if any(override.key_or_group in OWN_SWEEPERS for override in parsed):
+        return list(words), []
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    if EXPERIMENT in swept:
+        raise UserError(
+            f"{EXPERIMENT}: each has a grid of its own, and a sweep takes one; give them one after the other, such as"
+            f" -m +{EXPERIMENT}=nine_tasks"
+        )
+    swept |= set(_grid_of_experiment(words, parsed, loader))
+    groups = {name.replace("/", ".") for name in swept if loader.repository.group_exists(name)}
+    aside = [
+        word
+        for word, override in zip(words, parsed, strict=True)
+        if not override.is_sweep_override() and _plain(override) and _within(override.key_or_group, groups)
+    ]
+    return [word for word in words if word not in aside], aside
+
+
+def rewritten(argv: Sequence[str]) -> list[str]:
+    """A sweep's command line with the words set aside that not every cell takes; any other one as it is.
+
+    Raises:
+        UserError: as of `set_aside`.
+        Exception: one of Hydra's, for words that it cannot read.
+    """
+    from idp.composed import initialized, without_flags
+
+    about = [word for word in argv if not word.startswith(("-", "hydra")) and re.match(r"\w+[./]", word)]
+    if not {"-m", "--multirun"} & set(argv) or not about:
+        return list(argv)
+    given = without_flags([word for word in argv if word not in ("-m", "--multirun")])
+    with initialized() as loader:
+        _, aside = set_aside([word for word in given if not word.startswith("-")], loader)
+    return [*(word for word in argv if word not in aside), *([as_override(aside)] if aside else [])]
+
+
+def as_override(aside: Sequence[str]) -> str:
+    """The words that were set aside as one override of Hydra's, which `idp.sweep.sweeper.Grid` is given."""
+    quoted = ("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in aside)
+    return f"{OPTION}=[{','.join(quoted)}]"
+
+
+def cells(shared: Iterable[Override], aside: Sequence[str], loader: Any, path: Sequence[str] = ()) -> list[list[str]]:
+    """The overrides of each cell, the last one varying fastest, as Hydra's own sweeper makes them.
+
+    Args:
+        shared: the grid, and the words that every cell is given.
+        aside: those that reach only the cells that have the option.
+        loader: Hydra's config loader.
+        path: overrides that say where more YAMLs are, where the loader does not know it.
+
+    Raises:
+        UserError: no cell has an option that was given a value.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    made = list(itertools.chain(*BasicSweeper.split_arguments(list(shared), None)))
+    if not aside:
+        return made
+    fits = Fits(loader, path)
+    lacking: dict[str, list[str]] = {word: [] for word in aside}
+    found = []
+    for cell in made:
+        known = fits.of(cell, aside)
+        for word in aside:
+            if word not in known:
+                lacking[word].append(" ".join(cell) or "the only cell")
+        found.append([*cell, *known])
+    for word, without in lacking.items():
+        if len(without) == len(made):
+            raise UserError(fits.refusal(made[0], word))
+        if without:
+            log.warning("%s: no such option, and left out, in %s", word, "; ".join(without))
+    return found
+
+
+class Fits:
+    """Which of some words the config of a cell has an option for; each combination of YAMLs is composed once."""
+
+    def __init__(self, loader: Any, path: Sequence[str] = ()):
+        self.loader, self.path = loader, list(path)
+        self._known: dict[tuple[str, ...], Any] = {}
+
+    def of(self, cell: Sequence[str], words: Sequence[str]) -> list[str]:
+        """Those that fit, one beside the other: `recovery/selector=random` brings options of its own."""
+        chosen = [word for word, override in zip(cell, _parse(cell, self.loader), strict=True) if self._group(override)]
+        fitting = []
+        for word, override in zip(words, _parse(words, self.loader), strict=True):
+            if self._group(override) and self._compose([*chosen, word]) is not None:
+                chosen.append(word)
+                fitting.append(word)
+        composed = self._compose(chosen)
+        for word, override in zip(words, _parse(words, self.loader), strict=True):
+            if not self._group(override) and (composed is None or _has(composed, override)):
+                fitting.append(word)
+        return [word for word in words if word in fitting]
+
+    def refusal(self, cell: Sequence[str], word: str) -> str:
+        """What Hydra says of a word that a cell has no option for."""
+        from idp.usage import explain
+
+        try:
+            self.loader.load_configuration(CONFIG, [*self.path, *cell, word], _run())
+        except Exception as error:
+            return f"{explain(error)}, nor in any other cell of the sweep"
+        raise ValueError(f"{word} fits {' '.join(cell)}")
+
+    def _group(self, override: Override) -> bool:
+        key = override.key_or_group
+        return "." not in key and bool(self.loader.repository.group_exists(key))
+
+    def _compose(self, chosen: Sequence[str]) -> Any:
+        """The config of some choices; None where they do not go together, which the cell itself will say."""
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        key = tuple(chosen)
+        if key not in self._known:
+            try:
+                self._known[key] = self.loader.load_configuration(CONFIG, [*self.path, *chosen], _run())
+            except (HydraException, OmegaConfBaseException):
+                self._known[key] = None
+        return self._known[key]
+
+
+def _has(composed: Any, override: Override) -> bool:
+    """Whether a config has the option that a word sets; a value that does not fit is refused by the cell itself."""
+    node = composed
+    for name in override.key_or_group.split("."):
+        if node is None or not hasattr(node, "keys") or name not in node:
+            return False
+        node = node._get_node(name)
+    return True
+
+
+def _grid_of_experiment(words: Sequence[str], parsed: Sequence[Override], loader: Any) -> list[str]:
+    """The options that the experiment of a command line sweeps."""
+    chosen = [word for word, override in zip(words, parsed, strict=True) if override.key_or_group == EXPERIMENT]
+    path = [word for word in words if word.startswith("hydra.searchpath=")]
+    if not chosen:
+        return []
+    config = loader.load_configuration(CONFIG, [*path, *chosen], _run())
+    return list(config.hydra.sweeper.get("params") or {})
+
+
+def _plain(override: Override) -> bool:
+    """Neither an addition nor a deletion, which say themselves what is to be there."""
+    return not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
+
+
+def _within(key: str, groups: set[str]) -> bool:
+    """Whether it is about something within one of the groups: `recovery.length`, `recovery/selector`."""
+    name = key.partition("@")[0].replace("/", ".")
+    return any(name.startswith(f"{group}.") for group in groups)
+
+
+def _parse(words: Sequence[str], loader: Any) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
+def _run() -> Any:
+    from hydra.types import RunMode
+
+    return RunMode.RUN

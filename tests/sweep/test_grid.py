@@ -1,0 +1,80 @@
+"""The cells of a grid: words about a swept group reach those whose choice has the option."""
+
+import pytest
+
+from idp.composed import Composer, _cells, configs, initialized
+from idp.errors import UserError
+from idp.sweep.grid import as_override, rewritten, set_aside
+
+TINY = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none")
+
+
+def cells(*words):
+    return list(_cells(list(words)))
+
+
+def test_an_option_reaches_the_cells_that_have_it(caplog):
+    found = list(configs([*TINY, "recovery=lowrank,prompt,idp", "recovery.lengths=[4,5]"], sweep=True))
+    assert [config.recovery.kind for config in found] == ["lowrank", "prompt", "idp"]
+    assert list(found[2].recovery.lengths) == [4, 5]
+    (said,) = [line for line in caplog.messages if line.startswith("recovery.lengths=[4,5]: no such option")]
+    assert "recovery=lowrank" in said and "recovery=prompt" in said and "recovery=idp" not in said
+
+
+def test_one_that_all_have_reaches_all_and_nothing_is_said(caplog):
+    found = list(configs([*TINY, "recovery=prompt,lora", "recovery.training.steps=3"], sweep=True))
+    assert [config.recovery.training.steps for config in found] == [3, 3] and not caplog.messages
+
+
+def test_choices_within_a_swept_choice_bring_their_options():
+    found = cells(*TINY, "recovery=prompt,idp", "recovery/selector=random", "recovery.selector.seed=3")
+    assert found[0][-1] == "recovery=prompt" and found[1][-2:] == [
+        "recovery/selector=random",
+        "recovery.selector.seed=3",
+    ]
+    both = cells(
+        "recovery=prompt,lora", "compressor=gptq3,wanda50", "compressor.quantization.bits=2", "recovery.rank=4"
+    )
+    assert [len(cell) for cell in both] == [3, 3, 4, 4]
+    with initialized():
+        composed = Composer().compose(both[2])
+    assert composed.compressor.quantization.bits == 2 and composed.recovery.rank == 4
+
+
+def test_one_that_no_cell_has_is_refused_and_a_value_that_does_not_fit_as_well():
+    with pytest.raises(UserError, match=r"^recovery.lengths: there is no such option here; .* nor in any other cell"):
+        cells(*TINY, "recovery=prompt,lora", "recovery.lengths=[4]")
+    with pytest.raises(UserError, match=r"recovery.length=0: must be at least 1"):
+        list(configs([*TINY, "recovery=prompt,lora", "recovery.length=0"], sweep=True))
+
+
+def test_an_experiment_s_grid_counts_and_several_experiments_are_refused():
+    found = cells("+experiment=recoveries", "recovery.lengths=[4,5]", "seed=0")
+    assert {cell[-1] for cell in found if "recovery=idp" in cell} == {"recovery.lengths=[4,5]"}
+    assert not any("lengths" in word for cell in found if "recovery=idp" not in cell for word in cell)
+    for words in ("+experiment=nine_tasks,recoveries", "+experiment=glob(*)"):
+        with pytest.raises(UserError, match="each has a grid of its own, and a sweep takes one"):
+            cells(words)
+
+
+def test_what_is_set_aside_comes_back_as_it_was():
+    words = ["recovery=prompt,lora", "X", "seed=1", "+recovery.new=1", "task.fewshot=2"]
+    words[1] = "recovery.init_text='a, \\'b\\' c'"
+    with initialized() as loader:
+        shared, aside = set_aside(words, loader)
+        assert aside == [words[1]] and shared == [words[0], *words[2:]]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (override,) = OverridesParser.create().parse_overrides([as_override(aside)])
+    assert override.value() == aside
+
+
+def test_command_lines_of_other_kinds_stay_as_they_are():
+    for words in (
+        ["recovery=prompt", "recovery.length=4"],
+        ["-m", "seed=0,1", "recovery=prompt", "recovery.length=4"],
+        ["-m", "recovery=prompt,lora", "seed=0"],
+        ["-m", "hydra/sweeper=optuna", "recovery=choice(prompt,ptune)", "recovery.length=4"],
+    ):
+        assert rewritten(words) == words
+    assert rewritten(["-m", "recovery=prompt,lora", "recovery.length=4"])[:2] == ["-m", "recovery=prompt,lora"]
