@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher as HydrasLauncher
 
 from idp.errors import UserError
-from idp.sweep.side_by_side import SECONDS_TO_STOP, Ending
+from idp.sweep.side_by_side import SECONDS_TO_STOP, Ending, end_in_good_order
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -42,7 +42,6 @@ class JoblibLauncher(HydrasLauncher):
             UserError: some were killed, or there is no number of them to run at the same time.
         """
         import joblib
-        from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
         if self.n_jobs == 0:
             raise UserError("hydra.launcher.n_jobs=0: say how many cells run at the same time; -1: as many as cores")
@@ -57,20 +56,30 @@ class JoblibLauncher(HydrasLauncher):
         def cell(index: int) -> JobReturn:
             try:
                 number = initial_job_idx + index
-                return workers.run(execute_job, number, list(job_overrides[index]), *common)
+                return workers.run(_cell, number, list(job_overrides[index]), *common)
             except Killed as error:
                 return ending.of_killed(index, str(error))
 
         running = [threads.submit(cell, index) for index in range(len(job_overrides))]
         try:
             found = [each.result() for each in running]
-        except BaseException:  # Ctrl-C, which the cells were told as well
+        except KeyboardInterrupt:
             threads.shutdown(wait=False, cancel_futures=True)
-            wait(running, timeout=SECONDS_TO_STOP)
+            workers.stop()
+            wait([each for each in running if not each.cancelled()], timeout=SECONDS_TO_STOP)
             raise
         finally:
             workers.close()
         return ending.results(found)
+
+
+def _cell(*arguments: Any) -> JobReturn:
+    """One cell, in a worker."""
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+    end_in_good_order()
+    done: JobReturn = execute_job(*arguments)
+    return done
 
 
 class Killed(Exception):
@@ -116,6 +125,12 @@ class _Workers:
         with self._lock:
             self._all.append(ProcessPoolExecutor(max_workers=1, env=self._environment))
             return self._all[-1]
+
+    def stop(self) -> None:
+        """Has them end what they do."""
+        for worker in self._all:
+            for process in list((worker._processes or {}).values()):
+                process.terminate()
 
     def close(self) -> None:
         """Ends all of them."""

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -22,7 +21,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 from omegaconf import OmegaConf
 
-from idp.sweep.side_by_side import SECONDS_TO_STOP, Ending, check_folder, failed
+from idp.sweep.side_by_side import SECONDS_TO_STOP, Ending, check_folder, end_in_good_order, failed
 
 NO_LIMIT = 10 * 365 * 24 * 60  # minutes: submitit wants a number
 POLL_SECONDS = 0.2
@@ -47,8 +46,7 @@ class SubmititLocalLauncher(LocalLauncher):
         if self.params.get("gpus_per_node") is None:  # submitit hides all GPUs from a cell that names no number of them
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             os.environ |= {} if self.visible is None else {"CUDA_VISIBLE_DEVICES": self.visible}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _stop)
+        end_in_good_order()
         import idp.run  # noqa: F401  its settings for libraries
 
         return super().__call__(*job)
@@ -125,13 +123,6 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends a run in good order, which a second signal does not disturb."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _stop_all(watchers: Sequence[subprocess.Popen[bytes]]) -> None:

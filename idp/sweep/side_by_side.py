@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -57,6 +59,18 @@ def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
     done = JobReturn(overrides=list(overrides))
     done.status, done.return_value = JobStatus.FAILED, error
     return done
+
+
+def end_in_good_order() -> None:
+    """Has Ctrl-C and SIGTERM end a cell as Ctrl-C ends a run; a second one, such as the sweep's, changes nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def check_folder(folder: str) -> None:
