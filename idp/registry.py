@@ -12,6 +12,7 @@ Two kinds of one name are refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -22,7 +23,7 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from omegaconf import MISSING
 
@@ -174,8 +175,8 @@ def register(argv: Sequence[str] = ()) -> None:
     store.store(group="schema", name="fit", node=config.Fitting)
     store.store(group="schema", name="storage", node=config.Storage)
     store.store(group="schema", name="calibration", node=config.Calibration)
-    if (launcher := _slurm_launcher()) is not None:
-        store.store(group="schema", name="slurm_launcher", node=launcher)
+    for name, launcher in _launchers().items():
+        store.store(group="schema", name=f"{name}_launcher", node=launcher)
     for name, nodes in known.items():
         for kind, node in nodes.items():
             store.store(group=f"schema/{name}", name=kind, node=node)
@@ -331,10 +332,18 @@ def _file(node: type) -> str:
     return str(getattr(sys.modules.get(node.__module__), "__file__", node.__module__))
 
 
-def _slurm_launcher() -> type | None:
-    """The options of `hydra/launcher=slurm`: submitit's, and `wait`; None where Hydra's submitit is not installed."""
-    try:
-        from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
-    except ModuleNotFoundError:  # a machine that runs, and sends nothing to a cluster
-        return None
-    return dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))
+def _launchers() -> dict[str, type]:
+    """The options of `hydra/launcher=slurm`, `submitit_local` and `joblib`, of those whose packages are installed."""
+    found: dict[str, type] = {}
+    with contextlib.suppress(ModuleNotFoundError):  # a machine that runs, and sends nothing to a cluster
+        from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+
+        own: list[tuple[str, Any, Any]] = [("timeout_min", Optional[int], None), ("max_num_timeout", int, 0)]
+        found["slurm"] = dataclasses.make_dataclass("SlurmLauncher", [("wait", bool, False)], bases=(SlurmQueueConf,))
+        found["submitit_local"] = dataclasses.make_dataclass("LocalLauncher", own, bases=(LocalQueueConf,))
+    with contextlib.suppress(ModuleNotFoundError):
+        import hydra_plugins.hydra_joblib_launcher  # noqa: F401
+
+        options: list[tuple[str, Any, Any]] = [("_target_", str, ""), ("n_jobs", int, -1)]
+        found["joblib"] = dataclasses.make_dataclass("JoblibLauncher", options)
+    return found

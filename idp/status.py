@@ -17,7 +17,7 @@ from filelock import Timeout
 from idp.errors import UserError, disk_trouble, lacks_memory, out_of_memory
 from idp.preemption import STOP, Stopped
 from idp.store import write_json
-from idp.store.lease import lease_at, wait_for
+from idp.store.lease import lease_at, process_token, wait_for
 
 log = logging.getLogger("idp")
 
@@ -29,7 +29,7 @@ class Status:
     """Writes `status.json`: state (running, queued, done, failed), stage, and the one-line reason of a failure.
 
     `queued` is said by a run that SLURM stopped and queued again; `job` and `submission` are the number and the name of
-    its SLURM job.
+    its SLURM job; `process` tells its process from a later one of the same `pid`.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -41,6 +41,7 @@ class Status:
             "started": _now(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "process": process_token(os.getpid()),
             "job": _slurm_job(),
             "submission": os.environ.get("SLURM_JOB_NAME"),
             "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),

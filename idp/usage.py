@@ -31,6 +31,7 @@ GROUPS = (
 SUBMITIT = ("hydra-submitit-launcher", "slurm")
 LAUNCHERS = {  # the package of each that is none of Hydra's own, and the extra that has it
     "joblib": ("hydra-joblib-launcher", "joblib"),
+    "slurm": SUBMITIT,
     "submitit_local": SUBMITIT,
     "submitit_slurm": SUBMITIT,
 }
@@ -113,8 +114,9 @@ def check_flags(argv: Sequence[str]) -> None:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's or OmegaConf's: what, where, and what to do."""
-    if "schema/slurm_launcher" in str(error):
-        return lacks("hydra/launcher=slurm", *LAUNCHERS["submitit_slurm"])
+    lacking = re.search(r"schema/(\w+)_launcher", str(error))
+    if lacking and lacking[1] in LAUNCHERS:
+        return lacks(f"hydra/launcher={lacking[1]}", *LAUNCHERS[lacking[1]])
     absent = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if absent and absent[1] in LAUNCHERS:
         return lacks(f"hydra/launcher={absent[1]}", *LAUNCHERS[absent[1]])

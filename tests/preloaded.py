@@ -41,6 +41,7 @@ LIBRARIES = (
     "hydra._internal.hydra",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "hydra_plugins.idp_joblib",
     "hydra_plugins.idp_slurm",
     "llmcompressor",
     "llmcompressor.modeling.moe.gpt_oss",

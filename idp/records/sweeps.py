@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from idp.errors import UserError
@@ -31,28 +31,54 @@ class SweepCell:
 class Submission:
     """Cells given to SLURM together: the job's name, which no other job has, and the runs' folders in the array.
 
-    `time` is in seconds since 1970. `job` is the number that SLURM gave, where it could still be written down.
+    `time` is in seconds since 1970. `job` is the number that SLURM gave, where it could still be written down. `user`
+    is who submitted them, by number; None where an earlier version did.
     """
 
     name: str
     time: float
     folders: list[str]
     job: str | None = None
+    user: int | None = None
 
     def number(self, index: int) -> str | None:
         """The number of one of its jobs, as squeue shows it."""
         return self.job if self.job is None or len(self.folders) == 1 else f"{self.job}_{index}"
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that was given, the folder that it was given in, and the launcher of its cells."""
+
+    command: list[str]
+    directory: str
+    launcher: str
+
+    def is_as(self, other: Command) -> bool:
+        """Whether both have the same cells: the launcher's options and the order of the words may differ."""
+        return self._of_cells() == other._of_cells()
+
+    def _of_cells(self) -> list[str]:
+        return sorted(word for word in self.command if not word.startswith(("hydra.launcher.", "hydra/launcher=")))
+
+
 @dataclass
 class Sweep:
-    """A sweep's folder and what its `sweep.json` says; `directory` is where its command was given."""
+    """A sweep's folder and what its `sweep.json` says; `directory` is where its command was given.
+
+    `earlier` has the other commands that were given for this folder, whose cells are among `cells`.
+    """
 
     folder: Path
     command: list[str]
     directory: str
     launcher: str
     cells: list[SweepCell]
+    earlier: list[Command] = field(default_factory=list)
+
+    def last(self) -> Command:
+        """The command that was given last."""
+        return Command(self.command, self.directory, self.launcher)
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +94,8 @@ def read(folder: Path) -> Sweep:
     try:
         values = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         cells = [SweepCell(**cell) for cell in values.pop("cells")]
-        return Sweep(folder, cells=cells, **values)
+        earlier = [Command(**command) for command in values.pop("earlier", [])]
+        return Sweep(folder, cells=cells, earlier=earlier, **values)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep here ({SWEEP} is missing); name a folder of outputs/sweeps") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ crash of the whole node left empty names no holder, and is removed after twice a
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,37 @@ def wait_for(held: SoftFileLease) -> AcquireReturnProxy:
         except Timeout:
             if empty is not None and empty == _empty(path):
                 path.unlink(missing_ok=True)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a lease is there, and its holder has touched it lately: twice as long as others wait for it."""
+    try:
+        return time.time() - path.stat().st_mtime < 2 * TAKEN_AFTER_SECONDS
+    except OSError:
+        return False
+
+
+def process_token(pid: int) -> str | None:
+    """What tells a process from another that is given its number later, after a reboot or in another container.
+
+    `boot/namespace/start`: the id of this system's boot, the inode of the namespace in which the number holds, and the
+    process's start in clock ticks since the boot. None where there is no such process, or no /proc to ask.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state in (b"Z", b"X") else f"{place_of_processes()}/{fields[18].decode()}"
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def place_of_processes() -> str:
+    """Where numbers of processes are those of this process: the system's boot and the namespace, as in its token.
+
+    Raises:
+        OSError: there is no /proc to ask.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _empty(path: Path) -> tuple[int, int] | None:

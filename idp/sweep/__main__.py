@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from idp.command import failures_in_one_line, help_text, parse_action, quiet_lib
 from idp.errors import UserError
 
 if TYPE_CHECKING:
-    from idp.records.sweeps import Sweep
+    from idp.records.sweeps import Command, Sweep
 
 OPENING = """idp sweep: where each cell of a sweep stands, and the way on
 
@@ -91,6 +92,8 @@ def act(action: str, options: StatusOptions | ResumeOptions, launcher: Sequence[
 def resume(sweep: Sweep, launcher: list[str]) -> None:
     """Becomes the sweep's own command, where it was given; the launcher leaves alone what is done or in the queue.
 
+    Of several commands with the same folder, those before the last are given again first.
+
     Raises:
         UserError: other options than the launcher's are given.
     """
@@ -101,10 +104,15 @@ def resume(sweep: Sweep, launcher: list[str]) -> None:
     if not any(status.open for status in statuses(sweep)):
         print(f"{sweep.folder}: nothing is missing, and nothing failed")
         return
-    command = [sys.executable, "-m", "idp.run", *sweep.command, *launcher]
+    for earlier in sweep.earlier:
+        subprocess.run(_again(earlier, launcher if earlier.launcher == sweep.launcher else []), cwd=earlier.directory)
     os.chdir(sweep.directory)
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, _again(sweep.last(), launcher))
+
+
+def _again(given: Command, launcher: list[str]) -> list[str]:
+    return [sys.executable, "-m", "idp.run", *given.command, *launcher]
 
 
 def _sweeps() -> Path:

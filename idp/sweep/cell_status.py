@@ -17,7 +17,7 @@ from idp.errors import UserError
 from idp.records.record import RECORD
 from idp.records.sweeps import Submission, Sweep, SweepCell, last_submissions
 from idp.status import LOCK, STATUS, TIME
-from idp.store.lease import TAKEN_AFTER_SECONDS
+from idp.store.lease import is_held, place_of_processes, process_token
 from idp.sweep import queue
 
 STATES = ("done", "running", "queued", "failed", "missing")
@@ -46,22 +46,31 @@ def statuses(sweep: Sweep) -> list[CellStatus]:
         UserError: cells were given to SLURM, and squeue does not answer.
     """
     last = last_submissions(sweep.folder.parent)
-    submissions = {made.name: made for folder, (made, _) in last.items() if folder in {c.folder for c in sweep.cells}}
-    jobs = queue.jobs(submissions.keys()) if submissions else {}
     cells = list({cell.folder or tuple(cell.overrides): cell for cell in sweep.cells}.values())
-    found = [_status(cell, last.get(cell.folder or ""), jobs) for cell in cells]
+    folders = [cell.folder for cell in cells if cell.folder is not None and not _is_done(Path(cell.folder))]
+    submissions = [last[folder][0] for folder in folders if folder in last]
+    jobs = queue.jobs({made.name for made in submissions}) if submissions else {}
+    hidden = any(made.user != os.geteuid() for made in submissions) and queue.hides_others()
+    found = [_status(cell, last.get(cell.folder or ""), jobs, hidden) for cell in cells]
     lost = [status.cell.folder for status in found if status.remark in (KILLED, UNBORN)]
     asked = [last[folder][0] for folder in lost if folder in last]
     ways = queue.ended({made.name for made in asked}, min(made.time for made in asked)) if asked else {}
     return [_explained(status, last, ways, sweep) for status in found]
 
 
-def _status(cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job]) -> CellStatus:
+def _is_done(folder: Path) -> bool:
+    return _run_status(folder).get("state") == "done" and (folder / RECORD).exists()
+
+
+def _status(
+    cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[queue.Place, queue.Job], hidden: bool
+) -> CellStatus:
+    """`hidden`: whether SLURM shows no jobs but one's own."""
     if cell.folder is None:
         return CellStatus(cell, "failed", remark=cell.error or "")
     folder = Path(cell.folder)
     status = _run_status(folder)
-    if status.get("state") == "done" and (folder / RECORD).exists():
+    if _is_done(folder):
         return CellStatus(cell, "done", status.get("job"))
     submission, index = last or (None, 0)
     ours = submission is not None and status.get("submission") == submission.name
@@ -70,9 +79,13 @@ def _status(cell: SweepCell, last: tuple[Submission, int] | None, jobs: dict[que
             return CellStatus(cell, "running", job.number, status["stage"] if ours else "starting")
         again = f"goes on at {status['stage']}" if ours else ""
         return CellStatus(cell, "queued", job.number, ", ".join(filter(None, (job.reason.replace("None", ""), again))))
-    if status.get("state") == "running" and not ours and _alive(folder, status):
+    others = submission is not None and submission.user != os.geteuid()
+    if status.get("state") == "running" and (others or not ours) and _alive(folder, status):
         return CellStatus(cell, "running", status["job"], f"{status['stage']} on {status['host']}")
-    if submission is not None and not ours and _started(status) < submission.time:
+    unborn = submission is not None and not ours and _started(status) < submission.time
+    if submission is not None and others and hidden and (unborn or (ours and status.get("state") == "queued")):
+        return CellStatus(cell, "queued", submission.number(index), "or ended: SLURM shows you no jobs of others")
+    if submission is not None and unborn:
         return CellStatus(cell, "failed", submission.number(index), UNBORN)
     if not status:
         return CellStatus(cell, "missing")
@@ -106,20 +119,29 @@ def _started(status: dict[str, Any]) -> float:
 
 
 def _alive(folder: Path, status: dict[str, Any]) -> bool:
-    """Whether the process that holds a run's folder lives: asked of this machine, or told by how fresh its lock is."""
-    try:
-        touched = (folder / LOCK).stat().st_mtime
-    except OSError:
+    """Whether the process that holds a run's folder lives: by its token here, by how fresh its lease is elsewhere."""
+    if not (folder / LOCK).exists():
         return False
-    if status["host"] != socket.gethostname():
-        return time.time() - touched < 2 * TAKEN_AFTER_SECONDS
+    boot_and_namespace, _, _ = (status.get("process") or "").rpartition("/")
+    try:
+        if boot_and_namespace == place_of_processes():
+            return process_token(status["pid"]) == status["process"]
+    except OSError:
+        pass
+    return is_held(folder / LOCK) and not _gone(status)
+
+
+def _gone(status: dict[str, Any]) -> bool:
+    """Whether a run of a version that wrote no token was one of this machine, which has no such process any more."""
+    if status.get("process") is not None or status["host"] != socket.gethostname():
+        return False
     try:
         os.kill(status["pid"], 0)
     except ProcessLookupError:
-        return False
+        return True
     except PermissionError:
         pass
-    return True
+    return False
 
 
 def wait(sweep: Sweep, say: Any = print) -> list[CellStatus]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,17 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
         jobs: the overrides of each cell.
     """
     folder = Path(config.hydra.sweep.dir).absolute()
-    known = {tuple(cell.overrides): cell for cell in read(folder).cells} if (folder / SWEEP).exists() else {}
+    before = read(folder) if (folder / SWEEP).exists() else None
+    known = {tuple(cell.overrides): cell for cell in before.cells} if before else {}
     new = {
         tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs if tuple(overrides) not in known
     }
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     again = {cell.folder for cell in new.values() if cell.folder is not None}  # the same run in other words
-    before = [cell for cell in known.values() if cell.folder not in again]
-    sweep = Sweep(folder, list(typed) or sys.argv[1:], str(Path.cwd()), launcher, [*before, *new.values()])
+    others = [cell for cell in known.values() if cell.folder not in again]
+    sweep = Sweep(folder, list(typed) or sys.argv[1:], str(Path.cwd()), launcher, [*others, *new.values()])
+    if before:
+        sweep.earlier = [each for each in (*before.earlier, before.last()) if not each.is_as(sweep.last())]
     sweep.write()
     return sweep
 
@@ -58,14 +62,14 @@ def _cell(config: Any, loader: Any, overrides: list[str]) -> SweepCell:
 
 def submit(sweep: Sweep, name: str, cells: Sequence[SweepCell]) -> Submission:
     """Writes down that cells are about to be given to SLURM under a job's name."""
-    made = Submission(name, time.time(), [cell.folder for cell in cells if cell.folder is not None])
+    made = Submission(name, time.time(), [cell.folder for cell in cells if cell.folder is not None], user=os.geteuid())
     _write(sweep.folder, made)
     return made
 
 
 def submitted(sweep: Sweep, made: Submission, job: str) -> None:
     """Adds the number that SLURM gave."""
-    _write(sweep.folder, Submission(made.name, made.time, made.folders, job))
+    _write(sweep.folder, replace(made, job=job))
 
 
 def withdraw(sweep: Sweep, made: Submission) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -16,10 +17,18 @@ from idp.sweep.grid import GRIDS
 class ListCells(Callback):
     """Names the sweep's folder by the sweep's words, and writes the cells of a grid down before the first one starts.
 
-    Other sweepers choose their cells as they go.
+    Other sweepers choose their cells as they go. Options of Hydra that would be ignored in silence are refused.
     """
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        choices = config.hydra.runtime.choices
+        for group, would in (("hydra/launcher", "run here"), ("hydra/sweeper", "search nothing")):
+            if choices[group] not in GRIDS:
+                _refuse(f"{group}={choices[group]} is for sweeps, and this command would {would}: add -m")
+        _refuse_other_folders(config)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _refuse_other_folders(config)
         overrides = list(config.hydra.overrides.task)
         aside = list(config.hydra.sweeper.get("where_known") or [])
         given = list(config.hydra.overrides.hydra)
@@ -37,3 +46,15 @@ class ListCells(Callback):
                 [*(f"{key}={value}" for key, value in grid.items()), *overrides]
             )
             list_cells(config, loader, cells(parsed, aside, loader))
+
+
+def _refuse_other_folders(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        _refuse(
+            "hydra.job.chdir=true: a run's paths are relative to where its command is given, and its folder is named"
+            " by what it computes; leave it out, and use output=... for another place"
+        )
+
+
+def _refuse(message: str) -> None:
+    sys.exit(f"error: {message}")  # of an `Exception`, Hydra makes a warning, and goes on

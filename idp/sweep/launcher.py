@@ -20,10 +20,12 @@ from idp.errors import UserError
 from idp.records.record import RECORD, heldout_loss, load
 from idp.store.lease import lease_at, wait_for
 from idp.sweep import cells as listing
+from idp.sweep import queue
 from idp.sweep.cell_status import CellStatus, statuses, wait
 from idp.sweep.grid import GRIDS
+from idp.sweep.side_by_side import check_folder
 
-LARGEST_ARRAY = 1000  # SLURM's own default limit is 1001
+LARGEST_ARRAY = 1000  # jobs; SLURM's own default limit is 1001
 
 
 class SlurmLauncher(SubmititLauncher):
@@ -53,19 +55,26 @@ class SlurmLauncher(SubmititLauncher):
             nothing, or with `wait` the result of every cell, in the order of `job_overrides`.
 
         Raises:
-            UserError: SLURM is not here or refuses, or the sweeper needs results and nobody waits for them.
+            UserError: SLURM is not here or refuses, the sweep's folder has a name that SLURM takes for another, or the
+                sweeper needs results and nobody waits for them.
         """
         sweeper = self.config.hydra.runtime.choices["hydra/sweeper"]
         if sweeper not in GRIDS and not self.wait:
             raise UserError(f"hydra/sweeper={sweeper} needs the results of its cells: add hydra.launcher.wait=true")
+        check_folder(str(self.config.hydra.sweep.dir))
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
         wanted = {tuple(overrides): number for number, overrides in enumerate(job_overrides, start=initial_job_idx)}
         sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
         with wait_for(lease_at(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
             found = statuses(sweep)
             todo = [status.cell for status in found if status.open and status.cell.folder is not None]
-            for start in range(0, len(todo), LARGEST_ARRAY):
-                self._submit(sweep, todo[start : start + LARGEST_ARRAY], wanted)
+            size = queue.longest_array(LARGEST_ARRAY) if len(todo) > 1 else 1
+            for start in range(0, len(todo), size):
+                try:
+                    self._submit(sweep, todo[start : start + size], wanted)
+                except UserError as error:
+                    given = f"only {start} of {len(todo)} cells were submitted" if start else "nothing was submitted"
+                    raise UserError(f"hydra/launcher=slurm: {given}: {error}") from error
         _say(sweep, found, len(todo))
         if not self.wait:
             return []
@@ -75,7 +84,11 @@ class SlurmLauncher(SubmititLauncher):
     def _submit(
         self, sweep: listing.Sweep, cells: list[listing.SweepCell], numbers: dict[tuple[str, ...], int]
     ) -> None:
-        """Submits cells as one job array, whose name no other job has."""
+        """Submits cells as one job array, whose name no other job has.
+
+        Raises:
+            UserError: SLURM refuses, for a reason that it gives.
+        """
         import submitit
 
         params = dict(self.params)
@@ -96,7 +109,7 @@ class SlurmLauncher(SubmititLauncher):
         except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
             listing.withdraw(sweep, made)
             lines = [line for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"hydra/launcher=slurm: nothing was submitted: {lines[-1] if lines else error}") from error
+            raise UserError(lines[-1] if lines else str(error)) from error
         listing.submitted(sweep, made, jobs[0].job_id.partition("_")[0])
 
 

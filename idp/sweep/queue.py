@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import subprocess
 import time
 from collections.abc import Collection
@@ -12,6 +12,7 @@ from idp.errors import UserError
 
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 SECONDS_TO_ANSWER = 60
+NAMES_AT_ONCE = 200  # of a command line
 
 Place = tuple[str, int]  # a job's name, and its number in the array
 
@@ -30,18 +31,38 @@ class Job:
 
 
 def jobs(names: Collection[str]) -> dict[Place, Job]:
-    """The jobs of these names that wait or run.
+    """The jobs of these names that wait or run, whoever submitted them: a sweep's folder may be shared.
 
     Raises:
         UserError: squeue is not here or does not answer.
     """
-    found = {}
-    for line in _ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%F|%K|%T|%r|%j"):
-        number, index, state, reason, name = line.split("|", 4)
-        if name in names:
-            array = index.isdecimal()
-            found[name, int(index) if array else 0] = Job(f"{number}_{index}" if array else number, state, reason)
+    found, wanted = {}, sorted(names)
+    for start in range(0, len(wanted), NAMES_AT_ONCE):
+        named = f"--name={','.join(wanted[start : start + NAMES_AT_ONCE])}"
+        for line in _ask("squeue", "--noheader", "--array", named, "--format=%F|%K|%T|%r|%j"):
+            number, index, state, reason, name = line.split("|", 4)
+            if name in names:
+                array = index.isdecimal()
+                found[name, int(index) if array else 0] = Job(f"{number}_{index}" if array else number, state, reason)
     return found
+
+
+def longest_array(otherwise: int) -> int:
+    """How many jobs an array may have here, at most `otherwise`, which is also the answer where SLURM gives none."""
+    try:
+        lines = _ask("scontrol", "show", "config", holds="MaxArraySize")
+        return max(1, min(otherwise, int(lines[0].partition("=")[2])))  # 0: there are no arrays
+    except (UserError, IndexError, ValueError):
+        return otherwise
+
+
+def hides_others() -> bool:
+    """Whether this user is shown nobody else's jobs."""
+    try:
+        lines = _ask("scontrol", "show", "config", holds="PrivateData") if os.geteuid() else []
+    except UserError:
+        return False
+    return any("jobs" in line.partition("=")[2].split(",") for line in (line.replace(" ", "") for line in lines))
 
 
 def ended(names: Collection[str], since: float) -> dict[Place, str]:
@@ -61,7 +82,8 @@ def ended(names: Collection[str], since: float) -> dict[Place, str]:
     return found
 
 
-def _ask(*command: str) -> list[str]:
+def _ask(*command: str, holds: str = "|") -> list[str]:
+    """The lines of its answer that have `holds` in them."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
     except FileNotFoundError as error:
@@ -71,4 +93,4 @@ def _ask(*command: str) -> list[str]:
     if done.returncode:
         message = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise UserError(f"{command[0]} does not answer: {message}")
-    return [line for line in done.stdout.splitlines() if "|" in line]
+    return [line for line in done.stdout.splitlines() if holds in line]

@@ -8,9 +8,11 @@ import pytest
 
 from idp.errors import UserError
 from idp.records.record import RECORD
-from idp.records.sweeps import Submission, Sweep, SweepCell, newest, read
+from idp.records.sweeps import Command, Submission, Sweep, SweepCell, newest, read
 from idp.status import Status
+from idp.store.lease import process_token
 from idp.sweep import __main__ as command
+from idp.sweep import queue
 from idp.sweep.cell_status import statuses, table
 from idp.sweep.cells import submit, submitted
 
@@ -118,8 +120,40 @@ def test_a_run_of_this_machine_is_running_while_its_process_lives(sweep, slurm):
     assert (statuses(sweep)[0].state, statuses(sweep)[0].remark) == ("failed", "killed at stage measure")
 
 
+def test_a_number_that_another_process_has_now_is_no_run(sweep, slurm):
+    """As after a reboot, or in a container that was started anew: the number lives, the lease may still look fresh."""
+    folder = status(sweep.cells[0], state="running", stage="measure")
+    (folder / ".lock").write_text("")
+    values = json.loads((folder / "status.json").read_text())
+    place, _, start = values["process"].rpartition("/")
+
+    def state(seconds=0.0, **other):
+        (folder / "status.json").write_text(json.dumps({**values, **other}))
+        os.utime(folder / ".lock", (time.time() - seconds,) * 2)
+        return statuses(sweep)[0].state
+
+    assert state(3600) == "running", "a process that stands still lives"
+    assert state(process=f"{place}/{int(start) - 1}") == "failed", "an earlier process of this number"
+    boot, _, namespace = place.rpartition("/")
+    for elsewhere in (
+        f"another-boot/{namespace}/{start}",
+        f"{boot}/1/{start}",
+    ):  # it may also be a machine of this name
+        assert (state(process=elsewhere), state(3600, process=elsewhere)) == ("running", "failed")
+    del values["process"]  # of an earlier version
+    assert (state(), state(3600), state(pid=2**22 - 3)) == ("running", "failed", "failed")
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert process_token(child) is None, "one that ended, and whose parent has not asked how"
+    finally:
+        os.waitpid(child, 0)
+
+
 def test_a_run_elsewhere_is_running_while_its_lock_is_touched(sweep, slurm):
-    folder = status(sweep.cells[0], state="running", host="node7")
+    folder = status(sweep.cells[0], state="running", host="node7", process="boot/1/2")
     (folder / ".lock").write_text("")
     assert statuses(sweep)[0].state == "running"
     os.utime(folder / ".lock", (time.time() - 3600,) * 2)
@@ -177,6 +211,64 @@ def test_another_sweep_may_have_submitted_the_cell(sweep, slurm):
     submit(other, "idp-2f", other.cells)
     slurm(squeue="31|N/A|PENDING|Priority|idp-2f")
     assert [stands.state for stands in statuses(sweep)] == ["missing", "queued", "missing"]
+
+
+def test_the_queue_is_asked_by_job_whoever_asks(sweep, slurm, tmp_path, monkeypatch):
+    submitted(sweep, submit(sweep, "idp-1f", sweep.cells), "12")
+    monkeypatch.setenv("LOGNAME", "nobody")
+    (tmp_path / "bin" / "squeue").write_text(
+        '#!/bin/sh\ncase "$*" in *--user*|*--me*) exit 0;; *--name=idp-1f*) echo "12|0|RUNNING|None|idp-1f";; esac\n'
+    )
+    assert [stands.state for stands in statuses(sweep)] == ["running", "failed", "failed"]
+
+
+def test_a_colleague_whose_slurm_shows_no_jobs_of_others(sweep, slurm, monkeypatch):
+    submitted(sweep, submit(sweep, "idp-1f", sweep.cells), "12")
+    folder = status(sweep.cells[0], "idp-1f", state="running", stage="recover", host="node7", process="boot/1/2")
+    (folder / ".lock").write_text("")
+    status(sweep.cells[1], "idp-1f", state="failed", error="a mistake")
+    assert [stands.state for stands in statuses(sweep)] == ["failed"] * 3, "one's own jobs are not in the queue"
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    slurm(scontrol="PrivateData             = none")
+    assert [stands.state for stands in statuses(sweep)] == ["running", "failed", "failed"]
+    slurm(scontrol="PrivateData             = accounts,jobs")
+    found = statuses(sweep)
+    assert [stands.state for stands in found] == ["running", "failed", "queued"]
+    assert found[2].remark == "or ended: SLURM shows you no jobs of others"
+
+
+def test_where_all_is_done_no_queue_is_asked(sweep, slurm):
+    submitted(sweep, submit(sweep, "idp-1f", sweep.cells), "12")
+    for cell in sweep.cells:
+        status(cell, "idp-1f", state="done", record=True)
+    slurm(squeue=None)
+    assert [stands.state for stands in statuses(sweep)] == ["done"] * 3
+
+
+@pytest.mark.parametrize(
+    ("says", "longest"),
+    [("MaxArraySize  = 1001", 1000), ("MaxArraySize  = 51", 51), ("MaxArraySize = 0", 1), ("", 1000), (None, 1000)],
+)
+def test_arrays_are_as_long_as_slurm_has_them(says, longest, slurm):
+    slurm(scontrol=says)
+    assert queue.longest_array(1000) == longest
+
+
+def test_resume_gives_every_command_of_a_folder_again(sweep, monkeypatch, tmp_path):
+    first = Command(["-m", "seed=0"], str(tmp_path), "slurm")
+    assert first.is_as(Command(["seed=0", "-m", "hydra.launcher.timeout_min=5"], "/elsewhere", "joblib"))
+    sweep.earlier = [first, Command(["-m", "seed=1"], str(tmp_path), "basic")]
+    sweep.write()
+    given = []
+    monkeypatch.setattr("subprocess.run", lambda words, cwd: given.append(words[2:]))
+    monkeypatch.setattr("os.execv", lambda program, words: given.append(words[2:]))
+    monkeypatch.chdir(tmp_path)
+    command.resume(read(sweep.folder), ["hydra.launcher.mem_gb=64"])
+    assert given == [
+        ["idp.run", "-m", "seed=0", "hydra.launcher.mem_gb=64"],
+        ["idp.run", "-m", "seed=1"],
+        ["idp.run", "-m", "seed=0,1,2", "hydra.launcher.mem_gb=64"],
+    ]
 
 
 def test_a_queue_that_does_not_answer(sweep, slurm):
