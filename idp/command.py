@@ -19,6 +19,8 @@ from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
 
+INTERRUPTED = 130  # as of shells: 128 and the signal
+
 
 def quiet_libraries() -> None:
     """Keeps the bars and warnings of libraries off the terminal; to be called before they are imported."""
@@ -47,8 +49,10 @@ def failures_in_one_line(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its errors itself, over many lines
     try:
         yield
+        sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
     except KeyboardInterrupt:
-        sys.exit(interrupted)
+        print(interrupted, file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:

@@ -250,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         project, entity = options.project or tracker.get("project") or "idp", options.entity or tracker.get("entity")
         if options.dry_run:
             file = Path(options.dry_run)
+            _check_folder(file)
             write_json(file, as_json(*specification(records, entity or "", project)))
             print(f"specification: {file}")
             return
@@ -259,6 +260,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"report: {report.save().url}")
         except Exception as error:
             raise UserError(f"W&B: {' '.join(str(error).split())}; nothing else was changed") from error
+
+
+def _check_folder(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"--dry-run {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--dry-run {file}: there is no folder {file.parent}; make it first (mkdir -p)")
 
 
 def _own_entity() -> str:
