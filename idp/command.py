@@ -15,11 +15,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from idp.ends import INTERRUPTED
 from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
-
-INTERRUPTED = 130  # as of shells: 128 and the signal
 
 
 def quiet_libraries() -> None:

@@ -243,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
         options = parse(DashboardOptions, argv)
+        if options.dry_run:
+            _check_folder(Path(options.dry_run))
         from idp.records.collect import collect
 
         records = collect(options.runs or ["outputs/runs"]).records
@@ -250,7 +252,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         project, entity = options.project or tracker.get("project") or "idp", options.entity or tracker.get("entity")
         if options.dry_run:
             file = Path(options.dry_run)
-            _check_folder(file)
             write_json(file, as_json(*specification(records, entity or "", project)))
             print(f"specification: {file}")
             return

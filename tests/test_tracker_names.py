@@ -47,7 +47,9 @@ def test_variables_that_would_keep_wandb_from_starting(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     assert wandb._clean_environment() == ["a"]
     assert os.environ["WANDB_MODE"] == "offline"
-    assert not {"WANDB_TAGS", "WANDB_PROJECT"} & os.environ.keys()
+    assert os.environ["WANDB_TAGS"] == "a"
+    assert "WANDB_PROJECT" not in os.environ
+    assert wandb._clean_environment() == ["a"]  # a second run of the same process
 
 
 def test_ctrl_c_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:

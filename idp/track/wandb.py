@@ -259,6 +259,8 @@ def _clean_environment() -> list[str]:
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # options say these
         os.environ.pop(name, None)
     tags = tags_of(os.environ.pop("WANDB_TAGS", "").split(","))
+    if tags:
+        os.environ["WANDB_TAGS"] = ",".join(tags)  # for the next run of this process
     if (mode := os.environ.get("WANDB_MODE")) is not None and mode not in MODES:
         if mode.strip():
             log.warning("WANDB_MODE=%s: W&B has %s; the run is logged offline", mode, ", ".join(MODES[:4]))
