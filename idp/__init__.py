@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from idp import ends
+
 if TYPE_CHECKING:
     from idp.api import load as load
 
 # cuBLAS reads it once, when it is first used: workspaces of a fixed size, from which its results are the same bits.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if ends.is_command():
+    ends.quietly()  # first of all: a command may be interrupted while it imports
 
 __version__ = "0.1.0"
 

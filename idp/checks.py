@@ -120,6 +120,7 @@ def _check_together(config: Config) -> None:
     recovery = config.recovery
     _check_kinds(config)
     config.compressor.check()
+    config.tracker.check()
     _check_label(config.compressor)
     if not config.task.names:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")

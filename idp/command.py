@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from idp.ends import INTERRUPTED
 from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
@@ -47,8 +48,10 @@ def failures_in_one_line(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its errors itself, over many lines
     try:
         yield
+        sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
     except KeyboardInterrupt:
-        sys.exit(interrupted)
+        print(interrupted, file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:

@@ -243,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     with failures_in_one_line(command="dashboard"):
         options = parse(DashboardOptions, argv)
+        if options.dry_run:
+            _check_folder(Path(options.dry_run))
         from idp.records.collect import collect
 
         records = collect(options.runs or ["outputs/runs"]).records
@@ -259,6 +261,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"report: {report.save().url}")
         except Exception as error:
             raise UserError(f"W&B: {' '.join(str(error).split())}; nothing else was changed") from error
+
+
+def _check_folder(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"--dry-run {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--dry-run {file}: there is no folder {file.parent}; make it first (mkdir -p)")
 
 
 def _own_entity() -> str:

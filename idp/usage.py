@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -120,6 +121,8 @@ def explain(error: Exception) -> str:
     absent = re.search(r"Could not find 'hydra/launcher/(\w+)'", str(error))
     if absent and absent[1] in LAUNCHERS:
         return lacks(f"hydra/launcher={absent[1]}", *LAUNCHERS[absent[1]])
+    if (given := getattr(error, "override", None)) is not None:  # of Hydra's grammar
+        return _quoting(given)
     cause = error
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
@@ -136,6 +139,25 @@ def explain(error: Exception) -> str:
     elif cause is not error and one_line(cause) not in message:
         message = f"{message}: {one_line(cause)}"
     return " ".join(message.split())
+
+
+def _quoting(given: str) -> str:
+    """What to write for an override that Hydra's grammar does not take."""
+    key, equals, value = given.partition("=")
+    if not equals:
+        return f"{given}: options are name=value; quote one that has spaces: 'recovery.lengths=[10, 20]'"
+    if value.startswith("~/"):
+        return f"{given}: ~ is not expanded behind =; write {key}=$HOME/{value[2:]}"
+    if value.startswith(("[", "{")):
+        opened, end = ("[", "]") if value[0] == "[" else ("{", "}")
+        if value.count(opened) > value.count(end):
+            whole = f"{key}={value.rstrip(', ')}, ...{end}"
+            return f"{given}: the shell cut it at a space; quote the whole: {shlex.quote(whole)}"
+        return f"{given}: not a list or mapping that Hydra reads; quote odd words in it, such as '{key}=[\"a b\"]'"
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += re.search(r"\\*$", value)[0] if value.endswith("\\") else ""  # type: ignore[index]
+    quoted = f'{key}="{escaped}"'
+    return f"{given}: odd letters need quotes of Hydra's and of the shell's; write {shlex.quote(quoted)}"
 
 
 def _unknown(key: str, message: str) -> str:

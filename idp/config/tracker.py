@@ -18,6 +18,13 @@ class Tracker:
     study: Optional[str] = option("the study that the run is part of: a label, and its runs' W&B group")
     tags: list[str] = option("labels of your own, beside study, model, compressor, recovery and budget")
 
+    def check(self) -> None:
+        """Refuses options that could only fail later; nothing here.
+
+        Raises:
+            UserError: such options.
+        """
+
     def start(self, run: Any) -> Any:
         """Begins to follow a run, an `idp.tracking.Followed`; whatever it raises becomes a warning.
 

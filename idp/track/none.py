@@ -11,5 +11,8 @@ from idp.tracking import Followed
 
 @dataclass
 class NoTracker(Wandb):
+    def check(self) -> None:
+        return None
+
     def start(self, run: Followed) -> None:
         return None

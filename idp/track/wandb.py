@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Optional, cast
 
 from idp import config
 from idp.config import option
+from idp.errors import UserError
 from idp.records import metrics
 from idp.records.schema import Record
 from idp.store import write_json
@@ -28,6 +31,9 @@ START_SECONDS = 30.0
 FINISH_SECONDS = 120.0
 LOGGED = "logged.json"
 LONGEST_TAG = 64
+LONGEST_NAME = 128  # of a run, a group or a project
+NOT_IN_A_PROJECT = "/\\#?%:"
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 LEAST_BYTES = 2**20
 SERVICE = "WANDB_SERVICE"
 
@@ -46,6 +52,26 @@ class Wandb(config.Tracker):
         choices=("none", "reference", "upload"),
     )
     system_metrics: bool = option("also log the load of CPU, GPU, memory, disk and network")
+
+    def check(self) -> None:
+        """Refuses what W&B would refuse only when the run starts.
+
+        Raises:
+            UserError: a project or an entity that W&B cannot have.
+        """
+        if self.mode == "disabled":
+            return
+        for name, value in {"project": self.project, "entity": self.entity}.items():
+            if value is None:
+                continue
+            bad = sorted({letter for letter in value if letter in NOT_IN_A_PROJECT or not letter.isprintable()})
+            before, slash, after = value.partition("/")
+            if name == "project" and slash and before.strip() and after.strip() and bad == ["/"] and "/" not in after:
+                raise UserError(f"tracker.project={value}: say tracker.entity={before} tracker.project={after}")
+            if bad or not value.strip():
+                raise UserError(f"tracker.{name}={value}: W&B needs a name without any of {NOT_IN_A_PROJECT}")
+            if len(value) > LONGEST_NAME:
+                raise UserError(f"tracker.{name}={value}: W&B takes {LONGEST_NAME} characters at most")
 
     def start(self, run: Followed) -> WandbTracker | None:
         if self.mode == "disabled":
@@ -67,6 +93,7 @@ class WandbTracker:
 
     def __init__(self, options: Wandb, run: Followed):
         _forget_others_service()
+        tags_around = _clean_environment()
         import wandb
 
         self.options, self.folder, labels = options, run.folder / "wandb", run.labels
@@ -76,12 +103,14 @@ class WandbTracker:
             wandb.init,
             project=self.options.project,
             entity=self.options.entity,
-            group=self.options.group or self.options.study or f"{labels['model']}-{labels['compressor']}",
-            job_type=labels["recovery"],
-            name=run.name,
+            group=shortened(
+                self.options.group or self.options.study or f"{labels['model']}-{labels['compressor']}", LONGEST_NAME
+            ),
+            job_type=shortened(labels["recovery"], LONGEST_TAG),
+            name=shortened(run.name, LONGEST_NAME),
             id=run.run_id,
             resume="allow",
-            tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*labels.values(), *self.options.tags))),
+            tags=tags_of((*labels.values(), *self.options.tags, *tags_around)),
             config={**run.config, "labels": dict(labels)},
             dir=str(self.folder.parent),
             reinit="create_new",  # a run that was not ended, earlier in this process, is no reason to join it
@@ -208,6 +237,37 @@ def _forget_others_service() -> None:
     """
     if os.environ.get(SERVICE, "").split("-")[1:2] != [str(os.getpid())]:  # 3-<process>-unix-<socket>
         os.environ.pop(SERVICE, None)
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name of at most `longest` characters; of a longer one the beginning and a hash, so that it stays its own."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def tags_of(words: Iterable[str]) -> list[str]:
+    """The tags of a run as W&B takes them: none empty, none twice, none longer than 64 characters."""
+    return list(dict.fromkeys(shortened(word.strip(), LONGEST_TAG) for word in words if word.strip()))
+
+
+def _clean_environment() -> list[str]:
+    """Mends W&B's variables that would keep it from starting; the tags of WANDB_TAGS.
+
+    W&B checks them all, also those that the options of a run replace.
+    """
+    for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # options say these
+        os.environ.pop(name, None)
+    tags = tags_of(os.environ.pop("WANDB_TAGS", "").split(","))
+    if tags:
+        os.environ["WANDB_TAGS"] = ",".join(tags)  # for the next run of this process
+    if (mode := os.environ.get("WANDB_MODE")) is not None and mode not in MODES:
+        if mode.strip():
+            log.warning("WANDB_MODE=%s: W&B has %s; the run is logged offline", mode, ", ".join(MODES[:4]))
+            os.environ["WANDB_MODE"] = "offline"
+        else:
+            del os.environ["WANDB_MODE"]
+    return tags
 
 
 def mode_of(mode: str) -> Mode:

@@ -1,0 +1,46 @@
+"""How a command ends that is interrupted, or whose reader is gone, while it imports or prints its help."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from types import TracebackType
+
+INTERRUPTED = 130  # as of shells: 128 and the signal
+
+
+def is_command() -> bool:
+    """Whether this process is one of this package's commands: `python -m idp...`, or the script `idp`."""
+    given = sys.orig_argv
+    if "-m" in given:
+        name = "".join(given[given.index("-m") + 1 :][:1])
+        return name == "idp" or name.startswith("idp.")
+    return os.path.basename(sys.argv[0] if sys.argv else "") == "idp"
+
+
+def quietly() -> None:
+    """From here on Ctrl-C is one line and status 130, and a closed pipe is nothing, wherever they arrive."""
+    before = sys.excepthook
+
+    def ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)  # else Python ends by the signal itself, and the locks of imports may be held
+        if issubclass(kind, BrokenPipeError):
+            drop_output()
+            return
+        before(kind, error, trace)
+
+    sys.excepthook = ended
+    atexit.register(drop_output)
+
+
+def drop_output() -> None:
+    """Writes what standard output still holds; where nobody reads it, to nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, AttributeError):  # closed, or none
+        return
