@@ -21,6 +21,7 @@ from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import conf_dir
 from idp.errors import UserError
+from idp.overrides import with_plus
 from idp.records.record import heldout_loss
 from idp.registry import register
 
@@ -78,7 +79,7 @@ def given(argv: Sequence[str]) -> Iterator[None]:
 
     before = sys.argv
     grid.typed[:] = argv
-    sys.argv = [before[0], *grid.rewritten(argv)]
+    sys.argv = [before[0], *grid.rewritten(with_plus(argv))]
     try:
         yield
     finally:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import shlex
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from idp import config, plugins, registry
+from idp import config, plugins, registry, suggestions
 from idp.command import nearest
 from idp.config import conf_dir, one_line
 from idp.errors import UserError
@@ -127,9 +126,8 @@ def explain(error: Exception) -> str:
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     missing = re.search(r"Could not find '([\w/]+)/([^']*)'", str(error))
-    if missing and (known := options(missing[1])):
-        group, name = missing[1], missing[2]
-        return f"{group}={name}: no such option; choose one of {', '.join(known)}{nearest(name, known)}"
+    if missing and (known := choices(missing[1])):
+        return _no_choice(missing[1], missing[2], known)
     unknown = re.search(r"Could not override '([\w.@/]+)'", str(error))
     message = one_line(error)
     if unknown and (mapping := _mapping(unknown[1])) is not None:
@@ -160,16 +158,24 @@ def _quoting(given: str) -> str:
     return f"{given}: odd letters need quotes of Hydra's and of the shell's; write {shlex.quote(quoted)}"
 
 
+def choices(group: str) -> list[str]:
+    """As `options`, with those of Hydra's own and of other packages."""
+    return sorted({*options(group), "basic", *LAUNCHERS}) if group == "hydra/launcher" else options(group)
+
+
+def _no_choice(group: str, name: str, known: Sequence[str]) -> str:
+    near = suggestions.nearest_choices(name, known)
+    if near:
+        return f"{group}={name}: no such option; did you mean {group}={near[0]}? There are {', '.join(known)}"
+    custom = f"; for another task of lm-eval: task=custom task.names=[{name}]" if group == "task" else ""
+    return f"{group}={name}: no such option; choose one of {', '.join(known)}{custom}"
+
+
 def _unknown(key: str, message: str) -> str:
     if "No match in the defaults list" in message:
-        near = difflib.get_close_matches(key, GROUPS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"there is no such group, or the chosen options do not use it; groups are {', '.join(GROUPS)}{hint}"
-    names = _all_names()
-    last = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(last, names, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see idp run --help for what there is"
-    return f"there is no such option here; {hint}"
+        hint = suggestions.for_group(key, GROUPS)
+        return f"there is no such group, or the chosen options do not use it; {hint} Groups are {', '.join(GROUPS)}"
+    return f"there is no such option here; {suggestions.for_option(key)}"
 
 
 def _mapping(key: str) -> str | None:
@@ -186,20 +192,6 @@ def _mapping(key: str) -> str | None:
         if node is None:
             return None
     return None
-
-
-def _all_names() -> set[str]:
-    nodes = [getattr(config, name) for name in dir(config)]
-    nodes += [
-        node for sort in registry.SORTS.values() if sort.composed for node in registry.kinds_of(sort.base).values()
-    ]
-    found: set[str] = set()
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, type) and dataclasses.is_dataclass(node):
-            found |= (names := {item.name for item in dataclasses.fields(node)})
-            nodes += [hint for name, hint in typing.get_type_hints(node).items() if name in names]
-    return found
 
 
 def _fields(prefix: str, node: type) -> str:

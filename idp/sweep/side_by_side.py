@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from idp.errors import UserError
 from idp.records.sweeps import SweepCell
 from idp.sweep.cell_status import short
+from idp.sweep.grid import GRIDS
 
 SECONDS_TO_STOP = 30.0  # after Ctrl-C: a run lets go of its locks, and says in its status file what happened
 
@@ -45,7 +46,7 @@ class Ending:
         Raises:
             UserError: cells were killed, and the sweeper is Hydra's own, which would name the first failure alone.
         """
-        if not self.killed or self.sweeper != "basic":
+        if not self.killed or self.sweeper not in GRIDS:
             return found
         named = "; ".join(text for _, text in sorted(self.killed.items()))
         resume = f"python -m idp.sweep resume {shlex.quote(os.path.relpath(self.folder))}"
