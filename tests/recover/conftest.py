@@ -36,6 +36,8 @@ SMALL = {
     "evaluate_every": 2,
     "heldout_sequences": 4,
     "checkpoint_every": 2,
+    "objective": "lm",
+    "teacher": "auto",
 }
 
 
