@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from idp.errors import UserError
 from idp.store import write_json
+
+log = logging.getLogger(__name__)
 
 SWEEP, SUBMISSIONS = "sweep.json", "submissions"
 
@@ -94,12 +97,17 @@ def read(folder: Path) -> Sweep:
     try:
         values = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         cells = [SweepCell(**cell) for cell in values.pop("cells")]
+        if not all(isinstance(cell.overrides, list) and isinstance(cell.folder, str | None) for cell in cells):
+            raise TypeError("a cell without overrides")
         earlier = [Command(**command) for command in values.pop("earlier", [])]
         return Sweep(folder, cells=cells, earlier=earlier, **values)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep here ({SWEEP} is missing); name a folder of outputs/sweeps") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / SWEEP}: cannot be read ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{folder / SWEEP}: cannot be read ({reason}); give the sweep's command again, which writes it anew"
+        ) from error
 
 
 def newest(sweeps: Path) -> Path:
@@ -120,7 +128,20 @@ def newest(sweeps: Path) -> Path:
 def last_submissions(sweeps: Path) -> dict[str, tuple[Submission, int]]:
     """Of each run's folder, the last submission that it was in, by whichever sweep, and its place there."""
     last: dict[str, tuple[Submission, int]] = {}
-    files = sweeps.glob(f"*/{SUBMISSIONS}/*.json")
-    for made in sorted((Submission(**json.loads(file.read_text())) for file in files), key=lambda made: made.time):
+    known = filter(None, map(_submission, sorted(sweeps.glob(f"*/{SUBMISSIONS}/*.json"))))
+    for made in sorted(known, key=lambda made: made.time):
         last |= {folder: (made, index) for index, folder in enumerate(made.folders)}
     return last
+
+
+def _submission(file: Path) -> Submission | None:
+    """What a file says was given to SLURM; None, and a warning, of one that says nothing, as a full disk leaves."""
+    try:
+        made = Submission(**json.loads(file.read_text(encoding="utf-8")))
+        if isinstance(made.name, str) and isinstance(made.time, (int, float)) and isinstance(made.folders, list):
+            return made
+        reason = "a field of another type"
+    except (OSError, ValueError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    log.warning("%s: cannot be read (%s); the jobs that it tells of are not known here", file, reason)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import json
 import os
 import socket
@@ -20,8 +21,16 @@ from idp.status import LOCK, STATUS, TIME
 from idp.store.lease import is_held, place_of_processes, process_token
 from idp.sweep import queue
 
-STATES = ("done", "running", "queued", "failed", "missing")
+STATES = ("done", "running", "queued", "failed", "missing", "unknown")
 KILLED, UNBORN = "killed", "ended before the run began"  # what no status file can say
+NO_RECORD = f"its {RECORD} is gone; the sweep's command makes it again"
+# What a status file has to say; the names are those of `idp.status.Status`.
+SAID = {"state": str, "stage": str, "started": str, "host": str, "pid": int}
+MAY_BE_NULL = ("job", "error")
+
+
+class Odd(ValueError):
+    """A status file that says nothing, or not what one says."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class CellStatus:
     @property
     def open(self) -> bool:
         """Whether it needs to be submitted: nobody works on it, and it is not done."""
-        return self.state in ("failed", "missing")
+        return self.state in ("failed", "missing", "unknown")
 
 
 def statuses(sweep: Sweep) -> list[CellStatus]:
@@ -59,7 +68,10 @@ def statuses(sweep: Sweep) -> list[CellStatus]:
 
 
 def _is_done(folder: Path) -> bool:
-    return _run_status(folder).get("state") == "done" and (folder / RECORD).exists()
+    try:
+        return _run_status(folder).get("state") == "done" and (folder / RECORD).exists()
+    except Odd:
+        return False
 
 
 def _status(
@@ -69,7 +81,13 @@ def _status(
     if cell.folder is None:
         return CellStatus(cell, "failed", remark=cell.error or "")
     folder = Path(cell.folder)
-    status = _run_status(folder)
+    try:
+        status = _run_status(folder)
+    except Odd as odd:
+        submission, index = last or (None, 0)
+        if submission is not None and (job := jobs.get((submission.name, index))):
+            return CellStatus(cell, "running" if job.running else "queued", job.number, str(odd))
+        return CellStatus(cell, "unknown", remark=str(odd))
     if _is_done(folder):
         return CellStatus(cell, "done", status.get("job"))
     submission, index = last or (None, 0)
@@ -81,7 +99,7 @@ def _status(
         return CellStatus(cell, "queued", job.number, ", ".join(filter(None, (job.reason.replace("None", ""), again))))
     others = submission is not None and submission.user != os.geteuid()
     if status.get("state") == "running" and (others or not ours) and _alive(folder, status):
-        return CellStatus(cell, "running", status["job"], f"{status['stage']} on {status['host']}")
+        return CellStatus(cell, "running", status.get("job"), f"{status['stage']} on {status['host']}")
     unborn = submission is not None and not ours and _started(status) < submission.time
     if submission is not None and others and hidden and (unborn or (ours and status.get("state") == "queued")):
         return CellStatus(cell, "queued", submission.number(index), "or ended: SLURM shows you no jobs of others")
@@ -89,7 +107,8 @@ def _status(
         return CellStatus(cell, "failed", submission.number(index), UNBORN)
     if not status:
         return CellStatus(cell, "missing")
-    return CellStatus(cell, "failed", status["job"], status["error"] if status["state"] == "failed" else KILLED)
+    ends = {"failed": status.get("error") or "failed", "done": NO_RECORD}
+    return CellStatus(cell, "failed", status.get("job"), ends.get(status["state"], KILLED))
 
 
 def _explained(status: CellStatus, last: dict, ways: dict[queue.Place, str], sweep: Sweep) -> CellStatus:
@@ -100,17 +119,38 @@ def _explained(status: CellStatus, last: dict, ways: dict[queue.Place, str], swe
     way = ways.get((submission.name, index)) if submission else None
     remark = status.remark
     if remark == KILLED and status.cell.folder is not None:
-        remark = f"{remark} at stage {_run_status(Path(status.cell.folder)).get('stage')}"
+        with contextlib.suppress(Odd):  # written since
+            remark = f"{remark} at stage {_run_status(Path(status.cell.folder)).get('stage')}"
     log = sweep.folder / "jobs" / f"{status.job}_0_log.err"
     where = f"see {log}" if log.exists() else ""
     return CellStatus(status.cell, status.state, status.job, "; ".join(filter(None, (remark, way, where))))
 
 
 def _run_status(folder: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing where it never began.
+
+    Raises:
+        Odd: its file is none of a run's, in one line that names it.
+    """
+    file = folder / STATUS
     try:
-        return json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        status = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError) as error:
+        raise Odd(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    said = status if isinstance(status, dict) else {}
+    lacking = [name for name, kind in SAID.items() if type(said.get(name)) is not kind]
+    if not lacking and any(not isinstance(status.get(name), str | None) for name in MAY_BE_NULL):
+        lacking = list(MAY_BE_NULL)
+    if not lacking:
+        try:
+            time.strptime(status["started"], TIME)
+        except ValueError:
+            lacking = ["started"]
+    if lacking:
+        raise Odd(f"{file} is no run's status (it lacks {', '.join(lacking)}); the sweep's command writes it anew")
+    return status
 
 
 def _started(status: dict[str, Any]) -> float:

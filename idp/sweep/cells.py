@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ from idp.errors import UserError
 from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell, read
 from idp.store import digest, write_json
 from idp.sweep.grid import typed
+
+log = logging.getLogger(__name__)
 
 
 def identity(overrides: Sequence[str]) -> str:
@@ -30,7 +33,7 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
         jobs: the overrides of each cell.
     """
     folder = Path(config.hydra.sweep.dir).absolute()
-    before = read(folder) if (folder / SWEEP).exists() else None
+    before = _before(folder)
     known = {tuple(cell.overrides): cell for cell in before.cells} if before else {}
     new = {
         tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs if tuple(overrides) not in known
@@ -43,6 +46,17 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
         sweep.earlier = [each for each in (*before.earlier, before.last()) if not each.is_as(sweep.last())]
     sweep.write()
     return sweep
+
+
+def _before(folder: Path) -> Sweep | None:
+    """What the folder's list says; None where there is none, or, after a warning, none that can be read."""
+    if not (folder / SWEEP).exists():
+        return None
+    try:
+        return read(folder)
+    except UserError as error:
+        log.warning("%s; it is written anew now", str(error).partition("; give")[0])
+        return None
 
 
 def _cell(config: Any, loader: Any, overrides: list[str]) -> SweepCell:

@@ -14,7 +14,7 @@ from idp.store.lease import process_token
 from idp.sweep import __main__ as command
 from idp.sweep import queue
 from idp.sweep.cell_status import statuses, table
-from idp.sweep.cells import submit, submitted
+from idp.sweep.cells import _before, submit, submitted
 
 
 @pytest.fixture
@@ -109,6 +109,59 @@ def test_resume_tells_the_folder_from_the_launcher(words, folder, launcher, swee
 def test_done_takes_a_record(sweep, slurm):
     status(sweep.cells[0], state="done")
     assert statuses(sweep)[0].state == "failed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "[]",
+        "{}",
+        '"done"',
+        "",
+        "{",
+        '{"state": "done"}',
+        '{"state": "running", "pid": "7", "started": "today"}',
+    ],
+)
+def test_an_odd_status_file_costs_its_own_cell_alone(text, sweep, slurm):
+    place = status(sweep.cells[0], state="done", record=True)
+    (place / "status.json").write_text(text)
+    status(sweep.cells[1], state="done", record=True)
+    found = statuses(sweep)
+    assert [each.state for each in found] == ["unknown", "done", "missing"] and found[0].open
+    assert found[0].remark.startswith(str(place / "status.json")) and "\n" not in found[0].remark
+    assert "1 done, 1 missing, 1 unknown" in table(sweep, found)
+
+
+def test_a_start_that_is_no_time_and_a_record_that_is_gone(sweep, slurm):
+    place = status(sweep.cells[0], state="running", started="yesterday")
+    status(sweep.cells[1], state="done")
+    found = statuses(sweep)
+    assert found[0].state == "unknown" and "(it lacks started)" in found[0].remark and place.name in found[0].remark
+    assert found[1].state == "failed" and "record.json is gone" in found[1].remark
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", '{"name": 1, "time": "now", "folders": {}}', '{"other": 1}'])
+def test_an_odd_submission_file_costs_no_listing(text, sweep, slurm, caplog):
+    made = submit(sweep, "idp-a", sweep.cells)
+    submitted(sweep, made, "7")
+    file = sweep.folder / "submissions" / "idp-b.json"
+    file.write_text(text)
+    slurm(squeue="7|0|RUNNING|None|idp-a")
+    assert len(statuses(sweep)) == 3
+    assert any(str(file) in line and "cannot be read" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", '{"cells": null}', '{"cells": [{}]}', '{"cells": [{"overrides": 3, "folder": 4}]}']
+)
+def test_a_broken_list_is_named_and_written_anew_by_the_command(text, sweep, caplog):
+    (sweep.folder / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep.json: cannot be read \(.*\); give the sweep's command again"):
+        read(sweep.folder)
+    assert _before(sweep.folder) is None
+    assert any("it is written anew now" in line for line in caplog.messages)
 
 
 def test_a_run_of_this_machine_is_running_while_its_process_lives(sweep, slurm):
