@@ -90,6 +90,12 @@ def _check_kinds(config: Config) -> None:
             raise UserError(f"{name}.kind={node.kind}: its options are those of {kind}; say {group}={node.kind}")
 
 
+def _check_name(name: str) -> None:
+    """It is what tables call the model; in folders' names odd letters of it are dashes."""
+    if not name.strip() or not name.isprintable():
+        raise UserError(f"model.name={name!r}: tables name the model by it; give it a name, such as model.name=mine")
+
+
 def _check_label(compressor: Compressor) -> None:
     """It is a part of folders' names, and a word in tables."""
     label = compressor.label
@@ -121,6 +127,7 @@ def _check_together(config: Config) -> None:
     _check_kinds(config)
     config.compressor.check()
     config.tracker.check()
+    _check_name(config.model.name)
     _check_label(config.compressor)
     if not config.task.names:
         raise UserError("task.names is empty: name at least one task, such as task=arc_easy or task=all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from idp.recover.selection import Selection
     from idp.store import Product
     from idp.tasks.tasks import TaskSource
+
+
+LONGEST_NAME = 80  # letters of a part of a run's name; file systems take 255 of the whole
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,17 @@ class RunResult:
         return list(self.measured.values())[-1]
 
 
+def _as_folder(name: str) -> str:
+    """A name as a part of a folder's, whatever it is: `meta-llama/Llama-2-7b` is no folder within another one."""
+    plain = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip(".-")
+    return plain[-LONGEST_NAME:] or "unnamed"
+
+
 def run_id_and_folder(config: Config) -> tuple[str, Path]:
     """A run's id, from the hash of its config, and its folder."""
     run_id = identity(values_of(config))[:12]
-    name = f"{config.model.name}-{config.compressor.label}-{config.recovery.kind}-{config.budget.name}-{run_id}"
+    parts = (config.model.name, config.compressor.label, config.recovery.kind, config.budget.name, run_id)
+    name = "-".join(map(_as_folder, parts))
     return run_id, Path(config.output).expanduser() / "runs" / name
 
 
