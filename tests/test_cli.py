@@ -31,7 +31,7 @@ def test_cfg_job_prints_the_config(idp_run):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compressor=gptq5"], "compressor=gptq5: no such option; did you mean compressor=gptq8? There are awq3, awq4, external"),
+        (["compressor=gptq5"], "compressor=gptq5: no such option; did you mean compressor=gptq8? There are awq3, awq4"),
         (["compressor.quantization.bit=4"], "compressor.quantization.bit: there is no such option here; did you mean"),
         (["task.groups={mine:[arc_easy]}"], "task.groups: a new entry takes a plus, such as +task.groups.name=value"),
         (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
