@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grid`, the default: Hydra's own sweeper, for choices that have different options."""
+"""`hydra/sweeper=grid`: Hydra's own sweeper, for choices that have different options."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class Grid(basic_sweeper.BasicSweeper):
         from idp.sweep.grid import cells
 
         assert self.hydra_context is not None
-        made = cells(overrides, self.where_known, self.hydra_context.config_loader)
+        made = cells(overrides, self.where_known, self.hydra_context.config_loader, quiet=True)
         return [list(chunk) for chunk in self.split_overrides_to_chunks(made, max_batch_size)] if made else []

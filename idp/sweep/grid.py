@@ -8,8 +8,8 @@ option; where none has it, it is refused, and where some have not, they are name
 from __future__ import annotations
 
 import itertools
-import logging
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,9 @@ from idp.errors import UserError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-log = logging.getLogger(__name__)
-
 OPTION = "hydra.sweeper.where_known"  # the words that are set aside for `cells`
 CONFIG = "config"
+SWEEPER = "hydra/sweeper=grid"  # which takes the place of Hydra's own where words are set aside
 GRIDS = ("basic", "grid")  # sweepers whose cells are known beforehand: Hydra's own, and the one here
 OWN_SWEEPERS = ("hydra/sweeper", "optuna")  # words that choose a sweeper, which then makes its own cells
 EXPERIMENT = "experiment"
@@ -72,7 +71,7 @@ def rewritten(argv: Sequence[str]) -> list[str]:
     given = without_flags([word for word in argv if word not in ("-m", "--multirun")])
     with initialized() as loader:
         _, aside = set_aside([word for word in given if not word.startswith("-")], loader)
-    return [*(word for word in argv if word not in aside), *([as_override(aside)] if aside else [])]
+    return [*(word for word in argv if word not in aside), *([SWEEPER, as_override(aside)] if aside else [])]
 
 
 def as_override(aside: Sequence[str]) -> str:
@@ -81,7 +80,9 @@ def as_override(aside: Sequence[str]) -> str:
     return f"{OPTION}=[{','.join(quoted)}]"
 
 
-def cells(shared: Iterable[Override], aside: Sequence[str], loader: Any, path: Sequence[str] = ()) -> list[list[str]]:
+def cells(
+    shared: Iterable[Override], aside: Sequence[str], loader: Any, path: Sequence[str] = (), quiet: bool = False
+) -> list[list[str]]:
     """The overrides of each cell, the last one varying fastest, as Hydra's own sweeper makes them.
 
     Args:
@@ -89,6 +90,7 @@ def cells(shared: Iterable[Override], aside: Sequence[str], loader: Any, path: S
         aside: those that reach only the cells that have the option.
         loader: Hydra's config loader.
         path: overrides that say where more YAMLs are, where the loader does not know it.
+        quiet: not to say which words are left out where.
 
     Raises:
         UserError: no cell has an option that was given a value.
@@ -105,13 +107,14 @@ def cells(shared: Iterable[Override], aside: Sequence[str], loader: Any, path: S
         known = fits.of(cell, aside)
         for word in aside:
             if word not in known:
-                lacking[word].append(" ".join(cell) or "the only cell")
+                lacking[word].append(" ".join(each for each in cell if not all(each in other for other in made)))
         found.append([*cell, *known])
     for word, without in lacking.items():
         if len(without) == len(made):
             raise UserError(fits.refusal(made[0], word))
-        if without:
-            log.warning("%s: no such option, and left out, in %s", word, "; ".join(without))
+        if without and not quiet:
+            where = "; ".join(without)
+            print(f"{word}: no such option, and left out, in {where}", file=sys.stderr, flush=True)
     return found
 
 

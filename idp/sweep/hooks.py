@@ -30,7 +30,7 @@ class ListCells(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _refuse_other_folders(config)
         overrides = list(config.hydra.overrides.task)
-        aside = list(config.hydra.sweeper.get("where_known") or [])
+        aside = list(config.hydra.sweeper.where_known) if "where_known" in config.hydra.sweeper else []
         given = list(config.hydra.overrides.hydra)
         if not any(word.startswith("hydra.sweep.dir=") for word in given):
             folder = f"{config.hydra.sweep.dir}/{identity([*overrides, *aside])}"

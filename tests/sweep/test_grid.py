@@ -13,17 +13,17 @@ def cells(*words):
     return list(_cells(list(words)))
 
 
-def test_an_option_reaches_the_cells_that_have_it(caplog):
+def test_an_option_reaches_the_cells_that_have_it(capsys):
     found = list(configs([*TINY, "recovery=lowrank,prompt,idp", "recovery.lengths=[4,5]"], sweep=True))
     assert [config.recovery.kind for config in found] == ["lowrank", "prompt", "idp"]
     assert list(found[2].recovery.lengths) == [4, 5]
-    (said,) = [line for line in caplog.messages if line.startswith("recovery.lengths=[4,5]: no such option")]
-    assert "recovery=lowrank" in said and "recovery=prompt" in said and "recovery=idp" not in said
+    said = capsys.readouterr().err
+    assert said == "recovery.lengths=[4,5]: no such option, and left out, in recovery=lowrank; recovery=prompt\n"
 
 
-def test_one_that_all_have_reaches_all_and_nothing_is_said(caplog):
+def test_one_that_all_have_reaches_all_and_nothing_is_said(capsys):
     found = list(configs([*TINY, "recovery=prompt,lora", "recovery.training.steps=3"], sweep=True))
-    assert [config.recovery.training.steps for config in found] == [3, 3] and not caplog.messages
+    assert [config.recovery.training.steps for config in found] == [3, 3] and not capsys.readouterr().err
 
 
 def test_choices_within_a_swept_choice_bring_their_options():
@@ -77,4 +77,23 @@ def test_command_lines_of_other_kinds_stay_as_they_are():
         ["-m", "hydra/sweeper=optuna", "recovery=choice(prompt,ptune)", "recovery.length=4"],
     ):
         assert rewritten(words) == words
-    assert rewritten(["-m", "recovery=prompt,lora", "recovery.length=4"])[:2] == ["-m", "recovery=prompt,lora"]
+    words = rewritten(["-m", "recovery=prompt,lora", "recovery.length=4"])
+    assert words[:3] == ["-m", "recovery=prompt,lora", "hydra/sweeper=grid"] and len(words) == 4
+
+
+def test_a_sweep_runs_each_cell_with_what_it_has(idp_run, shared_store, tmp_path, monkeypatch):
+    """From the command line; given again it is the same sweep, and its list has the command as it was typed."""
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    words = ("-m", *TINY, "baselines=false", "evaluation.perplexity=[]", "compressor=rtn4", shared_store)
+    words += ("recovery=none,prompt", "recovery.length=4")
+    for _ in range(2):
+        done = idp_run(*words)
+    assert "recovery.length=4: no such option, and left out, in" in done.stderr
+    (listing,) = tmp_path.rglob("sweep.json")
+    written = json.loads(listing.read_text())
+    assert "recovery.length=4" in written["command"] and not any("where_known" in word for word in written["command"])
+    assert [("recovery.length=4" in cell["overrides"]) for cell in written["cells"]] == [False, True]
+    records = [json.loads(file.read_text()) for file in tmp_path.rglob("runs/*/record.json")]
+    assert sorted(record["idp"]["parameters"]["added"] for record in records) == [0, 4 * 64]
