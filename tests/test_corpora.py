@@ -149,3 +149,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(compose, tmp_path)
     fingerprints = [preflight(each).inputs.corpus.fingerprint for each in (config, other)]
     assert len(set(fingerprints)) == 2
     assert models.identity(config.model, preflight(config).inputs.source).key
+
+
+def test_a_file_without_blank_lines_is_one_document_and_that_is_said(tmp_path, compose):
+    (tmp_path / "my.txt").write_text("".join(f"The bridge number {n} is long and old.\n" for n in range(900)))
+    words = ("model=tiny_llama", "budget=smoke", "compressor=gptq3", "task=arc_easy", "evaluation.perplexity=[]")
+    with pytest.raises(
+        UserError, match=r"my.txt, one single document: those of a txt file are separated by blank lines"
+    ):
+        preflight(compose(*words, "corpus=local", f"corpus.path={tmp_path / 'my.txt'}", f"output={tmp_path}"))

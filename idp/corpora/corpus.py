@@ -223,6 +223,8 @@ def blocks(
     needed = 1 if count is None or at_most else count
     if found < needed:
         place = text.place if text.documents else f"{text.place}, which is a test split only"
+        if len(text.documents) == 1:  # all of it goes to one part
+            place += ", one single document: those of a txt file are separated by blank lines"
         raise UserError(
             f"corpus {text.name}: part {name} holds {len(tokens):,} tokens, {needed} blocks of {length} need "
             f"{needed * length:,}: use a larger corpus, or fewer or shorter sequences (read from {place})"
