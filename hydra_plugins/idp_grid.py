@@ -9,7 +9,7 @@ from hydra._internal.core_plugins import basic_sweeper
 
 
 class Grid(basic_sweeper.BasicSweeper):
-    """As Hydra's own, but for words that reach only the cells that have the option: see `idp.sweep.grid`.
+    """As Hydra's own, but for words that reach only the cells that have the option: see `idp.grid`.
 
     Args:
         max_batch_size: cells given to the launcher at once; None: all.
@@ -26,7 +26,7 @@ class Grid(basic_sweeper.BasicSweeper):
     def split_arguments(  # type: ignore[override]  # a static method there, called by way of the object
         self, overrides: list[Any], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        from idp.sweep.grid import cells
+        from idp.grid import cells
 
         assert self.hydra_context is not None
         made = cells(overrides, self.where_known, self.hydra_context.config_loader, quiet=True)

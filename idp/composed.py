@@ -107,7 +107,7 @@ def _cells(overrides: list[str]) -> Iterator[list[str]]:
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from idp.sweep.grid import cells, set_aside
+    from idp.grid import cells, set_aside
 
     path = [word for word in overrides if word.startswith(SEARCH_PATH)]  # where a cell's own YAMLs are
     with initialized() as loader:

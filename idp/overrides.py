@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from idp.config import conf_dir
@@ -20,3 +21,22 @@ def with_plus(words: Sequence[str]) -> list[str]:
         if equals and "." in key and value.isidentifier() and (conf_dir() / group / f"{value}.yaml").exists():
             raise UserError(f"{word}: a choice of a group has a slash; write {group}={value}")
     return [f"+{word}" if word.startswith("experiment=") else word for word in words]
+
+
+def rewritten(argv: Sequence[str]) -> list[str]:
+    """A sweep's command line with the words set aside that not every cell takes; any other one as it is.
+
+    Raises:
+        UserError: as of `set_aside`.
+        Exception: one of Hydra's, for words that it cannot read.
+    """
+    from idp import grid
+    from idp.composed import initialized, without_flags
+
+    about = [word for word in argv if not word.startswith(("-", "hydra")) and re.match(r"\w+[./]", word)]
+    if not {"-m", "--multirun"} & set(argv) or not about:
+        return list(argv)
+    given = without_flags([word for word in argv if word not in ("-m", "--multirun")])
+    with initialized() as loader:
+        _, aside = grid.set_aside([word for word in given if not word.startswith("-")], loader)
+    return [*(word for word in argv if word not in aside), *([grid.SWEEPER, grid.as_override(aside)] if aside else [])]

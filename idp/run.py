@@ -21,7 +21,7 @@ from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
 from idp.config import conf_dir
 from idp.errors import UserError
-from idp.overrides import with_plus
+from idp.overrides import rewritten, with_plus
 from idp.records.record import heldout_loss
 from idp.registry import register
 
@@ -74,12 +74,12 @@ def _next(place: Path) -> str:
 
 @contextlib.contextmanager
 def given(argv: Sequence[str]) -> Iterator[None]:
-    """Within this Hydra reads a sweep's command line as `idp.sweep.grid` makes it."""
-    from idp.sweep import grid
+    """Within this Hydra reads a sweep's command line as `idp.grid` makes it."""
+    from idp import grid
 
     before = sys.argv
     grid.typed[:] = argv
-    sys.argv = [before[0], *grid.rewritten(with_plus(argv))]
+    sys.argv = [before[0], *rewritten(with_plus(argv))]
     try:
         yield
     finally:

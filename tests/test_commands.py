@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from idp.composed import Composer, _cells, configs, without_flags
-from idp.sweep.grid import Fits
+from idp.grid import Fits
 from idp.usage import explain
 
 ROOT = Path(__file__).parent.parent

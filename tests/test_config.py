@@ -67,7 +67,7 @@ def test_no_yaml_is_left_out():
     shipped = {str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().rglob("*.yaml")}
     covered = {choice.replace("=", "/") for choice in CHOICES} | {"config"}
     covered |= {f"experiment/{name}" for name in options("experiment")}  # test_bench_cost.py, every cell of each
-    covered |= {"hydra/launcher/slurm", "hydra/sweeper/grid"}  # tests/sweep
+    covered |= {f"hydra/launcher/{name}" for name in ("slurm", "joblib", "submitit_local")} | {"hydra/sweeper/grid"}
     covered |= {f"optuna/{name}" for name in ("prompt", "bank")} | {"hydra/sweeper/optuna"}  # tests/test_sweepers.py
     covered |= {f"hydra/sweeper/sampler/{name}" for name in ("grid", "random", "tpe")}  # tests/sweep
     parts = [f"recovery/{part}" for part in ("selector", "bank", "training", "search", "fit", "storage")]

@@ -30,11 +30,13 @@ class Budget:
         "what repairs are trained toward: lm or distill, as recovery.training.objective has it",
         choices=("lm", "distill"),
         default="lm",
+        unsaid=True,
     )
     teacher: str = option(
         "of distill: auto, resident, streamed or cached, as recovery.training.teacher has it",
         choices=("auto", "resident", "streamed", "cached"),
         default="auto",
+        unsaid=True,
     )
     evaluate_every: int = option("steps between held-out evaluations", minimum=1)
     heldout_sequences: int = option("held-out sequences", minimum=1)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from idp.errors import UserError
+from idp.grid import typed
 from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell, read
 from idp.store import digest, write_json
-from idp.sweep.grid import typed
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
+from idp.grid import GRIDS
 from idp.sweep.cells import identity, list_cells
-from idp.sweep.grid import GRIDS
 
 
 class ListCells(Callback):
@@ -38,7 +38,7 @@ class ListCells(Callback):
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{folder}'"]
         if config.hydra.runtime.choices["hydra/sweeper"] in GRIDS:
-            from idp.sweep.grid import cells
+            from idp.grid import cells
 
             loader = GlobalHydra.instance().config_loader()
             grid = {**(config.hydra.sweeper.params or {})}

@@ -17,12 +17,12 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from idp.errors import UserError
+from idp.grid import GRIDS
 from idp.records.record import RECORD, heldout_loss, load
 from idp.store.lease import lease_at, wait_for
 from idp.sweep import cells as listing
 from idp.sweep import queue
 from idp.sweep.cell_status import CellStatus, statuses, wait
-from idp.sweep.grid import GRIDS
 from idp.sweep.side_by_side import check_folder
 
 LARGEST_ARRAY = 1000  # jobs; SLURM's own default limit is 1001

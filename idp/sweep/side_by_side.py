@@ -13,9 +13,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from idp.errors import UserError
+from idp.grid import GRIDS
 from idp.records.sweeps import SweepCell
 from idp.sweep.cell_status import short
-from idp.sweep.grid import GRIDS
 
 SECONDS_TO_STOP = 30.0  # after Ctrl-C: a run lets go of its locks, and says in its status file what happened
 

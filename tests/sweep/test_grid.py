@@ -4,7 +4,8 @@ import pytest
 
 from idp.composed import Composer, _cells, configs, initialized
 from idp.errors import UserError
-from idp.sweep.grid import as_override, rewritten, set_aside
+from idp.grid import as_override, set_aside
+from idp.overrides import rewritten
 
 TINY = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none")
 

@@ -8,7 +8,6 @@ option; where none has it, it is refused, and where some have not, they are name
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,24 +53,6 @@ def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
         if not override.is_sweep_override() and _plain(override) and _within(override.key_or_group, groups)
     ]
     return [word for word in words if word not in aside], aside
-
-
-def rewritten(argv: Sequence[str]) -> list[str]:
-    """A sweep's command line with the words set aside that not every cell takes; any other one as it is.
-
-    Raises:
-        UserError: as of `set_aside`.
-        Exception: one of Hydra's, for words that it cannot read.
-    """
-    from idp.composed import initialized, without_flags
-
-    about = [word for word in argv if not word.startswith(("-", "hydra")) and re.match(r"\w+[./]", word)]
-    if not {"-m", "--multirun"} & set(argv) or not about:
-        return list(argv)
-    given = without_flags([word for word in argv if word not in ("-m", "--multirun")])
-    with initialized() as loader:
-        _, aside = set_aside([word for word in given if not word.startswith("-")], loader)
-    return [*(word for word in argv if word not in aside), *([SWEEPER, as_override(aside)] if aside else [])]
 
 
 def as_override(aside: Sequence[str]) -> str:
