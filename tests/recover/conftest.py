@@ -51,6 +51,12 @@ def text():
 
 
 @pytest.fixture
+def compose(compose):
+    """As everywhere, but for repairs that are trained on the text, unless a test says otherwise."""
+    return lambda *words: compose("budget.objective=lm", "budget.teacher=auto", *words)
+
+
+@pytest.fixture
 def small(compose):
     """`small(method, *overrides)`: the recovery of a method with a short training, as the config gives it."""
 
