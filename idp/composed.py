@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from idp.config import AWAITED, Config, conf_dir
+from idp.errors import UserError
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -35,6 +36,7 @@ def configs(overrides: Sequence[str], sweep: bool = False, ahead: bool = False) 
     from idp.checks import check
     from idp.registry import register
 
+    overrides = with_plus(overrides)
     register(overrides)
     composer = Composer()
     for cell in _cells(list(overrides)) if sweep else [list(overrides)]:
@@ -122,6 +124,20 @@ def _cells(overrides: list[str]) -> Iterator[list[str]]:
         made = cells(grid_of, aside, loader, path)
     for cell in made:
         yield [*path, *cell]
+
+
+def with_plus(words: Sequence[str]) -> list[str]:
+    """The words, `experiment=name` being `+experiment=name`: an experiment takes the place of none.
+
+    Raises:
+        UserError: an option's dot stands where a group's slash belongs.
+    """
+    for word in words:
+        key, equals, value = word.partition("=")
+        group = key.replace(".", "/")
+        if equals and "." in key and value.isidentifier() and (conf_dir() / group / f"{value}.yaml").exists():
+            raise UserError(f"{word}: a choice of a group has a slash; write {group}={value}")
+    return [f"+{word}" if word.startswith("experiment=") else word for word in words]
 
 
 def without_flags(overrides: Sequence[str]) -> list[str]:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 
 from idp.checks import check
 from idp.command import failures_in_one_line, quiet_libraries
+from idp.composed import with_plus
 from idp.config import conf_dir
 from idp.errors import UserError
-from idp.overrides import rewritten, with_plus
+from idp.overrides import rewritten
 from idp.records.record import heldout_loss
 from idp.registry import register
 

@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sweep = bool(set(SWEEP) & set(arguments))
     with failures_in_one_line(explain=explain, also="nothing was computed"):
         from idp.composed import configs, without_flags
-        from idp.overrides import with_plus
 
-        given = with_plus(without_flags([word for word in arguments if word not in SWEEP]))
+        given = without_flags([word for word in arguments if word not in SWEEP])
         if strange := [word for word in given if word.startswith("-")]:
             raise UserError(f"{strange[0]}: a plan takes overrides of idp.run, and -m for a sweep")
         found = list(cells(configs(given, sweep), sweep))
