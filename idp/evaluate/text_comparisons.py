@@ -1,7 +1,7 @@
 """A run's models held against one another on the same windows of text: what compression cost there, what came back.
 
-The loss of a window differs far less between two models than between two windows, so that a few thousand tokens tell
-what thousands of documents cannot.
+The loss of a window differs far less between two models than between two windows, so that a few thousand tokens often
+tell models apart where the documents of a small run do not.
 """
 
 from __future__ import annotations

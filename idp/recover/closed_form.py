@@ -85,7 +85,7 @@ def _damped(moment: torch.Tensor | None, error: torch.Tensor, damping: float) ->
 def _largest(symmetric: torch.Tensor, count: int) -> torch.Tensor:
     """The eigenvectors of the `count` largest eigenvalues, [n, count], the largest first.
 
-    On the CPU only these are computed, in a third of the time that all of them take.
+    On the CPU only these are computed, in less than half of the time that all of them take.
     """
     import torch
 

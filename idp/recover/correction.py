@@ -155,7 +155,7 @@ class Products:
     def of(self, inputs: torch.Tensor) -> torch.Tensor:
         """[in, in] in float32, of inputs [tokens, in]; to be read only.
 
-        Products of a batch's few hundred inputs lose nothing there that an eigenvector would show, and take a tenth of
+        Products of a batch's few hundred inputs lose nothing there that an eigenvector would show, and take half of
         the time; sums over batches, which grow, are the observers' own, in float64.
         """
         if self._last is not None:
