@@ -76,7 +76,7 @@ def test_a_typo_is_answered_with_the_nearest(typed, meant, capsys):
     [
         (["report", "--formts", "page"], "error: --formts: options are .*; did you mean --formats?"),
         (["analyze", "clams"], "error: clams: no such analysis; .*; did you mean claims?"),
-        (["compare", "ruins=x"], "error: ruins=x: options are runs=, out=; did you mean runs=?"),
+        (["compare", "ruins=x"], "error: ruins=x: options are runs=, out=, .*; did you mean runs=?"),
         (["store", "prun"], "error: prun: no such action; .*; did you mean prune?"),
         (["store", "prune", "--orphan"], "error: --orphan: .*; did you mean --orphans?"),
         (["sweep", "resum"], "error: resum: no such action; .*; did you mean resume?"),
@@ -140,7 +140,7 @@ def test_options_are_found_for_completion():
         ("idp export record=x o", ["out=", "overwrite="]),
         ("idp export record=x rec", []),
         ("idp store prune --d", ["--dry-run"]),
-        ("idp compare ", ["runs=", "out="]),
+        ("idp compare ", ["runs=", "out=", "metric=", "json=", "csv=", "latex="]),
         ("idp bench tra", ["training"]),
         ("idp nothing ", None),
         ("idp run compr", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ OPENING = """idp analyze: what finished runs say, written beside their records (
 
   idp analyze claims                                  what the papers claim, and what these runs say
   idp analyze compare runs=outputs/runs               every repair and compressor: effect, interval, test
+  idp analyze compare outputs/runs/<run> results/<model>   any two runs, lm-eval's too: the first is the baseline
   idp analyze displaced runs=outputs/runs             what became of the documents that compression broke
   idp analyze choice record=outputs/runs/<run>        what there is to choose between a bank's prompts
   idp analyze similarity record=outputs/runs/<run>    attention and activations against the dense model"""
@@ -34,6 +36,16 @@ class ClaimsOptions(Runs):
     """Of the claim check."""
 
     margin: float = word("accuracy that counts as a difference, in points (default: 1)", default=1.0)
+
+
+@dataclass
+class CompareOptions(Runs):
+    """Of comparisons: of all that one study measured, or of single runs with the first of them."""
+
+    metric: str | None = word("of single runs: the metric of all tasks, else each task's main one", default=None)
+    json: bool = word("print JSON in place of tables", default=False)
+    csv: str | None = word("of single runs: a file for every figure", default=None)
+    latex: str | None = word("of single runs: a file for a LaTeX table", default=None)
 
 
 @dataclass
@@ -61,7 +73,7 @@ class Similarity(RunOptions):
 
 OPTIONS = {
     "claims": ClaimsOptions,
-    "compare": Runs,
+    "compare": CompareOptions,
     "displaced": Runs,
     "choice": ChoiceOptions,
     "similarity": Similarity,
@@ -78,10 +90,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0 if argv else "error: which analysis?")
     with failures_in_one_line(command="analyze"):
         name, options = parse_action(OPTIONS, argv, "analysis")
-        written = (
-            _of_run(name, options) if isinstance(options, (ChoiceOptions, Similarity)) else _of_runs(name, options)
-        )
-        print("\n".join(f"written: {file}" for file in written))
+        if isinstance(options, (ChoiceOptions, Similarity)):
+            written = _of_run(name, options)
+        elif isinstance(options, CompareOptions):
+            written = _compare(options)
+        else:
+            written = _of_runs(name, options)
+        to = sys.stderr if isinstance(options, CompareOptions) and options.json else sys.stdout
+        for file in written:
+            print(f"written: {file}", file=to)
+
+
+def _compare(options: CompareOptions) -> list[Path]:
+    from idp.analyze.operands import are_single, open_runs
+
+    single = bool(options.runs) and are_single(options.runs)
+    if not single:
+        for name in ("metric", "csv", "latex"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"{name}=: of single runs, such as idp compare a b; idp report writes the tables of a study"
+                )
+        return _of_runs("compare", options)
+    from idp.analyze import pairwise, pairwise_shown
+    from idp.analyze.files import put, write
+
+    result = pairwise.compare_runs(open_runs(options.runs), options.metric)
+    text = pairwise_shown.page(result)
+    print(json.dumps(result, indent=1) if options.json else f"{text}\n")
+    written = write(options.out, "compare", result, text) if options.out is not None else []
+    for place, made in ((options.csv, pairwise_shown.comma_separated), (options.latex, pairwise_shown.latex)):
+        if place is not None:
+            written.append(put(Path(place).expanduser(), made(result)))
+    return written
 
 
 def _of_runs(name: str, options: Runs) -> list[Path]:
@@ -100,7 +141,7 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
         analyse, page = made[name]
         result = analyse(collection)
         text = page(result)
-    print(f"{text}\n")
+    print(json.dumps(result, indent=1) if isinstance(options, CompareOptions) and options.json else f"{text}\n")
     return write(options.out or places[0], name, result, text)
 
 

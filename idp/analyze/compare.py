@@ -16,6 +16,9 @@ from idp.stats.significance import LEVEL, comparison, holm
 from idp.stats.variance import Paired, estimate
 
 SCHEMA = 1
+Families = dict[
+    tuple[str, str], list[tuple[dict[str, Any], Paired]]
+]  # tests that are read together, and what they test
 
 
 def compare(collection: Collection) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def compare(collection: Collection) -> dict[str, Any]:
     for setting in collection.settings:
         cells = cells_of(collection, setting)
         found, missing = [], []
-        families: dict[tuple[str, str], list[tuple[dict[str, Any], Paired]]] = {}
+        families: Families = {}
         for cell in cells:
             against = {COMPRESSED: dense_of, REPAIRED: unrepaired_of}.get(cell.first.role)
             if against is None:
@@ -48,7 +51,7 @@ def compare(collection: Collection) -> dict[str, Any]:
                 continue
             probabilities = pair(before, cell, graded)[0]
             tests = comparison(scores, probabilities)
-            _sort(families, tests, scores, probabilities)
+            sort_by_family(families, tests, scores, probabilities)
             found.append(
                 {
                     "before": before.name,
@@ -60,7 +63,7 @@ def compare(collection: Collection) -> dict[str, Any]:
                 }
             )
         for family in families.values():
-            _adjust(family)
+            adjust(family)
         settings.append(
             {
                 "title": title(collection, setting),
@@ -71,6 +74,30 @@ def compare(collection: Collection) -> dict[str, Any]:
             }
         )
     return {"schema": SCHEMA, "level": LEVEL, "settings": settings, "notes": collection.notes}
+
+
+def sort_by_family(
+    families: Families,
+    tests: dict[str, Any],
+    scores: Paired,
+    probabilities: Paired,
+) -> None:
+    """Adds each test of a comparison, with what it tested, to those that it is adjusted with."""
+    for outcome, tested, tables in (("hits", tests, scores), ("graded", tests["graded"], probabilities)):
+        if tested:
+            families.setdefault((outcome, "mean"), []).append((tested["mean"], tables))
+            single = [(test, {task: tables[task]}) for task, test in tested["tasks"].items()]
+            families.setdefault((outcome, "tasks"), []).extend(single)
+
+
+def adjust(family: Sequence[tuple[dict[str, Any], Paired]]) -> None:
+    """Adds `p_adjusted` (Holm) to tests that are read together, and the documents that would decide at its level."""
+    for (test, _), adjusted in zip(family, holm([test["p"] for test, _ in family]), strict=True):
+        test["p_adjusted"] = adjusted
+    undecided = [(test, tables) for test, tables in family if test["p_adjusted"] >= LEVEL]
+    for test, tables in undecided:  # the next of these to be decided is held against this level
+        exact = test.get("test") == "mcnemar"
+        test["documents_to_decide"] = documents_to_decide(estimate(tables), LEVEL / len(undecided), exact)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -183,29 +210,6 @@ def _few_runs(comparisons: Sequence[dict[str, Any]]) -> list[str]:
         if names:
             notes.append(f"- {', '.join(dict.fromkeys(names))}: {worth}")
     return notes
-
-
-def _sort(
-    families: dict[tuple[str, str], list[tuple[dict[str, Any], Paired]]],
-    tests: dict[str, Any],
-    scores: Paired,
-    probabilities: Paired,
-) -> None:
-    """Adds each test of a comparison, with what it tested, to those that it is adjusted with."""
-    for outcome, tested, tables in (("hits", tests, scores), ("graded", tests["graded"], probabilities)):
-        if tested:
-            families.setdefault((outcome, "mean"), []).append((tested["mean"], tables))
-            single = [(test, {task: tables[task]}) for task, test in tested["tasks"].items()]
-            families.setdefault((outcome, "tasks"), []).extend(single)
-
-
-def _adjust(family: Sequence[tuple[dict[str, Any], Paired]]) -> None:
-    for (test, _), adjusted in zip(family, holm([test["p"] for test, _ in family]), strict=True):
-        test["p_adjusted"] = adjusted
-    undecided = [(test, tables) for test, tables in family if test["p_adjusted"] >= LEVEL]
-    for test, tables in undecided:  # the next of these to be decided is held against this level
-        exact = test.get("test") == "mcnemar"
-        test["documents_to_decide"] = documents_to_decide(estimate(tables), LEVEL / len(undecided), exact)
 
 
 def _short(difference: float) -> str:

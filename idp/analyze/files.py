@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from idp.errors import UserError
 from idp.store import write_json
 
 FOLDER = "analysis"
@@ -27,7 +28,20 @@ def write(place: str | Path, name: str, result: dict[str, Any], text: str) -> li
     """
     folder = folder_of(place)
     write_json(folder / f"{name}.json", result)
-    page, temporary = folder / f"{name}.md", folder / f".{name}.md.tmp"
-    temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
-    os.replace(temporary, page)
-    return [page, folder / f"{name}.json"]
+    return [put(folder / f"{name}.md", text), folder / f"{name}.json"]
+
+
+def put(file: Path, text: str) -> Path:
+    """Writes a file whole or not at all, into a folder that is made if it is not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+    return file

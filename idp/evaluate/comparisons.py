@@ -88,7 +88,7 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     from pyarrow import parquet
 
     from idp.records.outcomes import graded_documents
-    from idp.records.scores import main_metric
+    from idp.records.scores import is_mean, main_metric
 
     results = product.read("results.json")
     metric = main_metric(runs, results["results"][runs])
@@ -101,8 +101,7 @@ def _documents(product: Product, runs: str) -> tuple[list[int], np.ndarray, np.n
     values = [row[column] for row in rows]
     if not values or any(value is None or not math.isfinite(value) for value in values):
         return None
-    score = results["results"][runs][metric]
-    if score is None or not math.isclose(sum(values) / len(values), score, rel_tol=1e-6, abs_tol=1e-9):
+    if not is_mean(values, results["results"][runs][metric]):
         return None
     scores, numbers = np.array(values, dtype=float), [row["doc_id"] for row in rows]
     if results["higher_is_better"][runs].get(metric.split(",")[0]) is False:

@@ -99,6 +99,27 @@ def paired(models: Iterable[ModelScores], task: str, of: Callable = outcomes) ->
     return [each.scores for each in found]
 
 
+def documents_of(samples: Path, row: str, task: str) -> list[dict[str, Any]]:
+    """All that a run's Parquet file has of one model's documents of a task, likelihoods aside; empty where it cannot
+    be read.
+
+    Args:
+        samples: the file.
+        row: dense, compressed or repaired.
+        task: as asked for.
+    """
+    from pyarrow import ArrowException, compute, parquet
+
+    wanted = (compute.field("model") == row) & (compute.field("asked_for") == task)
+    try:
+        names = parquet.read_schema(samples).names
+        columns = [name for name in names if name in ("doc_id", "doc_hash", "context", "choices")]
+        columns += [name for name in names if name.startswith("metric:")]
+        return parquet.read_table(samples, columns=columns, filters=wanted, use_threads=False).to_pylist()
+    except (OSError, ValueError, ArrowException):
+        return []
+
+
 @functools.cache
 def _file(path: Path) -> dict[tuple[str, str, str], Outcomes]:
     """Every model's outcomes on every task, by (row, task, metric): a few bytes a document, texts are not read."""

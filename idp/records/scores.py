@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from idp.records.schema import Record
@@ -38,6 +40,15 @@ def main_metric(task_name: str, results: dict[str, Any]) -> str:
     if not keys:
         raise KeyError(f"{task_name}: no metric among {sorted(results)}")
     return keys[0]
+
+
+def is_mean(values: Sequence[float], score: Any) -> bool:
+    """Whether a task's score is the mean over its documents, as that of a correlation or a perplexity is not.
+
+    A difference of such means would be one of something else.
+    """
+    known = isinstance(score, (int, float)) and len(values) > 0
+    return known and math.isclose(sum(values) / len(values), score, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def rows_of(record: Record) -> dict[str, dict[str, Any]]:

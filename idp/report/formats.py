@@ -10,13 +10,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
+from idp.records.latex import escape
 
 
 @dataclass(frozen=True)
@@ -114,16 +108,11 @@ def comma_separated(tables: list[Table]) -> str:
 def latex(table: Table) -> str:
     """As a booktabs table, its notes as comments."""
     lines = [[_latex_entry(row.get(column.key, MISSING)) for column in table.narrow] for row in table.rows]
-    headers = [escape_latex(column.title) for column in table.narrow]
+    headers = [escape(column.title) for column in table.narrow]
     drawn = tabulate(lines, headers=headers, tablefmt="latex_raw", disable_numparse=True)
     drawn = drawn.replace("\\hline", "\\toprule", 1).replace("\\hline", "\\midrule", 1)
     drawn = drawn.replace("\\hline", "\\bottomrule", 1)
     return "\n".join([f"% {table.title}; needs booktabs", drawn, *(f"% {note}" for note in table.notes), ""])
-
-
-def escape_latex(text: str) -> str:
-    """Text with what LaTeX reads as commands put in its own spelling."""
-    return re.sub(r"[\\&%$#_{}~^±]", lambda found: LATEX[found[0]], text)
 
 
 def _markdown_entry(entry: Entry) -> str:
@@ -133,7 +122,7 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def _latex_entry(entry: Entry) -> str:
-    text = escape_latex(entry.text)
+    text = escape(entry.text)
     return f"\\textbf{{{text}}}" if entry.bold else text
 
 

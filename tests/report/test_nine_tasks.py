@@ -247,7 +247,11 @@ def test_formats_of_one_table():
     assert header == ["name | x", "50% & more", "50% & more stderr"]
     assert first == ["a_b|<c>*", "0.5", "0.1"] and second == ["'=1+1", "", ""]
     text = latex(table)
-    assert r"\textbf{0.500 (0.100)}" in text and r"a\_b|<c>*" in text and r"50\% \& more" in text
+    assert (
+        r"\textbf{0.500 (0.100)}" in text
+        and r"a\_b\textbar{}\textless{}c\textgreater{}*" in text
+        and r"50\% \& more" in text
+    )
     assert all(f"\\{rule}rule" in text for rule in ("top", "mid", "bottom"))
 
 
