@@ -141,7 +141,8 @@ def parse_action(actions: Mapping[str, type], argv: Sequence[str], what: str) ->
 def parse(options: type[Options], argv: Sequence[str]) -> Options:
     """The options in a command line's arguments: `key=value`, `--key value` or `--key=value`, and `--key` for yes.
 
-    Of a list, values follow one another (`--key a b`) or have commas between them (`key=a,b`).
+    Of a list, values follow one another (`--key a b`) or have commas between them (`key=a,b`, or `key=[a,b]` as in a
+    run's words).
 
     Raises:
         UserError: a word that is no option or comes twice, a value of the wrong kind, or a missing one.
@@ -172,7 +173,7 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
             raise UserError(f"{given}: give a value ({known[key].metadata['help']})")
         if _is_list(hints[key]):
             (kind,) = get_args(_some(hints[key]))
-            parts = [part.strip() for text in texts for part in (text.split(",") if equals else [text])]
+            parts = [part.strip() for text in texts for part in (_unbracketed(text).split(",") if equals else [text])]
             values[key] = [*values.get(key, []), *(_value(argument, part, kind) for part in parts if part)]
         else:
             values[key] = _value(argument, texts[0], _some(hints[key]))
@@ -196,6 +197,10 @@ def _unknown(given: str, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
     hint = "" if not near else f"; did you mean {f'--{_dashed(near[0])}' if given.startswith('--') else f'{near[0]}='}?"
     return f"{given}: options are {', '.join(f'{name}=' for name in known)}{hint}"
+
+
+def _unbracketed(text: str) -> str:
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def _dashed(name: str) -> str:

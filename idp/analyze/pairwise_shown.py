@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from idp.analyze.compare import p_value, verdict
 from idp.analyze.pairwise import POOLED
-from idp.records.differences import SHARE, in_points, share, signed, turned, with_interval
+from idp.records.differences import SHARE, in_points, share, signed, with_interval
 from idp.records.latex import Cell, Column, document_table
 from idp.stats.significance import LEVEL
 
@@ -54,7 +54,7 @@ def comma_separated(result: Mapping[str, Any]) -> str:
                 {key: "" if value is None else value for key, value in figures.items()}
                 | {"baseline": result["baseline"]["name"], "run": found["name"], "what": what, "name": name}
                 | {"unit": found["unit"]}
-                | {to: "" if test.get(of) is None else test[of] for to, of in _TURNED.items()}
+                | dict(zip(("newly_right", "newly_broken"), _turned(what, test, found), strict=True))
             )
     return written.getvalue()
 
@@ -75,6 +75,7 @@ def latex(result: Mapping[str, Any]) -> str:
     for found in result["comparisons"]:
         for what, name, test in _tests(found):
             bold = test["p_adjusted"] < LEVEL
+            right, broken = _turned(what, test, found)
             rows.append(
                 {
                     "run": Cell(found["name"]),
@@ -83,8 +84,8 @@ def latex(result: Mapping[str, Any]) -> str:
                     "before": Cell(value=test["before"]),
                     "after": Cell(value=test["after"]),
                     "difference": Cell(value=test["difference"], low=test["low"], high=test["high"], bold=bold),
-                    "right": Cell(value=test.get("gained")),
-                    "broken": Cell(value=test.get("lost")),
+                    "right": Cell(value=right if right != "" else None),
+                    "broken": Cell(value=broken if broken != "" else None),
                 }
             )
     caption = (
@@ -92,9 +93,6 @@ def latex(result: Mapping[str, Any]) -> str:
         " interval; bold: beyond chance (p < 0.05, Holm)."
     )
     return document_table(columns, rows, caption=caption, label="tab:comparison")
-
-
-_TURNED = {"newly_right": "gained", "newly_broken": "lost"}
 
 
 def _points(unit: str) -> str:
@@ -106,6 +104,14 @@ def _tests(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, An
     yield from (("group", group, test) for group, test in found["groups"].items())
     if len(found["tasks"]) > 1:
         yield "mean", "mean", found["mean"]
+
+
+def _turned(what: str, test: Mapping[str, Any], found: Mapping[str, Any]) -> list[float | str]:
+    """How many documents turned right and how many wrong, over all tasks behind a line; "" where that is not known."""
+    names = {"task": [], "mean": list(found["tasks"])}.get(what, test.get("tasks", []))
+    tests = [found["tasks"][name] for name in names] or [test]
+    known = [each for each in tests if each["gained"] is not None]
+    return [sum(each[key] for each in known) if known else "" for key in ("gained", "lost")]
 
 
 def _title(what: str, name: str, test: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -120,9 +126,6 @@ def _table(found: Mapping[str, Any], baseline: str) -> str:
     unit = found["unit"]
     rows = []
     for what, name, test in _tests(found):
-        tests = {"task": [test], "mean": list(found["tasks"].values())}.get(what) or [
-            found["tasks"][task] for task in test["tasks"]
-        ]
         difference = with_interval(test, unit)
         detects = test["detectable"]
         rows.append(
@@ -133,7 +136,7 @@ def _table(found: Mapping[str, Any], baseline: str) -> str:
                 *("" if test[side] is None else f"{test[side]:.3f}" for side in ("before", "after")),
                 f"**{difference}**" if test["p_adjusted"] < LEVEL else difference,
                 p_value(test["p_adjusted"]),
-                *turned(tests),
+                *(f"{count:g}" if count != "" else "" for count in _turned(what, test, found)),
                 "" if detects is None else signed(detects, unit).lstrip("+"),
                 _verdict(test, unit),
             ]

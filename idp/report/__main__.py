@@ -11,6 +11,7 @@ from pathlib import Path
 from idp.command import failures_in_one_line, help_text, parse, wants_help, word
 from idp.errors import UserError
 from idp.extras import lacks
+from idp.records.latex import BOUNDS
 from idp.report.files import FORMATS, PAGE
 
 OPENING = """usage: idp report [FOLDER or RECORD ...] [key=value ...]
@@ -27,6 +28,14 @@ class ReportOptions:
     output: str = word("the folder that the report is written to (default: outputs/report)", default="outputs/report")
     formats: list[str] = word(f"which of {','.join(FORMATS)} (default: all)", default_factory=list)
     title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
+    columns: list[str] = word(
+        "of paper.tex, such as mean,difference,damage,params or a task; mean:pm adds its bounds", default_factory=list
+    )
+    rows: list[str] = word("of paper.tex, by name: dense,gptq3,*lora* (default: all)", default_factory=list)
+    names: str | None = word("in paper.tex: a YAML file, or '{gptq3: GPTQ, damage: Share}'", default=None)
+    caption: str | None = word("of paper.tex (default: what its columns are)", default=None)
+    label: str = word("of paper.tex (default: tab:repairs)", default="tab:repairs")
+    bounds: str | None = word(f"in paper.tex: {', '.join(BOUNDS)} (default: intervals of differences)", default=None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if unknown := set(formats) - set(FORMATS):
             given = ",".join(formats)
             raise UserError(f"formats={given}: {min(unknown)} is none of {', '.join(FORMATS)}")
+        unchanged = ReportOptions()
+        for name in ("columns", "rows", "names", "caption", "label", "bounds"):
+            if "latex" not in formats and getattr(options, name) != getattr(unchanged, name):
+                raise UserError(f"{name}=: of paper.tex, which is not written; add latex to formats=")
         undrawn = None if options.formats else _plots_cannot_be_drawn()
         if undrawn:
             formats.remove("plots")
         places = options.runs or ["outputs/runs"]
-        _report(places, Path(options.output).expanduser(), formats, options.title, undrawn)
+        _report(places, options, formats, undrawn)
 
 
 def _plots_cannot_be_drawn() -> str | None:
@@ -55,13 +68,15 @@ def _plots_cannot_be_drawn() -> str | None:
     return f"no plots: {lacks('drawing them', 'matplotlib', 'plots')}"
 
 
-def _report(places: list[str], folder: Path, formats: list[str], title: str, undrawn: str | None) -> None:
+def _report(places: list[str], options: ReportOptions, formats: list[str], undrawn: str | None) -> None:
     from idp.records.collect import collect
+    from idp.report.paper import choice
     from idp.report.summary import sweep_table
     from idp.report.write import write
 
+    paper = choice(options.columns, options.rows, options.names, options.caption, options.label, options.bounds)
     found = collect(places)
-    written = write(found, folder, formats, title)
+    written = write(found, Path(options.output).expanduser(), formats, options.title, paper)
     print(sweep_table(found))
     print()
     for note in [*found.notes, *filter(None, [undrawn])]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 
 from idp.records.cell import PARTS, Cell
 from idp.report.formats import MISSING, Column, Entry, Table
+from idp.report.intervals import normal_interval
 from idp.report.nine_tasks import NAMES, names, pending
 from idp.report.view import View
 
@@ -86,8 +88,13 @@ def _perplexity(row: Cell, corpus: str) -> Entry:
     if value is None:
         return MISSING
     found = row.first.perplexity[corpus]
-    more = {"stderr of log": found.stderr if row.runs == 1 else None, "tokens": found.tokens}
-    return Entry(f"{value:.2f}" + (f" ±{spread:.2f}" if spread is not None else ""), value, spread=spread, more=more)
+    error = found.stderr if row.runs == 1 else None  # of the mean loss in nats, the perplexity's logarithm
+    more = {"stderr of log": error, "tokens": found.tokens}
+    low, high = (None, None)
+    if error is not None and math.isfinite(value):
+        low, high = (math.exp(end) for end in normal_interval(math.log(value), error) if end is not None)
+    text = f"{value:.2f}" + (f" ±{spread:.2f}" if spread is not None else "")
+    return Entry(text, value, spread=spread, low=low, high=high, more=more)
 
 
 def _divergence(row: Cell, part: str, name: str) -> Entry:
@@ -98,7 +105,8 @@ def _divergence(row: Cell, part: str, name: str) -> Entry:
     error = found.pop("stderr", None)
     more = {key.removesuffix("_kl").replace("_", " "): figure for key, figure in found.items()}
     text = f"{value:.3g}" + (f" ±{spread:.2g}" if spread is not None else "")
-    return Entry(text, value, stderr=error, spread=spread, more=more)
+    low, high = normal_interval(value, error if row.runs == 1 else None)
+    return Entry(text, value, stderr=error, spread=spread, low=low, high=high, more=more)
 
 
 def _measured_to_dense(view: View, part: str) -> list[str]:

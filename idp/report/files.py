@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
-FORMATS = ("markdown", "csv", "latex", "plots", "page")
+FORMATS = ("markdown", "csv", "parquet", "latex", "plots", "page")
 MARKDOWN, CSV, LATEX, PAGE, PLOTS = "report.md", "table.csv", "table.tex", "index.html", "plots"
+RESULTS_CSV, RESULTS_PARQUET, PAPER = "results.csv", "results.parquet", "paper.tex"

@@ -30,7 +30,14 @@ def interval_of_score(row: Cell, tasks: Sequence[str]) -> tuple[float | None, fl
     if value is None or error is None:
         return None, None
     variance = error**2 + (row.spread(list(tasks)) or 0.0) ** 2 / row.runs
-    half = NormalDist().inv_cdf(1 - LEVEL / 2) * variance**0.5
+    return normal_interval(value, variance**0.5)
+
+
+def normal_interval(value: float, error: float | None) -> tuple[float | None, float | None]:
+    """The 95 % interval of a figure whose standard error a record has; of none without one."""
+    if error is None:
+        return None, None
+    half = NormalDist().inv_cdf(1 - LEVEL / 2) * error
     return value - half, value + half
 
 

@@ -14,6 +14,7 @@ from idp.stats.damage import brought_back
 from idp.stats.flips import flips
 from idp.stats.significance import comparison, holm
 from tests.analyze.lm_eval_runs import DATE, LATER, invented
+from tests.report.tex import compiled
 
 
 @pytest.fixture
@@ -84,6 +85,14 @@ def test_what_is_said(three, tmp_path, capsys):
     assert "\\toprule" in (tmp_path / "all.tex").read_text()
     main(["compare", *places, "--json"])
     assert json.loads(capsys.readouterr().out) == compared(*places)
+
+
+def test_a_tex_takes_the_table(tmp_path, draw, capsys):
+    names = ("a_1", "b%2", "c#3")
+    for number, name in enumerate(names):
+        invented(tmp_path / name, {"x_y": draw(0.5, seed=number), "z": draw(0.6, seed=number)}, model=name)
+    main(["compare", *(str(tmp_path / name) for name in names), f"latex={tmp_path / 'out.tex'}"])
+    compiled((tmp_path / "out.tex").read_text().replace("tab:comparison", "tab:repairs"), tmp_path / "tex")
 
 
 @pytest.mark.parametrize(

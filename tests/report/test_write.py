@@ -24,12 +24,13 @@ def test_the_command_writes_every_format(sweep, tmp_path, capsys):
             image = report / line.split("](")[1].rstrip(")")
             assert image.stat().st_size > 5_000 and image.with_suffix(".svg").is_file()
     assert (report / "table.csv").read_text().count("\n") == 7
-    assert "\\toprule" in (report / "table.tex").read_text()
+    assert "\\toprule" in (report / "table.tex").read_text() and "\\toprule" in (report / "paper.tex").read_text()
+    assert (report / "results.parquet").stat().st_size > 5_000
 
 
 def test_only_the_formats_that_are_asked_for(real, tmp_path, capsys):
     main([f"runs={real[0]}", f"output={tmp_path / 'report'}", "formats=csv,markdown"])
-    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == ["report.md", "table.csv"]
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == ["report.md", "results.csv", "table.csv"]
 
 
 def test_runs_of_other_documents_stand_apart(vary, runs, tmp_path, capsys):
@@ -40,7 +41,7 @@ def test_runs_of_other_documents_stand_apart(vary, runs, tmp_path, capsys):
     vary("second", fewer)
     main([str(runs), f"output={tmp_path / 'report'}", "formats=csv,markdown,latex"])
     assert "note: not compared" in capsys.readouterr().out
-    assert sorted(file.name for file in (tmp_path / "report").glob("*.csv")) == ["table-1.csv", "table-2.csv"]
+    assert sorted(file.name for file in (tmp_path / "report").glob("table*.csv")) == ["table-1.csv", "table-2.csv"]
     assert (tmp_path / "report" / "report.md").read_text().count("### Scores") == 2
 
 
