@@ -54,7 +54,7 @@ Afterwards:
   idp report outputs/runs                            one table over many runs
   idp sweep status                                   where each cell of the last sweep stands; wait, resume
   idp dashboard outputs/runs                         a W&B workspace and report over them
-  idp compare outputs/runs                           every repair and compressor: effect, interval, test
+  idp compare outputs/runs                           a study, or any two runs: effect, interval, test
   idp analyze claims runs=outputs                    what the papers claim, and what these runs say
   idp generate prompt="Water boils at"               dense, compressed and repaired answers side by side
   idp export record=... out=...                      the model as others can load it

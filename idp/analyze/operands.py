@@ -22,22 +22,25 @@ def are_single(places: Sequence[str]) -> bool:
     """Whether every place is one run, to be held against the others, and none a folder of runs.
 
     Raises:
-        UserError: some are single runs and others are not, or there is one run alone that nothing is compared with.
+        UserError: a run of lm-eval beside what is no run, or one that nothing is compared with.
     """
     kinds = [_kind(place) for place in places]
     if len(places) == 1:
         if kinds[0] == LM_EVAL or (kinds[0] == IDP and _row(places[0])[1]):
             raise UserError(f"{places[0]}: a single run; name what it is compared with: {EXAMPLE}")
         return False
-    if any(kinds) and not all(kinds):
+    if all(kinds):
+        return True
+    # Runs of this package beside folders of such are one study.
+    if alone := [place for place, kind in zip(places, kinds, strict=True) if kind == LM_EVAL or _row(place)[1]]:
         other = places[kinds.index(None)]
         if not Path(other).expanduser().exists():
             raise UserError(f"{other}: there is nothing here")
         raise UserError(
-            f"{other}: neither a run of idp ({RECORD}) nor lm-eval's output (results_<date>.json), as"
-            f" {places[0] if kinds[0] else places[1]} is one; name single runs: {EXAMPLE}"
+            f"{other}: neither a run of idp ({RECORD}) nor lm-eval's output (results_<date>.json), as {alone[0]} is;"
+            f" name single runs: {EXAMPLE}"
         )
-    return all(kinds)
+    return False
 
 
 def open_runs(places: Sequence[str]) -> list[OneRun]:

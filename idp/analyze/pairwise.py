@@ -141,12 +141,12 @@ def _metric(sides: tuple[TaskRun, TaskRun], names: tuple[str, str], wanted: str 
     """The key of the metric to compare."""
     found = []
     for side, name in zip(sides, names, strict=True):
-        keys = [key for key in side.results if "," in key and "_stderr," not in key]
+        keys = [key for key in side.results if "," in key and "_stderr," not in key and not key.startswith("bypass,")]
         if wanted is not None:
             keys = [key for key in keys if wanted in (key, key.split(",")[0])]
         if not keys:
             raise _NotCompared(f"no metric {wanted} in {name}" if wanted else f"no metric in {name}")
-        found.append(keys[0] if wanted else main_metric(side.name, dict(side.results)))
+        found.append(keys[0] if wanted else main_metric(side.name, {key: side.results[key] for key in keys}))
     if found[0] != found[1]:
         raise _NotCompared(
             f"{found[0]} in {names[0]}, {found[1]} in {names[1]}; choose one that both have with metric="

@@ -84,8 +84,8 @@ def latex(result: Mapping[str, Any]) -> str:
                     "before": Cell(value=test["before"]),
                     "after": Cell(value=test["after"]),
                     "difference": Cell(value=test["difference"], low=test["low"], high=test["high"], bold=bold),
-                    "right": Cell(value=right if right != "" else None),
-                    "broken": Cell(value=broken if broken != "" else None),
+                    "right": Cell(value=right),
+                    "broken": Cell(value=broken),
                 }
             )
     caption = (
@@ -106,12 +106,12 @@ def _tests(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, An
         yield "mean", "mean", found["mean"]
 
 
-def _turned(what: str, test: Mapping[str, Any], found: Mapping[str, Any]) -> list[float | str]:
-    """How many documents turned right and how many wrong, over all tasks behind a line; "" where that is not known."""
+def _turned(what: str, test: Mapping[str, Any], found: Mapping[str, Any]) -> list[float | None]:
+    """How many documents turned right and how many wrong, over all tasks behind a line."""
     names = {"task": [], "mean": list(found["tasks"])}.get(what, test.get("tasks", []))
     tests = [found["tasks"][name] for name in names] or [test]
     known = [each for each in tests if each["gained"] is not None]
-    return [sum(each[key] for each in known) if known else "" for key in ("gained", "lost")]
+    return [sum(each[key] for each in known) if known else None for key in ("gained", "lost")]
 
 
 def _title(what: str, name: str, test: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -136,7 +136,7 @@ def _table(found: Mapping[str, Any], baseline: str) -> str:
                 *("" if test[side] is None else f"{test[side]:.3f}" for side in ("before", "after")),
                 f"**{difference}**" if test["p_adjusted"] < LEVEL else difference,
                 p_value(test["p_adjusted"]),
-                *(f"{count:g}" if count != "" else "" for count in _turned(what, test, found)),
+                *("" if count is None else f"{count:g}" for count in _turned(what, test, found)),
                 "" if detects is None else signed(detects, unit).lstrip("+"),
                 _verdict(test, unit),
             ]

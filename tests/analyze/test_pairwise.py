@@ -103,6 +103,7 @@ def test_a_tex_takes_the_table(tmp_path, draw, capsys):
         ({"metric": "f1,none"}, "acc,none in base, f1,none in other; choose one that both have with metric="),
         ({"lower": True}, "acc,none is better higher in one and lower in the other"),
         ({"questions": "query"}, "document 0 is not the same one in both, nor are 399 more of 400"),
+        ({"metric": "bypass,none"}, "no metric in other"),
         ({"first": 1000}, "no document that both base and other have"),
         ({"score": {"a": 0.123}}, "acc,none is not the mean over the documents that are there"),
     ],
@@ -231,7 +232,7 @@ def test_mistakes_are_one_line(words, message, tmp_path, draw, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_runs_of_this_package(finished_run, capsys):
+def test_runs_of_this_package(finished_run, tmp_path, capsys):
     folder, record = finished_run("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "baselines=true")
     result = compared(f"{folder}@dense", f"{folder}@compressed", folder)
     assert [found["name"] for found in result["comparisons"]] == ["tiny_llama gptq3", "tiny_llama gptq3 + idp"]
@@ -243,5 +244,6 @@ def test_runs_of_this_package(finished_run, capsys):
         assert found[key] == step["tasks"]["arc_easy"][key]
     with pytest.raises(UserError, match="the same run"):
         compared(folder, f"{folder}@repaired")
-    main(["compare", str(folder), f"out={folder.parent / 'said'}"])  # one record is a study, as it always was
-    assert "# What compression costs" in capsys.readouterr().out
+    for words in ([str(folder)], [str(folder), str(folder.parent)]):  # one record is a study, as it always was
+        main(["compare", *words, f"out={tmp_path}"])
+        assert "# What compression costs" in capsys.readouterr().out
