@@ -40,6 +40,7 @@ class Needed:
     ("words", "expected"),
     [
         ([], Options()),
+        (["kind=[a, b]", "x"], Options(runs=["x"], kind=["a", "b"])),
         (["out=a=b"], Options(out="a=b")),
         (["--out", "a=b"], Options(out="a=b")),
         (["--out=a"], Options(out="a")),

@@ -70,8 +70,9 @@ def _plots_cannot_be_drawn() -> str | None:
 
 def _report(places: list[str], options: ReportOptions, formats: list[str], undrawn: str | None) -> None:
     from idp.records.collect import collect
-    from idp.report.paper import choice
+    from idp.report.paper import choice, unused_names
     from idp.report.summary import sweep_table
+    from idp.report.view import views
     from idp.report.write import write
 
     paper = choice(options.columns, options.rows, options.names, options.caption, options.label, options.bounds)
@@ -79,7 +80,10 @@ def _report(places: list[str], options: ReportOptions, formats: list[str], undra
     written = write(found, Path(options.output).expanduser(), formats, options.title, paper)
     print(sweep_table(found))
     print()
-    for note in [*found.notes, *filter(None, [undrawn])]:
+    unused = unused_names(views(found), paper)
+    if unused:
+        unused = [f"names: no row, part of a row's name, or column is called {', '.join(unused)}"]
+    for note in [*found.notes, *filter(None, [undrawn]), *unused]:
         print(f"note: {note}")
     for run in found.unfinished:
         print(run.line)

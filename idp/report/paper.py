@@ -22,6 +22,7 @@ from idp.report.view import View
 DEFAULT = ("mean", "difference", "damage", "perplexity", "params")
 ALIASES = {"damage": "brought back", "params": "added", "dense": "to dense", "size": "packed"}
 NAMES = ("name", "model", "compressor", "recovery", "seeds")
+SEVERAL = ("perplexity", "kl", "tasks", "groups")  # words for all columns of a kind
 DIFFERENCES = ("difference", "to dense", "brought back")  # whose intervals are shown unless said otherwise
 ABOUT = {
     "difference": "Difference: of a repair to the compressed model, of a compressed model to the dense one",
@@ -72,38 +73,51 @@ def paper_tables(made: Sequence[View], chosen: Choice) -> str:
     """A LaTeX table of each setting that has such rows.
 
     Raises:
-        UserError: a column that no table has, rows that match none, or a name that is used nowhere.
+        UserError: a column that no table has, or rows that match none.
     """
-    used: set[str] = set()
     kept = {view: [row for row in view.rows if _matches(row, chosen.rows)] for view in made}
     _check_rows(made, chosen.rows)
+    for word in chosen.columns:
+        if not any(_columns(view, word, chosen) is not None for view in made):
+            names = list(dict.fromkeys([*NAMES, *SEVERAL, *ALIASES, *(key for view in made for key in _known(view))]))
+            hint = nearest(word, names)
+            raise UserError(f"columns={word}: there is no such column{hint} (there are {', '.join(names)})")
     tables = []
     views = [view for view in made if kept[view]]
     for number, view in enumerate(views, 1):
         label = f"{chosen.label}-{number}" if len(views) > 1 else chosen.label
-        tables.append(_table(view, kept[view], replace(chosen, label=label), used))
-    if unused := [name for name in chosen.names if name not in used]:
-        raise UserError(f"names: {unused[0]} is no row, no part of a row's name, and no column of the table")
+        tables.append(_table(view, kept[view], replace(chosen, label=label)))
     return "\n".join(tables)
 
 
-def _table(view: View, rows: Sequence[Row], chosen: Choice, used: set[str]) -> str:
-    columns = [column for word in chosen.columns for column in _columns(view, word, chosen)]
+def unused_names(made: Sequence[View], chosen: Choice) -> list[str]:
+    """The names that no row, part of a row's name, or column has: misspelt, or of another study."""
+    known = {*NAMES, *ALIASES}
+    for view in made:
+        known |= {
+            part for row in view.rows for part in (row.name, *row.name.split(" + "), row.compressor, row.recovery)
+        }
+        known |= {name for column in _known(view).values() for name in (column.key, column.title)}
+    return [name for name in chosen.names if name not in known]
+
+
+def _table(view: View, rows: Sequence[Row], chosen: Choice) -> str:
+    columns = [column for word in chosen.columns for column in _columns(view, word, chosen) or ()]
     if not any(column.key in NAMES for column in columns):
         columns.insert(0, Column("name", "Model"))
-    columns = [replace(column, title=_called(column, chosen.names, used)) for column in columns]
+    columns = [replace(column, title=_called(column, chosen.names)) for column in columns]
     together = zip(score_table(view).rows, cost_table(view).rows, strict=True)
     kept, lines = {row.id for row in rows}, []
     for row, (scores, costs) in zip(view.rows, together, strict=False):  # those of unfinished runs come last
         if row.id in kept:
             entries = {**scores, **costs}
-            lines.append({column.key: _cell(row, column, entries, chosen.names, used) for column in columns})
+            lines.append({column.key: _cell(row, column, entries, chosen.names) for column in columns})
     caption = _caption(view, columns, rows) if chosen.caption is None else chosen.caption
     return document_table(columns, lines, caption=caption, label=chosen.label, notes=[view.title])
 
 
-def _columns(view: View, word: str, chosen: Choice) -> list[Column]:
-    """The columns that a word names: one, or all perplexities, tasks and the like."""
+def _columns(view: View, word: str, chosen: Choice) -> list[Column] | None:
+    """The columns that a word names: one, or all perplexities, tasks and the like; None: this setting has no such."""
     name, _, bounds = word.rpartition(":") if word.rpartition(":")[2] in BOUNDS else (word, "", None)
     name = ALIASES.get(name, name)
     several = {
@@ -115,8 +129,7 @@ def _columns(view: View, word: str, chosen: Choice) -> list[Column]:
     known = _known(view)
     keys = several.get(name, [name if name in known else f"mean {name}"])
     if name not in several and keys[0] not in known:
-        names = [*NAMES, *several, *ALIASES, *known]
-        raise UserError(f"columns={word}: there is no such column{nearest(name, names)} (there are {', '.join(names)})")
+        return None
     found = []
     for key in keys:
         usual = INTERVAL if key in DIFFERENCES else NONE
@@ -159,37 +172,31 @@ def _known(view: View) -> dict[str, Column]:
     return found
 
 
-def _cell(row: Row, column: Column, entries: Mapping[str, Entry], names: Mapping[str, str], used: set[str]) -> Cell:
+def _cell(row: Row, column: Column, entries: Mapping[str, Entry], names: Mapping[str, str]) -> Cell:
     if column.key == "name":
-        return Cell(_name(row, names, used))
+        return Cell(_name(row, names))
     entry = entries.get(column.key)
     if column.decimals is None:
         text = entry.text if entry is not None else ""
-        return Cell(_renamed(text, names, used))
+        return Cell(names.get(text, text))
     if entry is None or entry.value is None:
         return Cell()
     return Cell(value=entry.value, low=entry.low, high=entry.high, bold=entry.bold)
 
 
-def _name(row: Row, names: Mapping[str, str], used: set[str]) -> str:
+def _name(row: Row, names: Mapping[str, str]) -> str:
     """A row's name, whole or part by part, as the paper has it."""
     if row.name in names:
-        return _renamed(row.name, names, used)
-    return " + ".join(_renamed(part, names, used) for part in row.name.split(" + "))
+        return names[row.name]
+    return " + ".join(names.get(part, part) for part in row.name.split(" + "))
 
 
-def _called(column: Column, names: Mapping[str, str], used: set[str]) -> str:
+def _called(column: Column, names: Mapping[str, str]) -> str:
     shorter = [alias for alias, key in ALIASES.items() if key == column.key]
     for name in (column.key, *shorter, column.title):
         if name in names:
-            return _renamed(name, names, used)
+            return names[name]
     return column.title
-
-
-def _renamed(name: str, names: Mapping[str, str], used: set[str]) -> str:
-    if name in names:
-        used.add(name)
-    return names.get(name, name)
 
 
 def _matches(row: Row, patterns: Sequence[str]) -> bool:

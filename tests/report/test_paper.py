@@ -76,6 +76,14 @@ def test_what_is_shown_unless_one_chooses(study):
     assert "1{,}234.50" in text
 
 
+def test_names_of_another_study_are_said(study, tmp_path, capsys):
+    (tmp_path / "names.yaml").write_text("gptq3: GPTQ\ngptq9: x\nmean: Average\n")
+    words = [str(study), f"output={tmp_path / 'report'}", "formats=latex", f"names={tmp_path / 'names.yaml'}"]
+    main([*words, "rows=dense"])
+    assert "note: names: no row, part of a row's name, or column is called gptq9\n" in capsys.readouterr().out
+    assert "{Average}" in (tmp_path / "report" / "paper.tex").read_text()
+
+
 def test_a_tex_takes_it_all(study, tmp_path, capsys):
     names = "{gptq3: 'GPTQ_3 50% & #1 $x$ {a} \\\\ ~^ <b> | -- \\u2265 \\u4e2d', prompt: '[soft] prompt'}"
     words = [str(study), f"output={tmp_path / 'report'}", "formats=latex"]
@@ -125,7 +133,6 @@ def test_a_tex_takes_numbers_and_names_of_every_kind(tmp_path):
     [
         (["columns=[mean,diference]"], "columns=diference: there is no such column; did you mean difference"),
         (["rows=gptq4"], "rows=gptq4: no such row; did you mean gptq3"),
-        (["names={gptq9: x}"], "names: gptq9 is no row, no part of a row's name, and no column"),
         (["names=gone.yaml"], "names=gone.yaml: No such file or directory"),
         (["names={a: [b]}"], "names=.*give a mapping"),
         (["label=a b"], "label=a b: use letters"),
@@ -139,3 +146,10 @@ def test_mistakes_are_one_line_and_write_nothing(words, message, study, tmp_path
     with pytest.raises(SystemExit, match=message) as caught:
         main([str(study), "output=report", *formats, *words])
     assert "\n" not in str(caught.value) and not (tmp_path / "report").exists()
+
+
+def test_a_task_of_one_setting_alone_is_a_column_there(study, vary):
+    vary("other")  # a real run of another model, on arc_easy alone
+    text = paper_tables(views(collect([study])), Choice(("mean", "piqa")))
+    first, second = text.split("\\end{table}")[:2]
+    assert "piqa" in first and "piqa" not in second and "tab:repairs-1" in first and "tab:repairs-2" in second
