@@ -164,6 +164,9 @@ def test_where_lower_is_better_the_difference_says_so(tmp_path, draw, turned):
     assert (a["before"], a["after"]) == pytest.approx((0.5, 0.4)) and (n["before"], n["after"]) == (1.5, 1.0)
     assert n["difference"] == pytest.approx(0.5) and n["gained"] is None and found["unit"] == "score"
     assert found["mean"]["before"] is None
+    invented(tmp_path / "hits", {"n": 1.0 * wrong}, model="hits", **lower)  # right and wrong against counts
+    [found] = compared(tmp_path / "hits", tmp_path / "base")["comparisons"]
+    assert found["tasks"]["n"]["difference"] == pytest.approx(-1.0) and found["tasks"]["n"]["before"] == 0.5
 
 
 def test_the_newest_of_several_is_taken_and_said_or_one_is_named(tmp_path, draw, turned):
