@@ -104,6 +104,9 @@ def resume(sweep: Sweep, launcher: list[str]) -> None:
     if not any(status.open for status in statuses(sweep)):
         print(f"{sweep.folder}: nothing is missing, and nothing failed")
         return
+    for given in (*sweep.earlier, sweep.last()):
+        if not Path(given.directory).is_dir():
+            raise UserError(f"{given.directory}: the sweep's command was given there, and it is gone; give it again")
     for earlier in sweep.earlier:
         subprocess.run(_again(earlier, launcher if earlier.launcher == sweep.launcher else []), cwd=earlier.directory)
     os.chdir(sweep.directory)
