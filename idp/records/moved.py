@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from idp.records.sweeps import Command, Submission
 
 
 def relative(run: str, sweep: Path) -> str:
@@ -48,14 +44,20 @@ def place_before(runs: list[tuple[str, str]], sweep: Path) -> str:
     return str(sweep.absolute())
 
 
-def of_another(made: Submission, sweep: Path) -> bool:
+def of_another(runs: Sequence[str], place: str | None, number: int | None, sweep: Path) -> bool:
     """Whether jobs are those of the sweep that this one was copied from: they write into the other's folders.
 
     One that is only seen by another path, as through another mount, has the same inode.
+
+    Args:
+        runs: the jobs' folders, as they are written.
+        place: where the sweep's folder was when they were submitted, and
+        number: its inode then; None where an earlier version submitted them.
+        sweep: its folder now.
     """
-    if made.place is None:
-        return any(located(run, sweep) != run and Path(run).parent.parent.exists() for run in made.folders)
-    return made.place != str(sweep.absolute()) and made.inode != inode(sweep)
+    if place is None:
+        return any(located(run, sweep) != run and Path(run).parent.parent.exists() for run in runs)
+    return place != str(sweep.absolute()) and number != inode(sweep)
 
 
 def inode(folder: Path) -> int | None:
@@ -66,25 +68,29 @@ def inode(folder: Path) -> int | None:
         return None
 
 
-def given_here(command: Command, place: str, sweep: Path) -> Command:
+def given_here(command: list[str], directory: str, place: str, sweep: Path) -> tuple[list[str], str]:
     """A sweep's command as it would be given where the sweep is now, with the output and the list that it has there.
 
     Args:
-        command: with its directory as it was written, perhaps relative to the sweep's folder.
+        command: its words.
+        directory: where it was given, as it was written: perhaps relative to the sweep's folder.
         place: where the sweep's folder was when that was written.
         sweep: its folder now, absolute.
+
+    Returns:
+        the words, and the directory to give them in.
     """
-    old, new = Path(place), Path(os.path.normpath(sweep / command.directory))
+    old, new = Path(place), Path(os.path.normpath(sweep / directory))
     if old == sweep or _same(old, sweep):
-        return replace(command, directory=str(new))
-    before = Path(os.path.normpath(old / command.directory))
+        return command, str(new)
+    before = Path(os.path.normpath(old / directory))
     output, now = output_of(old), output_of(sweep)
     along = os.path.relpath(output, before) == os.path.relpath(now, new)  # the command's directory, and all in it
     if not along and before.is_dir():
         new = before
-    words = [_moved(word, before, output, now) for word in command.command]
+    words = [_moved(word, before, output, now) for word in command]
     words = [word for word in words if not word.startswith(("output=", "hydra.sweep.dir="))]
-    return replace(command, command=[*words, _word("output", now), _word("hydra.sweep.dir", sweep)], directory=str(new))
+    return [*words, _word("output", now), _word("hydra.sweep.dir", sweep)], str(new)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -55,6 +55,10 @@ class Submission:
     place: str | None = None
     inode: int | None = None
 
+    def of_another(self, sweep: Path) -> bool:
+        """Whether these are jobs of the sweep that this one was copied from."""
+        return of_another(self.folders, self.place, self.inode, sweep)
+
     def number(self, index: int) -> str | None:
         """The number of one of its jobs, as squeue shows it."""
         return self.job if self.job is None or len(self.folders) == 1 else f"{self.job}_{index}"
@@ -71,6 +75,11 @@ class Command:
     def is_as(self, other: Command) -> bool:
         """Whether both have the same cells: the launcher's options, places and the order of the words may differ."""
         return self._of_cells() == other._of_cells()
+
+    def moved(self, place: str, sweep: Path) -> Command:
+        """As it would be given where the sweep is now whose folder was at `place` when this was written."""
+        words, directory = given_here(self.command, self.directory, place, sweep.absolute())
+        return Command(words, directory, self.launcher)
 
     def _of_cells(self) -> list[str]:
         return sorted(word for word in self.command if not word.startswith(NOT_OF_CELLS))
@@ -120,9 +129,8 @@ def read(folder: Path) -> Sweep:
         cells = [replace(cell, folder=cell.folder and located(cell.folder, folder)) for cell in written]
         pairs = [(old.folder, new.folder) for old, new in zip(written, cells, strict=True) if old.folder and new.folder]
         place = values.pop("place", None) or place_before(pairs, folder)
-        earlier = [Command(**command) for command in values.pop("earlier", [])]
-        last = Command(values.pop("command"), values.pop("directory"), values.pop("launcher"))
-        *earlier, last = (given_here(command, place, folder.absolute()) for command in (*earlier, last))
+        earlier = [Command(**command).moved(place, folder) for command in values.pop("earlier", [])]
+        last = Command(values.pop("command"), values.pop("directory"), values.pop("launcher")).moved(place, folder)
         return Sweep(folder, last.command, last.directory, last.launcher, cells, earlier, **values)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep here ({SWEEP} is missing); name a folder of outputs/sweeps") from error
@@ -152,7 +160,7 @@ def last_submissions(sweeps: Path) -> dict[str, tuple[Submission, int]]:
     """Of each run's folder, the last submission that it was in, by whichever sweep, and its place there."""
     last: dict[str, tuple[Submission, int]] = {}
     known = ((file.parent.parent, _submission(file)) for file in sorted(sweeps.glob(f"*/{SUBMISSIONS}/*.json")))
-    here = [(sweep, made) for sweep, made in known if made is not None and not of_another(made, sweep)]
+    here = [(sweep, made) for sweep, made in known if made is not None and not made.of_another(sweep)]
     for sweep, made in sorted(here, key=lambda pair: pair[1].time):
         last |= {located(folder, sweep): (made, index) for index, folder in enumerate(made.folders)}
     return last

@@ -85,7 +85,7 @@ def act(action: str, options: StatusOptions | ResumeOptions, launcher: Sequence[
         print(json.dumps([asdict(status) for status in found], indent=1))
     else:
         print(cell_status.table(sweep, found))
-    if action == "wait" and any(status.state != "done" for status in found):
+    if action == "wait" and any(status.state != "done" for status in found if not status.cell.replaced):
         sys.exit(1)
 
 

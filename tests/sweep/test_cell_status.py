@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +47,6 @@ def sweep(tmp_path):
 
 def status(cell, submission=None, record=False, **values):
     """A run's status file, as the run itself would have written it."""
-    from pathlib import Path
-
     folder = Path(cell.folder)
     folder.mkdir(parents=True, exist_ok=True)
     said = Status(folder, folder.name)
