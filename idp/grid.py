@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.quoting import quoted
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -57,8 +58,7 @@ def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
 
 def as_override(aside: Sequence[str]) -> str:
     """The words that were set aside as one override of Hydra's, which `idp.sweep.sweeper.Grid` is given."""
-    quoted = ("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in aside)
-    return f"{OPTION}=[{','.join(quoted)}]"
+    return f"{OPTION}=[{','.join(map(quoted, aside))}]"
 
 
 def cells(

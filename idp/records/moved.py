@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from idp.quoting import quoted
+
 
 def relative(run: str, sweep: Path) -> str:
     """A run's folder as a sweep's files have it: relative to the sweep's, where both are of one output."""
@@ -103,12 +105,12 @@ def _same(one: Path, other: Path) -> bool:
 def _moved(word: str, directory: Path, output: Path, now: Path) -> str:
     """An option whose value is a place below the output; others as they are."""
     key, equals, value = word.partition("=")
-    if not equals or "/" not in value:
+    bare = value.strip("'\"")
+    if not equals or "/" not in value or (bare == value and set(value) & set(",[]{}()")):  # nor lists and grids
         return word
-    place = Path(os.path.normpath(directory / value.strip("'\"")))
+    place = Path(os.path.normpath(directory / bare))
     return _word(key, now / place.relative_to(output)) if place.is_relative_to(output) else word
 
 
 def _word(key: str, place: Path) -> str:
-    text = str(place).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={quoted(str(place))}"

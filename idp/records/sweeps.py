@@ -44,7 +44,8 @@ class Submission:
     """Cells given to SLURM together: the job's name, which no other job has, and the runs' folders in the array.
 
     `time` is in seconds since 1970. `job` is the number that SLURM gave, where it could still be written down. `user`
-    is who submitted them, by number, `place` and `inode` are the sweep's folder then; None where an earlier version did.
+    is who submitted them, by number, and `place` and `inode` are the sweep's folder then: None where an earlier version
+    wrote it.
     """
 
     name: str

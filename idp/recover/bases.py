@@ -1,4 +1,4 @@
-"""The model that a stored repair's files name: relative to the file where it is in the same store, which may be moved."""
+"""The model that a stored repair's files name: relative to the file, where it is in the store, which may be moved."""
 
 from __future__ import annotations
 
