@@ -4,7 +4,9 @@ that cannot be written, share it, and leave odd files in it. Each case is done t
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ SWEEP = (
     "seed=0,1",
 )
 RECOVERY = "defaults: [prompt]\nlength: {length}\n"
-NOBODY, GROUP = 65534, 65533  # another user, and a group that a shared store belongs to
+OTHER, GROUP = 65534, 65533  # another user, and a group that a shared store belongs to
+DROPPED = 0b1111  # linux/capability.h: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER
 
 
 class Unavailable(Exception):
@@ -75,13 +78,13 @@ class Place:
         given = ["--config-dir=conf", "-m", *SWEEP, "corpus.path=text.txt", f"output={self.output.name}", *words]
         return self.idp("run", *given, code=code)
 
-    def idp(self, module: str, *words: str, code: int = 0, user: int | None = None) -> str:
+    def idp(self, module: str, *words: str, code: int = 0, stranger: bool = False) -> str:
         """A command, given in the project's folder.
 
         Raises:
             Fault: it ends with another status, or in a traceback.
         """
-        done = python(*_as(user, f"idp.{module}", words), cwd=self.folder)
+        done = python(*_as(stranger, f"idp.{module}", words), cwd=self.folder)
         said = done.stdout + done.stderr
         if done.returncode != code or "Traceback" in said:
             raise Fault(f"idp.{module} {' '.join(words)}: exit status {done.returncode}\n{said[-3000:]}")
@@ -97,9 +100,15 @@ class Place:
     def runs(self) -> list[Path]:
         return sorted(file.parent for file in self.output.glob(f"runs/*/{STATUS}"))
 
-    def states(self, user: int | None = None) -> list[str]:
+    @property
+    def second(self) -> Path:
+        """The folder of the sweep's last run, whether or not it is there."""
+        cells = json.loads((self.list / "sweep.json").read_text())["cells"]
+        return (self.list / cells[-1]["folder"]).resolve()
+
+    def states(self, stranger: bool = False) -> list[str]:
         """Where the cells stand."""
-        done = python(*_as(user, "idp.sweep", ("status", str(self.list), "--json")), cwd=self.folder)
+        done = python(*_as(stranger, "idp.sweep", ("status", str(self.list), "--json")), cwd=self.folder)
         if done.returncode:
             raise Fault(f"status: {done.stdout}{done.stderr}")
         return sorted(cell["state"] for cell in json.loads(done.stdout))
@@ -126,12 +135,26 @@ class Place:
         return {name: when for name, when in self.files().items() if name.endswith("manifest.json")}
 
 
-def _as(user: int | None, module: str, words: tuple[str, ...]) -> list[str]:
-    if user is None:
+def _as(stranger: bool, module: str, words: tuple[str, ...]) -> list[str]:
+    """A command's words; `stranger`: of a process that may not do more with files of others than their mode says."""
+    if not stranger:
         return ["-m", module, *words]
-    become = f"import os; os.setgroups([{GROUP}]); os.setgid({user}); os.setuid({user}); os.umask(0o002)"
     run = f"import runpy, sys; sys.argv[0] = {module!r}; runpy.run_module({module!r}, run_name='__main__')"
-    return ["-c", f"{become}; {run}", *words]
+    return ["-c", f"from tests.faults.people import be_a_stranger; be_a_stranger(); {run}", *words]
+
+
+def be_a_stranger() -> None:
+    """Takes from root what lets it read and write files of others whatever their mode."""
+    library = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([GROUP])
+    os.umask(0o002)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if library.capget(header, sets) == 0:
+        for number in range(3):  # effective, permitted, inheritable
+            sets[number] &= ~DROPPED
+        if library.capset(header, sets) == 0:
+            return
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def check(folder: Path, count: int | None, seed: int) -> Figures:

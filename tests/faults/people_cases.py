@@ -13,7 +13,8 @@ from pathlib import Path
 
 from idp.records.record import RECORD
 from idp.status import LOCK, STATUS
-from tests.faults.people import GROUP, NOBODY, SWEEP, Place, Unavailable
+from idp.store.lease import lease_at, place_of_processes, process_token
+from tests.faults.people import GROUP, OTHER, SWEEP, Place, Unavailable
 from tests.faults.runs import Fault, difference
 
 Case = Callable[[Place, Place], None]
@@ -37,7 +38,7 @@ def _as_whole(place: Place, whole: Place) -> None:
 
 def _lost(place: Place) -> Path:
     """Takes a run's folder away; it is to be made again."""
-    run = place.runs[1]
+    run = place.second
     shutil.rmtree(run)
     return run
 
@@ -54,15 +55,15 @@ def _goes_on(place: Place, whole: Place) -> None:
     _as_whole(place, whole)
 
 
-def _is_used(place: Place, user: int | None = None) -> None:
+def _is_used(place: Place, stranger: bool = False) -> None:
     """What is finished answers, is exported, and is drawn, into a folder elsewhere."""
     run, elsewhere = str(place.runs[0]), place.folder.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     elsewhere.chmod(0o777)
-    place.idp("generate", f"record={run}", "prompt=The bridge", "max_new_tokens=2", user=user)
-    place.idp("export", f"record={run}", f"out={elsewhere / 'export'}", user=user)
-    place.idp("report", str(place.output), f"output={elsewhere / 'report'}", user=user)
-    place.idp("analyze", "compare", run, str(place.runs[1]), user=user)
+    place.idp("generate", f"record={run}", "prompt=The bridge", "max_new_tokens=2", stranger=stranger)
+    place.idp("export", f"record={run}", f"out={elsewhere / 'export'}", stranger=stranger)
+    place.idp("report", str(place.output), f"output={elsewhere / 'report'}", stranger=stranger)
+    place.idp("analyze", "compare", run, str(place.second), stranger=stranger)
 
 
 @case("move")
@@ -158,14 +159,22 @@ def copy_of_a_live_run(place: Place, whole: Place) -> None:
 
 def _says_it_runs(place: Place, pid: int, process: str | None) -> None:
     """The second run says that it is going on in a process."""
-    from idp.store.lease import process_token
-
-    run = place.runs[1]
+    run = place.second
     (run / RECORD).unlink()
     said = json.loads((run / STATUS).read_text())
     said |= {"state": "running", "stage": "recover", "pid": pid, "process": process or process_token(pid)}
     (run / STATUS).write_text(json.dumps(said))
-    (run / LOCK).touch()
+    _leave_lock(run)
+
+
+def _leave_lock(folder: Path) -> None:
+    """A lock whose holder is gone."""
+    pid = os.fork()
+    if pid == 0:
+        held = lease_at(folder / LOCK)
+        held.acquire()
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 @case("edit")
@@ -208,7 +217,7 @@ def yaml_is_gone(place: Place, whole: Place) -> None:
 def machine_was_started_again(place: Place, whole: Place) -> None:
     """a run said that it was going on when the machine went down"""
     _says_it_runs(place, os.getpid(), "00000000-0000-0000-0000-000000000000/1/1")
-    os.utime(place.runs[1] / LOCK, (0, 0))
+    os.utime(place.second / LOCK, (0, 0))
     place.wants("done", "failed")
     place.idp("sweep", "resume", str(place.list))
     place.wants("done", "done")
@@ -218,8 +227,6 @@ def machine_was_started_again(place: Place, whole: Place) -> None:
 @case("reboot")
 def pid_is_another_s(place: Place, whole: Place) -> None:
     """a run's pid was given to another process of this boot"""
-    from idp.store.lease import place_of_processes
-
     _says_it_runs(place, os.getpid(), f"{place_of_processes()}/1")
     place.wants("done", "failed")
 
@@ -227,11 +234,8 @@ def pid_is_another_s(place: Place, whole: Place) -> None:
 @case("reboot")
 def locks_are_left(place: Place, whole: Place) -> None:
     """the locks of processes that are gone are left everywhere"""
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    for folder in (*place.runs, place.output / "store" / "locks"):
-        folder.mkdir(exist_ok=True)
-        (folder / LOCK).write_text(f"{gone.pid}\n{os.uname().nodename}\n")
+    for folder in (*place.runs, place.list.parent):
+        _leave_lock(folder)
     _goes_on(place, whole)
 
 
@@ -259,7 +263,7 @@ def repair_is_taken_from_there(place: Place, whole: Place) -> None:
 @case("read-only")
 def run_there_is_refused(place: Place, whole: Place) -> None:
     """a run whose output cannot be written is refused in one line"""
-    shutil.rmtree(place.runs[1])
+    shutil.rmtree(place.second)
     with _read_only(place.output):
         said = place.sweep(code=1)
         if "error: " not in said or "output=" not in said:
@@ -283,51 +287,62 @@ def _read_only(folder: Path) -> Iterator[None]:
 @case("other user")
 def colleague_looks(place: Place, whole: Place) -> None:
     """a colleague who may only read looks at the sweep and uses what is finished"""
-    _may_be_read(place)
-    if (found := place.states(user=NOBODY)) != ["done", "done"]:
+    _belongs_to_another(place.folder, 0o755, 0o644)
+    before = place.files()
+    if (found := place.states(stranger=True)) != ["done", "done"]:
         raise Fault(f"the cells are {found}")
-    _is_used(place, user=NOBODY)
+    _is_used(place, stranger=True)
+    if place.files() != before:
+        raise Fault("something was written")
 
 
 @case("other user")
 def colleague_shares_the_store(place: Place, whole: Place) -> None:
     """a colleague of the store's group runs another seed on it: what he writes belongs to the group as well"""
-    _may_be_read(place)
+    _belongs_to_another(place.folder, 0o2775, 0o664)
     store = place.output / "store"
-    for path in (store, *store.rglob("*")):
-        os.chown(path, -1, GROUP)
-        path.chmod(0o2775 if path.is_dir() else 0o664)
-    place.folder.chmod(0o777)
     words = [word for word in SWEEP if not word.startswith("seed=")]
     own = ["corpus.path=text.txt", "output=theirs", "store=outputs/store", "seed=5"]
     before = place.products()
-    place.idp("run", "--config-dir=conf", *words, *own, user=NOBODY)
+    place.idp("run", "--config-dir=conf", *words, *own, stranger=True)
     if again := [name for name, when in before.items() if place.products()[name] != when]:
         raise Fault(f"made again: {again}")
     for path in store.rglob("*"):
         mode, group = path.stat().st_mode, path.stat().st_gid
-        if group != GROUP or not mode & 0o020:
+        if group != GROUP or not mode & 0o020 or not mode & 0o004:
             raise Fault(f"{path.relative_to(store)} has mode {mode & 0o7777:o} and group {group}")
-    place.sweep("seed=6")  # and the owner's next run on it
+    place.sweep("seed=6")  # and the next run on it
 
 
-def _may_be_read(place: Place) -> None:
-    if os.geteuid():
-        raise Unavailable("only root can be another user")
-    for path in (place.folder, *place.folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    for above in place.folder.parents:
-        if not above.stat().st_mode & 0o001:
-            raise Unavailable(f"{above} is closed to others")
+def _belongs_to_another(folder: Path, folders: int, files: int) -> None:
+    """Gives all of it to somebody else, and to a group that `stranger` is of."""
+    for path in (folder, *folder.rglob("*")):
+        try:
+            os.chown(path, OTHER, GROUP)
+        except PermissionError as error:
+            raise Unavailable("only root can give files away") from error
+        path.chmod(folders if path.is_dir() else files)
 
 
-def _odd(label: str, states: tuple[str, str], spoil: Callable[[Place], None]) -> None:
-    """A case of the kind `odd files`: how the cells then stand; the sweep's own command mends it."""
+def _odd(
+    label: str,
+    states: tuple[str, str],
+    spoil: Callable[[Place], None],
+    in_the_way: Callable[[Place], Path] | None = None,
+) -> None:
+    """A case of the kind `odd files`: how the cells then stand. The sweep's own command mends it, or names what is in
+    its way and goes on once that is gone.
+    """
 
     def odd(place: Place, whole: Place) -> None:
         spoil(place)
         place.wants(*states)
         place.idp("report", str(place.output), f"output={place.folder / 'report'}")
+        if in_the_way is not None:
+            odd_one = in_the_way(place)
+            if str(odd_one) not in place.sweep(code=1).replace("outputs/", f"{place.output}/"):
+                raise Fault(f"{odd_one} is not named")
+            odd_one.unlink() if odd_one.is_file() else odd_one.rmdir()
         place.sweep()
         place.wants("done", "done")
         _as_whole(place, whole)
@@ -336,18 +351,18 @@ def _odd(label: str, states: tuple[str, str], spoil: Callable[[Place], None]) ->
     CASES.append(("odd files", odd))
 
 
-def _file_for_folder(run: Path) -> None:
-    shutil.rmtree(run)
-    run.write_text("")
+def _file_for_folder(place: Place) -> None:
+    shutil.rmtree(place.second)
+    place.second.write_text("")
 
 
-def _folder_for_file(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
+def _folder_for_file(place: Place) -> None:
+    (place.second / STATUS).unlink()
+    (place.second / STATUS).mkdir()
 
 
 def _status(text: str, place: Place) -> None:
-    (place.runs[1] / STATUS).write_text(text)
+    (place.second / STATUS).write_text(text)
 
 
 def _submission(text: str, place: Place) -> None:
@@ -365,9 +380,9 @@ def _strewn(place: Place) -> None:
 
 for said in ("null", "[]", "{}", '"done"', "", "{", '{"state": "done"}', '{"state": 3, "stage": null}'):
     _odd(f"a status of {said or 'nothing'}", ("done", "unknown"), functools.partial(_status, said))
-_odd("a record is missing", ("done", "failed"), lambda at: (at.runs[1] / RECORD).unlink())
-_odd("a run's folder is a file", ("done", "missing"), lambda at: _file_for_folder(at.runs[1]))
-_odd("a status is a folder", ("done", "unknown"), lambda at: _folder_for_file(at.runs[1] / STATUS))
+_odd("a record is missing", ("done", "failed"), lambda at: (at.second / RECORD).unlink())
+_odd("a run's folder is a file", ("done", "missing"), _file_for_folder, lambda at: at.second)
+_odd("a status is a folder", ("done", "unknown"), _folder_for_file, lambda at: at.second / STATUS)
 for said in ("", "null", "[]", '{"name": "x"}'):
     _odd(f"a submission of {said or 'nothing'}", ("done", "done"), functools.partial(_submission, said))
 _odd("files of editors and systems", ("done", "done"), _strewn)
