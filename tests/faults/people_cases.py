@@ -152,7 +152,7 @@ def copy_of_a_live_run(place: Place, whole: Place) -> None:
     """the output is copied while a run goes on in it: the copy's run is not that one"""
     _says_it_runs(place, os.getpid(), None)
     copy = Place(Path(shutil.copytree(place.folder, place.folder.with_name("copy"))))
-    os.utime(copy.runs[1] / LOCK, (0, 0))
+    os.utime(copy.second / LOCK, (0, 0))
     place.wants("done", "running")
     copy.wants("done", "failed")
 
