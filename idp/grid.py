@@ -127,7 +127,7 @@ class Fits:
         try:
             self.loader.load_configuration(CONFIG, [*self.path, *cell, word], _run())
         except Exception as error:
-            return f"{explain(error)}, nor in any other cell of the sweep"
+            return f"no cell of the sweep takes this: {explain(error)}"
         raise ValueError(f"{word} fits {' '.join(cell)}")
 
     def _group(self, override: Override) -> bool:
