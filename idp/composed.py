@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from idp.config import AWAITED, Config, conf_dir
 from idp.errors import UserError
+from idp.quoting import quoted
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -147,7 +148,7 @@ def without_flags(overrides: Sequence[str]) -> list[str]:
         name, equals, folder = word.partition("=")
         if name in ("--config-dir", "-cd"):
             place = Path(folder if equals else next(places, "")).absolute()
-            found.append(f"{SEARCH_PATH}['file://{place}']")
+            found.append(f"{SEARCH_PATH}[{quoted(f'file://{place}')}]")
         else:
             found.append(word)
     return found

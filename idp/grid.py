@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idp.errors import UserError
+from idp.quoting import quoted
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -57,8 +58,7 @@ def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
 
 def as_override(aside: Sequence[str]) -> str:
     """The words that were set aside as one override of Hydra's, which `idp.sweep.sweeper.Grid` is given."""
-    quoted = ("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in aside)
-    return f"{OPTION}=[{','.join(quoted)}]"
+    return f"{OPTION}=[{','.join(map(quoted, aside))}]"
 
 
 def cells(
@@ -127,7 +127,7 @@ class Fits:
         try:
             self.loader.load_configuration(CONFIG, [*self.path, *cell, word], _run())
         except Exception as error:
-            return f"{explain(error)}, nor in any other cell of the sweep"
+            return f"no cell of the sweep takes this: {explain(error)}"
         raise ValueError(f"{word} fits {' '.join(cell)}")
 
     def _group(self, override: Override) -> bool:

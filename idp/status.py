@@ -29,13 +29,15 @@ class Status:
     """Writes `status.json`: state (running, queued, done, failed), stage, and the one-line reason of a failure.
 
     `queued` is said by a run that SLURM stopped and queued again; `job` and `submission` are the number and the name of
-    its SLURM job; `process` tells its process from a later one of the same `pid`.
+    its SLURM job; `process` tells its process from a later one of the same `pid`; `folder` is where it was begun, which
+    tells a copy of it.
     """
 
     def __init__(self, folder: Path, name: str):
         self.path = folder / STATUS
         self.values = {
             "name": name,
+            "folder": str(folder.absolute()),
             "state": "running",
             "stage": "start",
             "started": _now(),

@@ -110,8 +110,9 @@ def _known() -> dict[str, set[str]]:
         ("corpus.", "corpus", registry.sources()),
     ):
         for kind, node in kinds.items():
+            many = group == "compressor" and not (conf_dir() / group / f"{kind}.yaml").is_file()  # choices of one kind
             for name in _names(prefix, node):
-                found.setdefault(name, set()).add(f"{group}={kind}")
+                found.setdefault(name, set()).add("" if many else f"{group}={kind}")
     return found
 
 

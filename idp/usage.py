@@ -14,6 +14,7 @@ from idp.command import nearest
 from idp.config import conf_dir, one_line
 from idp.errors import UserError
 from idp.extras import lacks
+from idp.quoting import quoted
 
 GROUPS = (
     "model",
@@ -152,10 +153,8 @@ def _quoting(given: str) -> str:
             whole = f"{key}={value.rstrip(', ')}, ...{end}"
             return f"{given}: the shell cut it at a space; quote the whole: {shlex.quote(whole)}"
         return f"{given}: not a list or mapping that Hydra reads; quote odd words in it, such as '{key}=[\"a b\"]'"
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    escaped += re.search(r"\\*$", value)[0] if value.endswith("\\") else ""  # type: ignore[index]
-    quoted = f'{key}="{escaped}"'
-    return f"{given}: odd letters need quotes of Hydra's and of the shell's; write {shlex.quote(quoted)}"
+    word = f"{key}=" + quoted(value, '"')
+    return f"{given}: odd letters need quotes of Hydra's and of the shell's; write {shlex.quote(word)}"
 
 
 def choices(group: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "idp"
 # From the ground up. Whatever stands on a floor may import what is below it and, on its own floor, itself.
 FLOORS = (
-    {"ends", "errors", "memory", "preemption", "progress", "stats"},
+    {"ends", "errors", "memory", "preemption", "progress", "quoting", "stats"},
     {"beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
     {"plugins"},

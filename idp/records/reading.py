@@ -32,18 +32,21 @@ def read(place: str | Path, label: str) -> tuple[Record, Path]:
 
 
 def stores(named: str | Path, folder: str | Path | None = None) -> list[Path]:
-    """Where the store of a run may be: where its config says, or beside a folder above the run.
+    """Where the store of a run may be: beside a folder above the run, or where its config says.
+
+    A run that was moved or copied with its store has its own, whatever is still where its config says.
 
     Args:
         named: the store in the run's config, as seen from where the run was started.
         folder: of the run's record; None: it is not from a file.
     """
-    places = [Path(named).expanduser()]
-    if folder is not None:
-        above = Path(folder).absolute().parents
-        beside = [place / "store" for place in above[:4]]
-        places += [place for place in beside if place.is_dir()] or beside[min(1, len(beside) - 1) :][:1]
-    return places
+    named = Path(named).expanduser()
+    if folder is None:
+        return [named]
+    above = Path(folder).absolute().parents
+    beside = [place / "store" for place in above[:4]]
+    there = [place for place in beside if place.is_dir()]
+    return [*there, named] if there else [named, *beside[min(1, len(beside) - 1) :][:1]]
 
 
 def _file(path: Path, label: str) -> Path:

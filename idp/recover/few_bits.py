@@ -8,6 +8,7 @@ from pathlib import Path
 from idp import models
 from idp.config import Storage
 from idp.prompting.bank import PromptBank
+from idp.recover import bases
 from idp.recover.identity import stored_identity
 from idp.recover.making import HISTORY, REPAIR, SEARCH, Sources, tensor_bytes
 from idp.recover.weight_side import FOLDERS
@@ -28,5 +29,6 @@ def stored(repair: Product, options: Storage, sources: Sources, store: Store) ->
             elif source.exists():
                 shutil.copy(source, folder / name)
         write_json(folder / REPAIR, {**repair.read(REPAIR), "bytes": tensor_bytes(folder)})
+        bases.make_relative(folder)
 
     return store.obtain(stored_identity(repair.key, options), make)

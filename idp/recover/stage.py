@@ -10,7 +10,7 @@ from idp import models
 from idp.config import CALIBRATION, TEXT
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.prompting import storage
-from idp.recover import cached, empty_prompt, few_bits, making
+from idp.recover import bases, cached, empty_prompt, few_bits, making
 from idp.recover.context import CalibrationText
 from idp.recover.given import Given
 from idp.recover.identity import Basis, identity_of, needs
@@ -216,6 +216,7 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
         # Before there is a model of this one's in memory.
         first = _recover(beneath, sources, store, report) if beneath is not None else None
         making.make(recovery, sources, first, beginning, folder, report, _taught(recovery, sources, store))
+        bases.make_relative(folder)
 
     with out_of_memory_is_explained("recover"):
         repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)

@@ -85,7 +85,7 @@ def act(action: str, options: StatusOptions | ResumeOptions, launcher: Sequence[
         print(json.dumps([asdict(status) for status in found], indent=1))
     else:
         print(cell_status.table(sweep, found))
-    if action == "wait" and any(status.state != "done" for status in found):
+    if action == "wait" and any(status.state != "done" for status in found if not status.cell.replaced):
         sys.exit(1)
 
 
@@ -104,6 +104,9 @@ def resume(sweep: Sweep, launcher: list[str]) -> None:
     if not any(status.open for status in statuses(sweep)):
         print(f"{sweep.folder}: nothing is missing, and nothing failed")
         return
+    for given in (*sweep.earlier, sweep.last()):
+        if not Path(given.directory).is_dir():
+            raise UserError(f"{given.directory}: the sweep's command was given there, and it is gone; give it again")
     for earlier in sweep.earlier:
         subprocess.run(_again(earlier, launcher if earlier.launcher == sweep.launcher else []), cwd=earlier.directory)
     os.chdir(sweep.directory)

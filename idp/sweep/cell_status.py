@@ -45,7 +45,7 @@ class CellStatus:
     @property
     def open(self) -> bool:
         """Whether it needs to be submitted: nobody works on it, and it is not done."""
-        return self.state in ("failed", "missing", "unknown")
+        return self.state in ("failed", "missing", "unknown") and not self.cell.replaced
 
 
 def statuses(sweep: Sweep) -> list[CellStatus]:
@@ -159,12 +159,15 @@ def _started(status: dict[str, Any]) -> float:
 
 
 def _alive(folder: Path, status: dict[str, Any]) -> bool:
-    """Whether the process that holds a run's folder lives: by its token here, by how fresh its lease is elsewhere."""
+    """Whether the process that holds a run's folder lives: by its token here, by how fresh its lease is elsewhere.
+
+    Of a folder that was copied, the file names the process that holds the other.
+    """
     if not (folder / LOCK).exists():
         return False
     boot_and_namespace, _, _ = (status.get("process") or "").rpartition("/")
     try:
-        if boot_and_namespace == place_of_processes():
+        if boot_and_namespace == place_of_processes() and status.get("folder") in (None, str(folder.absolute())):
             return process_token(status["pid"]) == status["process"]
     except OSError:
         pass
@@ -219,7 +222,10 @@ def table(sweep: Sweep, found: Sequence[CellStatus]) -> str:
 
     counts = Counter(status.state for status in found)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    names = short([status.cell for status in found])
+    names = [
+        name + (" (of the config before it was edited)" if status.cell.replaced else "")
+        for name, status in zip(short([status.cell for status in found]), found, strict=True)
+    ]
     rows = sorted(
         ((status.state, name, status.job or "", status.remark) for name, status in zip(names, found, strict=True)),
         key=lambda row: STATES.index(row[0]),

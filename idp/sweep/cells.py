@@ -13,6 +13,7 @@ from typing import Any
 
 from idp.errors import UserError
 from idp.grid import typed
+from idp.records.moved import inode, relative
 from idp.records.sweeps import SUBMISSIONS, SWEEP, Submission, Sweep, SweepCell, read
 from idp.store import digest, write_json
 
@@ -25,7 +26,10 @@ def identity(overrides: Sequence[str]) -> str:
 
 
 def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep:
-    """Writes a sweep's cells down: those that its folder knows already, and `jobs`.
+    """Writes a sweep's cells down: those that its folder knows already, and `jobs`, composed anew.
+
+    A cell is its config, not its words: where an edited YAML gave the same overrides another config, the cell of the
+    old one stays in the list as replaced.
 
     Args:
         config: Hydra's config of the sweep.
@@ -34,14 +38,13 @@ def list_cells(config: Any, loader: Any, jobs: Sequence[Sequence[str]]) -> Sweep
     """
     folder = Path(config.hydra.sweep.dir).absolute()
     before = _before(folder)
-    known = {tuple(cell.overrides): cell for cell in before.cells} if before else {}
-    new = {
-        tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs if tuple(overrides) not in known
-    }
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    new = {tuple(overrides): _cell(config, loader, list(overrides)) for overrides in jobs}
     again = {cell.folder for cell in new.values() if cell.folder is not None}  # the same run in other words
-    others = [cell for cell in known.values() if cell.folder not in again]
-    sweep = Sweep(folder, list(typed) or sys.argv[1:], str(Path.cwd()), launcher, [*others, *new.values()])
+    known = before.cells if before else []
+    kept = [_beside(cell, new.get(tuple(cell.overrides))) for cell in known if cell.folder not in again]
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    cells = [*filter(None, kept), *new.values()]
+    sweep = Sweep(folder, list(typed) or sys.argv[1:], str(Path.cwd()), launcher, cells)
     if before:
         sweep.earlier = [each for each in (*before.earlier, before.last()) if not each.is_as(sweep.last())]
     sweep.write()
@@ -57,6 +60,15 @@ def _before(folder: Path) -> Sweep | None:
     except UserError as error:
         log.warning("%s; it is written anew now", str(error).partition("; give")[0])
         return None
+
+
+def _beside(cell: SweepCell, new: SweepCell | None) -> SweepCell | None:
+    """What a cell of the list is beside what its overrides mean now; None where that is the same, or it never ran."""
+    if new is None:
+        return cell
+    if cell.folder is None or cell.folder == new.folder or not Path(cell.folder).exists():
+        return None
+    return replace(cell, replaced=True)
 
 
 def _cell(config: Any, loader: Any, overrides: list[str]) -> SweepCell:
@@ -76,7 +88,9 @@ def _cell(config: Any, loader: Any, overrides: list[str]) -> SweepCell:
 
 def submit(sweep: Sweep, name: str, cells: Sequence[SweepCell]) -> Submission:
     """Writes down that cells are about to be given to SLURM under a job's name."""
-    made = Submission(name, time.time(), [cell.folder for cell in cells if cell.folder is not None], user=os.geteuid())
+    folders = [cell.folder for cell in cells if cell.folder is not None]
+    place = sweep.folder.absolute()
+    made = Submission(name, time.time(), folders, user=os.geteuid(), place=str(place), inode=inode(place))
     _write(sweep.folder, made)
     return made
 
@@ -94,7 +108,7 @@ def withdraw(sweep: Sweep, made: Submission) -> None:
 def _write(folder: Path, made: Submission) -> None:
     file = _file(folder, made)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, asdict(made))
+    write_json(file, asdict(made) | {"folders": [relative(each, folder) for each in made.folders]})
 
 
 def _file(folder: Path, made: Submission) -> Path:

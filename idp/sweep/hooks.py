@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -11,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from idp.grid import GRIDS
+from idp.quoting import quoted
 from idp.sweep.cells import identity, list_cells
 
 
@@ -36,7 +39,8 @@ class ListCells(Callback):
             folder = f"{config.hydra.sweep.dir}/{identity([*overrides, *aside])}"
             with read_write(config):  # the cells' own processes are told as well
                 config.hydra.sweep.dir = folder
-                config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir='{folder}'"]
+                config.hydra.overrides.hydra = [*given, f"hydra.sweep.dir={quoted(folder)}"]
+        _refuse_unwritable(Path(config.hydra.sweep.dir))
         if config.hydra.runtime.choices["hydra/sweeper"] in GRIDS:
             from idp.grid import cells
 
@@ -54,6 +58,15 @@ def _refuse_other_folders(config: DictConfig) -> None:
             "hydra.job.chdir=true: a run's paths are relative to where its command is given, and its folder is named"
             " by what it computes; leave it out, and use output=... for another place"
         )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        _refuse(f"output: cannot write in {folder} ({error.strerror or error}); use output=...")
 
 
 def _refuse(message: str) -> None:

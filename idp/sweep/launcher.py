@@ -64,7 +64,7 @@ class SlurmLauncher(SubmititLauncher):
         check_folder(str(self.config.hydra.sweep.dir))
         sweep = listing.list_cells(self.config, self.hydra_context.config_loader, job_overrides)
         wanted = {tuple(overrides): number for number, overrides in enumerate(job_overrides, start=initial_job_idx)}
-        sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted]
+        sweep.cells = [cell for cell in sweep.cells if tuple(cell.overrides) in wanted and not cell.replaced]
         with wait_for(lease_at(sweep.folder.parent / ".lock")):  # another sweep may have cells in common with this one
             found = statuses(sweep)
             todo = [status.cell for status in found if status.open and status.cell.folder is not None]

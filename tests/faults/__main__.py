@@ -20,7 +20,9 @@ def main(words: list[str] | None = None) -> int:
     """Every part that is asked for; the exit status is 1 where a promise was not kept."""
     parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them unless given")
-    parser.add_argument("--count", type=int, help="kills, configs, damages, full disks; unless given 50, 200, all, all")
+    parser.add_argument(
+        "--count", type=int, help="kills, configs, damages, full disks, cases; unless given 50, 200, all, all, all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws moments, mutations, bits")
     parser.add_argument("--verbose", action="store_true", help="say what became of each mutated config")
     parser.add_argument("--folder", type=Path, help="where runs are made; unless given a temporary one")
@@ -85,6 +87,15 @@ def _disk(folder: Path, count: int | None, seed: int) -> None:
     print("every rerun with space ended with the undisturbed record, products equal byte by byte\n")
 
 
+def _people(folder: Path, count: int | None, seed: int) -> None:
+    from tests.faults import people
+
+    figures = people.check(folder, count, seed)
+    _print("what people do", ["cases, each with its right outcome"], figures.rows())
+    for name, why in figures.skipped.items():
+        print(f"people: not tried: {name}: {why}")
+
+
 def _print(first: str, columns: list[str], rows: list[list[object]]) -> None:
     from tabulate import tabulate
 
@@ -96,6 +107,7 @@ PARTS: dict[str, Callable[[Path, int | None, int], None]] = {
     "configs": _configs,
     "store": _store,
     "disk": _disk,
+    "people": _people,
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("part", "count"), [("kill", 5), ("configs", 40), ("store", 8), ("disk", 6)])
+@pytest.mark.parametrize(("part", "count"), [("kill", 5), ("configs", 40), ("store", 8), ("disk", 6), ("people", 6)])
 def test_it_survives(part, count, tmp_path):
     # In a process of its own: it forks, which one that has used threads may not.
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -80,18 +80,38 @@ def start(folder: Path, cpus: int = 2) -> dict[str, str]:
     return environment
 
 
+def restart_controller(folder: Path) -> None:
+    """Starts slurmctld again with its jobs: some settings, such as MaxArraySize, it takes up only so.
+
+    Raises:
+        RuntimeError: it did not come back in time.
+    """
+    environment = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/sbin"}
+    _end(folder, "slurmctld")
+    subprocess.run(["slurmctld", "-f", environment["SLURM_CONF"]], env=os.environ | environment, check=True)
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not _run(["sinfo", "--noheader", "--format=%T", "--partition=main"], environment).startswith("idle"):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"slurmctld did not come back: see {folder}/slurmctld.log")
+        time.sleep(0.2)
+
+
 def stop(folder: Path) -> None:
     """Cancels all jobs and ends the daemons that `start` started."""
     environment = {"SLURM_CONF": f"{folder}/slurm.conf"}
     _run(["scancel", "--full", "--signal=KILL", f"--user={os.geteuid()}"], environment)
     _run(["scancel", f"--user={os.geteuid()}"], environment)
     for name in ("slurmd", "slurmctld", "munged"):
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGTERM)
-            for _ in range(100):
-                if not (folder / f"{name}.pid").exists():
-                    break
-                time.sleep(0.1)
+        _end(folder, name)
+
+
+def _end(folder: Path, daemon: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+        for _ in range(100):
+            if not (folder / f"{daemon}.pid").exists():
+                break
+            time.sleep(0.1)
 
 
 def _free_port() -> int:

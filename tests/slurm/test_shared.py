@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from . import cluster
 from .test_slurm import BASE, JOBS, cells, idp, on_cluster, partition, pytestmark, states  # noqa: F401
 
 
@@ -24,10 +25,10 @@ def short_arrays(here, slurm):
     file = Path(slurm["SLURM_CONF"])
     before = file.read_text()
     file.write_text(f"{before}MaxArraySize=2\n")
-    subprocess.run(["scontrol", "reconfigure"], check=True)
+    cluster.restart_controller(file.parent)  # told to read its settings, it shows the new size and keeps to the old one
     yield
     file.write_text(before)
-    subprocess.run(["scontrol", "reconfigure"], check=True)
+    cluster.restart_controller(file.parent)
 
 
 def submissions():

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -44,8 +47,6 @@ def sweep(tmp_path):
 
 def status(cell, submission=None, record=False, **values):
     """A run's status file, as the run itself would have written it."""
-    from pathlib import Path
-
     folder = Path(cell.folder)
     folder.mkdir(parents=True, exist_ok=True)
     said = Status(folder, folder.name)
@@ -335,3 +336,96 @@ def test_jobs_are_numbered_as_squeue_shows_them():
     assert Submission("n", 0, ["a"], "7").number(0) == "7"
     assert Submission("n", 0, ["a", "b"], "7").number(1) == "7_1"
     assert Submission("n", 0, ["a", "b"]).number(1) is None
+
+
+def _as_before(sweep):
+    """The sweep's files as earlier versions wrote them, with absolute paths and no place."""
+    for file in [sweep.folder / "sweep.json", *(sweep.folder / "submissions").glob("*.json")]:
+        values = json.loads(file.read_text())
+        values.pop("place", None)
+        for cell in values.get("cells", []):
+            cell["folder"] = os.path.normpath(sweep.folder / cell["folder"])
+        if "folders" in values:
+            values["folders"] = [os.path.normpath(sweep.folder / each) for each in values["folders"]]
+        if "directory" in values:
+            values["directory"] = sweep.directory
+        file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["relative", "absolute, as before"])
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_sweep_elsewhere_lists_its_own_runs(copied, before, slurm, tmp_path):
+    runs = tmp_path / "m1" / "runs"
+    cells = [SweepCell([f"seed={seed}"], str(runs / f"run-{seed}")) for seed in range(2)]
+    made = Sweep(tmp_path / "m1" / "sweeps" / "one", ["-m", "seed=0,1", "output=m1"], str(tmp_path), "slurm", cells)
+    made.write()
+    status(cells[0], record=True, state="done")
+    submitted(made, submit(made, "idp-1", cells), "7")
+    if before:
+        _as_before(made)
+    (shutil.copytree if copied else shutil.move)(tmp_path / "m1", tmp_path / "m2")
+    there = read(tmp_path / "m2" / "sweeps" / "one")
+    assert [cell.folder for cell in there.cells] == [str(tmp_path / "m2" / "runs" / f"run-{seed}") for seed in range(2)]
+    done, open_one = statuses(there)
+    assert done.state == "done"
+    assert (open_one.state, open_one.job) == (("missing", None) if copied else ("failed", "7_1"))
+    assert there.directory == str(tmp_path)
+    place = tmp_path / "m2"
+    assert there.command == ["-m", "seed=0,1", f"output='{place}'", f"hydra.sweep.dir='{place}/sweeps/one'"]
+    there.write()
+    assert read(there.folder) == there
+
+
+def test_a_command_goes_with_its_directory_and_names_what_is_inside_the_output(tmp_path):
+    given = tmp_path / "one"
+    words = ["-m", "store=outputs/store", f"compressor.path={given}/outputs/mine", "corpus.path=texts/a.txt", "seed=0"]
+    made = Sweep(given / "outputs" / "sweeps" / "1", words, str(given), "slurm", [])
+    made.write()
+    assert read(made.folder) == made
+    shutil.copytree(given, tmp_path / "it's two")
+    there = read(tmp_path / "it's two" / "outputs" / "sweeps" / "1")
+    output = f"{tmp_path}/it\\'s two/outputs"
+    assert there.directory == str(tmp_path / "it's two")
+    moved = ["-m", f"store='{output}/store'", f"compressor.path='{output}/mine'", "corpus.path=texts/a.txt", "seed=0"]
+    assert there.command == [*moved, f"output='{output}'", f"hydra.sweep.dir='{output}/sweeps/1'"]
+    shutil.move(given / "outputs", tmp_path / "elsewhere")
+    assert read(tmp_path / "elsewhere" / "sweeps" / "1").directory == str(given)
+
+
+def test_a_folder_seen_by_another_path_is_the_same(tmp_path):
+    made = Sweep(tmp_path / "m1" / "sweeps" / "one", ["-m", "seed=0"], str(tmp_path), "slurm", [])
+    made.write()
+    (tmp_path / "link").symlink_to(tmp_path / "m1")
+    assert read(tmp_path / "link" / "sweeps" / "one").command == made.command
+
+
+def test_a_copy_of_a_run_that_goes_on_is_not_that_run(slurm, tmp_path):
+    made = Sweep(tmp_path / "m1" / "sweeps" / "one", [], str(tmp_path), "slurm", [])
+    made.cells = [SweepCell(["seed=0"], str(tmp_path / "m1" / "runs" / "a"))]
+    folder = Path(made.cells[0].folder)
+    values = Status(folder, "a").values
+    status(made.cells[0], state="running", **{name: values[name] for name in ("folder", "host", "pid", "process")})
+    (folder / ".lock").touch()
+    made.write()
+    assert statuses(made)[0].state == "running"
+    shutil.copytree(tmp_path / "m1", tmp_path / "m2")
+    os.utime(tmp_path / "m2" / "runs" / "a" / ".lock", (0, 0))
+    assert statuses(read(tmp_path / "m2" / "sweeps" / "one"))[0].state == "failed"
+
+
+def test_a_run_of_an_edited_config_is_told_apart_and_its_new_one_is_open(slurm, sweep, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from idp.sweep import cells as listing
+
+    status(sweep.cells[0], record=True, state="done")
+    new = [replace(cell, folder=f"{cell.folder}-new") for cell in sweep.cells]
+    made = {tuple(cell.overrides): cell for cell in new}
+    monkeypatch.setattr(listing, "_cell", lambda config, loader, overrides: made[tuple(overrides)])
+    runtime = SimpleNamespace(choices={"hydra/launcher": "slurm"})
+    config = SimpleNamespace(hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(sweep.folder)), runtime=runtime))
+    again = listing.list_cells(config, None, [cell.overrides for cell in new])
+    assert again.cells == [replace(sweep.cells[0], replaced=True), *new]  # what never ran leaves no line
+    assert read(sweep.folder) == again
+    assert [(each.state, each.open) for each in statuses(again)] == [("done", False), *[("missing", True)] * 3]
+    assert "seed=0 (of the config before it was edited)" in table(again, statuses(again))

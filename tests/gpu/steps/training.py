@@ -13,8 +13,8 @@ from tests.gpu.steps import Step
 TARGET = {"llama_7b": 20 * 2**30, "llama3_8b": 20 * 2**30}  # bytes, what docs/large_models.md promises
 STEPS = 3
 RECOVERIES = {
-    "prompt": ["recovery=prompt"],
-    "lora": ["recovery=lora"],
+    "prompt": ["recovery=prompt", "recovery.training.objective=lm"],
+    "lora": ["recovery=lora", "recovery.training.objective=lm"],
     "distilled prompt": ["recovery=prompt", "recovery.training.objective=distill"],
 }
 
