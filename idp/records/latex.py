@@ -107,7 +107,7 @@ def document_table(
     lines += [rf"  \caption{{{escape(caption)}}}"] if caption else []
     lines += [rf"  \label{{{label}}}"] if label else []
     lines += [r"  \smallskip", ""] if caption else []
-    lines += [rf"  \begin{{tabular}}{{{''.join(each.spec for each in drawn)}}}", r"    \toprule"]
+    lines += [rf"  \begin{{tabular}}{{@{{}}{''.join(each.spec for each in drawn)}@{{}}}}", r"    \toprule"]
     lines += [f"    {' & '.join(each.head for each in drawn)} \\\\", r"    \midrule"]
     lines += [f"    {' & '.join(each.cells[number] for each in drawn)} \\\\" for number in range(len(rows))]
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
