@@ -178,10 +178,10 @@ def test_it_can_be_read_and_searched_from_its_folder_without_a_network(site):
     assert fetched and all(address.startswith(("file:", "data:", "blob:")) for address in fetched), fetched
 
 
-def test_the_readme_s_picture_of_the_house_is_the_house():
+def test_the_picture_of_the_house_is_the_house():
     """Each package has a place in the table of modules, and what the table names is there."""
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| (`.*?) \|", readme.partition("## How it works")[2].partition("\n## ")[0], flags=re.M)
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## What is where")[2].partition("\n## ")[0], flags=re.M)
     named = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
     places = [ROOT / word if (ROOT / word).exists() else ROOT / "idp" / word for word in named]
     assert [str(place) for place in places if not place.exists()] == []
