@@ -16,20 +16,36 @@ from importlib import resources
 from typing import Any
 
 import idp
+from idp.records.cell import Cell
 from idp.records.collect import Collection
 from idp.report.comparisons import Difference
 from idp.report.costs import cost_table
 from idp.report.documents import documents, line
 from idp.report.embedded import embedded
 from idp.report.formats import MISSING, Entry, Table
+from idp.report.frontier import verdicts
 from idp.report.layers import depth_and_part, similarity, weights_by_layer
 from idp.report.nine_tasks import score_table
 from idp.report.view import View
 
 ROOM = 6_000_000  # bytes for documents' texts, all settings together
 OUTCOMES = 3_000_000  # and for their outcomes
+SENTENCES = 4  # of the headline
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
-SCRIPTS = ("core", "statistics", "differences", "map", "scatter", "table", "compare", "behaviours", "layers", "main")
+SCRIPTS = (
+    "address",
+    "core",
+    "statistics",
+    "differences",
+    "map",
+    "scatter",
+    "table",
+    "compare",
+    "prompts",
+    "behaviours",
+    "layers",
+    "main",
+)
 
 
 def page(found: Collection, views: list[View], title: str) -> str:
@@ -65,8 +81,16 @@ def data(found: Collection, views: list[View], title: str) -> dict[str, Any]:
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "runs": len(found.records),
         "told": found.notices,
+        "headline": headline(found, views),
         "views": [_view(view, ROOM // each, OUTCOMES // each) for view in views],
     }
+
+
+def headline(found: Collection, views: list[View]) -> list[str]:
+    """What the runs show, in some sentences: of each compressed model with several repairs, else of the newest run."""
+    said = [sentence[:1].upper() + sentence[1:] for view in views for sentence in verdicts(view)]
+    newest = [str(record["idp"]["conclusion"]) for record in found.records if record["idp"].get("conclusion")]
+    return (said or newest[:1])[:SENTENCES]
 
 
 def _view(view: View, room: int, room_for_outcomes: int) -> dict[str, Any]:
@@ -117,12 +141,24 @@ def _row(view: View, tables: tuple[Table, ...], number: int) -> dict[str, Any]:
         "compressor": row.compressor,
         "kind": row.first.recovery,
         "uses_labels": row.first.uses_labels,
+        "controls": _controls(row),
         "runs": [name for model in row.members for name in model.runs][:12],
         "count": row.runs,
         "one_seed": row.of_one_seed,
         "against": against,
         "cells": {key: _cell(entry) for key, entry in entries.items() if entry is not MISSING and entry.text},
     }
+
+
+def _controls(row: Cell) -> dict[str, Any] | None:
+    """What other ways to choose among a repair's prompts score, by task and in the mean."""
+    known = row.first.controls
+    if not known or not known.get("mean"):
+        return None
+    wanted = ("worst", "random", "best", "chosen", "oracle", "oracle_by_luck", "gap", "gap_interval")
+    wanted += ("beyond_luck", "beyond_luck_interval")
+    short = {name: {key: of[key] for key in wanted if key in of} for name, of in known["tasks"].items()}
+    return {"tasks": short, "mean": {key: known["mean"][key] for key in wanted if key in known["mean"]}}
 
 
 def _interval(found: Difference) -> list[float | None]:

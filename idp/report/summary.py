@@ -62,8 +62,9 @@ def _difference(record: Record) -> str:
     step = last_step(record)
     if not step or not step["mean"]:
         return ""
-    points = " points" if step["unit"] == SHARE else ""
-    return f"{with_interval(step['mean'], step['unit'])}{points} to {step['before']}"
+    said = with_interval(step["mean"], step["unit"])
+    points = " points" if step["unit"] == SHARE and "changed" not in said else ""
+    return f"{said}{points} to {step['before']}"
 
 
 def _kl(record: Record) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The page in a real browser: it opens from disk without errors, its controls work, and texts stay texts."""
 
+import re
 import shutil
 
 import numpy as np
@@ -31,7 +32,8 @@ def page(browser, sweep, tmp_path, capsys):
     opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on(
-        "request", lambda asked: None if asked.url.startswith(("file:", "data:")) else complaints.append(asked.url)
+        "request",
+        lambda asked: None if asked.url.startswith(("file:", "data:", "blob:")) else complaints.append(asked.url),
     )
     opened.goto((tmp_path / "report" / "index.html").as_uri())
     opened.wait_for_selector("html[data-ready]", state="attached")
@@ -48,6 +50,9 @@ def test_every_view_is_drawn(page):
     assert page.locator("#behaviours details").count() >= 1
     assert page.locator("#layers svg").count() >= 1
     assert page.locator("#told li").count() == 1
+    assert page.locator("#headline").inner_text().strip() != ""
+    assert page.locator("#prompts tbody tr").count() == 2, "arc_easy and all"
+    assert page.locator("#prompts svg").count() >= 1
 
 
 def test_text_stays_text(page):
@@ -62,8 +67,15 @@ def test_text_stays_text(page):
 
 def test_the_table_sorts_and_filters(page):
     def scores():
-        return [float(said.split()[0]) for said in page.locator("#table tbody tr td:nth-child(7)").all_inner_texts()]
+        place = page.locator("#table thead th").evaluate_all(
+            "heads => heads.findIndex(head => head.innerText.startsWith('arc_easy')) + 1"
+        )
+        cells = page.locator(f"#table tbody tr > :nth-child({place})").all_inner_texts()
+        return [float(said.split()[0]) for said in cells]
 
+    assert page.locator("#table button[data-key='arc_easy']").count() == 0, "the main columns alone, at first"
+    page.locator("#table summary", has_text="columns").click()
+    page.locator("#table fieldset label.tick", has_text=re.compile("^arc_easy$")).locator("input").check()
     button = page.locator("#table button[data-key='arc_easy']")
     button.click()
     assert scores() == sorted(scores(), reverse=True)
@@ -91,13 +103,13 @@ def test_models_are_chosen_by_keyboard_everywhere(page):
     assert chosen() == 2
     page.locator("#table tbody input").first.focus()
     page.keyboard.press("Space")
-    assert chosen() == 3 and page.locator("#compare [aria-label='dot'] circle").count() >= 3
+    assert chosen() == 3 and page.locator("#compare [aria-label='dot'] path").count() >= 3
 
 
 def test_axes_are_the_readers_choice(page):
     for index, label in ((0, "bits"), (1, "sparsity")):
         page.locator("#scatter select").nth(index).select_option(label)
-    said = page.locator("#scatter svg").last.text_content()
+    said = page.locator("#scatter .axis").inner_text()
     assert "bits" in said and "sparsity" in said
     page.locator("#scatter label", has_text="logarithmic across").locator("input").check()
     assert page.locator("#scatter [aria-label='dot'] > *").count() == 5
@@ -143,6 +155,91 @@ def test_themes(page):
     assert background() != light
     page.emulate_media(media="print")
     assert background() == "rgb(255, 255, 255)" and not page.locator("nav").is_visible()
+
+
+def beyond(page):
+    """What is drawn to the right of the page's edge, outside of what scrolls by itself."""
+    return page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(node => node.getBoundingClientRect().right > innerWidth + 1"
+        " && !node.closest('.scroll, details > div, .unseen')).map(node => node.outerHTML.slice(0, 80))"
+    )
+
+
+@pytest.mark.parametrize("wide", [360, 390, 768, 1280])
+def test_nothing_runs_over_the_edge(page, wide):
+    page.set_viewport_size({"width": wide, "height": 844})
+    page.wait_for_timeout(400)  # drawn again for the new width
+    assert beyond(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= wide
+    page.locator("#table summary", has_text="columns").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= wide
+
+
+def test_on_paper_the_main_columns_are_whole(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})  # A4 less its margins, in CSS pixels
+    page.wait_for_timeout(400)
+    head = page.locator("#table thead th:visible")
+    assert [said.split("(")[0].strip() for said in head.all_inner_texts()][:3] == ["model", "mean", "difference"]
+    assert "added parameters" in head.last.inner_text()
+    assert head.last.evaluate("head => head.getBoundingClientRect().right") <= 700
+    assert beyond(page) == []
+
+
+def test_the_first_column_stays_in_sight(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    before = page.locator("#table tbody th.name").first.bounding_box()["x"]
+    page.locator("#table .scroll").evaluate("box => box.scrollLeft = 300")
+    assert page.locator("#table tbody th.name").first.bounding_box()["x"] == pytest.approx(before, abs=40)
+
+
+def test_a_link_shows_what_was_chosen(page, browser):
+    page.locator("#table button", has_text="choose none").click()
+    page.locator("#table tbody input").nth(1).check()
+    page.locator("#table summary", has_text="columns").click()
+    page.locator("#table fieldset label.tick", has_text="bits").first.locator("input").check()
+    page.locator("#table button[data-key='bits']").click()
+    page.locator("#scatter select").nth(0).select_option("bits")
+    page.locator("#compare label.tick", has_text="difference to").locator("input").uncheck()
+    again = browser.new_page(viewport={"width": 1280, "height": 900})
+    again.goto(page.url)
+    again.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    said = "[[...state.chosen], [...filter.columns], sorting, axes, comparing.difference]"
+    assert again.evaluate(said) == page.evaluate(said)
+    assert again.url == page.url and "bits" in again.url
+    again.close()
+    hostile = browser.new_page()
+    hostile.goto(page.url.partition("#")[0] + "#nowhere?chosen=x&columns=%3Cscript%3E&sort=a:b&axes=1%7C2&runs=99")
+    hostile.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    assert hostile.locator("#table tbody tr").count() == 5
+    hostile.close()
+
+
+def test_what_is_shown_is_taken_away(page):
+    import csv
+
+    with page.expect_download() as taken:
+        page.locator("#table button", has_text="CSV").click()
+    with open(taken.value.path(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and float(rows[1]["bits, number"]) > 0
+    for section in ("map", "scatter", "compare", "prompts", "layers"):
+        with page.expect_download() as taken:
+            page.locator(f"#{section} button", has_text="SVG").click()
+        text = taken.value.path().read_text()
+        assert taken.value.suggested_filename == f"{section}.svg"
+        assert text.startswith("<svg") and 'xmlns="http://www.w3.org/2000/svg"' in text
+        titles = page.locator(f"#{section} .axis").all_inner_texts()
+        assert all(line in text for title in titles for line in title.splitlines()), "what the axes show goes along"
+
+
+def test_counts_of_all_behaviours_stand_side_by_side(page):
+    counts = page.locator("#behaviours .counts button")
+    assert counts.count() == 8
+    assert sum(int(said.split()[0]) for said in counts.all_inner_texts()) == 8, "each document once"
+    counts.last.click()
+    assert page.locator("#behaviours .counts button[aria-pressed='true']").count() == 1
+    assert page.locator("#behaviours select").nth(2).input_value() == "000"
 
 
 def shown(browser, runs, tmp_path):
@@ -225,11 +322,11 @@ def test_bars_of_differences_are_paired_and_the_reference_has_none(browser, stud
             " const box = bar.getBoundingClientRect(); return [box.width, bar.getAttribute('stroke')]; })"
         )
 
-    scores = bars()
     models = opened.locator("#table tr.chosen").count()
-    assert len(scores) == 3 * models, "two tasks and their mean"
+    assert len(bars()) == 3 * (models - 1), "two tasks and their mean"
+    opened.locator("#compare label.tick", has_text="difference to").locator("input").uncheck()
+    assert len(bars()) == 3 * models
     opened.locator("#compare label.tick", has_text="difference to").locator("input").check()
-    assert len(bars()) == 3 * (models - 1)
     notes = opened.locator("#compare .notes").inner_text()
     assert "interval holds for this seed only" in notes and "gptq4 + prompt" in notes
     assert "95 % CI, paired over documents" in opened.locator("#compare .view").inner_text()

@@ -57,6 +57,10 @@ function behaviourControls() {
 
 function drawBehaviours() {
   const count = part("behaviours", ".count");
+  const set = pattern => { Object.assign(looking, { pattern, many: AT_ONCE }); behaviourControls(); drawBehaviours(); writeAddress(); };
+  part("behaviours", ".counts").replaceChildren(...(looking.row ? (PATTERNS[steps().length] ?? []) : []).map(([pattern, said]) =>
+    el("button", { type: "button", "aria-pressed": String(pattern === looking.pattern), title: said, onclick: () => set(pattern) },
+      el("b", {}, counted(pattern).toLocaleString("en")), ` ${said.split(":")[0]}`)));
   if (!looking.row) {
     count.textContent = "";
     part("behaviours").replaceChildren(

@@ -1,9 +1,13 @@
 // The chosen models side by side, task by task.
 
-const comparing = { difference: false, reference: null, means: null };
+const comparing = { difference: true, reference: null, means: null };
 
-onView(() => { comparing.means = null; });
+onView(() => Object.assign(comparing, { means: null, reference: defaultReference(state.view)?.id ?? null }));
 onChosen(drawComparison);
+keep("reference", () => comparing.difference ? comparing.reference ?? "" : "scores", id => {
+  Object.assign(comparing, id === "scores" ? { difference: false } : { difference: true, reference: id });
+  drawComparison();
+});
 
 function drawComparison() {
   const rows = chosenRows();
@@ -17,11 +21,12 @@ function drawComparison() {
   if (!rows.some(row => row.id === comparing.reference)) comparing.reference = rows[0].id;
   const tasks = state.view.tasks.map(task => task.id);
   const onlyMeans = comparing.means ?? tasks.length > MANY_COLUMNS;
-  const set = change => { Object.assign(comparing, change); drawComparison(); };
+  const set = change => { Object.assign(comparing, change); drawComparison(); writeAddress(); };
   part("compare", ".controls").replaceChildren(
     tick("difference to", comparing.difference, difference => set({ difference })),
     select("reference", rows.map(row => [row.id, row.name]), comparing.reference, reference => set({ reference })),
     ...(state.view.means.length > 1 ? [tick("means alone", onlyMeans, means => set({ means }))] : []),
+    svgButton("compare"),
   );
   const reference = rowOf(comparing.reference);
   const keys = [...(onlyMeans ? [] : tasks), ...state.view.means];
@@ -33,18 +38,20 @@ function drawComparison() {
   }
   const label = comparing.difference ? `score minus that of ${reference.name}, with its 95 % CI, paired over documents`
     : "score, with its standard error over documents";
-  part("compare").replaceChildren(Plot.plot({
-    width: width("compare"), style: FONT, marginLeft: 230, marginTop: 30, marginRight: 20, marginBottom: 44,
-    height: keys.length * (rows.length * 11 + 16) + 74,
-    x: { label, grid: true, axis: "both", nice: true }, fy: { domain: keys.map(title), label: null, padding: 0.18 },
-    y: { axis: null, domain: rows.map(row => row.name) }, color: { ...colours(rows), legend: true },
+  const beside = Math.min(230, width("compare") * 0.34);
+  part("compare").replaceChildren(axisTitle(`→ ${label}`), Plot.plot({
+    width: width("compare"), style: FONT, marginLeft: beside, marginTop: 30, marginRight: 20, marginBottom: 30,
+    height: keys.length * (rows.length * 11 + 16) + 60,
+    x: { label: null, grid: true, axis: "both", nice: true, domain: ends(points.flatMap(point => [point.score, point.low ?? point.score,
+      point.high ?? point.score])), ...(width("compare") < 500 && { ticks: 4 }) }, fy: { domain: keys.map(title), label: null, padding: 0.18 },
+    y: { axis: null, domain: rows.map(row => row.name) }, color: colours(rows), symbol: { ...shapes(rows), legend: true },
     marks: [
       Plot.frame({ stroke: "currentColor", strokeOpacity: 0.12 }),
       comparing.difference ? Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.5 }) : null,
-      Plot.axisFy({ anchor: "left", label: null, textAnchor: "end", dx: -8, fill: "currentColor" }),
+      Plot.axisFy({ anchor: "left", label: null, textAnchor: "end", dx: -8, fill: "currentColor", lineWidth: (beside - 12) / 12 }),
       Plot.ruleY(points.filter(point => point.low !== null), { fy: "task", y: "name", x1: "low", x2: "high",
         stroke: "name", strokeOpacity: 0.55, strokeWidth: 1.5, ariaLabel: () => "interval" }),
-      Plot.dot(points, { fy: "task", y: "name", x: "score", fill: "name", r: 4,
+      Plot.dot(points, { fy: "task", y: "name", x: "score", fill: "name", symbol: "name", r: 4,
         fillOpacity: { value: point => point.uses_labels ? PALE : 1, scale: null }, title: "said", tip: true }),
     ],
   }));

@@ -15,13 +15,24 @@ function show(view) {
   state.view = view;
   state.chosen = new Set(firstChoice(view));
   for (const draw of drawn.view) draw();
+  redraw();
+}
+
+function redraw() {
   for (const draw of drawn.chosen) draw();
+  writeAddress();
 }
 
 function choose(id, on = !state.chosen.has(id)) {
   if (on) state.chosen.add(id); else state.chosen.delete(id);
-  for (const draw of drawn.chosen) draw();
+  redraw();
 }
+
+keep("runs", () => String(DATA.views.indexOf(state.view)), number => DATA.views[number] && show(DATA.views[number]));
+keep("chosen", () => [...state.chosen].join(","), ids => {
+  state.chosen = new Set(ids.split(",").filter(rowOf));
+  redraw();
+});
 
 // Dense, and the compressed model with the most repairs with some of those: the comparison that most want to see first.
 function firstChoice(view) {
@@ -72,18 +83,29 @@ function search(label, change) {
 }
 
 function nothing(said) { return el("p", { class: "hint" }, said); }
-function width(section) { return Math.max(320, part(section).clientWidth); }
+function width(section) { return Math.max(280, part(section).clientWidth); }
 function percent(share) { return `${Math.round(100 * share)} %`; }
 
 // The ends of a linear axis: no less than a fiftieth of its largest value, or a trifle would fill it like a great deal.
 function ends(values) {
   const [low, high] = d3.extent(values);
-  const missing = Math.max(Math.abs(low), Math.abs(high)) / 50 - (high - low);
+  const missing = (Math.max(Math.abs(low), Math.abs(high)) / 50 || 0.02) - (high - low);
   return missing > 0 ? [low - missing / 2, high + missing / 2] : [low, high];
 }
 function plural(count, noun) { return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`; }
 
-// One colour for each chosen model, the same in every view.
-function colours(rows) {
-  return { domain: rows.map(row => row.name), range: rows.map((_, i) => d3.schemeObservable10[i % 10]) };
+// Colours that readers tell apart who see few of them (Okabe and Ito's, then Tol's), each with a shape of its own: where
+// there are more models than colours, the two together still differ.
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#882255", "#999933"];
+
+function marks(count) {
+  const numbers = d3.range(count);
+  return { range: numbers.map(i => PALETTE[i % PALETTE.length]), symbols: numbers.map(i => d3.symbolsFill[i % d3.symbolsFill.length]) };
 }
+
+// One colour and one shape for each chosen model, the same in every view.
+function colours(rows) { return { domain: rows.map(row => row.name), range: marks(rows.length).range }; }
+function shapes(rows) { return { domain: rows.map(row => row.name), range: marks(rows.length).symbols }; }
+
+// What an axis shows, in a line of its own: beside the axis a long title would be cut, or lie on another.
+function axisTitle(...said) { return el("p", { class: "axis" }, ...said.flatMap((each, i) => i ? [el("br"), each] : [each])); }

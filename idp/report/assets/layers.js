@@ -36,7 +36,7 @@ function drawLayers() {
   const set = change => { Object.assign(layering, change); drawLayers(); };
   const figure = select("figure", figures.map(name => [name, name]), layering.figure, figure => set({ figure }));
   const of = select("of", models, layering.of, of => set({ of }));
-  controls.replaceChildren(...(similarity ? [figure] : [figure, of]));
+  controls.replaceChildren(...(similarity ? [figure] : [figure, of]), svgButton("layers"));
   const points = similarity ? likeness(similarity) : weights(compressed);
   if (!points.length) {
     part("layers").replaceChildren(nothing("None of the chosen models has this figure: choose others above."));
@@ -44,15 +44,16 @@ function drawLayers() {
   }
   const names = [...new Set(points.map(point => point.name))];
   const positive = points.every(point => point.value > 0);
-  part("layers").replaceChildren(Plot.plot({
-    width: width("layers"), height: 380, style: FONT, marginLeft: 60,
-    x: { label: "layer", tickFormat: "d" },
-    y: { label: layering.figure, grid: true, ...(layering.figure === "weight change" && positive
+  const { range, symbols } = marks(names.length);
+  part("layers").replaceChildren(axisTitle(`↑ ${layering.figure}`, "→ layer"), Plot.plot({
+    width: width("layers"), height: 380, style: FONT, marginLeft: 60, marginTop: 12,
+    x: { label: null, tickFormat: "d", ticks: d3.ticks(...d3.extent(points, point => point.layer), 12).filter(Number.isInteger) },
+    y: { label: null, grid: true, ...(layering.figure === "weight change" && positive
       ? { type: "log" } : { type: "linear", domain: ends(points.map(point => point.value)), nice: true }) },
-    color: { domain: names, range: names.map((_, i) => d3.schemeObservable10[i % 10]), legend: true },
+    color: { domain: names, range }, symbol: { domain: names, range: symbols, legend: true },
     marks: [
       Plot.lineY(points, { x: "layer", y: "value", stroke: "name", sort: "layer" }),
-      Plot.dot(points, { x: "layer", y: "value", fill: "name", r: 2.5, tip: true }),
+      Plot.dot(points, { x: "layer", y: "value", fill: "name", symbol: "name", r: 3, tip: true }),
     ],
   }));
 }

@@ -5,11 +5,15 @@ const THEMES = ["auto", "light", "dark"];
 function about() {
   const { runs, made, version, told } = DATA;
   document.getElementById("about").textContent = `${plural(runs, "run")}; drawn ${made} by idp ${version}`;
+  document.getElementById("headline").replaceChildren(...DATA.headline.map(said => el("p", {}, said)));
   document.querySelector("#told ul").replaceChildren(...told.map(said => el("li", {}, said)));
   document.getElementById("told").hidden = !told.length;
   const settings = document.getElementById("settings");
   if (DATA.views.length > 1) {
-    settings.append(select("runs of", DATA.views.map((view, i) => [String(i), view.title]), "0", i => show(DATA.views[i])));
+    const chooser = () => settings.replaceChildren(
+      select("runs of", DATA.views.map((view, i) => [String(i), view.title]), String(DATA.views.indexOf(state.view)), i => show(DATA.views[i])));
+    chooser();
+    onView(chooser);
   } else {
     settings.textContent = state.view.title;
   }
@@ -30,10 +34,11 @@ function theme() {
 let resized;
 window.addEventListener("resize", () => {
   clearTimeout(resized);
-  resized = setTimeout(() => { drawMap(); for (const draw of drawn.chosen) draw(); }, 150);
+  resized = setTimeout(() => { drawMap(); drawPrompts(); for (const draw of drawn.chosen) draw(); }, 150);
 });
 
 about();
 theme();
 show(DATA.views[0]);
+readAddress();
 document.documentElement.dataset.ready = "true";

@@ -23,20 +23,29 @@ function drawMap() {
   const wide = width("map");
   const roles = ["dense", "compressed", "repaired"].filter(role => rows.some(row => row.role === role));
   const column = Math.min(330, (wide - 60) / roles.length);
+  const narrow = wide < 600; // one below the other, set in by a little, instead of beside one another
   d3.cluster().nodeSize([22, column])(root);
-  const nodes = root.descendants().filter(node => node.depth > 0);
-  for (const node of nodes) node.y = column * (1 + roles.indexOf(node.data.role)); // a row and a place of its own for each
+  const nodes = narrow ? [] : root.descendants().filter(node => node.depth > 0);
+  if (narrow) root.eachBefore(node => { if (node.depth > 0) nodes.push(node); });
+  const across = narrow ? 18 : column;
+  nodes.forEach((node, i) => {
+    node.y = column + across * roles.indexOf(node.data.role); // a row and a place of its own for each
+    if (narrow) node.x = 24 * i;
+  });
+  const last = roles.length - 1;
+  const room = each => narrow || roles.indexOf(each.role) === last ? wide - across * roles.indexOf(each.role) - 50 : column - 34;
+  const letters = each => Math.max(6, Math.floor(room(each) / 6.9) - mean(each).length - 1); // of its name, before the mean
   const [top, bottom] = d3.extent(nodes, node => node.x);
   const plain = rows.filter(row => row.role !== "repaired" && value(row, "mean") !== null);
   part("map", ".controls").replaceChildren(...(plain.length ? [select("colour: above or below",
-    plain.map(row => [row.id, row.name]), mapping.reference, id => { mapping.reference = id; drawMap(); })] : []));
+    plain.map(row => [row.id, row.name]), mapping.reference, id => { mapping.reference = id; drawMap(); })] : []), svgButton("map"));
   const { differences, reach } = coloured(rows, plain.find(row => row.id === mapping.reference));
   const colour = d3.scaleSequential([-reach, reach], d3.interpolateRdBu);
 
   const svg = d3.create("svg").attr("width", wide).attr("height", bottom - top + 44)
     .attr("viewBox", [column - 20, top - 22, wide, bottom - top + 44]).attr("role", "group")
     .attr("aria-label", "Models, each with the one that it was made from");
-  const behind = each => Math.min(column * 0.6, 20 + 6.6 * said(each.data).length); // a link starts where the label ends
+  const behind = each => narrow ? 0 : Math.min(column * 0.6, 20 + 6.6 * said(each.data).length); // a link starts where the label ends
   const curve = d3.linkHorizontal().source(link => [link.source.y + behind(link.source), link.source.x])
     .target(link => [link.target.y, link.target.x]);
   svg.append("g").selectAll("path").data(root.links().filter(link => link.source.depth > 0))
@@ -56,7 +65,7 @@ function drawMap() {
     .attr("class", each => differences.get(each.data.id)?.noise && "noise")
     .attr("fill", each => differences.has(each.data.id) ? colour(differences.get(each.data.id).difference) : "none");
   const label = node.append("text").attr("x", 11).attr("dy", "0.32em");
-  label.append("tspan").text(each => step(each.data));
+  label.append("tspan").text(each => cut(step(each.data), letters(each.data)));
   label.append("tspan").attr("class", "value").attr("dx", 6).text(each => mean(each.data));
   node.append("title").text(each =>
     [each.data.name, differences.get(each.data.id)?.said, `runs: ${each.data.runs.join(", ")}`].filter(Boolean).join("\n"));
@@ -65,9 +74,9 @@ function drawMap() {
   if (differences.size) {
     part("map").append(Plot.legend({
       color: { type: "diverging", domain: [-reach, reach], pivot: 0, scheme: "RdBu",
-        label: `${title("mean")}, above or below ${rowOf(mapping.reference).name} (each side spans two standard errors at least)` },
-      width: Math.min(wide, 420), style: { background: "none", color: "inherit" },
-    }));
+        label: null },
+      width: Math.min(wide, 420), marginLeft: 14, marginRight: 14, style: { background: "none", color: "inherit" },
+    }), axisTitle(`${title("mean")}, above or below ${rowOf(mapping.reference).name} (each side spans two standard errors at least)`));
   }
 }
 
@@ -96,6 +105,8 @@ function coloured(rows, reference) {
   }
   return { differences, reach: reach || 1 };
 }
+
+function cut(name, letters) { return name.length > letters ? `${name.slice(0, letters - 1)}…` : name; }
 
 function mean(row) { return value(row, "mean")?.toFixed(3) ?? ""; }
 

@@ -4,21 +4,31 @@ const axes = { x: "added", y: "mean", logX: false, logY: false };
 
 onView(scatterControls);
 onChosen(drawScatter);
+keep("axes", () => [axes.x, axes.y, axes.logX ? "log" : "", axes.logY ? "log" : ""].join("|"), said => {
+  const [x, y, logX, logY] = said.split("|");
+  const known = numericColumns().map(column => column.key);
+  if (known.includes(x) && known.includes(y)) Object.assign(axes, { x, y });
+  scatterControls();
+  Object.assign(axes, { logX: logX === "log", logY: logY === "log" });
+  scatterControls(false);
+  drawScatter();
+});
 
-function scatterControls() {
+function scatterControls(choose = true) {
   const options = numericColumns().map(column => [column.key, column.title]);
   const keys = options.map(option => option[0]);
   const perplexity = keys.find(key => key.endsWith(" perplexity"));
   const spread = key => new Set(state.view.rows.map(row => value(row, key))).size;
   if (!keys.includes(axes.x) || spread(axes.x) < 2) axes.x = perplexity ?? "bits";
   if (!keys.includes(axes.y)) axes.y = "mean";
-  axes.logX = axes.x === perplexity || axes.x === "added";
-  const set = change => { Object.assign(axes, change); scatterControls(); drawScatter(); };
+  if (choose) axes.logX = axes.x === perplexity || axes.x === "added";
+  const set = change => { Object.assign(axes, change); scatterControls(); drawScatter(); writeAddress(); };
   part("scatter", ".controls").replaceChildren(
     select("across", options, axes.x, x => set({ x })),
     select("upwards", options, axes.y, y => set({ y })),
-    tick("logarithmic across", axes.logX, logX => { axes.logX = logX; drawScatter(); }),
-    tick("logarithmic upwards", axes.logY, logY => { axes.logY = logY; drawScatter(); }),
+    tick("logarithmic across", axes.logX, logX => { axes.logX = logX; drawScatter(); writeAddress(); }),
+    tick("logarithmic upwards", axes.logY, logY => { axes.logY = logY; drawScatter(); writeAddress(); }),
+    svgButton("scatter"),
   );
 }
 
@@ -32,27 +42,30 @@ function drawScatter() {
   }
   const scale = (key, log) => {
     const near = points.flatMap(point => key === axes.x ? [point.x] : [point.y - point.error, point.y + point.error]);
-    if (!log) return { label: title(key), grid: true, domain: ends(near) };
+    if (!log) return { label: null, grid: true, domain: ends(near) };
     const positive = points.map(point => point[key === axes.x ? "x" : "y"]).filter(number => number > 0);
-    if (points.length === positive.length) return { label: title(key), grid: true, type: "log" };
-    return { label: title(key), grid: true, type: "symlog", constant: d3.min(positive) ?? 1, ticks: symlogTicks(positive), tickFormat: d3.format("~s") };
+    if (points.length === positive.length) return { label: null, grid: true, type: "log", tickFormat: logTicks(positive) };
+    return { label: null, grid: true, type: "symlog", constant: d3.min(positive) ?? 1, ticks: symlogTicks(positive), tickFormat: d3.format("~s") };
   };
   const kind = point => point.row.kind === "none" ? "no repair" : point.row.kind; // `none` would be no colour
   const kinds = [...new Set(points.map(kind))];
   const compressor = point => point.row.compressor === "none" ? "dense" : point.row.compressor;
   const compressors = [...new Set(points.map(compressor))];
-  const symbols = d3.symbolsFill.slice(0, compressors.length); // beyond seven, shapes would be told apart by nobody
+  // One compressed model: a shape for each repair beside its colour. Several: a shape for each of them, unless there are
+  // more than seven, which nobody would tell apart.
+  const byKind = compressors.filter(name => name !== "dense").length < 2 || compressors.length > d3.symbolsFill.length;
+  const shape = byKind ? kind : compressor;
+  const shapesOf = byKind ? { legend: true, domain: kinds, range: marks(kinds.length).symbols }
+    : { legend: true, domain: compressors, range: d3.symbolsFill.slice(0, compressors.length) };
   const plot = Plot.plot({
-    width: width("scatter"), height: 440, marginLeft: 60, marginBottom: 42, inset: 12, style: FONT,
+    width: width("scatter"), height: 440, marginLeft: 60, marginBottom: 34, marginTop: 12, inset: 12, style: FONT,
     x: { ...scale(axes.x, axes.logX), nice: !axes.logX }, y: { ...scale(axes.y, axes.logY), nice: true },
-    color: { legend: true, domain: kinds, range: kinds.map((_, i) => d3.schemeObservable10[i % 10]) },
-    ...(symbols.length === compressors.length && symbols.length > 1 && {
-      symbol: { legend: true, domain: compressors, range: symbols } }),
+    color: { legend: !byKind, domain: kinds, range: marks(kinds.length).range }, symbol: shapesOf,
     marks: [
       Plot.ruleX(points, { x: "x", y1: point => point.y - point.error, y2: point => point.y + point.error,
         stroke: kind, strokeOpacity: 0.35 }),
       Plot.dot(points, { x: "x", y: "y", r: { value: point => state.chosen.has(point.row.id) ? 7 : 5, scale: null }, sort: null,
-        symbol: symbols.length === compressors.length && symbols.length > 1 ? compressor : "circle",
+        symbol: shape,
         fill: kind, fillOpacity: { value: point => point.row.uses_labels ? PALE : 1, scale: null },
         stroke: point => state.chosen.has(point.row.id) ? "currentColor" : "none",
         strokeWidth: 2, ariaLabel: point => point.row.name }),
@@ -77,7 +90,15 @@ function drawScatter() {
       flip();
     });
   }
-  part("scatter").replaceChildren(plot);
+  const scaled = (key, log) => `${title(key)}${log ? ", logarithmic" : ""}`;
+  part("scatter").replaceChildren(axisTitle(`↑ ${scaled(axes.y, axes.logY)}`, `→ ${scaled(axes.x, axes.logX)}`), plot);
+}
+
+// Figures at ones, twos and fives only: a logarithmic axis of a few units would otherwise have them on one another.
+function logTicks(positive) {
+  const [low, high] = d3.extent(positive);
+  if (high / low < 8) return d3.format("~g");
+  return number => /^[125]/.test(number.toExponential()) ? d3.format(high >= 1e4 ? "~s" : "~g")(number) : "";
 }
 
 // Zero, and round numbers from the smallest to the largest: the scale's own are evenly spaced and lie on each other.
