@@ -99,6 +99,8 @@ class Plan:
         Raises:
             UserError: in one line, what is wrong.
         """
+        if not self.store.all_writable():
+            self.store.check_writable(step.stage for step in self.steps if not step.reused)
         refusals.hold(self.config, self.inputs, self.shape, self.store)
 
 
