@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from idp.ends import INTERRUPTED
+from idp.ends import INTERRUPTED, UNREAD
 from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
@@ -57,7 +57,7 @@ def failures_in_one_line(
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            sys.exit(UNREAD)
         if os.environ.get("IDP_DEBUG"):
             raise
         if lacks_memory(error):

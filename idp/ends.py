@@ -8,6 +8,7 @@ import sys
 from types import TracebackType
 
 INTERRUPTED = 130  # as of shells: 128 and the signal
+UNREAD = 141  # the same of SIGPIPE, of which other programs die when nobody reads what they print
 
 
 def is_command() -> bool:
@@ -28,19 +29,26 @@ def quietly() -> None:
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED)  # else Python ends by the signal itself, and the locks of imports may be held
         if issubclass(kind, BrokenPipeError):
-            drop_output()
-            return
+            unread()
         before(kind, error, trace)
 
     sys.excepthook = ended
-    atexit.register(drop_output)
+    atexit.register(unread)  # first of all, so it is the last to be called
 
 
-def drop_output() -> None:
-    """Writes what standard output still holds; where nobody reads it, to nowhere."""
+def unread() -> None:
+    """Ends the process where nobody reads what it prints."""
+    if drop_output():
+        os._exit(UNREAD)  # Python's own end would be that of an error, or of a success
+
+
+def drop_output() -> bool:
+    """Writes what standard output still holds; where nobody reads it, to nowhere, and says so."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
     except (ValueError, AttributeError):  # closed, or none
-        return
+        pass
+    return False

@@ -1,4 +1,4 @@
-"""Folders that are read-only, and other users: what tests need of both, skipped by name where this machine has neither."""
+"""Folders that are read-only, and other users; a test is skipped by name where this machine has neither."""
 
 from __future__ import annotations
 

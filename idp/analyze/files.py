@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from idp.errors import UserError
 from idp.store import write_json
 
 FOLDER = "analysis"
+
+
+class CannotWrite(UserError):
+    """The folder cannot be written in, as where the records lie on a read-only disk."""
 
 
 def folder_of(place: str | Path) -> Path:
@@ -24,10 +29,18 @@ def write(place: str | Path, name: str, result: dict[str, Any], text: str) -> li
 
     Returns:
         the files.
+
+    Raises:
+        CannotWrite: there.
     """
-    folder = folder_of(place)
-    write_json(folder / f"{name}.json", result)
-    page, temporary = folder / f"{name}.md", folder / f".{name}.md.tmp"
-    temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
-    os.replace(temporary, page)
+    try:
+        folder = folder_of(place)
+        write_json(folder / f"{name}.json", result)
+        page, temporary = folder / f"{name}.md", folder / f".{name}.{os.getpid()}.md.tmp"
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+        os.replace(temporary, page)
+    except OSError as error:
+        raise CannotWrite(
+            f"{error.filename or place}: {error.strerror or error}; choose a folder with out=..."
+        ) from error
     return [page, folder / f"{name}.json"]

@@ -17,6 +17,7 @@ OPENING = """usage: idp report [FOLDER or RECORD ...] [key=value ...]
 
 One table, plots and an HTML page over any set of runs, finished or not.
 """
+DEFAULT = "outputs/report"
 
 
 @dataclass
@@ -24,7 +25,7 @@ class ReportOptions:
     """The words of the command line."""
 
     runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
-    output: str = word("the folder that the report is written to (default: outputs/report)", default="outputs/report")
+    output: str | None = word("the folder that the report is written to (default: outputs/report)", default=None)
     formats: list[str] = word(f"which of {','.join(FORMATS)} (default: all)", default_factory=list)
     title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if undrawn:
             formats.remove("plots")
         places = options.runs or ["outputs/runs"]
-        _report(places, Path(options.output).expanduser(), formats, options.title, undrawn)
+        _report(places, options.output, formats, options.title, undrawn)
 
 
 def _plots_cannot_be_drawn() -> str | None:
@@ -55,16 +56,21 @@ def _plots_cannot_be_drawn() -> str | None:
     return f"no plots: {lacks('drawing them', 'matplotlib', 'plots')}"
 
 
-def _report(places: list[str], folder: Path, formats: list[str], title: str, undrawn: str | None) -> None:
+def _report(places: list[str], output: str | None, formats: list[str], title: str, undrawn: str | None) -> None:
     from idp.records.collect import collect
     from idp.report.summary import sweep_table
-    from idp.report.write import write
+    from idp.report.write import CannotWrite, write
 
-    found = collect(places)
-    written = write(found, folder, formats, title)
+    found, written, unwritten = collect(places), [], None
+    try:
+        written = write(found, Path(output or DEFAULT).expanduser(), formats, title)
+    except CannotWrite as error:
+        if output is not None:
+            raise
+        unwritten = str(error)  # a folder that nobody asked for is no reason to keep the table back
     print(sweep_table(found))
     print()
-    for note in [*found.notes, *filter(None, [undrawn])]:
+    for note in [*found.notes, *filter(None, [undrawn, unwritten])]:
         print(f"note: {note}")
     for run in found.unfinished:
         print(run.line)

@@ -19,6 +19,10 @@ from idp.report.nine_tasks import score_table
 from idp.report.view import View, views
 
 
+class CannotWrite(UserError):
+    """The folder cannot be written in."""
+
+
 def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title: str = "Repairs") -> list[Path]:
     """Writes the report.
 
@@ -32,13 +36,16 @@ def write(found: Collection, folder: Path, formats: Names[str] = FORMATS, title:
         the files, the plots' folder as one.
 
     Raises:
-        UserError: the folder cannot be written in, or plots cannot be drawn.
+        CannotWrite: the folder cannot be written in.
+        UserError: plots cannot be drawn.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _write(found, views(found), folder, formats, title)
     except OSError as error:
-        raise UserError(f"output={folder}: {error.strerror or error}; choose another folder with output=...") from error
+        raise CannotWrite(
+            f"output={folder}: {error.strerror or error}; choose another folder with output=..."
+        ) from error
 
 
 def _write(found: Collection, made: list[View], folder: Path, formats: Names[str], title: str) -> list[Path]:
