@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 from types import TracebackType
 
@@ -28,8 +29,8 @@ def quietly() -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED)  # else Python ends by the signal itself, and the locks of imports may be held
-        if issubclass(kind, BrokenPipeError):
-            unread()
+        if issubclass(kind, BrokenPipeError) and nobody_reads():
+            os._exit(UNREAD)
         before(kind, error, trace)
 
     sys.excepthook = ended
@@ -37,18 +38,17 @@ def quietly() -> None:
 
 
 def unread() -> None:
-    """Ends the process where nobody reads what it prints."""
-    if drop_output():
-        os._exit(UNREAD)  # Python's own end would be that of an error, or of a success
-
-
-def drop_output() -> bool:
-    """Writes what standard output still holds; where nobody reads it, to nowhere, and says so."""
+    """Writes what standard output still holds; where nobody reads it, ends the process as other programs do."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+        os._exit(UNREAD)  # Python's own end would be that of an error, or of a success
     except (ValueError, AttributeError):  # closed, or none
-        pass
-    return False
+        return
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    waiting = select.poll()
+    waiting.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
