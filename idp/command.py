@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import os
 import re
-import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from idp.ends import INTERRUPTED
+from idp.ends import INTERRUPTED, UNREAD, nobody_reads
 from idp.errors import UserError, lacks_memory, out_of_memory
 
 Options = TypeVar("Options")
@@ -55,9 +54,9 @@ def failures_in_one_line(
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():  # `| head` has seen enough
+        if isinstance(error, BrokenPipeError) and nobody_reads():  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            sys.exit(UNREAD)
         if os.environ.get("IDP_DEBUG"):
             raise
         if lacks_memory(error):
@@ -65,13 +64,6 @@ def failures_in_one_line(
         else:
             message = explain(error) if explain is not None else _unforeseen(error)
         sys.exit(f"error: {message}{f'; {also}' if also else ''}")
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader is gone."""
-    waiting = select.poll()
-    waiting.register(sys.stdout, select.POLLOUT)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
 
 
 def _unforeseen(error: Exception) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 from types import TracebackType
 
 INTERRUPTED = 130  # as of shells: 128 and the signal
+UNREAD = 141  # the same of SIGPIPE, of which other programs die when nobody reads what they print
 
 
 def is_command() -> bool:
@@ -27,20 +29,26 @@ def quietly() -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED)  # else Python ends by the signal itself, and the locks of imports may be held
-        if issubclass(kind, BrokenPipeError):
-            drop_output()
-            return
+        if issubclass(kind, BrokenPipeError) and nobody_reads():
+            os._exit(UNREAD)
         before(kind, error, trace)
 
     sys.excepthook = ended
-    atexit.register(drop_output)
+    atexit.register(unread)  # first of all, so it is the last to be called
 
 
-def drop_output() -> None:
-    """Writes what standard output still holds; where nobody reads it, to nowhere."""
+def unread() -> None:
+    """Writes what standard output still holds; where nobody reads it, ends the process as other programs do."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(UNREAD)  # Python's own end would be that of an error, or of a success
     except (ValueError, AttributeError):  # closed, or none
         return
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    waiting = select.poll()
+    waiting.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))

@@ -111,6 +111,8 @@ def fetch(argv: Sequence[str], sweep: bool = False, check: bool = False, update:
     with hub.offline() if check else contextlib.nullcontext(), fetched.anew() if update else contextlib.nullcontext():
         for config in configs(argv, sweep):
             store = Store(Path(config.store).expanduser())
+            if update:
+                store.check_writable()
             for need in needs(config):
                 if (known := digest([need.what, need.identity, str(store.root)])) not in seen:
                     seen.add(known)

@@ -103,7 +103,7 @@ class Inventory:
     """
 
     def __init__(self, root: Path, runs: Sequence[Path]):
-        if not (root / "locks").is_dir():
+        if not (root / "locks").is_dir() and not any(root.glob(f"*/*/{MANIFEST}")):  # a copy may lack what is empty
             raise UserError(f"{root}: no store is there; name its folder, such as outputs/store")
         self.root, self.runs = root, runs
         self.items = sorted(_items(root), key=lambda item: (item.kind, -item.bytes, item.place.name))

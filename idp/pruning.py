@@ -16,6 +16,7 @@ from idp.command import word
 from idp.errors import UserError
 from idp.inventory import Inventory, StoreItem
 from idp.store.lease import lease_at
+from idp.store.modes import can_be_removed
 from idp.store.verification import Stamps
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -95,6 +96,9 @@ def remove(item: StoreItem) -> bool:
     Raises:
         UserError: the disk does not let it.
     """
+    if not can_be_removed(item.place):
+        raise UserError(f"{item.place}: cannot be removed (it is another user's); nothing of it was touched")
+    item.lock.parent.mkdir(exist_ok=True)
     held = lease_at(item.lock)
     try:
         held.acquire(timeout=0)

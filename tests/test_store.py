@@ -222,7 +222,7 @@ def test_a_lease_that_a_crash_of_the_node_left_empty_is_taken(tmp_path, monkeypa
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there .* Choose another folder with store="):
-        Store(tmp_path / "file" / "store")
+        ask(Store(tmp_path / "file" / "store"), fails)
 
 
 class Rust(Exception):
@@ -270,4 +270,4 @@ def test_what_was_sealed_is_known_when_it_is_changed(tmp_path):
 def test_a_store_without_permission(tmp_path):
     (tmp_path / "store").mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot write there"):
-        Store(tmp_path / "store")
+        ask(Store(tmp_path / "store"), fails)

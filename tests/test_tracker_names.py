@@ -25,7 +25,11 @@ def tracker(**options: Any) -> wandb.Wandb:
         ({"project": "a/b/c"}, "without any of"),
         ({"project": ""}, "tracker.project="),
         ({"project": "50%"}, "without any of"),
-        ({"entity": "a/b"}, "tracker.entity=a/b"),
+        ({"entity": "a/b"}, "tracker.entity=a/b: W&B needs the name of a user or team"),
+        ({"entity": ""}, "tracker.entity=: W&B needs"),
+        ({"entity": " "}, "tracker.entity= : W&B needs"),
+        ({"entity": "my team"}, "tracker.entity=my team: .*without spaces"),
+        ({"entity": "x" * 129}, "tracker.entity=x*: W&B takes 128 characters"),
         ({"project": "x" * 129}, "128 characters"),
     ],
 )
@@ -33,6 +37,24 @@ def test_a_bad_project_or_entity_is_refused(options: dict[str, Any], answer: str
     with pytest.raises(UserError, match=answer):
         tracker(**options).check()
     tracker(**options, mode="disabled").check()
+
+
+@pytest.mark.parametrize("given", ["a/b", "my team", "me?"])
+def test_a_bad_entity_of_the_environment_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_ENTITY", given)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(UserError, match="^WANDB_ENTITY=.*leave it out for your own"):
+        tracker().check()
+    tracker(entity="me").check()  # which is used in its place
+    tracker(mode="disabled").check()
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_a_blank_entity_of_the_environment_is_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_ENTITY", given)
+    tracker().check()
+    wandb._clean_environment()
+    assert "WANDB_ENTITY" not in os.environ
 
 
 def test_tags_are_none_empty_none_twice_none_too_long() -> None:

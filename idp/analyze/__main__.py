@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from idp.command import failures_in_one_line, help_text, parse_action, quiet_libraries, wants_help, word
 from idp.errors import UserError
@@ -53,6 +54,7 @@ class RunOptions:
     """Of an analysis of one run, which opens its models."""
 
     record: str = word("a run's record.json, or its folder")
+    out: str | None = word("the folder under which analysis/ is made; else the run's", default=None)
 
 
 @dataclass
@@ -127,7 +129,6 @@ def _compare(options: CompareOptions) -> list[Path]:
 
 def _of_runs(name: str, options: Runs) -> list[Path]:
     from idp.analyze import claims, compare, displaced
-    from idp.analyze.files import write
     from idp.records.collect import collect
 
     margin = _margin(options.margin) if isinstance(options, ClaimsOptions) else ClaimsOptions.margin / 100
@@ -142,12 +143,11 @@ def _of_runs(name: str, options: Runs) -> list[Path]:
         result = analyse(collection)
         text = page(result)
     print(json.dumps(result, indent=1) if isinstance(options, CompareOptions) and options.json else f"{text}\n")
-    return write(options.out or places[0], name, result, text)
+    return _written(options.out, places[0], name, result, text)
 
 
 def _of_run(name: str, options: ChoiceOptions | Similarity) -> list[Path]:
     from idp.analyze import choice, similarity
-    from idp.analyze.files import write
     from idp.finished import find_run
 
     if isinstance(options, Similarity):
@@ -164,7 +164,20 @@ def _of_run(name: str, options: ChoiceOptions | Similarity) -> list[Path]:
         result = choice.choice(run, folder)
         text = choice.page(result)
     print(f"{text}\n")
-    return write(folder, name, result, text)
+    return _written(options.out, folder, name, result, text)
+
+
+def _written(out: str | None, beside: str | Path, name: str, result: dict[str, Any], text: str) -> list[Path]:
+    """The files; none, and a note, where the records lie on a disk that is read-only and no folder was asked for."""
+    from idp.analyze.files import CannotWrite, write
+
+    try:
+        return write(out or beside, name, result, text)
+    except CannotWrite as error:
+        if out is not None:
+            raise
+        print(f"note: not written: {error}")
+        return []
 
 
 def _margin(points: float) -> float:

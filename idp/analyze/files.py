@@ -12,6 +12,10 @@ from idp.store import write_json
 FOLDER = "analysis"
 
 
+class CannotWrite(UserError):
+    """The folder cannot be written in, as where the records lie on a read-only disk."""
+
+
 def folder_of(place: str | Path) -> Path:
     """The folder of analyses of a run, a record or a folder of runs; made where there is none."""
     path = Path(place).expanduser()
@@ -25,9 +29,17 @@ def write(place: str | Path, name: str, result: dict[str, Any], text: str) -> li
 
     Returns:
         the files.
+
+    Raises:
+        CannotWrite: there.
     """
     folder = folder_of(place)
-    write_json(folder / f"{name}.json", result)
+    try:
+        write_json(folder / f"{name}.json", result)
+    except OSError as error:
+        raise CannotWrite(
+            f"{error.filename or place}: {error.strerror or error}; choose a folder with out=..."
+        ) from error
     return [put(folder / f"{name}.md", text), folder / f"{name}.json"]
 
 
@@ -35,7 +47,7 @@ def put(file: Path, text: str) -> Path:
     """Writes a file whole or not at all, into a folder that is made if it is not there.
 
     Raises:
-        UserError: it cannot be written.
+        CannotWrite: there.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -43,5 +55,5 @@ def put(file: Path, text: str) -> Path:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
         os.replace(temporary, file)
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+        raise CannotWrite(f"{file}: cannot be written ({error.strerror or error})") from error
     return file

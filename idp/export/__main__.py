@@ -28,8 +28,9 @@ def main(argv: list[str] | None = None) -> None:
         from idp.export.checkpoint import export
 
         done = export(options)
-    print(f"loaded again and compared: the largest difference of a logit is {done.difference:.3g}")
-    print(f"exported: {done.folder}", flush=True)
+    with failures_in_one_line(command="export"):
+        print(f"loaded again and compared: the largest difference of a logit is {done.difference:.3g}")
+        print(f"exported: {done.folder}", flush=True)
 
 
 if __name__ == "__main__":

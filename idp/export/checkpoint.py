@@ -21,6 +21,7 @@ from idp.export.options import ExportOptions
 from idp.export.run import Run, find_run_to_export
 from idp.models import weights
 from idp.store import versions, write_json
+from idp.store.modes import as_umask_says
 
 if TYPE_CHECKING:
     import torch
@@ -188,10 +189,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 def _publish(part: Path, out: Path) -> None:
     """Puts a finished folder in its place; an earlier export is there until then."""
-    mode = (part / "config.json").stat().st_mode
-    for file in part.rglob("*"):  # safetensors lets nobody else read what it writes
-        if file.is_file():
-            file.chmod(mode)
+    as_umask_says(part)
     if not out.exists():
         os.rename(part, out)
         return

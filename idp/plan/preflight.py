@@ -94,11 +94,15 @@ class Plan:
         return estimate.disk_of(step, self.config, self.size, self.shape.empty)
 
     def hold(self) -> None:
-        """Refuses what takes a download or a pass of a small model to tell.
+        """Refuses a store that cannot take what is made, and what takes a download or a pass of a small model to tell.
 
         Raises:
             UserError: in one line, what is wrong.
         """
+        if not self.store.all_writable():
+            made = [step.stage for step in self.steps if step.identity is not None and not step.reused]
+            if made:
+                self.store.check_writable(made)
         refusals.hold(self.config, self.inputs, self.shape, self.store)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp.store import hash_file, sealed, unsealed, write_json
+from idp.store.modes import as_its_folder
 
 if TYPE_CHECKING:
     import torch
@@ -51,4 +52,5 @@ def write_tensors(file: Path, tensors: dict[str, torch.Tensor]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    as_its_folder(temporary)  # so that another user of a shared store can go on from it
     return temporary.replace(file)

@@ -18,6 +18,7 @@ OPENING = """usage: idp report [FOLDER or RECORD ...] [key=value ...]
 
 One table, plots and an HTML page over any set of runs, finished or not.
 """
+DEFAULT = "outputs/report"
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ReportOptions:
     """The words of the command line."""
 
     runs: list[str] = word("folders of runs, or records (default: outputs/runs)", positional=True, default_factory=list)
-    output: str = word("the folder that the report is written to (default: outputs/report)", default="outputs/report")
+    output: str | None = word("the folder that the report is written to (default: outputs/report)", default=None)
     formats: list[str] = word(f"which of {','.join(FORMATS)} (default: all)", default_factory=list)
     title: str = word("of the page (default: Repairs of compressed models)", default="Repairs of compressed models")
     columns: list[str] = word(
@@ -73,17 +74,22 @@ def _report(places: list[str], options: ReportOptions, formats: list[str], undra
     from idp.report.paper import choice, unused_names
     from idp.report.summary import sweep_table
     from idp.report.view import views
-    from idp.report.write import write
+    from idp.report.write import CannotWrite, write
 
     paper = choice(options.columns, options.rows, options.names, options.caption, options.label, options.bounds)
-    found = collect(places)
-    written = write(found, Path(options.output).expanduser(), formats, options.title, paper)
+    found, written, unwritten = collect(places), [], None
+    try:
+        written = write(found, Path(options.output or DEFAULT).expanduser(), formats, options.title, paper)
+    except CannotWrite as error:
+        if options.output is not None:
+            raise
+        unwritten = str(error)  # a folder that nobody asked for is no reason to keep the table back
     print(sweep_table(found))
     print()
     unused = unused_names(views(found), paper)
     if unused:
         unused = [f"names: no row, part of a row's name, or column is called {', '.join(unused)}"]
-    for note in [*found.notes, *filter(None, [undrawn]), *unused]:
+    for note in [*found.notes, *filter(None, [undrawn, unwritten]), *unused]:
         print(f"note: {note}")
     for run in found.unfinished:
         print(run.line)

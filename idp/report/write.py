@@ -22,6 +22,10 @@ from idp.report.paper import Choice, paper_tables
 from idp.report.view import View, views
 
 
+class CannotWrite(UserError):
+    """The folder cannot be written in."""
+
+
 def write(
     found: Collection,
     folder: Path,
@@ -42,7 +46,8 @@ def write(
         the files, the plots' folder as one.
 
     Raises:
-        UserError: the folder cannot be written in, or plots cannot be drawn.
+        CannotWrite: the folder cannot be written in.
+        UserError: plots cannot be drawn.
     """
     made = views(found)
     for_paper = paper_tables(made, paper or Choice()) if "latex" in formats else ""
@@ -50,7 +55,9 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         return _write(found, made, folder, formats, (title, for_paper))
     except OSError as error:
-        raise UserError(f"output={folder}: {error.strerror or error}; choose another folder with output=...") from error
+        raise CannotWrite(
+            f"output={folder}: {error.strerror or error}; choose another folder with output=..."
+        ) from error
 
 
 def _write(

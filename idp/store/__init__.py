@@ -11,6 +11,9 @@ no result depends on it: a maker that lost its lease finds its folder gone, and 
     <root>/verified/<stage>-<key>.json  when its large files were hashed: see `idp.store.verification`
 
 A product's folder has the time at which it was last asked for. `python -m idp.store` lists, verifies and removes.
+
+What is finished is read without writing anything, also from a disk that is read-only. Several users may share a store
+whose folders their group may write in: what one makes has the permissions that his umask and the store's folder say.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from filelock import Timeout
 from idp.errors import UserError, disk_trouble
 from idp.memory import device_peaks, peak_bytes, start_peak
 from idp.store.lease import lease_at, wait_for
+from idp.store.modes import as_umask_says, seems_writable, why_not_writable
 from idp.store.verification import MANIFEST, Stamps, hash_file
 
 if TYPE_CHECKING:
@@ -193,15 +197,27 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
+
+    def check_writable(self, stages: Iterable[str] = ()) -> None:
+        """Refuses a store in which no products of these stages can be made, before anything is computed.
+
+        Raises:
+            UserError: where nothing can be written, and why.
+        """
+        for folder in (self.root / "locks", *(self.root / stage for stage in dict.fromkeys(stages))):
+            if (reason := why_not_writable(folder)) is not None:
+                raise UserError(
+                    f"store={self.root}: cannot write there ({reason}). Choose another folder with store=...; of one"
+                    " that several users share, every folder has to be writable for their group"
+                )
+
+    def all_writable(self) -> bool:
+        """Whether each of its folders seems to be writable: a quick look, which creates nothing."""
         try:
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            probe = self.root / "locks" / ".probe"  # one name, so that a kill leaves one at most
-            probe.write_text("")
-            probe.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"store={root}: cannot write there ({error.strerror or error}). Choose another folder with store=..."
-            ) from error
+            stages = [path for path in self.root.iterdir() if path.is_dir()] if self.root.exists() else []
+        except OSError:
+            return False
+        return all(map(seems_writable, (self.root, *stages)))
 
     def get_or_make(
         self,
@@ -231,12 +247,17 @@ class Store:
         stage, key, label = identity.stage, identity.key, identity.label
         place = self.root / stage / key
         held = lease_at(self.root / "locks" / f"{stage}-{key}.lock")
+        prepared = False
         while True:
             manifest = self._whole(place)
             if manifest is not None:
                 _touch(place)
                 log.info("%s %s: reused from %s", stage, label, place)
                 return Product(place, key, True, manifest)
+            if not prepared:
+                self.check_writable([stage])
+                Path(held.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                prepared = True
             if not _acquired(held, f"{stage} {label}"):
                 continue  # all that waited now read at once, and not one after the other under the lease
             try:
@@ -281,6 +302,7 @@ class Store:
             make(part)
             seconds = time.perf_counter() - started
             shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
+            as_umask_says(part)
             manifest = {
                 **identity.values(),
                 "key": identity.key,
@@ -391,9 +413,27 @@ def _adopted(place: Path, token: str) -> Path:
     part = place.with_name(f"{place.name}.{token[:8]}.part")
     for left in sorted(place.parent.glob(f"{place.name}*.part"), key=lambda left: left.stat().st_mtime):
         shutil.rmtree(part, ignore_errors=True)
-        os.rename(left, part)
+        if left.stat().st_uid == os.geteuid():
+            os.rename(left, part)
+        else:
+            _copy_checkpoint(left, part)
     _clear(part)
     return part
+
+
+def _copy_checkpoint(left: Path, part: Path) -> None:
+    """Takes over what another user's run left, as far as this one may: what is made of it has to be this user's."""
+    gone = left.with_name(f"{part.name.removesuffix('.part')}-{left.stat().st_ino}.part")
+    with contextlib.suppress(OSError):
+        os.rename(left, gone)
+        left = gone
+    try:
+        part.mkdir()
+        shutil.copytree(left / CHECKPOINT, part / CHECKPOINT, copy_function=shutil.copyfile)
+    except OSError as error:  # also where there is none
+        log.debug("%s: nothing to go on from (%s)", left, error)
+        shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def _leave_checkpoint(part: Path) -> None:

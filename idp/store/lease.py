@@ -3,7 +3,8 @@
 They need no locking service of the file system, only that creating a file that exists fails and that other nodes come
 to see new times: ext4, XFS, NFS, Lustre, GPFS, BeeGFS, CephFS. A holder that died on this node is found out at once;
 one that died on another node, or stands still, when its file was not touched for `TAKEN_AFTER_SECONDS`. A file that a
-crash of the whole node left empty names no holder, and is removed after twice as long.
+crash of the whole node left empty names no holder, and is removed after twice as long; so is any dead holder's where
+the file system cannot exchange two names at once (NFS).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def wait_for(held: SoftFileLease) -> AcquireReturnProxy:
 
     path = Path(held.lock_file)
     while True:
-        empty = _empty(path)
+        before = _touched(path)
         try:
             return held.acquire(timeout=2 * TAKEN_AFTER_SECONDS)  # longer than the lease itself needs to see a death
         except Timeout:
-            if empty is not None and empty == _empty(path):
+            if before is not None and before == _touched(path):
                 path.unlink(missing_ok=True)
 
 
@@ -72,10 +73,10 @@ def place_of_processes() -> str:
     return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def _empty(path: Path) -> tuple[int, int] | None:
-    """What tells an empty file from another of that name; None if it holds something or is not there."""
+def _touched(path: Path) -> tuple[int, int] | None:
+    """What tells a lease's file from another of that name, and from itself once its holder has touched it."""
     try:
         stat = os.stat(path)
     except FileNotFoundError:
         return None
-    return None if stat.st_size else (stat.st_ino, stat.st_ctime_ns)
+    return stat.st_ino, stat.st_mtime_ns

@@ -57,10 +57,15 @@ class Wandb(config.Tracker):
         """Refuses what W&B would refuse only when the run starts.
 
         Raises:
-            UserError: a project or an entity that W&B cannot have.
+            UserError: a project or an entity that W&B cannot have, also one of WANDB_ENTITY.
         """
         if self.mode == "disabled":
             return
+        around = os.environ.get("WANDB_ENTITY", "").strip() if self.entity is None else ""
+        if around and os.environ.get("WANDB_MODE") != "disabled":
+            _check_entity("WANDB_ENTITY", around)
+        if self.entity is not None:
+            _check_entity("tracker.entity", self.entity)
         for name, value in {"project": self.project, "entity": self.entity}.items():
             if value is None:
                 continue
@@ -229,6 +234,16 @@ class WandbTracker:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
 
+def _check_entity(name: str, value: str) -> None:
+    """Refuses what is no user or team of W&B: its address has the name in it."""
+    bad = sorted({letter for letter in value if letter in NOT_IN_A_PROJECT or letter.isspace()})
+    if bad or not value or not value.isprintable():
+        raise UserError(
+            f"{name}={value}: W&B needs the name of a user or team, without spaces and any of {NOT_IN_A_PROJECT};"
+            " leave it out for your own"
+        )
+
+
 def _forget_others_service() -> None:
     """Removes what would have this process log through the `wandb-core` of the one that started it.
 
@@ -258,6 +273,8 @@ def _clean_environment() -> list[str]:
     """
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # options say these
         os.environ.pop(name, None)
+    if not os.environ.get("WANDB_ENTITY", "?").strip():
+        del os.environ["WANDB_ENTITY"]
     tags = tags_of(os.environ.pop("WANDB_TAGS", "").split(","))
     if tags:
         os.environ["WANDB_TAGS"] = ",".join(tags)  # for the next run of this process
