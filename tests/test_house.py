@@ -25,9 +25,10 @@ FLOORS = (
     {"finished", "language_model", "recording", "rows"},
     {"routing"},
     {"plan"},
+    {"stages"},
     {"export", "pipeline"},
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
-    {"api", "bench", "fetch", "pruning", "run"},
+    {"api", "bench", "fetch", "pruning", "repairing", "run"},
     {"generate", "store_command", "sweep"},
     {"closing", "completion"},
     {"cli"},
