@@ -134,7 +134,8 @@ def streamed(
         model = LanguageModel(opened, source.batch_tokens, name=source.name, variant=variant)
         for prompt, text in zip(asked.prompts, asked.texts(model), strict=True):
             width = shutil.get_terminal_size().columns
-            yield "\n".join([*_wrapped(prompt, width, "> ", "  "), variant, "-" * len(variant), ""])
+            given = _given(model.choose([text])[0], model.prompts, width)
+            yield "\n".join([*_wrapped(prompt, width, "> ", "  "), *given, variant, "-" * len(variant), ""])
             whole = ""
             for piece in model.stream(text, asked.max_new_tokens, asked.stops, **asked.sampling):
                 whole += piece
@@ -199,9 +200,7 @@ def side_by_side(prompt: str, answers: dict[str, Answer], banked: list[str], wid
         width: of the terminal, in characters.
     """
     lines = _wrapped(prompt, width, "> ", "  ")
-    chosen = [answer.prompt for answer in answers.values() if answer.prompt is not None]
-    if chosen:
-        lines += _wrapped(f"given {chosen[0]}, {banked.index(chosen[0]) + 1} of {len(banked)} prompts", width, "  ")
+    lines += _given(next((answer.prompt for answer in answers.values() if answer.prompt), None), banked, width)
     room = max(8, (width - GAP * (len(answers) - 1)) // len(answers))
     columns = [[name, "-" * room, *_wrapped(_said(answer.text), room)] for name, answer in answers.items()]
     height = max(map(len, columns))
@@ -215,6 +214,13 @@ def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[st
     lines = [textwrap.wrap(line, width - len(first), tabsize=4) or [""] for line in shown.split("\n")]
     flat = [line for part in lines for line in part]
     return [f"{later if number else first}{line}" for number, line in enumerate(flat)]
+
+
+def _given(prompt: str | None, banked: list[str], width: int) -> list[str]:
+    """Which prompt of the bank an input was given; nothing without a bank."""
+    if prompt is None:
+        return []
+    return _wrapped(f"given {prompt}, {banked.index(prompt) + 1} of {len(banked)} prompts", width, "  ")
 
 
 def _said(text: str) -> str:

@@ -66,8 +66,11 @@ def test_answers_as_they_come_and_drawn_ones(run, capsys):
         streamed = capsys.readouterr().out
         options = {"temperature": 1.5, "top_k": 50, "top_p": 0.9, "seed": 4} if more else {}
         for variant in ("compressed", "repaired"):
-            (answer,) = idp.load(run, variant=variant).generate(["one"], 7, **options)
-            assert f"> one\n{variant}\n{'-' * len(variant)}\n{generate._shown(answer.text)}\n\n" in streamed
+            model = idp.load(run, variant=variant)
+            (answer,) = model.generate(["one"], 7, **options)
+            number = model.prompts.index(answer.prompt) + 1 if answer.prompt else 0
+            given = f"  given {answer.prompt}, {number} of 2 prompts\n" if answer.prompt else ""
+            assert f"> one\n{given}{variant}\n{'-' * len(variant)}\n{generate._shown(answer.text)}\n\n" in streamed
     main([*words, "temperature=1.5", "seed=1"])
     first = capsys.readouterr().out
     main([*words, "temperature=1.5", "seed=2"])
