@@ -210,3 +210,25 @@ def test_a_yaml_says_what_a_model_is_in_three_lines():
         text = (conf_dir() / "model" / f"{name}.yaml").read_text()
         lines = [line for line in text.split("architecture:")[0].splitlines() if not line.startswith("#")]
         assert len(lines) <= 3, name
+
+
+def test_the_embedded_model_is_called_by_what_it_is(compose, tmp_path, finished_run):
+    """Under its former word it is the same; earlier runs keep their hashes, and their records have its name."""
+    import json
+
+    from idp.config import values_of
+    from idp.records.record import RECORD, identity, load
+
+    now, before = (compose(f"model={word}", *SMALL) for word in ("smollm2_135m_instruct", "smollm2_135m"))
+    assert now == before and now.model.name == "smollm2_135m_instruct" and compose(*SMALL).model == now.model
+    values = values_of(now)
+    values["model"]["name"] = "smollm2_135m"
+    assert identity(values) == identity(values_of(now))
+    theirs = values_of(compose("model=hub", "model.path=a/b", "model.name=smollm2_135m_instruct", *SMALL))
+    assert identity(theirs) != identity({**theirs, "model": {**theirs["model"], "name": "smollm2_135m"}})
+
+    _, record = finished_run("compressor=gptq3", "recovery=none")
+    record["config"]["model"], record["idp"]["config"]["model"] = "smollm2_135m", values["model"]
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    read = load(tmp_path / RECORD)
+    assert read["config"]["model"] == read["idp"]["config"]["model"]["name"] == "smollm2_135m_instruct"

