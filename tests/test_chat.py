@@ -110,6 +110,7 @@ def test_tokens_are_drawn_as_transformers_would_weigh_them(sampling):
     assert found == pytest.approx(expected, abs=2e-5) and ((found > 0) == (expected > 0)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_left_padded_batch_answers_as_each_row_alone_and_as_peft_does_alone(dtype, open_tiny):
     """PEFT drops position ids, so that in its own batches padding parts the prompt from the shorter texts: see
