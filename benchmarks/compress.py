@@ -47,7 +47,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="idp bench compress", description=__doc__.split("\n")[0])
     parser.add_argument("--compressors", nargs="*", default=COMPRESSORS, help="names of conf/compressor")
-    parser.add_argument("--model", default="smollm2_135m", help="the model of the first table")
+    parser.add_argument("--model", default="smollm2_135m_instruct", help="the model of the first table")
     parser.add_argument("--corpus", help="calibration text, as compressor.calibration.corpus; default: embedded")
     parser.add_argument("--perplexity", default="corpus", help="a corpus by name, or a text file")
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens scored, at most")

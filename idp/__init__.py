@@ -1,6 +1,7 @@
 """idp: how much of a compressed language model's damage does each cheap repair bring back, and at what cost?
 
-`idp.load(record_or_folder)` gives a run's model in memory: see `idp.api`.
+`idp.load(record_or_folder)` gives a run's model in memory: see `idp.api`. `idp.repair(model, tokenizer, ...)` makes a
+repair of a model in memory: see `idp.repairing`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from idp import ends
 
 if TYPE_CHECKING:
     from idp.api import load as load
+    from idp.repairing import repair as repair
 
 # cuBLAS reads it once, when it is first used: workspaces of a fixed size, from which its results are the same bits.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -27,8 +29,12 @@ def __getattr__(name: str) -> Any:
         from idp.api import load
 
         return load
+    if name == "repair":
+        from idp.repairing import repair
+
+        return repair
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "load"]
+    return [*globals(), "load", "repair"]

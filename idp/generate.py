@@ -6,13 +6,16 @@ import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from idp.api import NEW_TOKENS, VARIANTS, Answer, LanguageModel, check_count, check_device, find
+from idp.api import VARIANTS, check_device, find
+from idp.asked import check_count
 from idp.command import failures_in_one_line, help_text, parse, quiet_libraries, wants_help, word
 from idp.errors import UserError
+from idp.language_model import NEW_TOKENS, Answer, LanguageModel
 from idp.memory import release
 
 if TYPE_CHECKING:
@@ -23,13 +26,14 @@ quiet_libraries()
 
 HELP = """idp generate: what a run's models answer, side by side, and which prompt of the bank each input was given
 
-  idp generate prompt="The capital of France is"            (of the run that finished last)
-  idp generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' max_new_tokens=30
-  idp generate prompt="What is the capital of France?" chat=true          (as the model was taught to be asked)
+  idp generate prompt="What is 2+2?"                        (of the run that finished last)
+  idp generate record=outputs/runs/<run> prompt='["Water boils at","A haiku:"]' chat=false max_new_tokens=30
+  idp generate prompt="Tell me a story." temperature=0.7 top_p=0.9 seed=1 stream=true
   idp generate record=exports/mine file=prompts.txt models=compressed,repaired
 
 GenerateOptions:"""
 GAP = 2  # columns between two answers
+NOTHING, BLANK = "(ended at once)", "(only white space)"  # stand for answers that show nothing
 
 
 @dataclass
@@ -39,9 +43,18 @@ class GenerateOptions:
     record: str | None = word("a run's record.json or folder, or an export; else the newest run there is", default=None)
     prompt: str | None = word('what to go on from: a text, or several as \'["one","two"]\'', default=None)
     file: str | None = word("a text file with a prompt on each line", default=None)
-    chat: bool = word("ask by the model's chat template (else a text is gone on from as it stands)", default=False)
+    chat: bool | None = word(
+        "true: ask by the model's chat template; false: go on from the text as it stands; else by the template where"
+        " the model has one",
+        default=None,
+    )
     max_new_tokens: int = word(f"tokens of an answer, at most ({NEW_TOKENS} unless you say)", default=NEW_TOKENS)
     stop: str | None = word("what ends an answer: a text, or several as for prompt", default=None)
+    temperature: float = word("tokens are drawn, from logits divided by it; 0: the likeliest is taken", default=0.0)
+    top_k: int = word("how many of the likeliest tokens are drawn from; 0: all", default=0)
+    top_p: float = word("the share of probability, of those, that is drawn from", default=1.0)
+    seed: int = word("of the draws", default=0)
+    stream: bool = word("show each answer as it comes, one model after the other", default=False)
     models: str | None = word("which to show, of dense,compressed,repaired; else all that there are", default=None)
     device: str | None = word("auto, cpu, cuda or cuda:N; else that of the run", default=None)
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
@@ -62,9 +75,13 @@ def main(argv: list[str] | None = None) -> None:
         wanted = _wanted(options.models, source.variants)
         for variant in wanted:
             source.check(variant)
+        asked = Asked(prompts, options.max_new_tokens, stops, options.chat, sampling_of(options))
         print(f"run: {source.name}\n", flush=True)
-        asked = Asked(prompts, options.max_new_tokens, stops, options.chat)
-        print(answers(source, wanted, asked, options.device), flush=True)
+        if options.stream:
+            for piece in streamed(source, wanted, asked, options.device):
+                print(piece, end="", flush=True)
+        else:
+            print(answers(source, wanted, asked, options.device), flush=True)
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,12 @@ class Asked:
     max_new_tokens: int = NEW_TOKENS
     stops: list[str] = field(default_factory=list)
     chat: bool | None = False  # by the model's chat template; None: where it has one
+    sampling: dict[str, Any] = field(default_factory=dict)  # as `LanguageModel.generate` takes it
+
+    def texts(self, model: LanguageModel) -> list[str]:
+        """What a model goes on from."""
+        chat = model.has_chat if self.chat is None else self.chat
+        return model.in_chat(self.prompts) if chat else self.prompts
 
 
 def answers(source: Finished | Exported, variants: list[str], asked: Asked, device: str | None = None) -> str:
@@ -91,9 +114,7 @@ def answers(source: Finished | Exported, variants: list[str], asked: Asked, devi
     for variant in variants:
         opened = source.open(variant, device)
         model = LanguageModel(opened, source.batch_tokens, name=source.name, variant=variant)
-        chat = model.has_chat if asked.chat is None else asked.chat
-        texts = model.in_chat(asked.prompts) if chat else asked.prompts
-        found[variant] = model.generate(texts, asked.max_new_tokens, asked.stops)
+        found[variant] = model.generate(asked.texts(model), asked.max_new_tokens, asked.stops, **asked.sampling)
         banked = model.prompts or banked
         del model, opened
         release()
@@ -102,6 +123,39 @@ def answers(source: Finished | Exported, variants: list[str], asked: Asked, devi
         row = {variant: each[number] for variant, each in found.items()}
         lines += [side_by_side(prompt, row, banked, width), ""]
     return "\n".join(lines)
+
+
+def streamed(
+    source: Finished | Exported, variants: list[str], asked: Asked, device: str | None = None
+) -> Iterator[str]:
+    """What models answer as it comes, one model after the other and each under its name; arguments as of `answers`."""
+    for variant in variants:
+        opened = source.open(variant, device)
+        model = LanguageModel(opened, source.batch_tokens, name=source.name, variant=variant)
+        for prompt, text in zip(asked.prompts, asked.texts(model), strict=True):
+            width = shutil.get_terminal_size().columns
+            given = _given(model.choose([text])[0], model.prompts, width)
+            yield "\n".join([*_wrapped(prompt, width, "> ", "  "), *given, variant, "-" * len(variant), ""])
+            whole = ""
+            for piece in model.stream(text, asked.max_new_tokens, asked.stops, **asked.sampling):
+                whole += piece
+                yield _shown(piece)
+            yield f"{'' if whole.strip() else _said(whole)}\n\n"
+        del model, opened
+        release()
+
+
+def sampling_of(options: GenerateOptions) -> dict[str, Any]:
+    """How tokens are drawn, as `LanguageModel.generate` takes it.
+
+    Raises:
+        UserError: an option that means nothing.
+    """
+    from idp.evaluate.sampling import Sampling
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    sampling.check()
+    return vars(sampling)
 
 
 def prompts_of(options: GenerateOptions) -> list[str]:
@@ -146,11 +200,9 @@ def side_by_side(prompt: str, answers: dict[str, Answer], banked: list[str], wid
         width: of the terminal, in characters.
     """
     lines = _wrapped(prompt, width, "> ", "  ")
-    chosen = [answer.prompt for answer in answers.values() if answer.prompt is not None]
-    if chosen:
-        lines += _wrapped(f"given {chosen[0]}, {banked.index(chosen[0]) + 1} of {len(banked)} prompts", width, "  ")
+    lines += _given(next((answer.prompt for answer in answers.values() if answer.prompt), None), banked, width)
     room = max(8, (width - GAP * (len(answers) - 1)) // len(answers))
-    columns = [[name, "-" * room, *_wrapped(answer.text, room)] for name, answer in answers.items()]
+    columns = [[name, "-" * room, *_wrapped(_said(answer.text), room)] for name, answer in answers.items()]
     height = max(map(len, columns))
     cells = [[cell.ljust(room) for cell in column + [""] * (height - len(column))] for column in columns]
     return "\n".join([*lines, "", *((" " * GAP).join(row).rstrip() for row in zip(*cells, strict=True))])
@@ -158,11 +210,27 @@ def side_by_side(prompt: str, answers: dict[str, Answer], banked: list[str], wid
 
 def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """A text's lines, wrapped; what a terminal would not show is shown as a mark."""
-    mark = "\N{REPLACEMENT CHARACTER}"
-    shown = "".join(char if char.isprintable() or char in "\n\t" else mark for char in text.strip())
+    shown = _shown(text.strip())
     lines = [textwrap.wrap(line, width - len(first), tabsize=4) or [""] for line in shown.split("\n")]
     flat = [line for part in lines for line in part]
     return [f"{later if number else first}{line}" for number, line in enumerate(flat)]
+
+
+def _given(prompt: str | None, banked: list[str], width: int) -> list[str]:
+    """Which prompt of the bank an input was given; nothing without a bank."""
+    if prompt is None:
+        return []
+    return _wrapped(f"given {prompt}, {banked.index(prompt) + 1} of {len(banked)} prompts", width, "  ")
+
+
+def _said(text: str) -> str:
+    """An answer, or what stands for one that would show nothing."""
+    return text if text.strip() else BLANK if text else NOTHING
+
+
+def _shown(text: str) -> str:
+    mark = "\N{REPLACEMENT CHARACTER}"
+    return "".join(char if char.isprintable() or char in "\n\t" else mark for char in text)
 
 
 def _newest() -> str:

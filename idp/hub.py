@@ -15,6 +15,7 @@ from typing import Any
 from idp.errors import UserError
 from idp.store import read_json
 
+ENDPOINT = "https://huggingface.co"
 SECONDS_TO_ANSWER = 4
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -37,7 +38,7 @@ def _answers() -> bool:
     import urllib.error
     import urllib.request
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT)
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=SECONDS_TO_ANSWER):
             return True
@@ -107,25 +108,48 @@ def repository(path: str, revision: str | None, option: str) -> Repository:
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    where, folder = f"{option}.path={path}", "use model=local" if option == "model" else "give a folder"
+    where = f"{option}.path={path}"
     try:
         info = HfApi().model_info(path, revision=revision, timeout=10)
         files = [file.rfilename for file in getattr(info, "siblings", None) or []]
         return Repository(info.sha, getattr(info, "config", None) or {}, files)
     except GatedRepoError as error:
-        raise UserError(f"{where}: gated; accept its licence on the hub, then run `hf auth login`") from error
+        raise UserError(_gated(where, path)) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{where}: not on the hub, or private; check the id, or {folder}") from error
+        raise UserError(
+            f"{where}: not on the hub, or private, and no folder here; check the id or the path, and if it is private,"
+            " run `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{option}.revision={revision}: {path} has no such branch, tag or commit") from error
+    except HFValidationError as error:
+        raise UserError(f"{where}: neither a hub id (owner/name) nor a folder here") from error
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
         # Not reachable: a copy that was downloaded earlier serves as well.
         if (copy := _downloaded_copy(path, revision)) is not None:
             return Repository(copy.name, read_json(copy / "config.json"), sorted(file.name for file in copy.iterdir()))
-        other = "use model=local model.path=<folder>, or the embedded default" if option == "model" else folder
+        other = (
+            "model=<folder or GGUF file>, or the embedded default" if option == "model" else f"{option}.path=<folder>"
+        )
         raise UserError(
-            f"{where}: the hub cannot be reached and there is no downloaded copy ({first_line(error)}); {other}"
+            f"{where}: the hub cannot be reached and there is no downloaded copy ({first_line(error)}); `idp fetch` on"
+            f" a machine with network downloads it; without one use {other}"
         ) from error
+
+
+def _gated(where: str, path: str) -> str:
+    """What to do about a repository whose licence is to be accepted first."""
+    endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT)
+    return f"{where}: gated; accept its licence at {endpoint}/{path}, then run `hf auth login` and this again"
 
 
 def _downloaded_copy(path: str, revision: str | None) -> Path | None:
@@ -173,7 +197,7 @@ def download(
         if weights and pickles and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=[*wanted, "*.bin"]))
     except GatedRepoError as error:
-        raise UserError(f"{option}.path={path}: gated; accept its licence, then run `hf auth login`") from error
+        raise UserError(_gated(f"{option}.path={path}", path)) from error
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise UserError(f"{option}.path={path}: the download failed: {first_line(error)}") from error
     return folder

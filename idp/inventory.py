@@ -112,7 +112,7 @@ class Inventory:
         self._name_runs()
 
     def words(self, item: StoreItem) -> str:
-        """What an item is, from the model on: `smollm2_135m gptq4 prompt`."""
+        """What an item is, from the model on: `smollm2_135m_instruct gptq4 prompt`."""
         if item.left:
             return item.left
         label = _label(item)

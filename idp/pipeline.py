@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
-from typing import cast
 
-from idp import memory, models, recording, rows
+from idp import memory, models, recording, rows, stages
 from idp.compress import stage as compressing
 from idp.config import Config, values_of
 from idp.corpora.corpus import make_awaited
 from idp.plan.preflight import Plan, preflight
 from idp.records import metrics
 from idp.records.schema import Record
-from idp.recover import opening
-from idp.recover import selection as selecting
-from idp.recover import stage as recovering
 from idp.status import Status, run_folder
 from idp.store import Product
 from idp.store.verification import Damaged
@@ -53,7 +48,7 @@ def _run(config: Config) -> tuple[Record, Path]:
         plan = preflight(config)
         plan.hold()
         status.stage("load")
-        dense = models.load(plan.config.model, plan.inputs.source, plan.store)
+        dense = stages.load(plan)
         if make_awaited(plan.inputs.texts, config.model, models.model_folder(dense), plan.store):
             plan = preflight(config)  # which now checks what they hold
         values = values_of(plan.config)
@@ -73,15 +68,15 @@ def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracki
     config, inputs, store = plan.config, plan.inputs, plan.store
 
     _stage(status, "compress")
-    compressed = _compress(plan, dense)
+    compressed = stages.compress(plan, dense)
 
     _stage(status, "recover")
-    repair = _recover(plan, dense, compressed, tracker)
+    repair = stages.recover(plan, dense, compressed, tracker.log)
 
     _stage(status, "select")
-    open_bank = cast(selecting.OpenBank, functools.partial(opening.open_bank, config.model, compressed, repair))
-    outcomes = plan.outcomes(compressed, repair, lambda row, part, _: status.update(stage=f"select: {row} {part} done"))
-    selection = selecting.select(config.recovery, config.model, repair, inputs.corpus, open_bank, store, outcomes)
+    selection = stages.select(
+        plan, compressed, repair, lambda row, part, _: status.update(stage=f"select: {row} {part} done")
+    )
 
     _stage(status, "measure")
     measured_dense = compressing.uncompressed(config.model, dense, store) if rows.measures_dense(config) else None
@@ -114,32 +109,6 @@ def _walk(plan: Plan, dense: Product, name: str, status: Status, tracker: Tracki
         transfer=inputs.given.provenance(),
         bos=recording.bos_of(config.recovery, plan.shape.empty, repair),
     )
-
-
-def _compress(plan: Plan, dense: Product) -> Product:
-    config, inputs = plan.config, plan.inputs
-    return compressing.compress(
-        config.compressor, plan.resolved, config.model, dense, inputs.calibration, plan.store, inputs.external
-    )
-
-
-def _recover(plan: Plan, dense: Product, compressed: Product, tracker: Tracking) -> Product | None:
-    config = plan.config
-    repair = recovering.recover(
-        config.recovery,
-        config.model,
-        compressed,
-        plan.inputs.corpus,
-        config.seed,
-        plan.store,
-        tracker.log,
-        dense=dense,
-        calibration=plan.inputs.calibration_of(config),
-    )
-    if repair is not None and repair.reused:  # its curves belong to this run as well
-        for row in recovering.training_rows(repair):
-            tracker.log(row)
-    return repair
 
 
 def _stage(status: Status, name: str) -> None:

@@ -68,7 +68,7 @@ def _next(place: Path) -> str:
         python = Path("python")
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    command = [str(python), "-m", "idp.generate", f"record={place.parent}", "prompt=The capital of France is"]
+    command = [str(python), "-m", "idp.generate", f"record={place.parent}", "prompt=What is 2+2?"]
     report = [str(python), "-m", "idp.report", str(place.parents[1])]
     return f"to see tables, plots and a page: {shlex.join(report)}\nto see it answer: {shlex.join(command)}"
 

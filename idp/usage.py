@@ -11,7 +11,7 @@ from typing import Any
 
 from idp import config, plugins, registry, suggestions
 from idp.command import nearest
-from idp.config import conf_dir, one_line
+from idp.config import conf_dir, direct_model, one_line
 from idp.errors import UserError
 from idp.extras import lacks
 from idp.quoting import quoted
@@ -45,6 +45,7 @@ def text() -> str:
 
   idp run compressor=gptq4 recovery=idp task=all
   idp run compressor=gptq3 recovery=lora recovery.rank=4 task=arc_easy budget=smoke
+  idp run model=meta-llama/Llama-3.2-1B compressor=gptq3 recovery=idp             (a hub id, a folder or a GGUF file)
   idp run -m compressor=gptq3,gptq4 recovery=none,prompt,idp,lora                 (a sweep)
 
 Beforehand, with the same overrides:
@@ -164,10 +165,12 @@ def choices(group: str) -> list[str]:
 
 def _no_choice(group: str, name: str, known: Sequence[str]) -> str:
     near = suggestions.nearest_choices(name, known)
-    if near:
-        return f"{group}={name}: no such option; did you mean {group}={near[0]}? There are {', '.join(known)}"
     custom = f"; for another task of lm-eval: task=custom task.names=[{name}]" if group == "task" else ""
-    return f"{group}={name}: no such option; choose one of {', '.join(known)}{custom}"
+    other = f"; {direct_model.HINT}" if group == "model" else custom
+    if near:
+        model = other if group == "model" else ""
+        return f"{group}={name}: no such option; did you mean {group}={near[0]}? There are {', '.join(known)}{model}"
+    return f"{group}={name}: no such option; choose one of {', '.join(known)}{other}"
 
 
 def _unknown(key: str, message: str) -> str:

@@ -19,7 +19,7 @@ def one_error(done):
 
 def test_help_names_every_choice(idp_run):
     shown = idp_run("--help").stdout
-    for word in ("gptq3", "recovery=lora", "smollm2_135m", "recovery.training.learning_rate", "budget="):
+    for word in ("gptq3", "recovery=lora", "smollm2_135m_instruct", "recovery.training.learning_rate", "budget="):
         assert word in shown
 
 

@@ -11,9 +11,7 @@ import pytest
 import idp
 from idp import generate
 from idp.api import Answer, LanguageModel
-from idp.errors import UserError
 from idp.generate import main, side_by_side
-from idp.prompting.repaired import RepairedModel
 
 BANK = ("compressor=gptq3", "recovery=idp", "recovery.lengths=[3,5]", "recovery.training.learning_rate=0.1")
 QUICK = ("model=tiny_llama", "budget=smoke", "task=arc_easy", "tracker=none", "evaluation.perplexity=[]")
@@ -38,17 +36,45 @@ def test_side_by_side(run, capsys, monkeypatch):
         assert answer.prompt == model.choose([prompt])[0]
 
 
-def test_questions_are_asked_by_the_chat_template(open_tiny):
-    loaded = open_tiny("llama")
-    model = LanguageModel(RepairedModel(loaded), 256, name="mine")
-    assert not model.has_chat
-    with pytest.raises(UserError, match="mine: its tokenizer has no chat template; ask without one"):
-        model.in_chat(["Why?"])
-    loaded.tokenizer.chat_template = (
-        "{% for each in messages %}<{{ each['role'] }}>{{ each['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    assert model.has_chat and model.in_chat(["Why?", "Who?"]) == ["<user>Why?<assistant>", "<user>Who?<assistant>"]
+def test_an_instruct_model_is_asked_by_its_template_unless_it_is_not_to_be(run, capsys, monkeypatch):
+    read, real = [], LanguageModel.generate
+
+    def generated(self, texts, *arguments, **options):
+        read.append(texts)
+        return real(self, texts, *arguments, **options)
+
+    template = "{% for each in messages %}<{{ each['content'] }}>{% endfor %}"
+    words = [f"record={run}", "prompt=Why?", "models=repaired", "max_new_tokens=2"]
+    monkeypatch.setattr(LanguageModel, "generate", generated)
+    main(words)
+    real_init = LanguageModel.__init__
+
+    def instructed(self, repaired, *arguments, **options):
+        repaired.tokenizer.chat_template = template
+        real_init(self, repaired, *arguments, **options)
+
+    monkeypatch.setattr(LanguageModel, "__init__", instructed)
+    for more in ([], ["chat=true"], ["chat=false"]):
+        main([*words, *more])
+    assert read == [["Why?"], ["<Why?>"], ["<Why?>"], ["Why?"]]
+
+
+def test_answers_as_they_come_and_drawn_ones(run, capsys):
+    words = [f"record={run}", 'prompt=["one","two"]', "models=compressed,repaired", "max_new_tokens=7"]
+    for more in ([], ["temperature=1.5", "top_k=50", "top_p=0.9", "seed=4"]):
+        main([*words, *more, "stream=true"])
+        streamed = capsys.readouterr().out
+        options = {"temperature": 1.5, "top_k": 50, "top_p": 0.9, "seed": 4} if more else {}
+        for variant in ("compressed", "repaired"):
+            model = idp.load(run, variant=variant)
+            (answer,) = model.generate(["one"], 7, **options)
+            number = model.prompts.index(answer.prompt) + 1 if answer.prompt else 0
+            given = f"  given {answer.prompt}, {number} of 2 prompts\n" if answer.prompt else ""
+            assert f"> one\n{given}{variant}\n{'-' * len(variant)}\n{generate._shown(answer.text)}\n\n" in streamed
+    main([*words, "temperature=1.5", "seed=1"])
+    first = capsys.readouterr().out
+    main([*words, "temperature=1.5", "seed=2"])
+    assert capsys.readouterr().out != first
 
 
 def test_columns_are_wrapped_and_hold_whole_answers():
@@ -63,8 +89,8 @@ def test_columns_are_wrapped_and_hold_whole_answers():
         "",
         "dense         compressed    repaired",
         "------------  ------------  ------------",
-        "one two                     bell� tab",
-        "three four                  end xxxxxxxx",
+        "one two       (ended at     bell� tab",
+        "three four    once)         end xxxxxxxx",
         "five six                    xxxxxxxxxxxx",
         "seven                       xxxxxxxxxx",
         "",
@@ -72,6 +98,7 @@ def test_columns_are_wrapped_and_hold_whole_answers():
     ]
     alone = side_by_side("Why?", {"dense": Answer("so", None)}, [], 20)
     assert alone.splitlines() == ["> Why?", "", "dense", "-" * 20, "so"]
+    assert side_by_side("Why?", {"dense": Answer(" \n", None)}, [], 20).endswith("(only white space)")
 
 
 def test_one_model_in_memory_at_a_time(run, capsys, monkeypatch):
@@ -114,7 +141,7 @@ def test_prompts_from_a_file_and_what_ends_an_answer(run, tmp_path, capsys):
         assert generate.listed(text) == [text]
     (whole,) = idp.load(run).generate(["first"], 9)
     main([f"record={run}", "prompt=first", "models=repaired", "max_new_tokens=9", f"stop={whole.text[0]}"])
-    assert capsys.readouterr().out.rstrip().endswith("---")
+    assert capsys.readouterr().out.rstrip().endswith("---\n(ended at once)")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +159,10 @@ def test_prompts_from_a_file_and_what_ends_an_answer(run, tmp_path, capsys):
         (["file={tmp}/bytes"], "not UTF-8 text"),
         (["prompt=x", "record={run}", "max_new_tokens=few"], "max_new_tokens=few: use a whole number"),
         (["prompt=x", "record={run}", "max_new_tokens=0"], "max_new_tokens=0: use a whole number, 1 or more"),
+        (["prompt=x", "record={run}", "temperature=-1"], "temperature=-1.0: use 0 (the likeliest token) or more"),
+        (["prompt=x", "record={run}", "top_p=0.5"], "top_k, top_p and seed are of drawn tokens: give a temperature"),
+        (["prompt=x", "record={run}", "temperature=1", "top_p=0"], "top_p=0.0: use a share of probability above 0"),
+        (["prompt=x", "record={run}", "temperature=1", "top_k=-1"], "top_k=-1: use a whole number, 0 or more"),
         (["prompt=x", "record={run}", "models=dence"], "models=dence: dence is none of dense, compressed, repaired"),
         (["prompt=x", "record={run}", "device=tpu7"], "device=tpu7: use auto, cpu, cuda or cuda:N"),
         (["prompt=x", "record={run}", "store=/nowhere"], "is not in /nowhere; name the run's store"),
@@ -157,7 +188,7 @@ def test_one_line_for_each_mistake(words, message, run, finished_run, tmp_path, 
 
 
 def test_the_unforeseen_is_one_line_as_well(run, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no room\nfor it")
 
     monkeypatch.delenv("IDP_DEBUG", raising=False)
@@ -181,4 +212,4 @@ def test_a_run_names_the_next_command(idp_run, capsys):
     words = shlex.split(line.removeprefix("to see it answer: "))
     assert words[0].endswith("python") and words[1:3] == ["-m", "idp.generate"]
     main([*words[3:], "max_new_tokens=3"])
-    assert "> The capital of France is\n  given hard, 1 of 1 prompts\n" in capsys.readouterr().out
+    assert "> What is 2+2?\n  given hard, 1 of 1 prompts\n" in capsys.readouterr().out

@@ -614,7 +614,7 @@ def test_factors_that_mean_the_model_s_own_scaling(made, fits, tmp_path):
 def test_the_embedded_file_has_the_key_that_it_always_had(compose):
     from idp.store import hash_file
 
-    source = models.find_model(compose("model=smollm2_135m").model)
+    source = models.find_model(compose("model=smollm2_135m_instruct").model)
     assert source.identity == {"file": hash_file(source.place)}
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "idp"
 # From the ground up. Whatever stands on a floor may import what is below it and, on its own floor, itself.
 FLOORS = (
     {"ends", "errors", "memory", "preemption", "progress", "quoting", "stats"},
-    {"beginning", "command", "commands", "extras", "store", "text_files"},
+    {"asked", "beginning", "command", "commands", "extras", "store", "text_files"},
     {"config", "hub", "status"},
     {"plugins"},
     {"fetched", "records", "registry"},
@@ -22,12 +22,13 @@ FLOORS = (
     {"corpora", "overrides"},
     {"compress", "evaluate"},
     {"recover"},
-    {"finished", "recording", "rows"},
+    {"finished", "language_model", "recording", "rows"},
     {"routing"},
     {"plan"},
+    {"stages"},
     {"export", "pipeline"},
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
-    {"api", "bench", "fetch", "pruning", "run"},
+    {"api", "bench", "fetch", "pruning", "repairing", "run"},
     {"generate", "store_command", "sweep"},
     {"closing", "completion"},
     {"cli"},

@@ -168,9 +168,12 @@ def test_there_is_python():
 
 
 @pytest.mark.parametrize("script", scripts())
-def test_python_runs(script, finished_run, capsys):
+def test_python_runs(script, finished_run, model_folders, tmp_path, capsys, monkeypatch):
     run, _ = finished_run(*IDP)
-    exec(compile(script.replace("/path/to/your/run", str(run)), "<docs>", "exec"), {})
+    monkeypatch.chdir(tmp_path)
+    for sign, place in (("/path/to/your/run", run), ("/path/to/your/model", model_folders("llama"))):
+        script = script.replace(sign, str(place))
+    exec(compile(script, "<docs>", "exec"), {})
     assert "prompt_" in capsys.readouterr().out
 
 

@@ -33,8 +33,8 @@ def write(place: str | Path, name: str, result: dict[str, Any], text: str) -> li
     Raises:
         CannotWrite: there.
     """
-    folder = folder_of(place)
     try:
+        folder = folder_of(place)
         write_json(folder / f"{name}.json", result)
     except OSError as error:
         raise CannotWrite(

@@ -1,13 +1,15 @@
-"""Batched greedy decoding behind each row's own prompt, each row ending at its stop string."""
+"""Batched decoding behind each row's own prompt, each row ending at its stop string."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import postprocess_generated_text
 
+from idp.evaluate.sampling import likeliest
 from idp.models.greedy import ends_of
 from idp.prompting import finite
 from idp.prompting.caches import empty_cache
@@ -18,6 +20,10 @@ from idp.prompting.repaired import RepairedModel, head_only_at
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
+
+    Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # logits [rows, vocabulary] and which rows: tokens
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass
@@ -77,9 +83,10 @@ def decode(
     choice: torch.Tensor | None,
     stops: list[str],
     max_new_tokens: int,
+    pick: Pick = likeliest,
 ) -> tuple[list[str], int]:
-    """Greedy continuations of one batch, each cut before the first of `stops` and before the token that ends a text
-    (any of `ends_of`); rows leave the batch as they end.
+    """Continuations of one batch, each cut before the first of `stops` and before the token that ends a text (any of
+    `ends_of`); rows leave the batch as they end.
 
     Args:
         repaired: the model.
@@ -87,10 +94,30 @@ def decode(
         choice: what each row follows, as `RepairedModel.choose` gave it.
         stops: stop strings.
         max_new_tokens: tokens at most.
+        pick: which token comes next; the likeliest one, unless tokens are drawn (`sampling.Draws`).
 
     Returns:
         the texts, and how many tokens went through the model, padding included.
     """
+    import torch
+
+    generated: list[list[int]] = [[] for _ in contexts]
+    with torch.inference_mode():
+        for row, token in tokens_of(repaired, contexts, choice, stops, max_new_tokens, pick):
+            generated[row].append(token)
+    padded = len(contexts) * max(map(len, contexts))
+    return [text_of(repaired, row, stops) for row in generated], padded + sum(map(len, generated))
+
+
+def tokens_of(
+    repaired: RepairedModel,
+    contexts: list[list[int]],
+    choice: torch.Tensor | None,
+    stops: list[str],
+    max_new_tokens: int,
+    pick: Pick = likeliest,
+) -> Iterator[tuple[int, int]]:
+    """As `decode`, each row's number and next token, as they come; to be taken in torch's inference mode."""
     import torch
 
     ends = ends_of(repaired.model, repaired.tokenizer)
@@ -102,32 +129,65 @@ def decode(
         real[row, width - len(context) :] = True
     generated: list[list[int]] = [[] for _ in contexts]
     alive = list(range(len(contexts)))
-    with torch.inference_mode():
-        state = prefill(repaired, tokens.to(repaired.device), real.to(repaired.device), choice)
-        while alive:
-            best, newest = state.logits.max(dim=-1)
-            if not bool(best.isfinite().all()):
-                rows = [contexts[row] + generated[row] for row in alive]
-                again = functools.partial(_run_alone, repaired, rows, choice[alive] if choice is not None else None)
-                finite.refuse(repaired.model, again, "the logits of a generated token")
-            going = []
-            for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
-                generated[row].append(token)
-                if len(generated[row]) < max_new_tokens and not _stopped(
-                    repaired.tokenizer, generated[row], stops, ends
-                ):
-                    going.append(place)
-            if not going:
+    state = prefill(repaired, tokens.to(repaired.device), real.to(repaired.device), choice)
+    while alive:
+        if not bool(state.logits.amax(dim=-1).isfinite().all()):
+            rows = [contexts[row] + generated[row] for row in alive]
+            again = functools.partial(_run_alone, repaired, rows, choice[alive] if choice is not None else None)
+            finite.refuse(repaired.model, again, "the logits of a generated token")
+        newest = pick(state.logits, alive)
+        going = []
+        for place, (row, token) in enumerate(zip(alive, newest.tolist(), strict=True)):
+            generated[row].append(token)
+            yield row, token
+            if len(generated[row]) < max_new_tokens and not _stopped(repaired.tokenizer, generated[row], stops, ends):
+                going.append(place)
+        if not going:
+            break
+        if len(going) < len(alive):
+            keep = torch.tensor(going, device=repaired.device)
+            state.keep(keep)
+            newest, alive = newest[keep], [alive[place] for place in going]
+        step(repaired, state, newest)
+
+
+def text_of(repaired: RepairedModel, tokens: list[int], stops: list[str]) -> str:
+    """A continuation as text, without the token that ended it and cut before the first of `stops`."""
+    ends = ends_of(repaired.model, repaired.tokenizer)
+    whole = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+    text = repaired.tokenizer.decode(whole, skip_special_tokens=True)
+    return postprocess_generated_text(text, stop=stops, think_end_token=None)
+
+
+def pieces_of(
+    repaired: RepairedModel,
+    context: list[int],
+    choice: torch.Tensor | None,
+    stops: list[str],
+    max_new_tokens: int,
+    pick: Pick = likeliest,
+) -> Iterator[str]:
+    """One continuation piece by piece, as soon as no later token can change it; together they are `decode`'s text.
+
+    Held back are the beginning of what may become a stop string, letters of which bytes are missing, and white space
+    at the end, which a tokenizer may still take away.
+    """
+    import torch
+
+    found, sent, longest = [], "", max(map(len, stops), default=0)
+    steps = tokens_of(repaired, [context], choice, stops, max_new_tokens, pick)
+    while True:
+        with torch.inference_mode():  # left before anything is yielded: the mode is the thread's, not this function's
+            if (step := next(steps, None)) is None:
                 break
-            if len(going) < len(alive):
-                keep = torch.tensor(going, device=repaired.device)
-                state.keep(keep)
-                newest, alive = newest[keep], [alive[place] for place in going]
-            step(repaired, state, newest)
-    whole = (row[:-1] if row[-1] in ends else row for row in generated)
-    texts = (repaired.tokenizer.decode(row, skip_special_tokens=True) for row in whole)
-    cut = [postprocess_generated_text(text, stop=stops, think_end_token=None) for text in texts]
-    return cut, tokens.numel() + sum(map(len, generated))
+        found.append(step[1])
+        text = text_of(repaired, found, stops)
+        held = text[: max(0, len(text) - max(longest - 1, 0))].rstrip().rstrip(REPLACEMENT)
+        if len(held) > len(sent) and held.startswith(sent):
+            yield held[len(sent) :]
+            sent = held
+    if rest := text_of(repaired, found, stops).removeprefix(sent):
+        yield rest
 
 
 def _run_alone(repaired: RepairedModel, rows: list[list[int]], choice: torch.Tensor | None) -> None:

@@ -217,7 +217,7 @@ class Scorer(TemplateLM):
         texts = [""] * len(requests)
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(self._generation_options(request), []).append(number)
+            groups.setdefault(self.generation_options(request), []).append(number)
         with progress(len(requests), f"generate {self.label}", unit="documents", disable=disable_tqdm) as bar:
             for (stops, longest), numbers in groups.items():
                 contexts = [self.generation_context(requests[number].args[0], longest) for number in numbers]
@@ -234,7 +234,7 @@ class Scorer(TemplateLM):
                     bar.update(len(batches[number]))
         return texts
 
-    def _generation_options(self, request: Instance) -> tuple[tuple[str, ...], int]:
+    def generation_options(self, request: Instance) -> tuple[tuple[str, ...], int]:
         """Stop strings, the end of text among them, and the most new tokens."""
         options = greedy.options(request.task_name, request.args[1], self.max_gen_toks)
         if options["max_gen_toks"] >= self.max_length:

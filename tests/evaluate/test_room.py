@@ -14,7 +14,7 @@ from idp.prompting.attention import fused
 
 GIB = 2**30
 SHAPES = {  # hidden, inner, layers, heads, kv_heads, and weights
-    "smollm2_135m": (576, 1536, 30, 9, 3, 134_515_008),
+    "smollm2_135m_instruct": (576, 1536, 30, 9, 3, 134_515_008),
     "llama32_1b": (2048, 8192, 16, 32, 8, 1_235_814_400),
     "llama_7b": (4096, 11008, 32, 32, 32, 6_738_415_616),
     "llama_13b": (5120, 13824, 40, 40, 40, 13_015_864_320),
@@ -37,8 +37,8 @@ def shape(name):
 @pytest.mark.parametrize(
     ("name", "gib", "tokens"),
     [
-        ("smollm2_135m", 24, 2**15),
-        ("smollm2_135m", 8, 2**14),
+        ("smollm2_135m_instruct", 24, 2**15),
+        ("smollm2_135m_instruct", 8, 2**14),
         ("llama32_1b", 24, 2**14),
         ("llama32_1b", 80, 2**14),
         ("llama_7b", 24, 2**12),
@@ -51,7 +51,7 @@ def test_small_models_take_more_tokens_as_the_card_allows(name, gib, tokens):
 
 
 def given(monkeypatch, memory, batch_tokens=None, device_map=None):
-    config, weights = shape("smollm2_135m")
+    config, weights = shape("smollm2_135m_instruct")
     monkeypatch.setattr(models, "device_of", lambda model: torch.device("cuda"))
     monkeypatch.setattr(models, "dtype_of", lambda model: torch.bfloat16)
     monkeypatch.setattr(room, "card_bytes", lambda device: memory)

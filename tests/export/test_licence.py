@@ -7,7 +7,7 @@ from idp.export import licence
 
 
 def test_the_embedded_model_s(compose, tmp_path):
-    found = licence.of(compose("model=smollm2_135m").model, None)
+    found = licence.of(compose("model=smollm2_135m_instruct").model, None)
     assert found.name == "apache-2.0" and found.base == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert b"Apache License" in found.texts["LICENSE"]
 
