@@ -43,7 +43,9 @@ def test_choices_within_a_swept_choice_bring_their_options():
 
 
 def test_one_that_no_cell_has_is_refused_and_a_value_that_does_not_fit_as_well():
-    with pytest.raises(UserError, match=r"^no cell of the sweep takes this: recovery.lengths: there is no such option here"):
+    with pytest.raises(
+        UserError, match=r"^no cell of the sweep takes this: recovery.lengths: there is no such option here"
+    ):
         cells(*TINY, "recovery=prompt,lora", "recovery.lengths=[4]")
     with pytest.raises(UserError, match=r"recovery.length=0: must be at least 1"):
         list(configs([*TINY, "recovery=prompt,lora", "recovery.length=0"], sweep=True))
