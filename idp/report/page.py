@@ -155,8 +155,8 @@ def _controls(row: Cell) -> dict[str, Any] | None:
     known = row.first.controls
     if not known or not known.get("mean"):
         return None
-    wanted = ("worst", "random", "best", "chosen", "oracle", "oracle_by_luck", "gap", "gap_interval")
-    wanted += ("beyond_luck", "beyond_luck_interval")
+    wanted = ["worst", "random", "best", "chosen", "oracle", "oracle_by_luck"]
+    wanted += ["gap", "gap_interval", "beyond_luck", "beyond_luck_interval"]
     short = {name: {key: of[key] for key in wanted if key in of} for name, of in known["tasks"].items()}
     return {"tasks": short, "mean": {key: known["mean"][key] for key in wanted if key in known["mean"]}}
 
