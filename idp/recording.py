@@ -17,7 +17,7 @@ import idp
 from idp.compress.sizes import recorded
 from idp.config import Config, Recovery, values_of
 from idp.evaluate import comparisons, groups
-from idp.records.record import SAMPLES, identity, save
+from idp.records.record import EMBEDDED, FORMERLY, SAMPLES, identity, save
 from idp.records.schema import SCHEMA_VERSION, Record
 from idp.store import peaks as peaks_of
 from idp.store import versions
@@ -82,11 +82,12 @@ def _as_folder(name: str) -> str:
 
 
 def run_id_and_folder(config: Config) -> tuple[str, Path]:
-    """A run's id, from the hash of its config, and its folder."""
+    """A run's id, from the hash of its config, and its folder; the one that an earlier version gave it, if there is one."""
     run_id = identity(values_of(config))[:12]
     parts = (config.model.name, config.compressor.label, config.recovery.kind, config.budget.name, run_id)
-    name = "-".join(map(_as_folder, parts))
-    return run_id, Path(config.output).expanduser() / "runs" / name
+    folder = Path(config.output).expanduser() / "runs" / "-".join(map(_as_folder, parts))
+    earlier = folder.with_name(folder.name.replace(EMBEDDED, FORMERLY, 1))
+    return run_id, earlier if config.model.name == EMBEDDED and earlier.is_dir() and not folder.is_dir() else folder
 
 
 def bos_of(recovery: Recovery, empty: LoadedModel, repair: Product | None) -> dict[str, Any] | None:

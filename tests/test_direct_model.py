@@ -217,6 +217,7 @@ def test_the_embedded_model_is_called_by_what_it_is(compose, tmp_path, finished_
     import json
 
     from idp.config import values_of
+    from idp.recording import run_id_and_folder
     from idp.records.record import RECORD, identity, load
 
     now, before = (compose(f"model={word}", *SMALL) for word in ("smollm2_135m_instruct", "smollm2_135m"))
@@ -226,6 +227,14 @@ def test_the_embedded_model_is_called_by_what_it_is(compose, tmp_path, finished_
     assert identity(values) == identity(values_of(now))
     theirs = values_of(compose("model=hub", "model.path=a/b", "model.name=smollm2_135m_instruct", *SMALL))
     assert identity(theirs) != identity({**theirs, "model": {**theirs["model"], "name": "smollm2_135m"}})
+
+    now.output = str(tmp_path / "outputs")
+    _, folder = run_id_and_folder(now)
+    former = folder.with_name(folder.name.replace("_instruct", ""))
+    former.mkdir(parents=True)
+    assert run_id_and_folder(now)[1] == former, "a sweep of an earlier version goes on in its folders"
+    folder.mkdir()
+    assert run_id_and_folder(now)[1] == folder
 
     _, record = finished_run("compressor=gptq3", "recovery=none")
     record["config"]["model"], record["idp"]["config"]["model"] = "smollm2_135m", values["model"]
