@@ -82,7 +82,7 @@ def _as_folder(name: str) -> str:
 
 
 def run_id_and_folder(config: Config) -> tuple[str, Path]:
-    """A run's id, from the hash of its config, and its folder; the one that an earlier version gave it, if there is one."""
+    """A run's id, from the hash of its config, and its folder: an earlier version's, if there is one."""
     run_id = identity(values_of(config))[:12]
     parts = (config.model.name, config.compressor.label, config.recovery.kind, config.budget.name, run_id)
     folder = Path(config.output).expanduser() / "runs" / "-".join(map(_as_folder, parts))
