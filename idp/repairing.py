@@ -65,7 +65,7 @@ class Repaired(LanguageModel):
             raise UserError(f"{place}: there is something already; name a folder that is new or empty")
         try:
             shutil.copytree(self._made.repair.path, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-            for file in place.rglob("adapter_config.json"):
+            for file in (*place.rglob("adapter_config.json"), *place.rglob("bank.json")):
                 described = json.loads(file.read_text(encoding="utf-8"))
                 write_json(file, {**described, BASE: self._made.name})
         except OSError as error:
