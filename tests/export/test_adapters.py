@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from idp.errors import UserError
-from idp.export import checkpoint, vllm
+from idp.export import adapters, checkpoint, vllm
 from idp.export.__main__ import main
 from idp.export.options import ExportOptions
 from tests.compress import packers
@@ -150,3 +151,38 @@ def test_what_vllm_does_not_load(changed, fault, tmp_path):
 @pytest.mark.parametrize(("rank", "wanted"), [(1, 8), (8, 8), (9, 16), (300, 320), (512, 512), (513, None)])
 def test_the_rank_that_vllm_must_be_told(rank, wanted, tmp_path):
     assert vllm.max_lora_rank(adapter(tmp_path / "lora", r=rank)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "origin", "base"),
+    [
+        ("hub", "her/model-4bit", "her/model-4bit"),
+        ("folder", "hers", "{here}/hers"),
+        ("folder", "{here}/hers", "{here}/hers"),
+        ("folder", "moved/elsewhere", "moved/elsewhere"),  # what is not here any more is named as it was given
+        ("gguf", "hers.gguf", "{here}/hers.gguf"),
+    ],
+)
+def test_her_checkpoint_is_named_so_that_any_program_finds_it(kind, origin, base, tmp_path, monkeypatch, compose):
+    (tmp_path / "hers").mkdir()
+    (tmp_path / "hers.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    compressor = compose("compressor=external", f"compressor.path={origin.format(here=tmp_path)}").compressor
+    compressed = SimpleNamespace(manifest={"config": {"external": {"kind": kind}}})
+    run = SimpleNamespace(compressor=compressor, compressed=compressed)
+    found = adapters.base_of(run, ExportOptions("run", "out", only="repair"))
+    assert found == base.format(here=tmp_path)
+
+
+def test_what_vllm_would_not_load_is_said_beside_the_export(monkeypatch, capsys):
+    done = checkpoint.Done(Path("out"), 0.0, refused=["it is a DoRA adapter"])
+    monkeypatch.setattr(checkpoint, "export", lambda _: done)
+    main(["record=x", "out=out"])
+    assert capsys.readouterr().err == "warning: vLLM does not load lora/: it is a DoRA adapter\n"
+
+
+@pytest.mark.parametrize("compressor", ["gptq3", "awq3", "rtn3", "wanda50_gptq4"])
+def test_a_grid_without_zero_points_is_an_option_of_every_quantizer(compressor, compose):
+    config = compose("model=tiny_llama", f"compressor={compressor}", "compressor.quantization.symmetric=true")
+    config.compressor.check()
+    assert config.compressor.claims(64).symmetric
