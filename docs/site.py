@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
 FOLDERS = ("docs", "experiments")
 NO_PAGES = (".py", ".pyc")
+EXAMPLES = ("serving_proxy.py",)  # that a page links to
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -29,7 +30,8 @@ def paths() -> list[Path]:
     """What the site is made of: pages, pictures, and the files that pages link to."""
     found = [ROOT / name for name in PAGES]
     for folder in FOLDERS:
-        found += sorted(path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in NO_PAGES)
+        files = sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
+        found += [path for path in files if path.suffix not in NO_PAGES or path.name in EXAMPLES]
     return found
 
 

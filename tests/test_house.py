@@ -29,8 +29,8 @@ FLOORS = (
     {"export", "pipeline"},
     {"analyze", "dashboard", "inventory", "report", "track"},  # beside one another: none knows the others
     {"api", "bench", "fetch", "pruning", "repairing", "run"},
-    {"generate", "store_command", "sweep"},
-    {"closing", "completion"},
+    {"generate", "lm_eval_model", "store_command", "sweep"},
+    {"closing", "completion", "lm_eval"},
     {"cli"},
     {"__main__"},
 )

@@ -77,6 +77,11 @@ class Selector:
         return 0
 
     @property
+    def reads_layers(self) -> int | None:
+        """How many of the model's layers suffice for its choice, from the first on; 0: the embeddings; None: all."""
+        return None
+
+    @property
     def constant(self) -> bool:
         """Whether it gives every input the same prompt by design: then one prompt for all is no collapse."""
         return False

@@ -13,6 +13,7 @@ HELP = """idp export: a run's compressed model as a checkpoint that transformers
 
   idp export record=outputs/runs/<run>/record.json out=exports/mine
   idp export record=outputs/runs/<run> out=exports/mine name=me/my-model-gptq4
+  idp export record=outputs/runs/<run> out=exports/mine only=repair    # adapters for a checkpoint of others
 
 ExportOptions:"""
 
@@ -29,8 +30,12 @@ def main(argv: list[str] | None = None) -> None:
 
         done = export(options)
     with failures_in_one_line(command="export"):
-        print(f"loaded again and compared: the largest difference of a logit is {done.difference:.3g}")
-        print(f"exported: {done.folder}", flush=True)
+        if done.difference is not None:
+            print(f"loaded again and compared: the largest difference of a logit is {done.difference:.3g}")
+        if done.refused:
+            print(f"warning: vLLM does not load lora/: {'; '.join(done.refused)}", file=sys.stderr)
+        what = f"{done.folder}: the repair alone, for {done.base}" if done.base else done.folder
+        print(f"exported: {what}", flush=True)
 
 
 if __name__ == "__main__":

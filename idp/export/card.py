@@ -55,6 +55,34 @@ def write_card(run: Run, base: Licence, *, name: str, packed: bool, beside: dict
     return "\n\n".join(sections) + "\n"
 
 
+def write_repair_card(run: Run, *, base: str, beside: dict[str, str], rank: int | None) -> str:
+    """The card of adapters alone, as Markdown with the hub's front matter.
+
+    Args:
+        run: the run whose repair they are.
+        base: the checkpoint that they are for: a folder, file or hub id.
+        beside: the parts of the repair, as `repair.save` gives them: how each is loaded.
+        rank: what vLLM's `--max-lora-rank` must be; None where there is no LoRA adapter, or none that vLLM loads.
+    """
+    record = run.record
+    matter = ["library_name: peft", "pipeline_tag: text-generation", f"base_model: {base}"]
+    served = f" vLLM: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules repair=lora`."
+    sections = [
+        "\n".join(["---", *matter, "---"]),
+        f"# A repair of {base}",
+        f"What `recovery={record['idp']['config']['recovery']['kind']}` brings back of what compression took from"
+        f" {run.model.name}. The checkpoint itself is not in this folder and is not changed.",
+        "## What was measured",
+        run_table(record),
+        *([conclusion] if (conclusion := record["idp"].get("conclusion")) else []),
+        _meaning(record),
+        "## How to load it",
+        *(sentence + (served if part == LORA and rank else "") for part, sentence in beside.items()),
+        f"Made with idp {idp.__version__}, run `{record['idp']['name']}`; {_versions(record)}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def _front_matter(base: Licence, made: str, packed: bool) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation", f"base_model: {base.base}"]
     if re.fullmatch(r"[a-z0-9.\-]+", base.name):

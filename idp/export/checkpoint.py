@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from idp.compress.sizes import claims_of
 from idp.compress.terminal import quiet
 from idp.config import WEIGHTS
 from idp.errors import UserError
-from idp.export import licence, repair
+from idp.export import adapters, licence, repair, vllm
 from idp.export.card import write_card
 from idp.export.options import ExportOptions
 from idp.export.run import Run, find_run_to_export
@@ -40,10 +40,16 @@ TEXTS = (
 
 @dataclass
 class Done:
-    """A finished export: its folder, and the largest difference of a logit from the model that was measured."""
+    """A finished export: its folder, and the largest difference of a logit from the model that was measured.
+
+    Of adapters alone there is no model to compare: `difference` is None, and `base` is the checkpoint that they are
+    for. `refused` is what of the LoRA adapter vLLM would not load.
+    """
 
     folder: Path
-    difference: float
+    difference: float | None = None
+    base: str | None = None
+    refused: list[str] = field(default_factory=list)
 
 
 def export(options: ExportOptions) -> Done:
@@ -54,13 +60,17 @@ def export(options: ExportOptions) -> Done:
             not the model that was measured.
     """
     out = Path(options.out).expanduser()
+    if options.only not in (None, adapters.REPAIR):
+        raise UserError(f"only={options.only}: use only={adapters.REPAIR}, or leave it out")
     _check_place(out, options.overwrite)
     run = find_run_to_export(options)
     repair.check(run)
+    if options.only:
+        adapters.check(run, options)
     part = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
-        difference = _write(run, part, options)
+        done = (_write_adapters if options.only else _write)(run, part, options)
         _publish(part, out.absolute())
     except OSError as error:
         if error.errno is None:  # a library's own subclass
@@ -68,11 +78,19 @@ def export(options: ExportOptions) -> Done:
         raise UserError(f"out={options.out}: {error.strerror} ({error.filename or part})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Done(out, difference)
+    done.folder = out
+    return done
 
 
-def _write(run: Run, folder: Path, options: ExportOptions) -> float:
-    """Everything of an export; the largest difference of a logit after loading it again."""
+def _write_adapters(run: Run, folder: Path, options: ExportOptions) -> Done:
+    """The adapters alone, and what is known of them."""
+    about, refused = adapters.write(run, folder, options)
+    write_json(folder / PROVENANCE, _provenance(run) | about)
+    return Done(folder, base=about["base"], refused=refused)
+
+
+def _write(run: Run, folder: Path, options: ExportOptions) -> Done:
+    """Everything of an export, compared with the run's model after loading it again."""
     with quiet():
         loaded = models.open_model(models.model_folder(run.compressed), run.model)
         loaded = repair.put_within(run, loaded)
@@ -89,14 +107,18 @@ def _write(run: Run, folder: Path, options: ExportOptions) -> float:
         (folder / name).write_bytes(text)
     card = write_card(run, base, name=options.called, packed=packed, beside=beside, disk_bytes=_weight_bytes(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
+    written = {"packed": packed, "repair": list(beside), "licence": base.name, "largest_logit_difference": difference}
+    write_json(folder / PROVENANCE, _provenance(run) | written)
+    refused = vllm.faults(folder / repair.LORA) if repair.LORA in beside else []
+    return Done(folder, difference, refused=refused)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """What an export says of the run that it is of, whatever it holds."""
     about = run.record["idp"]
-    provenance: dict[str, Any] = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
-    provenance |= {"packed": packed, "repair": list(beside), "recovery": _made_by(run)}
-    provenance |= {"dtype": run.model.dtype, "licence": base.name}
-    provenance |= {"bos": run.model.bos}
-    provenance |= {"largest_logit_difference": difference, "versions": versions()}
-    write_json(folder / PROVENANCE, provenance)
-    return difference
+    provenance = {"run": about["name"], "stages": about["stages"], "compressor": run.compressor.label}
+    provenance |= {"recovery": _made_by(run), "dtype": run.model.dtype, "bos": run.model.bos, "versions": versions()}
+    return provenance
 
 
 def _made_by(run: Run) -> str:

@@ -65,7 +65,7 @@ class Exported:
                 f"{self.label}: this export holds no {variant} model, only {' and '.join(self.variants)}; the run's own"
                 " record may have more"
             )
-        if variant == "repaired" and (chooser := self._selector()) is not None:
+        if variant == "repaired" and (chooser := self.selector) is not None:
             chooser.check_usable()
 
     def open(self, variant: str, device: str | None = None, dtype: str | None = None) -> RepairedModel:
@@ -97,11 +97,12 @@ class Exported:
             if PROMPTS not in self.about["repair"]:
                 return RepairedModel(loaded)
             bank = PromptBank.load(self.folder / PROMPTS)
-            chooser = self._selector()
+            chooser = self.selector
             selector = selection.restored(chooser, self.folder / PROMPTS) if chooser is not None else None
             return RepairedModel(loaded, bank, selector)
 
-    def _selector(self) -> Selector | None:
+    @property
+    def selector(self) -> Selector | None:
         """What chooses among its prompts; None for one prompt, or none."""
         if PROMPTS not in self.about["repair"]:
             return None
@@ -123,7 +124,13 @@ def find_export(folder: Path) -> Exported:
     """
     try:
         about = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        _ = about["run"], about["compressor"], about["repair"], about["dtype"], about["packed"]
+        alone = about.get("only")
+        _ = about["run"], about["compressor"], about["repair"], about["dtype"], alone or about["packed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / PROVENANCE}: not an export's ({type(error).__name__}: {error})") from error
+    if alone:
+        raise UserError(
+            f"{folder}: holds the repair alone, for {about['base']}, on which PEFT loads it; idp.load opens the run"
+            f" itself ({about['run']})"
+        )
     return Exported(folder, about)

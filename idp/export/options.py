@@ -14,6 +14,9 @@ class ExportOptions:
     record: str = word("a run's record.json, or the folder that it is in")
     out: str = word("the folder to write; it must not exist or be empty")
     name: str | None = word("what adapters and card call the checkpoint, such as a hub id; else out", default=None)
+    only: str | None = word(
+        "repair: the adapters alone, for the checkpoint of compressor=external or the one that name says", default=None
+    )
     store: str | None = word("the store of the run's artifacts, if it was moved", default=None)
     overwrite: bool = word("true: replace an earlier export", default=False)
 

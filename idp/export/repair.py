@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,9 @@ def _scales(run: Run) -> Path | None:
     return WeightSide.of(run.repair.path).scales if run.repair is not None else None
 
 
-def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, str]:
+def save(
+    run: Run, loaded: LoadedModel, folder: Path, base: str, plain: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, str]:
     """Writes a run's repair under `folder`; what was written, of `PARTS`, each with what the card says of its loading.
 
     Args:
@@ -72,6 +74,7 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
         loaded: its model: a prompt's adapter says how many layers and heads it is for.
         folder: the export's folder, with the checkpoint in it.
         base: what the adapters call the checkpoint that they are for.
+        plain: shapes of the tensors that the checkpoint holds as they are; None: it is in `folder`.
 
     Raises:
         UserError: new values of parameters that the checkpoint does not hold as they are, or a kind that cannot be
@@ -86,7 +89,7 @@ def save(run: Run, loaded: LoadedModel, folder: Path, base: str) -> dict[str, st
             "The scales of its quantised weights are the repaired ones: the checkpoint is the repaired model."
         )
     if side.values is not None:
-        made[VALUES] = _save_values(side.kind, side.values, folder)
+        made[VALUES] = _save_values(side.kind, side.values, folder, plain)
     if side.adapter is not None:
         _save_lora(run.repair, folder / LORA, base)
         made[LORA] = "Under `lora/` is the adapter that repairs it, for `PeftModel.from_pretrained(model, folder)`."
@@ -116,11 +119,12 @@ def weight_side(folder: Path, beside: Collection[str], kind: str) -> WeightSide:
     return WeightSide(kind, *(folder / name if name in beside else None for name in (LORA, VALUES, OWN)))
 
 
-def _save_values(kind: str, stored: Path, folder: Path) -> str:
+def _save_values(kind: str, stored: Path, folder: Path, plain: Mapping[str, tuple[int, ...]] | None) -> str:
     """New values of parameters that the checkpoint has under the same names, so that anybody can put them in."""
-    written = WeightFiles(folder, str(folder)).entries
+    if plain is None:
+        plain = {name: tuple(entry.shape) for name, entry in WeightFiles(folder, str(folder)).entries.items()}
     for name, value in values.load(stored).items():
-        if name not in written or tuple(written[name].shape) != tuple(value.shape):
+        if plain.get(name) != tuple(value.shape):
             raise UserError(
                 f"recovery={kind} cannot be exported with this checkpoint: it changes {name}, which is not written"
                 " as a plain tensor (packed, or under another name); idp.load opens the run itself"

@@ -50,6 +50,10 @@ class AttentionSelector(config.Selector):
         return self.temperature is None
 
     @property
+    def reads_layers(self) -> int:
+        return self.layer + 1
+
+    @property
     def scores_empty(self) -> bool:
         return self.calibrated
 

@@ -53,6 +53,10 @@ class FixedSelector(config.Selector):
         """The best prompt by held-out loss is that prompt."""
         return fixed(fitted["prompt"])
 
+    @property
+    def reads_layers(self) -> int:
+        return 0
+
     def build(self) -> Fixed:
         return Fixed(self.prompt)
 

@@ -29,6 +29,10 @@ class LearnedSelector(config.Selector):
     def fits(self) -> bool:
         return True
 
+    @property
+    def reads_layers(self) -> int:
+        return 0
+
     def build(self) -> Learned:
         return Learned(self.objective, self.penalty)
 

@@ -24,6 +24,10 @@ class NearestSelector(config.Selector):
     def takes_centres(self) -> bool:
         return True
 
+    @property
+    def reads_layers(self) -> int:
+        return 0
+
     def build(self) -> Nearest:
         return Nearest()
 

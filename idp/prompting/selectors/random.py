@@ -22,6 +22,10 @@ class RandomSelector(config.Selector):
 
     seed: int = option("the choice for an input depends on this and on the input alone", minimum=0, maximum=SEEDS)
 
+    @property
+    def reads_layers(self) -> int:
+        return 0
+
     def build(self) -> Random:
         return Random(self.seed)
 

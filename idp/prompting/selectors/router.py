@@ -45,5 +45,9 @@ class RouterSelector(config.Selector):
                 " recovery.selector.tasks=[openbookqa]"
             )
 
+    @property
+    def reads_layers(self) -> int:
+        return 0
+
     def build(self) -> Learned:
         return Learned(self.objective, self.penalty)
