@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import register_model
 
-from idp import api
+from idp import api, asked
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.evaluate.engine import LocalEngine
 from idp.evaluate.scorer import Scorer
@@ -61,7 +61,7 @@ class IdpLM(Scorer):
         if dtype is not None and dtype not in api.DTYPES:
             raise UserError(f"--model_args dtype={dtype}: use {', '.join(api.DTYPES)}")
         if batch_tokens is not None:
-            api.check_count("--model_args batch_tokens", batch_tokens)
+            asked.check_count("--model_args batch_tokens", batch_tokens)
         if device == LM_EVAL_S and not torch.cuda.is_available():
             device = None
         api.check_device(device)
