@@ -132,7 +132,7 @@ def test_the_site_builds_from_every_page(site):
 def test_the_api_page_is_drawn_from_the_docstrings(site):
     page = (site / "docs" / "api.html").read_text()
     assert "A run's model in memory, ready to generate and to score." in page
-    assert {"idp.api.load", "idp.api.LanguageModel.generate", "idp.errors.UserError"} <= Page(page).ids
+    assert {"idp.api.load", "idp.language_model.LanguageModel.generate", "idp.errors.UserError"} <= Page(page).ids
 
 
 def test_links_of_the_site(site):
