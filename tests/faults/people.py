@@ -101,10 +101,18 @@ class Place:
         return sorted(file.parent for file in self.output.glob(f"runs/*/{STATUS}"))
 
     @property
+    def first(self) -> Path:
+        """The folder of the sweep's first run."""
+        return self._of_cell(0)
+
+    @property
     def second(self) -> Path:
         """The folder of the sweep's last run, whether or not it is there."""
+        return self._of_cell(-1)
+
+    def _of_cell(self, number: int) -> Path:
         cells = json.loads((self.list / "sweep.json").read_text())["cells"]
-        return (self.list / cells[-1]["folder"]).resolve()
+        return (self.list / cells[number]["folder"]).resolve()
 
     def states(self, stranger: bool = False) -> list[str]:
         """Where the cells stand."""

@@ -57,7 +57,7 @@ def _goes_on(place: Place, whole: Place) -> None:
 
 def _is_used(place: Place, stranger: bool = False) -> None:
     """What is finished answers, is exported, and is drawn, into a folder elsewhere."""
-    run, elsewhere = str(place.runs[0]), place.folder.parent / "elsewhere"
+    run, elsewhere = str(place.first), place.folder.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     elsewhere.chmod(0o777)
     place.idp("generate", f"record={run}", "prompt=The bridge", "max_new_tokens=2", stranger=stranger)
@@ -102,7 +102,7 @@ def half_made_is_moved(place: Place, whole: Place) -> None:
     """a run that was killed in its training is moved, and its command given with the new output"""
     shutil.rmtree(_lost(place), ignore_errors=True)
     for product in place.output.glob("store/recover/*"):
-        if product.name not in (place.runs[0] / RECORD).read_text():
+        if product.name not in (place.first / RECORD).read_text():
             shutil.rmtree(product)
     place.output = place.output.rename(place.folder / "renamed")
     before = place.products()
@@ -256,7 +256,7 @@ def repair_is_taken_from_there(place: Place, whole: Place) -> None:
     """a repair on such a disk is put on another compressed model"""
     with _read_only(place.output):
         words = [word for word in SWEEP if not word.startswith(("seed=", "recovery=", "compressor="))]
-        other = ["compressor=rtn4", "recovery=transfer", f"recovery.from={place.runs[0]}", "output=other"]
+        other = ["compressor=rtn4", "recovery=transfer", f"recovery.from={place.first}", "output=other"]
         place.idp("run", *words, "corpus.path=text.txt", *other)
 
 
@@ -372,7 +372,7 @@ def _submission(text: str, place: Place) -> None:
 
 def _strewn(place: Place) -> None:
     output = place.output
-    for folder in (output, output / "runs", output / "store", place.runs[0], place.list, place.list.parent):
+    for folder in (output, output / "runs", output / "store", place.first, place.list, place.list.parent):
         for name in (".DS_Store", "notes.txt", "record.json~", ".nfs000001"):
             (folder / name).write_text("x")
         (folder / "lost+found").mkdir(exist_ok=True)
