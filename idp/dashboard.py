@@ -73,6 +73,19 @@ class Logged:
         """The keys of groups of tasks."""
         return sorted(key for key in self.summary if key.startswith("group/"))
 
+    @property
+    def main_columns(self) -> list[str]:
+        """What decides between repairs, as the report's page opens with it: mean, difference, share of the damage that
+        is brought back, divergence from dense and perplexity of texts, added parameters."""
+        shares = (f"damage/brought_back{end}" for end in ("", "_low", "_high"))
+        texts = (f"fidelity/{text}/mean_kl" for text in self.corpora)
+        return [
+            *("score/mean", "score/mean_tasks", "score/mean_stand_ins"),
+            *self.of("gain/mean", "gain/mean_low", "gain/mean_high", "damage/mean", *shares, *texts),
+            *(f"ppl/{text}" for text in self.corpora),
+            *self.of("params/added"),
+        ]
+
     def of(self, *keys: str) -> list[str]:
         """Those of the keys that some run logs."""
         return [key for key in keys if key in self.summary]
@@ -89,9 +102,7 @@ def specification(records: list[Record], entity: str, project: str) -> tuple[Any
         import wandb_workspaces.workspaces as workspaces
 
     logged = Logged.by(records)
-    columns = ["score/mean", "score/mean_tasks", "score/mean_stand_ins"]
-    columns += logged.of("gain/mean", "gain/mean_low", "gain/mean_high", "damage/mean")
-    columns = [f"summary:{key}" for key in (*columns, *(f"score/{task}" for task in logged.tasks))]
+    columns = [f"summary:{key}" for key in (*logged.main_columns, *(f"score/{task}" for task in logged.tasks))]
     workspace = workspaces.Workspace(
         entity=entity,
         project=project,

@@ -95,6 +95,7 @@ def test_it_shows_what_was_asked_for(specified, swept):
     shown = {node for column in nodes(own["runFeed"]) for node in column.get("columnOrder", [])}
     assert {f"summary:score/{metrics.key_of(task, data)}" for task, data in tasks.items()} <= shown
     assert {"summary:score/nq_open_for_webqs", "summary:gain/mean_low", "summary:score/mean_stand_ins"} <= shown
+    assert "summary:params/added" in shown and any(name.startswith("summary:ppl/") for name in shown)
 
 
 def test_what_no_run_measured_is_left_out(swept):
