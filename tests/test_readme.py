@@ -85,7 +85,8 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
     elif words[:3] == ["python", "-m", "idp.export"]:
         from idp.export.__main__ import main
 
-        record = run_here(*QUICK, "compressor=gptq4", shared_store)
+        repaired = ("compressor=external", f"compressor.path={model_folders('llama')}", "recovery=lowrank")
+        record = run_here(*QUICK, *(repaired if "only=repair" in words else ("compressor=gptq4",)), shared_store)
         run = tmp_path / "outputs" / "runs" / record["idp"]["name"]
         main([w.replace("/path/to/your/run", str(run)).replace("exports/", f"{tmp_path}/") for w in words[3:]])
     elif words[:3] == ["python", "-m", "idp.generate"]:
@@ -107,6 +108,17 @@ def test_it_runs(command, idp_run, run_here, finished_run, model_folders, shared
         (tmp_path / "outputs" / "runs" / run.name).symlink_to(run)
         main([w.replace("/path/to/your/run", str(run)) for w in words[3:]])
         assert "written: " in capsys.readouterr().out
+    elif words[0] == "lm_eval" or words[:3] == [
+        "python",
+        "-m",
+        "idp.lm_eval",
+    ]:  # tests/evaluate/test_lm_eval.py runs both
+        done = python("-m", words[2] if words[0] == "python" else "lm_eval", "--help", cwd=ROOT)
+        assert done.returncode == 0 and "--model_args" in done.stdout, done.stderr
+    elif words[:2] == ["python", "docs/serving_proxy.py"]:  # it runs in tests/export/test_serving_proxy.py
+        assert (ROOT / words[1]).is_file()
+    elif words[0] in ("vllm", "curl"):
+        pytest.skip("needs vLLM")
     elif words[:3] == ["python", "-m", "idp.bench.attention"]:
         from benchmarks.attention import main
 
