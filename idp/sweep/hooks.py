@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, read_write
 
 from idp.grid import GRIDS
 from idp.quoting import quoted
+from idp.store.modes import why_not_writable
 from idp.sweep.cells import identity, list_cells
 
 
@@ -61,12 +61,8 @@ def _refuse_other_folders(config: DictConfig) -> None:
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        _refuse(f"output: cannot write in {folder} ({error.strerror or error}); use output=...")
+    if (reason := why_not_writable(folder)) is not None:  # of what a callback raises, Hydra makes a warning
+        _refuse(f"output: cannot write in {folder} ({reason}); use output=...")
 
 
 def _refuse(message: str) -> None:
