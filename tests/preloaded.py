@@ -258,20 +258,28 @@ def _start_forks(python: str) -> None:
             sys.modules[name].sys = _Sys(python)
 
 
-def _pause(seconds: dict[str, float]) -> None:
-    """Makes a run long without work: waits of so many seconds after each `step` of training and scored `batch`."""
-    if seconds.get("step"):
+def _pause(pauses: dict[str, Any]) -> None:
+    """Makes a run long without work: so many seconds after each `step` of training and each scored `batch`.
+
+    Training waits after its first step for the file `until`, where one is named.
+    """
+    if pauses.get("step"):
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        register_optimizer_step_post_hook(lambda *_: time.sleep(seconds["step"]))
-    if seconds.get("batch"):
+        def wait(*_: Any) -> None:
+            time.sleep(pauses["step"])
+            while "until" in pauses and not os.path.exists(pauses["until"]):
+                time.sleep(0.05)
+
+        register_optimizer_step_post_hook(wait)
+    if pauses.get("batch"):
         from idp.evaluate.engine import LocalEngine
 
         score = LocalEngine.score_batch
 
         def score_and_wait(*arguments: Any, **named: Any) -> Any:
             found = score(*arguments, **named)
-            time.sleep(seconds["batch"])
+            time.sleep(pauses["batch"])
             return found
 
         LocalEngine.score_batch = score_and_wait

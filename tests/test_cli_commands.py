@@ -137,7 +137,7 @@ def test_options_are_found_for_completion():
         ("idp analyze ", ["claims", "compare", "displaced", "choice", "similarity"]),
         ("idp analyze claims m", ["margin="]),
         ("idp analyze claims --m", ["--margin"]),
-        ("idp export record=x o", ["out=", "overwrite="]),
+        ("idp export record=x o", ["out=", "only=", "overwrite="]),
         ("idp export record=x rec", []),
         ("idp store prune --d", ["--dry-run"]),
         ("idp compare ", ["runs=", "out=", "metric=", "json=", "csv=", "latex="]),

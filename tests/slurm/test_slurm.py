@@ -87,13 +87,13 @@ def preempt():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """`pauses(step=seconds, batch=seconds)`: jobs wait after each, so that they last without work."""
-    return lambda **seconds: monkeypatch.setenv("PYTEST_PAUSES", json.dumps(seconds))
+    """`pauses(step=seconds, batch=seconds, until=file)`: jobs wait after each, so that they last without work."""
+    return lambda **pauses: monkeypatch.setenv("PYTEST_PAUSES", json.dumps(pauses))
 
 
 @on_cluster("cells")
 def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(here, corpus, undisturbed, pauses):
-    pauses(step=0.1)
+    pauses(step=0.01, until=str(here / "go"))  # training lasts until this test has asked all that it asks meanwhile
     grid = ("recovery.length=2,3,4,5,2000,2001",)  # 2000 tokens do not fit in the window: two cells raise
     words = ("-m", *JOBS, *BASE, corpus, "tracker=none", "recovery.training.steps=30", *grid)
 
@@ -106,6 +106,7 @@ def test_cells_that_raise_and_die_and_a_killed_controller_cost_no_other_cell(her
     assert len(cells()) == 6
     victim = until(lambda: statuses(state="running", stage="recover"))[0]
     os.kill(victim["pid"], signal.SIGKILL)
+    (here / "go").touch()
     waited = idp("sweep", "wait", code=1)
     assert len(list(Path("outputs/sweeps").glob("*/submissions/*.json"))) == 1
 
