@@ -236,6 +236,34 @@ def _has_figures(panel: Any, logged: Logged) -> bool:
     return {panel.x.name, panel.y.name} <= logged.summary
 
 
+def outline(workspace: Any) -> str:
+    """What one sees: the pinned columns of the run table, and each panel with the keys that it draws."""
+    columns = [column.removeprefix("summary:") for column in workspace.runset_settings.pinned_columns]
+    lines = ["Run table", f"  columns: {', '.join(columns)}"]
+    for section in workspace.sections:
+        lines += [section.name, *(f"  {_said(panel)}" for panel in section.panels)]
+    return "\n".join(lines)
+
+
+def _said(panel: Any) -> str:
+    if hasattr(panel, "table_name"):
+        return f"table: {panel.table_name}"
+    if hasattr(panel, "query"):
+        title, drawn = panel.chart_strings["title"], f"{panel.chart_fields['value']} by {panel.chart_fields['label']}"
+        return f"bars: {title} ({drawn})"
+    if hasattr(panel, "metrics"):
+        return f"bars: {panel.title} ({_listed(panel.metrics)})"
+    if isinstance(panel.y, list):
+        return f"lines: {panel.title} ({_listed(panel.y)} over {STEP})"
+    return f"scatterplot: {panel.title} ({panel.x.name}, {panel.y.name})"
+
+
+def _listed(metrics: Sequence[Any], most: int = 3) -> str:
+    keys = [metric if isinstance(metric, str) else metric.name for metric in metrics]
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
 def as_json(workspace: Any, report: Any) -> dict[str, Any]:
     """The specification as W&B stores it. The library has no public way to it short of saving."""
     options = {"by_alias": True, "exclude_none": True, "mode": "json"}
@@ -263,7 +291,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         project, entity = options.project or tracker.get("project") or "idp", options.entity or tracker.get("entity")
         if options.dry_run:
             file = Path(options.dry_run)
-            write_json(file, as_json(*specification(records, entity or "", project)))
+            workspace, report = specification(records, entity or "", project)
+            write_json(file, as_json(workspace, report))
+            print(outline(workspace))
             print(f"specification: {file}")
             return
         workspace, report = specification(records, entity or _own_entity(), project)

@@ -74,7 +74,8 @@ class Quantization:
     def label(self) -> str:
         if not self.method:
             return ""
-        return f"{self.method}{self.bits}" + ("" if self.group_size == "auto" else f"-g{self.group_size}")
+        group = "" if self.group_size == "auto" else f"-g{self.group_size}"
+        return f"{self.method}{self.bits}{group}{'-symmetric' if self.symmetric else ''}"
 
     def check(self) -> None:
         """Raises a UserError where the options do not go together."""

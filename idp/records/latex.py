@@ -11,7 +11,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-PACKAGES = r"\usepackage{booktabs,dcolumn}"
+PACKAGES = r"\usepackage{booktabs,dcolumn,graphicx}"
+FITTED = (  # a table wider than the text is made smaller, any other stays as it is
+    r"  }\leavevmode",
+    r"  \ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi",
+)
 INTERVAL, PLUS_MINUS, NONE = "interval", "pm", "none"
 BOUNDS = (INTERVAL, PLUS_MINUS, NONE)
 LABEL = re.compile(r"[A-Za-z0-9:._-]+")
@@ -107,10 +111,11 @@ def document_table(
     lines += [rf"  \caption{{{escape(caption)}}}"] if caption else []
     lines += [rf"  \label{{{label}}}"] if label else []
     lines += [r"  \smallskip", ""] if caption else []
-    lines += [rf"  \begin{{tabular}}{{@{{}}{''.join(each.spec for each in drawn)}@{{}}}}", r"    \toprule"]
+    lines += [r"  \setbox0=\hbox{%", rf"  \begin{{tabular}}{{@{{}}{''.join(each.spec for each in drawn)}@{{}}}}"]
+    lines += [r"    \toprule"]
     lines += [f"    {' & '.join(each.head for each in drawn)} \\\\", r"    \midrule"]
     lines += [f"    {' & '.join(each.cells[number] for each in drawn)} \\\\" for number in range(len(rows))]
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}%", *FITTED, r"\end{table}", ""])
 
 
 def escape(text: str) -> str:

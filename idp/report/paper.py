@@ -152,7 +152,7 @@ def _known(view: View) -> dict[str, Column]:
         "to dense": Column("to dense", f"To dense{points}", digits, scale, signed=True),
         "brought back": Column("brought back", "Damage brought back (%)", 0, 100),
         "runs": Column("runs", "Runs", 0),
-        "added": Column("added", "Parameters", 0),
+        "added": Column("added", "Added parameters", 0),
         "sparsity": Column("sparsity", "Sparsity (%)", 1, 100),
         "bits": Column("bits", "Bits", 2),
         "packed": Column("packed", "Size (MB)", 1),

@@ -52,7 +52,7 @@ def test_columns_rows_and_names_are_chosen(study):
     )
     text = paper_tables(made, chosen)
     head = text.partition("\\toprule")[2].partition("\\midrule")[0].replace("\\\\", " ")
-    for title in ("Model", "Mean (\\%)", "PIQA", "Difference (points)", "Share \\#1", "Parameters"):
+    for title in ("Model", "Mean (\\%)", "PIQA", "Difference (points)", "Share \\#1", "Added parameters"):
         assert title in head
     assert "\\caption{50 \\% of it}" in text and "\\label{tab:x}" in text and "dcolumn" in text
     rows = rows_of(text)
@@ -71,7 +71,7 @@ def test_columns_rows_and_names_are_chosen(study):
 def test_what_is_shown_unless_one_chooses(study):
     text = paper_tables(views(collect([study])), Choice())
     head = text.partition("\\toprule")[2].partition("\\midrule")[0].replace("\\\\", " ")
-    assert "Damage brought back" in head and "Perplexity" in head and "Parameters" in head
+    assert "Damage brought back" in head and "Perplexity" in head and "Added parameters" in head
     assert "In brackets: the 95 \\% interval" in text and "Intervals of single runs hold for their seed only" in text
     assert "1{,}234.50" in text
 
@@ -126,6 +126,13 @@ def test_a_tex_takes_numbers_and_names_of_every_kind(tmp_path):
     assert escape("a_b%&#${}~^\\<>|±") == (
         r"a\_b\%\&\#\$\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{}\textbar{}$\pm$"
     )
+
+
+@pytest.mark.parametrize("name", ["gptq3", "sparsegpt_2of4_gptq4-g128 + lowrank_intactkv " * 3])
+def test_no_table_is_wider_than_the_text(name, tmp_path):
+    columns = [Column("name", "Model"), Column("mean", "Mean (%)", 1, bounds="interval")]
+    rows = [{"name": Cell(name), "mean": Cell("", 50.0, 40.0, 60.0)}]
+    assert "Overfull" not in compiled(document_table(columns, rows, label="tab:repairs"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-def compiled(table: str, folder: Path, packages: str = r"\usepackage{booktabs,dcolumn}") -> str:
+def compiled(table: str, folder: Path, packages: str = r"\usepackage{booktabs,dcolumn,graphicx}") -> str:
     """The log of pdfLaTeX over a document that holds a table; it skips where there is no TeX, fails where it does."""
     program = shutil.which("pdflatex")
     if program is None:

@@ -30,7 +30,12 @@ def specified(swept, tmp_path_factory):
     """What `--dry-run` writes for the sweep."""
     file = tmp_path_factory.mktemp("dashboard") / "dashboard.json"
     done = python("-m", "idp.dashboard", swept[0], "--dry-run", file)
-    assert done.returncode == 0 and done.stdout == f"specification: {file}\n", done.stderr
+    assert done.returncode == 0 and done.stdout.endswith(f"\nspecification: {file}\n"), done.stderr
+    for section in json.loads(file.read_text())["workspace"]["section"]["panelBankConfig"]["sections"]:
+        assert f"\n{section['name']}\n" in done.stdout, "what one will see is said"
+        for panel in section["panels"]:
+            assert panel["config"].get("chartTitle", "") in done.stdout
+    assert "columns: run:displayName, score/mean" in done.stdout
     return json.loads(file.read_text())
 
 
