@@ -110,6 +110,26 @@ def test_it_is_compared(finished, elsewhere, capsys):
         analyze(["compare", str(finished.parent), f"out={finished}"])
 
 
+def test_its_layers_are_compared(finished, elsewhere, capsys):
+    analyze(["similarity", f"record={finished}", "documents=1", "tokens=64", f"out={elsewhere}"])
+    shown = capsys.readouterr().out
+    assert "written:" in shown and (elsewhere / "analysis" / "similarity.json").is_file()
+    assert not (finished.parents[1] / "store" / "similarity").exists()
+
+
+def test_what_there_was_to_choose(group_folder, compose, words, capsys):
+    from idp.pipeline import run
+
+    outputs = group_folder / "banks"
+    others = [word for word in words if not word.startswith(("recovery", "baselines"))]
+    bank = ("recovery=idp", "recovery.lengths=[2,3]", "recovery.fit.blocks=2")
+    folder = run(compose(*others, *bank, f"output={outputs}"))[1].parent
+    with read_only(outputs):
+        analyze(["choice", f"record={folder}"])
+        assert "note: not written: " in capsys.readouterr().out
+    assert not (outputs / "store" / "embeddings").exists()
+
+
 def test_its_store_is_listed(finished, capsys):
     store_command(["list", str(finished.parents[1] / "store")])
     assert "recover" in capsys.readouterr().out

@@ -19,7 +19,8 @@ import numpy as np
 
 from idp.beginning import Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
-from idp.store import Store, digest
+from idp.store import digest
+from idp.store.scratch import ReaderStore
 
 if TYPE_CHECKING:
     from idp.finished import Finished
@@ -285,7 +286,7 @@ def _embeddings(run: Finished, tasks: Mapping[str, ChoiceOutcomes]) -> dict[str,
 
     weights = "compressed" if "compressed" in run.variants else "dense"
     load = run.made("load")
-    store, bos = Store(load.path.parents[1]), Beginning(bos_of(model_folder(load), run.model)).identity()
+    store, bos = ReaderStore(load.path.parents[1]), Beginning(bos_of(model_folder(load), run.model)).identity()
 
     def make(place: Path) -> None:
         opened = run.open(weights)

@@ -18,6 +18,7 @@ from idp.beginning import AFTER, BEFORE, WITHIN, Beginning, Encoder
 from idp.errors import UserError, out_of_memory_is_explained
 from idp.memory import release
 from idp.store import CHECKPOINT, Product, Store, digest, write_json
+from idp.store.scratch import ReaderStore
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ def similarity(run: Finished, folder: Path, documents: int, tokens: int) -> dict
     for variant in ("dense", *variants):
         run.check(variant)
     load = run.made("load")
-    store = Store(load.path.parents[1])
+    store = ReaderStore(load.path.parents[1])
     inputs = find_inputs(run, folder, documents, tokens, load)
     found = {}
     for name in [*variants, *([UNTRAINED] if _prompt_length(run) else [])]:
