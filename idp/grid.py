@@ -47,13 +47,20 @@ def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
             f" -m +{EXPERIMENT}=nine_tasks"
         )
     swept |= set(_grid_of_experiment(words, parsed, loader))
-    groups = {name.replace("/", ".") for name in swept if loader.repository.group_exists(name)}
-    aside = [
-        word
-        for word, override in zip(words, parsed, strict=True)
-        if not override.is_sweep_override() and _plain(override) and _within(override.key_or_group, groups)
-    ]
+    groups = _groups(swept, loader)
+    aside = [word for word, override in zip(words, parsed, strict=True) if _is_about(override, groups)]
     return [word for word in words if word not in aside], aside
+
+
+def sets_options(words: Sequence[str], loader: Any) -> bool:
+    """Whether the grid of a command line's experiment has one value for an option of a group that it sweeps."""
+    parsed = _parse(words, loader)
+    if any(override.key_or_group in OWN_SWEEPERS for override in parsed):
+        return False
+    params = _grid_of_experiment(words, parsed, loader)
+    grid = _parse([f"{key}={value}" for key, value in params.items()], loader)
+    groups = _groups({override.key_or_group for override in grid if override.is_sweep_override()}, loader)
+    return any(_is_about(override, groups) for override in grid)
 
 
 def as_override(aside: Sequence[str]) -> str:
@@ -78,7 +85,14 @@ def cells(
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    made = list(itertools.chain(*BasicSweeper.split_arguments(list(shared), None)))
+    shared = list(shared)
+    groups = _groups({override.key_or_group for override in shared if override.is_sweep_override()}, loader)
+    about = [override for override in shared if _is_about(override, groups)]  # of an experiment's own grid
+    shared = [override for override in shared if override not in about]
+    given = {override.key_or_group for override in _parse(aside, loader)}
+    own = [override.input_line or "" for override in about if override.key_or_group not in given]
+    aside = [*own, *aside]
+    made = list(itertools.chain(*BasicSweeper.split_arguments(shared, None)))
     if not aside:
         return made
     fits = Fits(loader, path)
@@ -93,7 +107,7 @@ def cells(
     for word, without in lacking.items():
         if len(without) == len(made):
             raise UserError(fits.refusal(made[0], word))
-        if without and not quiet:
+        if without and word not in own and not quiet:
             where = "; ".join(without)
             print(f"{word}: no such option, and left out, in {where}", file=sys.stderr, flush=True)
     return found
@@ -158,14 +172,24 @@ def _has(composed: Any, override: Override) -> bool:
     return True
 
 
-def _grid_of_experiment(words: Sequence[str], parsed: Sequence[Override], loader: Any) -> list[str]:
-    """The options that the experiment of a command line sweeps."""
+def _grid_of_experiment(words: Sequence[str], parsed: Sequence[Override], loader: Any) -> dict[str, Any]:
+    """The values of the options that the experiment of a command line sweeps."""
     chosen = [word for word, override in zip(words, parsed, strict=True) if override.key_or_group == EXPERIMENT]
     path = [word for word in words if word.startswith("hydra.searchpath=")]
     if not chosen:
-        return []
+        return {}
     config = loader.load_configuration(CONFIG, [*path, *chosen], _run())
-    return list(config.hydra.sweeper.get("params") or {})
+    return dict(config.hydra.sweeper.get("params") or {})
+
+
+def _groups(keys: Iterable[str], loader: Any) -> set[str]:
+    """Those of some keys that are groups of YAMLs, as options name them."""
+    return {name.replace("/", ".") for name in keys if loader.repository.group_exists(name)}
+
+
+def _is_about(override: Override, groups: set[str]) -> bool:
+    """Whether a word gives one value to an option of one of the groups."""
+    return not override.is_sweep_override() and _plain(override) and _within(override.key_or_group, groups)
 
 
 def _plain(override: Override) -> bool:

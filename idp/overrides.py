@@ -16,10 +16,13 @@ def rewritten(argv: Sequence[str]) -> list[str]:
     from idp import grid
     from idp.composed import initialized, without_flags
 
-    about = [word for word in argv if not word.startswith(("-", "hydra")) and re.match(r"\w+[./]", word)]
+    about = [word for word in argv if not word.startswith(("-", "hydra")) and re.match(r"\w+[./]|\+experiment=", word)]
     if not {"-m", "--multirun"} & set(argv) or not about:
         return list(argv)
     given = without_flags([word for word in argv if word not in ("-m", "--multirun")])
+    words = [word for word in given if not word.startswith("-")]
     with initialized() as loader:
-        _, aside = grid.set_aside([word for word in given if not word.startswith("-")], loader)
-    return [*(word for word in argv if word not in aside), *([grid.SWEEPER, grid.as_override(aside)] if aside else [])]
+        _, aside = grid.set_aside(words, loader)
+        if not aside:
+            return [*argv, grid.SWEEPER] if grid.sets_options(words, loader) else list(argv)
+    return [*(word for word in argv if word not in aside), grid.SWEEPER, grid.as_override(aside)]

@@ -21,7 +21,7 @@ def test_the_demo_ends_with_table_sentence_and_answers(idp_run, bridges, shared_
         assert question in end
     assert "dense" in end and "compressed" in end and "repaired" in end
     assert (tmp_path / "outputs" / "frontier.png").read_bytes()[:4] == b"\x89PNG"
-    assert "on arc_easy, 60 documents" in done.stderr and "control prompt_0_25_tokens" in done.stderr
+    assert "on arc_easy, 50 documents" in done.stderr and "control prompt_0_25_tokens" in done.stderr
     again = idp_run(*words)
     assert "\n## " + end in again.stdout and "measured " not in again.stderr, "nothing is made anew"
 

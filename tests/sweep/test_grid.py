@@ -51,6 +51,22 @@ def test_one_that_no_cell_has_is_refused_and_a_value_that_does_not_fit_as_well()
         list(configs([*TINY, "recovery=prompt,lora", "recovery.length=0"], sweep=True))
 
 
+def test_an_experiment_s_own_options_of_what_it_sweeps(capsys):
+    found = cells("+experiment=demo", *TINY)
+    assert [[word for word in cell if word.startswith("recovery.")] for cell in found] == [
+        [],
+        [],
+        ["recovery.lengths=[25,50]", "recovery.fit.blocks=16"],
+    ]
+    assert rewritten(["-m", "+experiment=demo"]) == ["-m", "+experiment=demo", "hydra/sweeper=grid"]
+    assert not capsys.readouterr().err
+    given = cells("+experiment=demo", *TINY, "recovery.lengths=[4,5]")
+    assert given[2][-2:] == ["recovery.fit.blocks=16", "recovery.lengths=[4,5]"]
+    assert "[4,5]: no such option" in capsys.readouterr().err
+    nine = ["-m", "+experiment=nine_tasks"]
+    assert rewritten(nine) == nine, "Hydra's own sweeper, where every cell takes every word"
+
+
 def test_an_experiment_s_grid_counts_and_several_experiments_are_refused():
     found = cells("+experiment=recoveries", "recovery.lengths=[4,5]", "seed=0")
     assert {cell[-1] for cell in found if "recovery=idp" in cell} == {"recovery.lengths=[4,5]"}
