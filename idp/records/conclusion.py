@@ -58,7 +58,12 @@ def _cost(record: Record) -> list[str]:
         return [f"{name} changes no document's outcome in {subject}"]
     differs = f"{name} differs from dense by {_signed(found, mean)} in {subject}"
     if not _decided(record, mean):
-        return [f"nothing to repair here: {differs}, within noise" if _spread_known(record) else differs]
+        if not _spread_known(record):
+            return [differs]
+        worse = [text for text, test in (found.get("texts") or {}).items() if test["high"] < 0]
+        if worse:  # which takes far less reading to show
+            return [f"{differs}, within noise; on text ({', '.join(worse)}) it lost more than noise"]
+        return [f"nothing to repair here: {differs}, within noise"]
     if mean["difference"] < 0:
         return [f"{name} costs {_lost(found, mean)} of {subject}"]
     return [f"nothing to repair here: {differs}, a gain"]

@@ -214,7 +214,8 @@ def _verdict(view: View, compressed: Cell, repairs: list[Cell]) -> str:
     before = view.parent(compressed)
     name = f"{compressed.name} differs from {before.name if before else 'dense'} by {_signed(view, damage)}"
     if damage.low <= 0 <= damage.high:
-        return f"nothing to repair here: {name}, which is within noise"
+        within = f"{name}, which is within noise"
+        return f"{within}; {said}" if (said := _of_texts(view, repairs)) else f"nothing to repair here: {within}"
     if damage.difference > 0:
         return f"nothing to repair here: {name}, a gain"
     effects = {row.id: effect for row in repairs if (effect := _effect(view, row)) is not None}
@@ -229,6 +230,19 @@ def _verdict(view: View, compressed: Cell, repairs: list[Cell]) -> str:
         return f"{said}, and is the cheapest that brings back more than noise"
     gain = _gain(view, cheapest, effects[cheapest.id])
     return f"{said}; the cheapest that brings back more than noise is {cheapest.recovery}, {gain}"
+
+
+def _of_texts(view: View, repairs: list[Cell]) -> str:
+    """Which repair brings back most of what compression took on running text; empty where it took nothing there."""
+    parts = []
+    for text in view.setting.corpora:
+        known = {row.recovery: share for row in repairs if (share := _share_of_text(row, text)) is not None}
+        if known:
+            most = max(known, key=lambda name: known[name][0])
+            share = _share_entry(known[most]).text
+            helps = known[most][1] > 0
+            parts.append(f"{most} brings back most, {share} on {text}" if helps else f"no repair brings any back on {text}")
+    return f"on text it lost more than noise, of which {' and '.join(parts)}" if parts else ""
 
 
 def _gain(view: View, row: Cell, effect: Difference) -> str:

@@ -88,7 +88,7 @@ def data(found: Collection, views: list[View], title: str) -> dict[str, Any]:
 
 def headline(found: Collection, views: list[View]) -> list[str]:
     """What the runs show, in some sentences: of each compressed model with several repairs, else of the newest run."""
-    said = [sentence[:1].upper() + sentence[1:] for view in views for sentence in verdicts(view)]
+    said = [sentence for view in views for sentence in verdicts(view)]  # which may begin with a name
     newest = [str(record["idp"]["conclusion"]) for record in found.records if record["idp"].get("conclusion")]
     return (said or newest[:1])[:SENTENCES]
 

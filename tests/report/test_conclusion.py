@@ -85,6 +85,17 @@ def test_no_damage_beyond_noise(tmp_path):
     assert "brings back" not in sentence
 
 
+def test_damage_that_only_text_shows_is_damage(tmp_path):
+    same = {"arc_easy": hits(90, 120, 3, 5), "piqa": hits(80, 120)}
+    windows = [3.0, 3.4, 3.2, 3.9]
+    losses = {"dense": windows, "compressed": [loss + 0.5 for loss in windows]}
+    texts = {row: {"c4": each} for row, each in losses.items()}
+    models = {"dense": DENSE, "compressed": same}
+    found = record(tmp_path, models, recovery="none", compressor="rtn4", texts=texts)["idp"]["conclusion"]
+    assert found.startswith("rtn4 differs from dense by -0.8 points (-")
+    assert ", within noise; on text (c4) it lost more than noise;" in found
+
+
 def test_nothing_changed_is_not_taken_for_proof_of_nothing(tmp_path):
     sentence = said(tmp_path, {"dense": DENSE, "compressed": DENSE}, recovery="none", compressor="rtn8")
     assert sentence == (
