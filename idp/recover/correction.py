@@ -51,7 +51,7 @@ class ClosedForm:
         unsaid=True,
         decides=False,
     )
-    length: Optional[int] = option(
+    sample_length: Optional[int] = option(  # not `length`, which prompts have: a sweep over both would set it, too
         "of the closed form: tokens per sequence; null: compressor.calibration.length",
         minimum=8,
         default=None,
@@ -69,7 +69,7 @@ class ClosedForm:
 
     def calibration(self, options: Calibration) -> Calibration:
         """What it reads of the run's calibration text."""
-        given: dict[str, Any] = {"samples": self.samples, "length": self.length, "seed": self.draw}
+        given: dict[str, Any] = {"samples": self.samples, "length": self.sample_length, "seed": self.draw}
         return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -127,8 +127,9 @@ def _check_calibration(
         raise UserError(f"recovery={recovery.kind} reads calibration text, and this run has none")
     read = calibration.read_by(recovery)
     if read.options.length > window:
-        where = "compressor.calibration" if read.options.length == calibration.options.length else "recovery"
-        raise UserError(f"{where}.length={read.options.length}: the model's window is {window}; use {window} or less")
+        own = read.options.length != calibration.options.length
+        where = "recovery.sample_length" if own else "compressor.calibration.length"
+        raise UserError(f"{where}={read.options.length}: the model's window is {window}; use {window} or less")
     recovery.check_calibration(read.options.samples)
     read.check(empty)
 

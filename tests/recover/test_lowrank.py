@@ -266,10 +266,10 @@ def test_quantised_pruned_and_joint_models(compressor, repaired):
 def test_the_key_has_the_text_that_is_read(repaired):
     """However it is said; another draw is another repair of the same compressed model, and the run's seed is none."""
     _, _, compressed, one = repaired()
-    for same in (["recovery.draw=0"], ["recovery.samples=4"], ["recovery.length=48"], ["seed=3"]):
+    for same in (["recovery.draw=0"], ["recovery.samples=4"], ["recovery.sample_length=48"], ["seed=3"]):
         assert repaired(*same)[3].key == one.key, same
     found = {one.key}
-    for other in (["recovery.draw=1"], ["recovery.samples=3"], ["recovery.length=32"], ["recovery.damping=0.1"]):
+    for other in (["recovery.draw=1"], ["recovery.samples=3"], ["recovery.sample_length=32"], ["recovery.damping=0.1"]):
         _, _, same, repair = repaired(*other)
         assert same.key == compressed.key
         found.add(repair.key)
@@ -280,8 +280,8 @@ def test_the_key_has_the_text_that_is_read(repaired):
 
 
 def test_text_that_does_not_fit_is_refused(repaired):
-    with pytest.raises(UserError, match=r"^recovery.length=4000: the model's window is 2048; use 2048 or less"):
-        repaired("recovery.length=4000")
+    with pytest.raises(UserError, match=r"^recovery.sample_length=4000: the model's window is 2048; use 2048 or less"):
+        repaired("recovery.sample_length=4000")
     with pytest.raises(UserError, match=r"calibration"):
         repaired("recovery.samples=100000")
 

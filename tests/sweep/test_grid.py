@@ -116,3 +116,11 @@ def test_a_sweep_runs_each_cell_with_what_it_has(idp_run, shared_store, tmp_path
     assert [("recovery.length=4" in cell["overrides"]) for cell in written["cells"]] == [False, True]
     records = [json.loads(file.read_text()) for file in tmp_path.rglob("runs/*/record.json")]
     assert sorted(record["idp"]["parameters"]["added"] for record in records) == [0, 4 * 64]
+
+
+def test_a_prompt_s_length_is_no_length_of_calibration_text(capsys):
+    """An option that two choices call alike would be set in both."""
+    grid = [*TINY, "recovery=lowrank,lora,lora_all,prompt", "recovery.length=12"]
+    found = list(configs(grid, sweep=True))
+    assert [config.recovery.sample_length for config in found[:3]] == [None] * 3 and found[3].recovery.length == 12
+    assert "recovery.length=12: no such option, and left out, in recovery=lowrank; " in capsys.readouterr().err
