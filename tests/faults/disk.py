@@ -169,8 +169,10 @@ class Disk(contextlib.AbstractContextManager):
 
 
 def kind_of(file: str, output: Path) -> str:
-    """Whose file it is: a stage's product, its checkpoint, or the run's folder."""
+    """Whose file it is: a stage's product, its checkpoint, the run's folder, or nobody's, to see whether one can write."""
     parts = Path(file).relative_to(output).parts
+    if len(parts) < 3 or "(deleted)" in parts[-1]:
+        return "asking whether one can write"
     if parts[0] == "runs":
         return "run folder"
     return f"{parts[1]}, checkpoint" if "checkpoint" in parts else parts[1]
