@@ -239,9 +239,10 @@ def _of_texts(view: View, repairs: list[Cell]) -> str:
         known = {row.recovery: share for row in repairs if (share := _share_of_text(row, text)) is not None}
         if known:
             most = max(known, key=lambda name: known[name][0])
-            share = _share_entry(known[most]).text
-            helps = known[most][1] > 0
-            parts.append(f"{most} brings back most, {share} on {text}" if helps else f"no repair brings any back on {text}")
+            if known[most][1] > 0:
+                parts.append(f"{most} brings back most, {_share_entry(known[most]).text} on {text}")
+            else:
+                parts.append(f"no repair brings any back on {text}")
     return f"on text it lost more than noise, of which {' and '.join(parts)}" if parts else ""
 
 

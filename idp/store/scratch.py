@@ -17,7 +17,7 @@ log = logging.getLogger("idp.store")
 
 
 class ReaderStore(Store):
-    """A store in which a missing product is made where it can be; else in a temporary folder, until the process ends."""
+    """A store that makes what is missing where it can write; else in a temporary folder, until the process ends."""
 
     def obtain(self, identity: Identity, make: Callable[[Path], None]) -> Product:
         """As `Store.obtain`, and never refused for want of permission to write."""

@@ -169,7 +169,7 @@ class Disk(contextlib.AbstractContextManager):
 
 
 def kind_of(file: str, output: Path) -> str:
-    """Whose file it is: a stage's product, its checkpoint, the run's folder, or nobody's, to see whether one can write."""
+    """Whose file it is: a stage's product, its checkpoint, the run's folder, or one that only asks for room."""
     parts = Path(file).relative_to(output).parts
     if len(parts) < 3 or "(deleted)" in parts[-1]:
         return "asking whether one can write"
