@@ -64,7 +64,7 @@ def sets_options(words: Sequence[str], loader: Any) -> bool:
 
 
 def as_override(aside: Sequence[str]) -> str:
-    """The words that were set aside as one override of Hydra's, which `idp.sweep.sweeper.Grid` is given."""
+    """The words that were set aside as one override of Hydra's, which `hydra_plugins.idp_grid.Grid` is given."""
     return f"{OPTION}=[{','.join(map(quoted, aside))}]"
 
 
