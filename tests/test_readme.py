@@ -207,7 +207,8 @@ def repairs_in_place(overrides, run_here, model_folders, tmp_path):
     """The overrides with a repair where they name one of the reader's."""
     words = " ".join(overrides)
     if "/path/to/your/run" in words:
-        small = ("compressor=rtn3", "recovery=prompt", "recovery.length=4", "evaluation.perplexity=[]")
+        length = next((word for word in overrides if word.startswith("recovery.length=")), "recovery.length=4")
+        small = ("compressor=rtn3", "recovery=prompt", length, "evaluation.perplexity=[]")
         record = run_here(
             "model=tiny_llama", "budget=smoke", "tracker=none", "task=arc_easy", "baselines=false", *small
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Optional
 
 from idp import config
 from idp.config import DENSE, DENSE_STATES, option, states_option
@@ -21,9 +21,9 @@ from idp.prompting.shapes import prefix_width
 from idp.prompting.states import run_prompt
 from idp.recover import prompt_states
 from idp.recover.context import RepairContext, RepairResult, train_in
-from idp.recover.initial import Start
+from idp.recover.initial import LEARNED
 from idp.recover.objective import text_loss
-from idp.recover.prompt import unused_text
+from idp.recover.prompt import Started, init_from_option
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +32,15 @@ FILE = "gated_prefix.safetensors"
 
 
 @dataclass
-class GatedPrefix(config.Trained):
+class GatedPrefix(Started, config.Trained):
     length: int = option("positions of the prefix", minimum=1)
     init: str = option(
         "the tokens whose keys and values it starts as. vocabulary: random rows of the embedding; text: those of"
-        " init_text; corpus: the first of a training document",
-        choices=("vocabulary", "text", "corpus"),
+        " init_text; corpus: the first of a training document; learned: the prompt of init_from",
+        choices=("vocabulary", "text", "corpus", LEARNED),
     )
     init_text: str = option("the text for init=text, repeated to the prefix's length")
+    init_from: Optional[str] = init_from_option()
     states: str = states_option()
 
     method: ClassVar[str] = "gated_prefix"
@@ -48,10 +49,6 @@ class GatedPrefix(config.Trained):
     @property
     def needs(self) -> frozenset[str]:
         return super().needs | (frozenset({DENSE}) if self.states == DENSE_STATES else frozenset())
-
-    @property
-    def unused(self) -> set[str]:
-        return unused_text(self.init, self.search)
 
     def numbers(self, empty: LoadedModel) -> int:
         shape = empty.model.config.get_text_config()
@@ -92,8 +89,7 @@ class GatedPrefix(config.Trained):
         from idp.recover.nets.gated_attention import unrotated
 
         source = prompt_states.model_of(self.states, context)
-        start = Start(self.init, self.init_text)
-        embedded = start.prompt(source, self.length, context.seed, context.beginning_of_text)
+        embedded = self.start.prompt(source, self.length, context.seed, context.beginning_of_text)
         return unrotated(source.model, lambda: run_prompt(source.model, embedded))
 
     @classmethod

@@ -7,7 +7,7 @@ attention selector adds no parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 from idp import config
 from idp.config import (
@@ -28,17 +28,20 @@ from idp.errors import UserError
 from idp.models import LoadedModel
 from idp.recover import prompt_states
 from idp.recover.context import RepairContext, RepairResult
-from idp.recover.initial import Start
-from idp.recover.prompt import PromptTuning, unused_text
+from idp.recover.initial import LEARNED
+from idp.recover.prompt import PromptTuning, Started, init_from_option
 
 
 @dataclass
-class Idp(config.Prompted, config.Trained):
+class Idp(Started, config.Prompted, config.Trained):
     method: ClassVar[str] = "idp"
 
     lengths: list[int] = option("tokens of each prompt of the bank", minimum=1)
-    init: str = option("as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random"))
+    init: str = option(
+        "as for recovery=prompt; each prompt has its own seed", choices=("vocabulary", "text", "random", LEARNED)
+    )
     init_text: str = option("the text for init=text, repeated to the prompt's length")
+    init_from: Optional[str] = init_from_option()
     selector: Selector = part(Selector)
     controls: bool = controls_option()
     fit: Fitting = part(Fitting)
@@ -83,13 +86,8 @@ class Idp(config.Prompted, config.Trained):
         return self.storage
 
     @property
-    def start(self) -> Start:
-        """What each prompt starts from."""
-        return Start(self.init, self.init_text)
-
-    @property
-    def unused(self) -> set[str]:
-        return unused_text(self.init, self.search)
+    def started(self) -> list[int]:
+        return self.lengths
 
     @property
     def texts(self) -> int:
@@ -105,7 +103,8 @@ class Idp(config.Prompted, config.Trained):
         return self.bank.content()
 
     def find(self) -> tuple[config.Recovery, Any]:
-        return self.bank.find(self)
+        found, given = self.bank.find(self)
+        return (found, given) if given is not None or not self.trains else super().find()
 
     def candidate(self) -> PromptTuning:
         """One prompt of the longest length."""
@@ -114,6 +113,7 @@ class Idp(config.Prompted, config.Trained):
             length=max(self.lengths),
             init=self.init,
             init_text=self.init_text,
+            init_from=self.init_from,
             bos=self.bos,
             states=self.states,
             sink=self.sink,

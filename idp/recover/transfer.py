@@ -206,19 +206,14 @@ class RepairSource(Given):
             " prompts of equal hidden size can be tried with recovery=idp recovery/bank=assembled"
         )
 
-    def refuse_evaluated(self, tasks: list[TaskSource]) -> None:
-        """Refuses a repair that was trained on text of a task that is evaluated, as far as its run's record tells.
+    @property
+    def corpus(self) -> dict[str, Any] | None:
+        """The options of the text that it was trained on; None for a repair's own folder."""
+        return self.record["idp"]["config"]["corpus"] if self.record else None
 
-        Raises:
-            UserError: names the corpus and the task.
-        """
-        corpus = self.record["idp"]["config"]["corpus"] if self.record else {"made_from": []}
-        for task in tasks:
-            if {task.name, task.runs}.intersection(corpus["made_from"]):
-                raise UserError(
-                    f"recovery.from={self.place}: it was trained on corpus {corpus['name']}, which is made from"
-                    f" {task.runs}, which this run evaluates: leave it out of task.names"
-                )
+    def refuse_evaluated(self, tasks: list[TaskSource]) -> None:
+        """As `refuse_trained_on`, as far as its run's record tells."""
+        refuse_trained_on(self.corpus, tasks, f"recovery.from={self.place}")
 
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
@@ -230,6 +225,27 @@ class RepairSource(Given):
             return {**learned, **origin}
         values = about["config"]
         return {**origin, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
+
+
+def refuse_trained_on(corpus: dict[str, Any] | None, tasks: list[TaskSource], what: str) -> None:
+    """Refuses what was trained on text of a task that is evaluated.
+
+    Args:
+        corpus: the options of the text, as a record has them; None where it is not known.
+        tasks: those that are evaluated.
+        what: the option and its value, for the message.
+
+    Raises:
+        UserError: names the corpus and the task.
+    """
+    if corpus is None:
+        return
+    for task in tasks:
+        if {task.name, task.runs}.intersection(corpus["made_from"]):
+            raise UserError(
+                f"{what}: it was trained on corpus {corpus['name']}, which is made from {task.runs}, which this run"
+                " evaluates: leave it out of task.names"
+            )
 
 
 def find_repair(place: str, setting: str = "recovery.from") -> RepairSource:

@@ -49,6 +49,7 @@ FILES = {  # options that name a file or a folder, with the words without which 
     "compressor.path": ("compressor=external",),
     "recovery.from": ("recovery=transfer",),
     "recovery.bank.from": ("recovery=idp", "recovery/bank=assembled"),
+    "recovery.init_from": ("recovery=prompt", "recovery.init=learned"),
     "corpus.path": (),
     "compressor.calibration.corpus": ("compressor=gptq3",),
     "evaluation.perplexity": (),

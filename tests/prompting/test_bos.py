@@ -13,6 +13,7 @@ from idp.prompting.prefix import bind
 from idp.prompting.repaired import RepairedModel
 from idp.prompting.selectors.attention import Attention
 from idp.prompting.states import embedded, flatten, run_prompt
+from idp.recover import existing
 from idp.recover.banks import assembled
 
 from .test_attention_selector import CONTEXTS
@@ -108,5 +109,5 @@ def test_peft_gives_the_same_logits(open_bos, make_bank, tmp_path, family, place
     assert described["bos"].get("virtual_tokens", 0) == (1 if place == "before" else 0)
     if kind == "prompt":
         for folder in (tmp_path / "out", tmp_path / "out" / "one"):
-            (member,) = assembled._members(str(folder))
+            (member,) = existing.prompts_at(str(folder), assembled.SETTING)
             assert torch.equal(member.prompt, prompt) and member.beginning == beginning

@@ -10,6 +10,7 @@ import torch
 from idp.config import Fitting, Search, Selector, Storage, Training
 from idp.errors import UserError
 from idp.prompting.bank import PromptBank
+from idp.recover import existing
 from idp.recover.banks import assembled, cluster, specialists
 from idp.recover.banks.assembled import AssembledBank
 from idp.recover.banks.cluster import ClusterBank
@@ -325,14 +326,14 @@ def test_prompts_of_another_model_are_named(places, compose, caplog):
     model = compose("model=tiny_llama").model
     message = r"prompt prompt_0 has hidden size 64 \(mine\), this run's model 96 \(tiny_llama\): it belongs to another"
     with pytest.raises(UserError, match=message):
-        assembled.check(found, model, "key", 96)
+        existing.check(found, model, "key", 96, assembled.SETTING)
     with caplog.at_level(logging.WARNING):
-        assembled.check(found, model, "key", 64)
+        existing.check(found, model, "key", 64, assembled.SETTING)
     assert "was trained on mine, this run's model is tiny_llama: its size fits" in caplog.text
     caplog.clear()
     for member in found:
         member.base_model = "somebody/Tiny_Llama"
-    assembled.check(found, model, "key", 64)
+    existing.check(found, model, "key", 64, assembled.SETTING)
     assert not caplog.text
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idp import config
@@ -14,18 +10,15 @@ from idp.beginning import Beginning
 from idp.config import keyword_option
 from idp.errors import UserError
 from idp.models import LoadedModel
-from idp.prompting import peft_files
-from idp.prompting.bank import EMPTY, PromptBank, beginning_of
-from idp.recover import transfer
+from idp.prompting.bank import EMPTY, PromptBank
+from idp.recover import existing
 from idp.recover.context import RepairContext, RepairResult
-from idp.recover.given import Given
+from idp.recover.existing import Existing, Member
 
 if TYPE_CHECKING:
-    import torch
-
     from idp.recover.idp import Idp
 
-log = logging.getLogger(__name__)
+SETTING = "recovery.bank.from"
 
 
 @dataclass
@@ -40,16 +33,11 @@ class AssembledBank(config.Bank):
     def find(self, recovery: Idp) -> tuple[Idp, Joined]:
         """The recovery with the lengths of the prompts that are joined."""
         found = members(self)
-        return replace(recovery, lengths=[len(member.prompt) for member in found]), Joined(found)
+        return replace(recovery, lengths=[len(member.prompt) for member in found]), Joined(found, SETTING)
 
     def content(self) -> dict[str, Any]:
         """Names and content, wherever the files are."""
-        return {
-            "prompts": [
-                [member.name, list(member.prompt.shape), hashlib.sha256(member.prompt.numpy().tobytes()).hexdigest()]
-                for member in members(self)
-            ]
-        }
+        return {"prompts": [[member.name, list(member.prompt.shape), member.digest] for member in members(self)]}
 
     def check(self, recovery: config.Recovery) -> None:
         if not getattr(self, "from"):
@@ -71,25 +59,11 @@ class AssembledBank(config.Bank):
 
 
 @dataclass
-class Member:
-    """A prompt [tokens, hidden_size], and where it comes from."""
-
-    name: str
-    prompt: torch.Tensor
-    place: str  # as the user named it
-    base_model: str | None  # what it was trained on, as its maker called it
-    dense: str | None  # key of the dense model, where it was trained here
-    beginning: Beginning | None = None  # the BOS that it was trained with, where that is known
-
-
-@dataclass
-class Joined(Given):
+class Joined(Existing):
     """The prompts that are joined."""
 
-    members: list[Member]
-
     def check(self, model: config.Model, dense: str, empty: LoadedModel, beginning: Beginning) -> None:
-        check(self.members, model, dense, empty.model.get_input_embeddings().weight.shape[1])
+        super().check(model, dense, empty, beginning)
         check_bos(self.members, beginning)
 
 
@@ -101,7 +75,7 @@ def members(options: AssembledBank) -> list[Member]:
     """
     found: list[Member] = []
     for place in getattr(options, "from"):
-        if not (joined := _members(place)):
+        if not (joined := existing.prompts_at(place, SETTING)):
             raise UserError(
                 f"recovery.bank.from: {place}: none of its prompts has any tokens (low-rank experts, or an empty prompt"
                 " alone); only soft prompts are joined"
@@ -113,44 +87,6 @@ def members(options: AssembledBank) -> list[Member]:
         if taken[member.name] > 1:
             member.name = f"{member.name}_{taken[member.name]}"
     return found
-
-
-def check(found: list[Member], model: config.Model, dense: str, hidden_size: int) -> None:
-    """Holds prompts against the model that they are to repair.
-
-    One of another hidden size is refused. One that was trained on a model of another name is used, with a warning: it
-    is in another's space, but names differ for one model too.
-
-    Args:
-        found: the prompts.
-        model: the run's model.
-        dense: the key of its dense product.
-        hidden_size: of its input embeddings.
-
-    Raises:
-        UserError: names both models and both sizes.
-    """
-    for member in found:
-        theirs = member.base_model or "a model that it does not name"
-        size = member.prompt.shape[1]
-        if size != hidden_size:
-            raise UserError(
-                f"recovery.bank.from: {member.place}: prompt {member.name} has hidden size {size} ({theirs}), this"
-                f" run's model {hidden_size} ({model.name}): it belongs to another model"
-            )
-        if member.dense is not None:
-            same = member.dense == dense
-        else:
-            ours = {model.name.lower()} | ({_last(model.path)} if model.path else set())
-            same = member.base_model is None or _last(member.base_model) in ours
-        if not same:
-            log.warning(
-                "%s: prompt %s was trained on %s, this run's model is %s: its size fits, whether it helps will show",
-                member.place,
-                member.name,
-                theirs,
-                model.path or model.name,
-            )
 
 
 def check_bos(found: list[Member], beginning: Beginning) -> None:
@@ -175,50 +111,3 @@ def check_bos(found: list[Member], beginning: Beginning) -> None:
 def _describe(beginning: Beginning) -> str:
     tokens, place = beginning.described().values()
     return f"BOS tokens {tokens} at recovery.bos={place}" if tokens else "no BOS"
-
-
-def _members(place: str) -> list[Member]:
-    folder = Path(place).expanduser()
-    if peft_files.is_adapter(folder):
-        read = peft_files.read(folder)
-        beginning, ahead = _of_export(folder)
-        return [Member(folder.absolute().name, read.prompt[ahead:], place, read.base_model, None, beginning)]
-    dense = None
-    if not (folder / "bank.json").is_file():
-        source = transfer.find_repair(place, setting="recovery.bank.from")
-        folder, dense = source.repair.path / "bank", source.dense
-        if not folder.is_dir():
-            raise UserError(f"recovery.bank.from: {place}: that run's repair holds no prompts")
-    described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
-    if described.get("kind", "prompt") != "prompt":
-        raise UserError(
-            f"recovery.bank.from: {place}: a bank of kind {described['kind']}; only soft prompts are joined"
-        )
-    base = described.get("base_model_name_or_path")
-    if not (folder / "prompt_0").is_dir():  # an export: its folders have the prompts' names
-        return [
-            Member(name, peft_files.read(folder / name).prompt[ahead:], place, base, dense, beginning)
-            for beginning, ahead in [beginning_of(described)]
-            for name, length in zip(described["names"], described["lengths"], strict=True)
-            if length
-        ]
-    bank = PromptBank.load(folder)
-    return [
-        Member(name, prompt, place, base, dense, bank.beginning)
-        for name, prompt in zip(bank.names, bank.prompts, strict=True)
-        if len(prompt)  # the empty one joins by `recovery.empty_prompt`
-    ]
-
-
-def _of_export(folder: Path) -> tuple[Beginning | None, int]:
-    """The BOS of a prompt whose folder is one of an exported bank's, and how many of its rows are the BOS's."""
-    try:
-        described = json.loads((folder.absolute().parent / "bank.json").read_text(encoding="utf-8"))
-        known = folder.absolute().name in described["folders"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, 0
-    return beginning_of(described) if known else (None, 0)
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
