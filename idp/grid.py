@@ -1,8 +1,9 @@
 """The cells of a grid whose choices have different options.
 
 `recovery=prompt,lora recovery.length=4` means a length to prompts and nothing to LoRA. Hydra wants every word to fit
-every cell, and the default choice as well. Here a word about a swept group reaches the cells whose choice has that
-option; where none has it, it is refused, and where some have not, they are named before anything starts.
+every cell, and the default choice as well. Here a word about a swept group, of one value or of several, reaches the cells
+whose choice has that option; where none has it, it is refused, and where some have not, they are named before anything
+starts.
 """
 
 from __future__ import annotations
@@ -52,15 +53,16 @@ def set_aside(words: Sequence[str], loader: Any) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in aside], aside
 
 
-def sets_options(words: Sequence[str], loader: Any) -> bool:
-    """Whether the grid of a command line's experiment has one value for an option of a group that it sweeps."""
+def needs_own(words: Sequence[str], loader: Any) -> bool:
+    """Whether a command line without words to set aside sweeps a group and is about its options all the same: its
+    experiment's grid gives one of them a value, or several are swept."""
     parsed = _parse(words, loader)
     if any(override.key_or_group in OWN_SWEEPERS for override in parsed):
         return False
     params = _grid_of_experiment(words, parsed, loader)
     grid = _parse([f"{key}={value}" for key, value in params.items()], loader)
-    groups = _groups({override.key_or_group for override in grid if override.is_sweep_override()}, loader)
-    return any(_is_about(override, groups) for override in grid)
+    groups = _groups({override.key_or_group for override in [*grid, *parsed] if override.is_sweep_override()}, loader)
+    return any(_is_about(each, groups) for each in grid) or any(_varies(each, groups) for each in [*grid, *parsed])
 
 
 def as_override(aside: Sequence[str]) -> str:
@@ -83,34 +85,69 @@ def cells(
     Raises:
         UserError: no cell has an option that was given a value.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    shared = list(shared)
+    shared = list({override.get_key_element(): override for override in shared}.values())  # the last word counts
     groups = _groups({override.key_or_group for override in shared if override.is_sweep_override()}, loader)
     about = [override for override in shared if _is_about(override, groups)]  # of an experiment's own grid
     shared = [override for override in shared if override not in about]
     given = {override.key_or_group for override in _parse(aside, loader)}
     own = [override.input_line or "" for override in about if override.key_or_group not in given]
     aside = [*own, *aside]
-    made = list(itertools.chain(*BasicSweeper.split_arguments(shared, None)))
-    if not aside:
-        return made
+    varying = [override for override in shared if _varies(override, groups)]
     fits = Fits(loader, path)
-    lacking: dict[str, list[str]] = {word: [] for word in aside}
-    found = []
-    for cell in made:
-        known = fits.of(cell, aside)
+    lacking: dict[str, list[str]] = {}  # word -> the cells that have no such option
+
+    made = _product(override for override in shared if override not in varying)
+    for override in varying:
+        if fits.is_group(override):
+            made = _expanded(made, override, fits, lacking)
+    if aside:
+        fitting = [fits.of(cell, aside) for cell in made]
         for word in aside:
-            if word not in known:
-                lacking[word].append(" ".join(each for each in cell if not all(each in other for other in made)))
-        found.append([*cell, *known])
+            lacking[word] = [_apart(cell, made) for cell, known in zip(made, fitting, strict=True) if word not in known]
+            if len(lacking[word]) == len(made):
+                raise UserError(fits.refusal(made[0], word))
+        made = [[*cell, *known] for cell, known in zip(made, fitting, strict=True)]
+    for override in varying:
+        if not fits.is_group(override):
+            made = _expanded(made, override, fits, lacking)
+    if varying and not any(lacking[each.input_line or ""] for each in varying):  # in the order of Hydra's own
+        made = [[*cell, *fits.of(cell, aside)] if aside else cell for cell in _product(shared)]
     for word, without in lacking.items():
-        if len(without) == len(made):
-            raise UserError(fits.refusal(made[0], word))
         if without and word not in own and not quiet:
-            where = "; ".join(without)
+            where = "; ".join(dict.fromkeys(without))
             print(f"{word}: no such option, and left out, in {where}", file=sys.stderr, flush=True)
-    return found
+    return made
+
+
+def _product(overrides: Iterable[Override]) -> list[list[str]]:
+    """The words of each cell of a grid, as Hydra's own sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return list(itertools.chain(*BasicSweeper.split_arguments(list(overrides), None)))
+
+
+def _expanded(cells: list[list[str]], override: Override, fits: Fits, lacking: dict[str, list[str]]) -> list[list[str]]:
+    """The cells that have the swept option with each of its values, and those that have not as they are.
+
+    Raises:
+        UserError: none has it.
+    """
+    words = [word for (word,) in _product([override])]
+    known = [bool(fits.of(cell, words[:1])) for cell in cells]
+    if not any(known):
+        raise UserError(fits.refusal(cells[0], words[0]))
+    without = [cell for cell, has in zip(cells, known, strict=True) if not has]
+    lacking[override.input_line or ""] = [_apart(cell, cells) for cell in without]
+    return [
+        [*cell, *given]
+        for cell, has in zip(cells, known, strict=True)
+        for given in ([[w] for w in words] if has else [[]])
+    ]
+
+
+def _apart(cell: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """What sets a cell apart from the others, in words."""
+    return " ".join(each for each in cell if not all(each in other for other in cells))
 
 
 class Fits:
@@ -122,15 +159,16 @@ class Fits:
 
     def of(self, cell: Sequence[str], words: Sequence[str]) -> list[str]:
         """Those that fit, one beside the other: `recovery/selector=random` brings options of its own."""
-        chosen = [word for word, override in zip(cell, _parse(cell, self.loader), strict=True) if self._group(override)]
+        parsed = zip(cell, _parse(cell, self.loader), strict=True)
+        chosen = [word for word, override in parsed if self.is_group(override)]
         fitting = []
         for word, override in zip(words, _parse(words, self.loader), strict=True):
-            if self._group(override) and self._compose([*chosen, word]) is not None:
+            if self.is_group(override) and self._compose([*chosen, word]) is not None:
                 chosen.append(word)
                 fitting.append(word)
         composed = self._compose(chosen)
         for word, override in zip(words, _parse(words, self.loader), strict=True):
-            if not self._group(override) and (composed is None or _has(composed, override)):
+            if not self.is_group(override) and (composed is None or _has(composed, override)):
                 fitting.append(word)
         return [word for word in words if word in fitting]
 
@@ -144,7 +182,8 @@ class Fits:
             return f"no cell of the sweep takes this: {explain(error)}"
         raise ValueError(f"{word} fits {' '.join(cell)}")
 
-    def _group(self, override: Override) -> bool:
+    def is_group(self, override: Override) -> bool:
+        """Whether a word chooses a YAML of a group."""
         key = override.key_or_group
         return "." not in key and bool(self.loader.repository.group_exists(key))
 
@@ -190,6 +229,11 @@ def _groups(keys: Iterable[str], loader: Any) -> set[str]:
 def _is_about(override: Override, groups: set[str]) -> bool:
     """Whether a word gives one value to an option of one of the groups."""
     return not override.is_sweep_override() and _plain(override) and _within(override.key_or_group, groups)
+
+
+def _varies(override: Override, groups: set[str]) -> bool:
+    """Whether a word gives several values to an option of one of the groups, or chooses within it."""
+    return override.is_sweep_override() and override.is_discrete_sweep() and _within(override.key_or_group, groups)
 
 
 def _plain(override: Override) -> bool:

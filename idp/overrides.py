@@ -24,5 +24,5 @@ def rewritten(argv: Sequence[str]) -> list[str]:
     with initialized() as loader:
         _, aside = grid.set_aside(words, loader)
         if not aside:
-            return [*argv, grid.SWEEPER] if grid.sets_options(words, loader) else list(argv)
+            return [*argv, grid.SWEEPER] if grid.needs_own(words, loader) else list(argv)
     return [*(word for word in argv if word not in aside), grid.SWEEPER, grid.as_override(aside)]

@@ -67,6 +67,46 @@ def test_an_experiment_s_own_options_of_what_it_sweeps(capsys):
     assert rewritten(nine) == nine, "Hydra's own sweeper, where every cell takes every word"
 
 
+def test_values_of_an_option_that_only_some_choices_have(capsys):
+    found = cells(*TINY, "recovery=prompt,lora", "recovery.length=4,5", "seed=0,1")
+    assert [[word for word in cell if word not in TINY] for cell in found] == [
+        ["recovery=prompt", "seed=0", "recovery.length=4"],
+        ["recovery=prompt", "seed=0", "recovery.length=5"],
+        ["recovery=prompt", "seed=1", "recovery.length=4"],
+        ["recovery=prompt", "seed=1", "recovery.length=5"],
+        ["recovery=lora", "seed=0"],
+        ["recovery=lora", "seed=1"],
+    ]
+    said = capsys.readouterr().err
+    assert said == "recovery.length=4,5: no such option, and left out, in recovery=lora seed=0; recovery=lora seed=1\n"
+    configured = list(configs([*TINY, "recovery=prompt,lora", "recovery.length=4,5"], sweep=True))
+    assert [getattr(config.recovery, "length", None) for config in configured] == [4, 5, None]
+
+
+def test_choices_and_values_within_a_swept_choice():
+    words = ("recovery=prompt,idp", "recovery/selector=attention,random", "recovery.selector.seed=1,2")
+    found = cells(*TINY, *words, "recovery.selector.layer=1")
+    assert [[word.removeprefix("recovery") for word in cell if "recovery" in word] for cell in found] == [
+        ["=prompt"],
+        ["=idp", "/selector=attention", ".selector.layer=1"],
+        ["=idp", "/selector=random", ".selector.seed=1"],
+        ["=idp", "/selector=random", ".selector.seed=2"],
+    ]
+
+
+def test_where_all_have_it_the_order_is_hydra_s():
+    words = ["-m", "recovery=prompt,ptune", "recovery.length=4,5", "seed=0,1"]
+    assert rewritten(words) == [*words, "hydra/sweeper=grid"]
+    found = cells(*TINY, *words[1:])
+    assert [cell[-3:] for cell in found[:3]] == [
+        ["recovery=prompt", "recovery.length=4", "seed=0"],
+        ["recovery=prompt", "recovery.length=4", "seed=1"],
+        ["recovery=prompt", "recovery.length=5", "seed=0"],
+    ]
+    with pytest.raises(UserError, match=r"^no cell of the sweep takes this: recovery.lengths: there is no such option"):
+        cells(*TINY, "recovery=prompt,lora", "recovery.lengths=[4],[5]")
+
+
 def test_an_experiment_s_grid_counts_and_several_experiments_are_refused():
     found = cells("+experiment=recoveries", "recovery.lengths=[4,5]", "seed=0")
     assert {cell[-1] for cell in found if "recovery=idp" in cell} == {"recovery.lengths=[4,5]"}
