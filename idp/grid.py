@@ -1,8 +1,9 @@
 """The cells of a grid whose choices have different options.
 
 `recovery=prompt,lora recovery.length=4` means a length to prompts and nothing to LoRA. Hydra wants every word to fit
-every cell, and the default choice as well. Here a word about a swept group, of one value or several, reaches the cells whose
-choice has that option; where none has it, it is refused, and where some have not, they are named before anything starts.
+every cell, and the default choice as well. Here a word about a swept group, of one value or several, reaches the cells
+whose choice has that option; where none has it, it is refused, and where some have not, they are named before anything
+starts.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def test_a_run_and_its_tables_need_no_extra(bridges, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "note: no plots: drawing them needs matplotlib: pip install 'idp[plots]'" in done.stdout
     assert {file.name for file in (tmp_path / "report").iterdir()} == {
-        *("report.md", "table.csv", "table.tex", "paper.tex", "results.csv", "results.parquet", "index.html"),
+        *("report.md", "table.csv", "table.tex", "paper.tex", "results.csv", "results.parquet", "records.csv"),
+        "index.html",
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Collection:
     models: list[ModelScores] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)  # by name; the same run once
+    files: list[Path] = field(default_factory=list)  # where they were read, in the same order
     unfinished: list[Unfinished] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out, and what is not to be compared
     _index: dict[str, ModelScores] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -111,7 +113,8 @@ def collect(places: Sequence[str | Path]) -> Collection:
         _nothing(places, found.unfinished, faults)
     found.notes += [f"left out: {fault}" for fault in faults]
     kept = _once(read, found.notes)
-    found.records = [record for _, record in kept]
+    found.files, found.records = [file for file, _ in kept], [record for _, record in kept]
+    found.notes += several_machines(found.records)
     found.settings, members = _settings(kept, found.notes)
     for (file, record), setting in zip(kept, members, strict=True):
         for group, tasks in groups_of(record).items():  # of two runs that name a group, the one with more of its tasks
@@ -226,6 +229,26 @@ def _once(read: list[tuple[Path, Record]], notes: list[str]) -> list[tuple[Path,
         (file, place), others = same[0], f", and {len(same) - 1} more such copies" if len(same) > 1 else ""
         notes.append(f"left out: {file}: the same as {place}{others}")
     return [newest[name] for name in sorted(newest)]
+
+
+def several_machines(records: Iterable[Record]) -> list[str]:
+    """A note where runs were made on machines that round otherwise, as far as their records tell."""
+    counts = Counter(machine for record in records if (machine := machine_of(record)))
+    if len(counts) < 2:
+        return []
+    listed = ", ".join(f"{machine} ({count})" for machine, count in counts.most_common())
+    return [
+        f"runs of several machines: {listed}. They round differently, and a repair that is trained on one comes out"
+        " otherwise on another: compare within one"
+    ]
+
+
+def machine_of(record: Record) -> str:
+    """The GPU, or the CPU with the instructions that torch uses there; empty where an older record does not say."""
+    about = record["idp"].get("environment") or {}
+    if about.get("devices"):
+        return about.get("device", "")
+    return f"{about['device']}, {about['instructions']}" if "instructions" in about and "device" in about else ""
 
 
 def _settings(kept: list[tuple[Path, Record]], notes: list[str]) -> tuple[list[Setting], list[Setting]]:

@@ -254,6 +254,7 @@ class Environment(TypedDict, total=False):
     versions: dict[str, str]
     device: str
     devices: int
+    instructions: Annotated[str, Doc("of the CPU, as torch uses them: AVX2, AVX512, ...; absent in older records")]
     cpus: int | None
     threads: int
     git_commit: str | None

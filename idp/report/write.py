@@ -13,12 +13,24 @@ from idp.records.collect import Collection
 from idp.report import figures
 from idp.report.behaviours import behaviour_table
 from idp.report.costs import cost_table
-from idp.report.files import CSV, FORMATS, LATEX, MARKDOWN, PAGE, PAPER, PLOTS, RESULTS_CSV, RESULTS_PARQUET
+from idp.report.files import (
+    CSV,
+    FORMATS,
+    LATEX,
+    MARKDOWN,
+    PAGE,
+    PAPER,
+    PLOTS,
+    RECORDS,
+    RESULTS_CSV,
+    RESULTS_PARQUET,
+)
 from idp.report.formats import Table, comma_separated, latex, markdown
 from idp.report.frontier import frontier_table
 from idp.report.intervals import difference_table
 from idp.report.nine_tasks import score_table
 from idp.report.paper import Choice, paper_tables
+from idp.report.provenance import records_csv
 from idp.report.view import View, views
 
 
@@ -84,6 +96,7 @@ def _write(
             name = f"table-{number + 1}.csv" if len(tables) > 1 else CSV
             written.append(_put(folder / name, comma_separated([scores, costs, difference_table(view)])))
         written.append(_put(folder / RESULTS_CSV, figures.comma_separated(lines)))
+        written.append(_put(folder / RECORDS, records_csv(found, folder)))
     if "parquet" in formats:
         written.append(_put_parquet(folder / RESULTS_PARQUET, lines))
     if "latex" in formats:

@@ -42,6 +42,23 @@ def test_a_run_is_three_models_in_a_line(real):
     assert found.notes == [] and found.unfinished == []
 
 
+def test_runs_of_several_machines_are_said_to_be(vary, runs):
+    def elsewhere(record):
+        another_repair(record)
+        record["idp"]["environment"] |= {"device": "CPU of another make", "instructions": "AVX512"}
+
+    def long_ago(record):
+        another_compressor(record)
+        del record["idp"]["environment"]["instructions"]
+
+    vary("first")
+    vary("third", long_ago)
+    assert not collect([runs]).notes
+    vary("second", elsewhere)
+    (note,) = collect([runs]).notes
+    assert "runs of several machines: " in note and "CPU of another make, AVX512 (1)" in note
+
+
 def test_the_same_model_of_several_runs_is_one(vary, runs):
     vary("first")
     vary("second", another_repair)

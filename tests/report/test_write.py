@@ -30,7 +30,26 @@ def test_the_command_writes_every_format(sweep, tmp_path, capsys):
 
 def test_only_the_formats_that_are_asked_for(real, tmp_path, capsys):
     main([f"runs={real[0]}", f"output={tmp_path / 'report'}", "formats=csv,markdown"])
-    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == ["report.md", "results.csv", "table.csv"]
+    written = ["records.csv", "report.md", "results.csv", "table.csv"]
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == written
+
+
+def test_the_records_that_it_was_made_of(real, tmp_path):
+    import csv
+    import hashlib
+
+    folder, record = real
+    report = tmp_path / "report"
+    main([f"runs={folder}", f"output={report}", "formats=csv"])
+    with (report / "records.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    place = folder / "record.json"
+    assert line["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
+    assert (report / line["file"]).resolve() == place.resolve()
+    about = record["idp"]
+    assert line["run"] == about["name"] and line["seed"] == str(about["config"]["seed"])
+    assert line["torch"] == about["environment"]["versions"]["torch"]
+    assert line["instructions"] == about["environment"]["instructions"] and line["command"]
 
 
 def test_runs_of_other_documents_stand_apart(vary, runs, tmp_path, capsys):
