@@ -319,7 +319,7 @@ def _perplexity(measured: Measured, key: str) -> dict[str, float]:
 
 
 def _training(repair: Product | None) -> dict[str, Any] | None:
-    """The best held-out loss of each trained part, in nats per token, and that of its start."""
+    """The held-out loss of each trained part, in nats per token: of its best step, of its start, and all of them."""
     if repair is None or not (histories := repair.read("history.json")):
         return None
     return {
@@ -327,6 +327,7 @@ def _training(repair: Product | None) -> dict[str, Any] | None:
             "best_step": history["best_step"],
             "heldout_loss": history["best_loss"],
             "heldout_loss_at_start": history["heldout"][0]["loss"],
+            "heldout": [[evaluated["step"], evaluated["loss"]] for evaluated in history["heldout"]],
             # What was done otherwise from a step on, such as smaller passes once memory had run out.
             **({"changes": history["changes"]} if history.get("changes") else {}),
         }

@@ -157,6 +157,7 @@ class Training(TypedDict):
     best_step: int
     heldout_loss: Annotated[float, Doc("nats per token, of the step that was kept")]
     heldout_loss_at_start: NotRequired[float]
+    heldout: NotRequired[Annotated[list[list[float]], Doc("step and loss, each time; absent in older records")]]
     changes: NotRequired[Annotated[list[Any], Doc("what was done otherwise from a step on, once memory had run out")]]
 
 

@@ -33,6 +33,7 @@ from idp.report.drawing import (
 )
 from idp.report.frontier import frontier
 from idp.report.layer_plots import similarity_to_dense, weights_of_layers
+from idp.report.training_plots import training_curves
 from idp.report.view import View
 
 if TYPE_CHECKING:
@@ -361,6 +362,7 @@ PLOTS: dict[str, Callable[[View], Any]] = {
     "Perplexity against accuracy": perplexity_and_accuracy,
     "Accuracy against bits and sparsity": accuracy_and_size,
     "Prompt length and bank size": prompt_length_and_bank_size,
+    "Held-out loss while training": training_curves,
     "Prompts selected": prompts_selected,
     "Transfer": transfer_matrix,
     "Weights of the layers": weights_of_layers,
