@@ -39,7 +39,7 @@ def _of(record: Record) -> dict[str, object]:
     versions = environment.get("versions") or {}
     return {
         "run": about["name"],
-        "model": config["model"]["name"],
+        "model": record["config"]["model"],
         "compressor": about["compressor"],
         "recovery": config["recovery"]["kind"],
         "seed": config["seed"],
