@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class Member:
     base_model: str | None  # what it was trained on, as its maker called it
     dense: str | None  # key of the dense model, where it was trained here
     beginning: Beginning | None = None  # the BOS that it was trained with, where that is known
-    corpus: dict[str, Any] | None = None  # the options of the text that it was trained on, where that is known
+    corpora: list[dict[str, Any]] = field(default_factory=list)  # options of the texts that it was trained on, if known
 
     @property
     def digest(self) -> str:
@@ -56,7 +56,7 @@ class Existing(Given):
 
     def refuse_evaluated(self, tasks: list[TaskSource]) -> None:
         for member in self.members:
-            transfer.refuse_trained_on(member.corpus, tasks, f"{self.setting}: {member.place}")
+            transfer.refuse_trained_on(member.corpora, tasks, f"{self.setting}: {member.place}")
 
 
 def prompts_at(place: str, setting: str) -> list[Member]:
@@ -74,10 +74,10 @@ def prompts_at(place: str, setting: str) -> list[Member]:
         read = peft_files.read(folder)
         beginning, ahead = _of_export(folder)
         return [Member(folder.absolute().name, read.prompt[ahead:], place, read.base_model, None, beginning)]
-    dense = corpus = None
+    dense, corpora = None, []
     if not (folder / "bank.json").is_file():
         source = transfer.find_repair(place, setting=setting)
-        folder, dense, corpus = source.repair.path / "bank", source.dense, source.corpus
+        folder, dense, corpora = source.repair.path / "bank", source.dense, source.corpora
         if not folder.is_dir():
             raise UserError(f"{setting}: {place}: that run's repair holds no prompts")
     described = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def prompts_at(place: str, setting: str) -> list[Member]:
         ]
     bank = PromptBank.load(folder)
     return [
-        Member(name, prompt, place, base, dense, bank.beginning, corpus)
+        Member(name, prompt, place, base, dense, bank.beginning, corpora)
         for name, prompt in zip(bank.names, bank.prompts, strict=True)
         if len(prompt)  # the empty one joins by `recovery.empty_prompt`
     ]

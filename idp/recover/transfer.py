@@ -207,13 +207,27 @@ class RepairSource(Given):
         )
 
     @property
-    def corpus(self) -> dict[str, Any] | None:
-        """The options of the text that it was trained on; None for a repair's own folder."""
-        return self.record["idp"]["config"]["corpus"] if self.record else None
+    def corpora(self) -> list[dict[str, Any]]:
+        """The options of all text that it was trained on, that of prompts which it went on from among it, as far as
+        records tell; none for a repair's own folder."""
+        if self.record is None:
+            return []
+        about = self.record["idp"]["config"]
+        found = [about["corpus"]]
+        for place in _earlier(about["recovery"]):
+            try:
+                found += find_repair(place).corpora
+            except UserError:
+                log.warning(
+                    "%s: it goes on from %s, which is no run that can be read: what that was trained on is not known",
+                    self.place,
+                    place,
+                )
+        return found
 
     def refuse_evaluated(self, tasks: list[TaskSource]) -> None:
         """As `refuse_trained_on`, as far as its run's record tells."""
-        refuse_trained_on(self.corpus, tasks, f"recovery.from={self.place}")
+        refuse_trained_on(self.corpora, tasks, f"recovery.from={self.place}")
 
     def provenance(self) -> dict[str, Any]:
         """What the record says: from where, and the compressor, corpus and seed that it was learned with, if known."""
@@ -227,25 +241,30 @@ class RepairSource(Given):
         return {**origin, "compressor": about["compressor"], "corpus": values["corpus"]["name"], "seed": values["seed"]}
 
 
-def refuse_trained_on(corpus: dict[str, Any] | None, tasks: list[TaskSource], what: str) -> None:
+def refuse_trained_on(corpora: list[dict[str, Any]], tasks: list[TaskSource], what: str) -> None:
     """Refuses what was trained on text of a task that is evaluated.
 
     Args:
-        corpus: the options of the text, as a record has them; None where it is not known.
+        corpora: the options of the texts, as records have them; none where they are not known.
         tasks: those that are evaluated.
         what: the option and its value, for the message.
 
     Raises:
         UserError: names the corpus and the task.
     """
-    if corpus is None:
-        return
     for task in tasks:
-        if {task.name, task.runs}.intersection(corpus["made_from"]):
-            raise UserError(
-                f"{what}: it was trained on corpus {corpus['name']}, which is made from {task.runs}, which this run"
-                " evaluates: leave it out of task.names"
-            )
+        for corpus in corpora:
+            if {task.name, task.runs}.intersection(corpus["made_from"]):
+                raise UserError(
+                    f"{what}: it was trained on corpus {corpus['name']}, which is made from {task.runs}, which this run"
+                    " evaluates: leave it out of task.names"
+                )
+
+
+def _earlier(recovery: dict[str, Any]) -> list[str]:
+    """The places of the repairs that one was made of, as its options name them."""
+    joined = (recovery.get("bank") or {}).get("from") or []
+    return [place for place in (recovery.get("init_from"), recovery.get("from"), *joined) if place]
 
 
 def find_repair(place: str, setting: str = "recovery.from") -> RepairSource:

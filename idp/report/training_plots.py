@@ -36,7 +36,9 @@ def training_curves(view: View) -> Figure:
                 label = row.recovery if not seed else None
                 axes.plot(*zip(*curve, strict=True), label=label, marker=".", markersize=4, **line_style(number))
         axes.set_title("dense" if compressor == "none" else compressor, fontsize=9)
-        axes.set(xlabel="tokens trained on (of a bank: each prompt)", ylabel=f"held-out loss, {objective} (nats per token)")
+        axes.set(
+            xlabel="tokens trained on (of a bank: each prompt)", ylabel=f"held-out loss, {objective} (nats per token)"
+        )
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(fontsize=7)
     return figure

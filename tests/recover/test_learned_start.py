@@ -108,3 +108,20 @@ def test_text_that_was_trained_on_is_not_evaluated(recovery, learned, run_here):
     (run / "record.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="trained on corpus bridges, which is made from arc_easy, which this run"):
         run_here(*TINY, *(word.format(run) for word in recovery))
+
+
+def test_text_of_the_prompt_before_counts_as_well(learned, run_here, tmp_path, caplog):
+    run, _, _ = learned
+    on = ("recovery=prompt", "recovery.length=4", "recovery.init=learned")
+    second = run_here(*TINY, *on, f"recovery.init_from={run}")
+    second = tmp_path / "outputs" / "runs" / second["idp"]["name"]
+    values = json.loads((run / "record.json").read_text())
+    values["idp"]["config"]["corpus"]["made_from"] = ["arc_easy"]
+    (run / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="trained on corpus bridges, which is made from arc_easy, which this run"):
+        run_here(*TINY, *on, f"recovery.init_from={second}")
+    with pytest.raises(UserError, match="recovery.from=.*trained on corpus bridges, which is made from arc_easy"):
+        run_here(*TINY, "recovery=transfer", f"recovery.from={second}")
+    run.rename(run.with_name("gone"))
+    run_here(*TINY, *on, f"recovery.init_from={second}")
+    assert f"it goes on from {run}, which is no run that can be read" in caplog.text
