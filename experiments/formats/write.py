@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     stories = coqa()
     half = sorted(stories, key=digest)[: len(stories) // 2]
     texts = {
-        "questions": list(questions._documents(QUESTIONS)),
+        "questions": list(questions.documents_of(QUESTIONS)),
         "cloze": [cloze(each) for passage in embedded.passages(["squad", "drop"]) for each in sentences(passage)],
         "dialogue": [dialogue(story, stories[story]) for story in half],
         "narrative": [story for story in stories if story not in half],
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
 def coqa() -> dict[str, list[tuple[str, str]]]:
     """Each story's turns, question and answer."""
     found: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for doc in embedded._documents(STORY):
+    for doc in embedded.documents_of(STORY):
         turns = found.setdefault(TURN.sub("", doc["id"]), {}).setdefault(doc["story"], [])
         turns.append((doc["question"], doc["choices"][0].strip()))
     return {story: turns for of_story in found.values() for story, turns in of_story.items()}

@@ -80,7 +80,7 @@ def passages(tasks: Collection[str]) -> list[str]:
     found: list[str] = []
     for task, (requests, passage) in PASSAGES.items():
         if task in tasks:
-            found += [passage(doc) for doc in _documents(requests)]
+            found += [passage(doc) for doc in documents_of(requests)]
     return list(dict.fromkeys(found))
 
 
@@ -95,10 +95,10 @@ def _from_arrow(file: Path) -> Any:
 def _from_requests(requests: str, convert: Callable[[dict], dict]) -> Any:
     from datasets import Dataset
 
-    return Dataset.from_list([convert(doc) for doc in _documents(requests)])
+    return Dataset.from_list([convert(doc) for doc in documents_of(requests)])
 
 
-def _documents(requests: str) -> Iterator[dict[str, Any]]:
+def documents_of(requests: str) -> Iterator[dict[str, Any]]:
     """The documents behind a file of requests (one line per choice), each once, in the order of the split."""
     seen = set()
     folder = package()

