@@ -10,6 +10,7 @@ import pytest
 from idp.config import conf_dir
 from idp.records.record import comparable
 from idp.records.tables import run_summary
+from idp.store import Store
 
 from .conftest import record_of
 from .processes import Process, python
@@ -81,7 +82,7 @@ def test_the_record_has_what_tools_rely_on(idp_run, tmp_path):
     assert {"acc,none", "acc_stderr,none", "acc_norm,none"} <= set(record["results"]["arc_easy"])
     about = record["idp"]
     for stage in ("load", "compress", "recover", "measure"):
-        assert set(about["stages"][stage]) == {"key", "reused", "seconds"}
+        assert set(about["stages"][stage]) - {"total_seconds"} == {"key", "reused", "seconds"}
     assert set(about["parameters"]) == {"model", "added", "trainable"}
     assert {"sparsity", "bits_per_weight", "packed_bytes", "effective_bytes"} <= set(about["weights"])
     assert about["budget"] == "smoke" and about["perplexity"]["embedded"] > 1
@@ -124,6 +125,20 @@ def test_runs_share_what_they_have_in_common(run_here):
 
     wider = run_here(*base, "recovery=prompt", "task=custom", "task.names=[arc_easy,piqa]")["idp"]
     assert wider["stages"]["recover"]["reused"] and not wider["stages"]["measure"]["reused"]
+
+
+def test_a_repair_costs_what_is_beneath_it_wherever_that_was_made(run_here, tmp_path):
+    base = (*TINY, "compressor=gptq3", "evaluation.perplexity=[]", "task=arc_easy", "baselines=false")
+    apart = [run_here(*base, f"recovery={name}", f"store={tmp_path / 'apart'}") for name in ("lora", "lora_idp")]
+    beneath, upper = (record["idp"]["stages"]["recover"] for record in apart)
+    at_once = run_here(*base, "recovery=lora_idp", f"store={tmp_path / 'once'}")["idp"]["stages"]["recover"]
+    stores = [Store(tmp_path / name) for name in ("apart", "once")]
+    found = [store.get("recover", upper["key"]) for store in stores]
+    assert at_once["key"] == upper["key"] and found[0].prerequisites.keys() == found[1].prerequisites.keys()
+    assert f"recover/{beneath['key']}" in found[0].prerequisites
+    for product, stage in zip(found, (upper, at_once), strict=True):
+        assert stage["total_seconds"] >= stage["seconds"] + product.prerequisites[f"recover/{beneath['key']}"] - 0.002
+        assert stage["seconds"] == round(product.seconds, 3)
 
 
 def test_the_same_seed_gives_the_same_record_and_another_another(run_here, tmp_path):

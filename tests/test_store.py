@@ -11,7 +11,7 @@ import time
 import pytest
 
 from idp.errors import UserError
-from idp.store import CHECKPOINT, MANIFEST, Store, canonical, digest, sealed, unsealed, write_json
+from idp.store import CHECKPOINT, MANIFEST, Identity, Store, canonical, digest, sealed, unsealed, write_json
 from idp.store.lease import TAKEN_AFTER_SECONDS
 
 
@@ -102,6 +102,63 @@ def test_a_failed_maker_leaves_nothing_but_its_checkpoint(tmp_path):
 
     product = ask(store, goes_on)
     assert sorted(path.name for path in product.path.iterdir()) == [MANIFEST, "whole"]
+
+
+def obtained(store, name, make, after=()):
+    return store.obtain(Identity("stage", None, {"name": name}, 1), make, after)
+
+
+def test_seconds_leave_out_what_else_was_obtained_and_total_seconds_do_not(tmp_path):
+    store = Store(tmp_path)
+
+    def sleeps(seconds):
+        return lambda folder: time.sleep(seconds)
+
+    def upper(folder):
+        obtained(store, "middle", middle)
+        obtained(store, "lower", fails)
+        time.sleep(0.02)
+
+    def middle(folder):
+        obtained(store, "lower", sleeps(0.3))
+        time.sleep(0.1)
+
+    def again(folder):
+        obtained(store, "upper", fails)
+
+    text = obtained(store, "text", sleeps(0.05))
+    first = obtained(store, "upper", upper, [text])
+    assert 0.02 <= first.seconds < 0.3 and len(first.prerequisites) == 3
+    lower = max(first.prerequisites.values())
+    assert lower >= 0.3 and first.total_seconds < first.seconds + 2 * lower  # counted once, though two asked for it
+    second = obtained(store, "again", again)  # all that it is made upon was there
+    assert second.seconds < 0.3 and second.prerequisites.keys() == {*first.prerequisites, f"stage/{first.key}"}
+    assert second.total_seconds == pytest.approx(first.total_seconds + second.seconds)
+    assert second.summary() == {
+        "key": second.key,
+        "reused": False,
+        "seconds": round(second.seconds, 3),
+        "total_seconds": round(second.total_seconds, 3),
+    }
+
+
+def test_an_attempt_that_was_killed_counts_until_its_last_checkpoint(tmp_path):
+    store = Store(tmp_path)
+
+    def dies(folder):
+        obtained(store, "beneath", lambda folder: time.sleep(0.2))
+        (folder / CHECKPOINT).mkdir(exist_ok=True)
+        time.sleep(0.3)
+        (folder / CHECKPOINT / "step").write_text("7")
+        time.sleep(0.2)  # lost with the process
+        raise RuntimeError("killed")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            obtained(store, "above", dies)
+    product = obtained(store, "above", lambda folder: time.sleep(0.1))
+    assert 0.7 <= product.seconds < 1.05
+    assert sorted(path.name for path in product.path.iterdir()) == [MANIFEST]
 
 
 @pytest.mark.parametrize("checkpoint", [None, "empty"])

@@ -13,7 +13,7 @@ from idp.store import digest, write_json
 
 RECORD, SAMPLES = "record.json", "samples.parquet"
 # What may differ between two runs of one config: when and how fast, not what came out.
-TIMINGS = ("seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
+TIMINGS = ("seconds", "total_seconds", "reused", "environment", "latency", "peak_memory_bytes", "device_peak_bytes")
 # Options that older records have under other names; the hashes of runs keep the first ones.
 RENAMED: dict[tuple[str, ...], str] = {("recovery", "fit", "reads"): "context_tokens"}
 # The embedded model, and what it was called before its name said that it is the instruct model: records are read under

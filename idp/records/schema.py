@@ -38,7 +38,10 @@ class Stage(TypedDict):
 
     key: Annotated[str, Doc("the product's key in the store; of several products, the hash of their keys")]
     reused: Annotated[bool, Doc("whether all of it was there before the run")]
-    seconds: Annotated[float, Doc("that making it took, whichever run made it")]
+    seconds: Annotated[float, Doc("that making it took, whichever run made it, its prerequisites left out")]
+    total_seconds: NotRequired[
+        Annotated[float, Doc("with those of its prerequisites: what is beneath a repair, what the dense model said")]
+    ]
     peak_memory_bytes: NotRequired[Annotated[int, Doc("of baselines alone; of the run's own stages: see `idp`")]]
     device_peak_bytes: NotRequired[Annotated[dict[str, int], Doc("likewise, by accelerator")]]
 

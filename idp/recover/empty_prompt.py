@@ -27,4 +27,4 @@ def joined(repair: Product, store: Store) -> Product:
         names, lengths = [*described["names"], EMPTY], [*described["lengths"], 0]
         write_json(folder / "bank" / "bank.json", {**described, "names": names, "lengths": lengths})
 
-    return store.obtain(with_empty_identity(repair.key), make)
+    return store.obtain(with_empty_identity(repair.key), make, after=[repair])

@@ -31,4 +31,4 @@ def stored(repair: Product, options: Storage, sources: Sources, store: Store) ->
         write_json(folder / REPAIR, {**repair.read(REPAIR), "bytes": tensor_bytes(folder)})
         bases.make_relative(folder)
 
-    return store.obtain(stored_identity(repair.key, options), make)
+    return store.obtain(stored_identity(repair.key, options), make, after=[repair])

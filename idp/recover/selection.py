@@ -137,13 +137,15 @@ def select(
         if planned.heldout is not None:
             heldout = store.obtain(planned.heldout, lambda folder: _measure_losses(opened, fit, text, prompts, folder))
         if planned.fitted is not None and outcomes is None:
+            given = _given(options, bank)
             fitted = store.obtain(
                 planned.fitted,
                 lambda folder: (
                     _take_centres(options, repair.path / "bank" / CENTRES_FILE, len(prompts), folder)
-                    if _given(options, bank)
+                    if given
                     else _fit(options, opened, fit, text, heldout, folder)
                 ),
+                after=[heldout] if heldout is not None and not given else [],
             )
     return Selection(options, prompts, fitted, heldout)
 

@@ -220,13 +220,23 @@ def _recover(recovery: schema.Recovery, sources: Sources, store: Store, report: 
         bases.make_relative(folder)
 
     with out_of_memory_is_explained("recover"):
-        repair = store.obtain(identity_of(recovery, sources.basis, beginning), make)
+        texts = _made_texts(recovery, sources, store)
+        repair = store.obtain(identity_of(recovery, sources.basis, beginning), make, after=texts)
         if recovery.holds_empty:
             repair = empty_prompt.joined(repair, store)
     stored = recovery.stored
     if stored is None or storage.is_plain(stored):
         return repair
     return few_bits.stored(repair, stored, sources, store)
+
+
+def _made_texts(recovery: schema.Recovery, sources: Sources, store: Store) -> list[Product]:
+    """What a recovery reads that the dense model has written."""
+    read = needs(recovery)
+    texts = [sources.text] if TEXT in read else []
+    texts += [sources.calibration.text] if CALIBRATION in read and sources.calibration is not None else []
+    found = [store.finished(text.made.product) for text in texts if text.made is not None]
+    return [product for product in found if product is not None]
 
 
 def _taught(recovery: schema.Recovery, sources: Sources, store: Store) -> cached.CachedTeacher | None:

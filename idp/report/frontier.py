@@ -52,12 +52,20 @@ def trained(row: Cell) -> bool:
 
 
 def seconds(view: View, row: Cell) -> float | None:
-    """What making a repair took, and fitting what chooses among its prompts: a mean over seeds; None if not known."""
+    """What making a repair took, and fitting what chooses among its prompts: a mean over seeds; None if not known.
+
+    All counts that was made for it, whenever that was: what the repair is made upon, the dense model's predictions and
+    text where it learns from these, the prompts' losses where a choice is fitted to them.
+    """
     stages = {record["idp"]["name"]: record["idp"]["stages"] for record in view.found.records}
     taken = []
     for model in row.members:
         of_run = stages.get(model.runs[0], {})
-        made = [stage.get("seconds") for name in ("recover", "select") if (stage := of_run.get(name))]
+        made = [
+            stage.get("total_seconds", stage.get("seconds"))
+            for name in ("recover", "select")
+            if (stage := of_run.get(name))
+        ]
         known = [value for value in made if value is not None]
         if not made or len(known) < len(made):
             return None

@@ -36,6 +36,7 @@ from filelock import Timeout
 
 from idp.errors import UserError, disk_trouble
 from idp.memory import device_peaks, peak_bytes, start_peak
+from idp.store import stopwatch
 from idp.store.lease import lease_at, wait_for
 from idp.store.modes import as_umask_says, seems_writable, why_not_writable
 from idp.store.verification import MANIFEST, Stamps, hash_file
@@ -60,8 +61,26 @@ class Product:
 
     @property
     def seconds(self) -> float:
-        """Wall time that making it took, whenever that was."""
+        """Wall time that making it took, whenever that was; without that of its prerequisites."""
         return self.manifest["seconds"]
+
+    @property
+    def prerequisites(self) -> dict[str, float]:
+        """Seconds of the products that were needed to make it and these, by `<stage>/<key>`: what is beneath a repair.
+
+        The models that earlier stages of the run made are none of them. Products of earlier versions name none.
+        """
+        return self.manifest.get("prerequisites", {})
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of making it where none of its prerequisites is there yet."""
+        return sum(self.taken.values())
+
+    @property
+    def taken(self) -> dict[str, float]:
+        """Seconds by `<stage>/<key>`, of itself and of its prerequisites."""
+        return self.prerequisites | {f"{self.manifest['stage']}/{self.key}": self.seconds}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -74,7 +93,8 @@ class Product:
 
     def summary(self) -> dict[str, Any]:
         """What the record says of a stage: its key, whether it was reused, and the seconds that making it took."""
-        return {"key": self.key, "reused": self.reused, "seconds": round(self.seconds, 3)}
+        seconds = {"seconds": round(self.seconds, 3), "total_seconds": round(self.total_seconds, 3)}
+        return {"key": self.key, "reused": self.reused, **seconds}
 
 
 @dataclass(frozen=True)
@@ -232,18 +252,26 @@ class Store:
         """`obtain` of the `Identity` that the other arguments are the fields of."""
         return self.obtain(Identity(stage, parent, config, version, label), make)
 
-    def obtain(self, identity: Identity, make: Callable[[Path], None]) -> Product:
+    def obtain(self, identity: Identity, make: Callable[[Path], None], after: Iterable[Product] = ()) -> Product:
         """The product of an identity, made by `make(folder)` if no run has made it yet.
 
         Args:
             identity: what it is.
             make: writes the product's files into the folder that it is given. What it writes under
                 `folder/checkpoint` is there again when a killed `make` is called anew, and is dropped at the end.
+                Products that it obtains are prerequisites, whose seconds are not its own.
+            after: further prerequisites, obtained before.
 
         Returns:
             the product, its files verified against the hashes in its manifest; weights may be known by their times, and
             are hashed when they are opened.
         """
+        with stopwatch.obtaining() as taken:
+            product = self._obtained(identity, make, after)
+            taken |= product.taken
+        return product
+
+    def _obtained(self, identity: Identity, make: Callable[[Path], None], after: Iterable[Product]) -> Product:
         stage, key, label = identity.stage, identity.key, identity.label
         place = self.root / stage / key
         held = lease_at(self.root / "locks" / f"{stage}-{key}.lock")
@@ -266,7 +294,7 @@ class Store:
                 assert held.token is not None  # of a lease that is held
                 part = _adopted(place, held.token)
                 try:
-                    return Product(place, key, False, self._make(part, place, identity, make))
+                    return Product(place, key, False, self._make(part, place, identity, make, after))
                 except Exception:
                     if part.exists():
                         _leave_checkpoint(part)
@@ -294,13 +322,19 @@ class Store:
         _touch(place)
         return Product(place, key, True, json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
-    def _make(self, part: Path, place: Path, identity: Identity, make: Callable[[Path], None]) -> dict[str, Any]:
+    def _make(
+        self, part: Path, place: Path, identity: Identity, make: Callable[[Path], None], after: Iterable[Product]
+    ) -> dict[str, Any]:
         try:
             part.mkdir(parents=True, exist_ok=True)
             start_peak()
-            started = time.perf_counter()
-            make(part)
-            seconds = time.perf_counter() - started
+            watch = stopwatch.Stopwatch(part, part / CHECKPOINT)
+            for product in after:
+                watch.needs(product.taken)
+            with watch.running():
+                make(part)
+            seconds = watch.seconds
+            watch.file.unlink(missing_ok=True)
             shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
             as_umask_says(part)
             manifest = {
@@ -309,6 +343,7 @@ class Store:
                 "label": identity.label,
                 "files": {str(file.relative_to(part)): hash_file(file) for file in _files(part)},
                 "seconds": seconds,
+                "prerequisites": watch.prerequisites,
                 "peak_memory_bytes": peak_bytes(),
                 **({"device_peak_bytes": devices} if (devices := device_peaks()) else {}),
                 "libraries": versions(),
@@ -429,27 +464,38 @@ def _copy_checkpoint(left: Path, part: Path) -> None:
         left = gone
     try:
         part.mkdir()
-        shutil.copytree(left / CHECKPOINT, part / CHECKPOINT, copy_function=shutil.copyfile)
+        shutil.copytree(left / CHECKPOINT, part / CHECKPOINT, copy_function=_copied)
+        _copied(left / stopwatch.STOPWATCH, part / stopwatch.STOPWATCH)
     except OSError as error:  # also where there is none
         log.debug("%s: nothing to go on from (%s)", left, error)
         shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
     shutil.rmtree(left, ignore_errors=True)
 
 
+def _copied(source: str | Path, target: str | Path) -> None:
+    """Copies a file's content and times, which tell how long an earlier attempt worked, and not its permissions."""
+    shutil.copyfile(source, target)
+    found = os.stat(source)
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
 def _leave_checkpoint(part: Path) -> None:
     """Keeps of what failed the checkpoint alone, with which another attempt goes on; without one, nothing."""
     with contextlib.suppress(OSError):  # what made it fail may also keep it from being removed
         _clear(part)
-    for folder in (part / CHECKPOINT, part):
-        with contextlib.suppress(OSError):  # one that is not empty stays
-            folder.rmdir()
+    with contextlib.suppress(OSError):  # one that is not empty stays
+        (part / CHECKPOINT).rmdir()
+    if not (part / CHECKPOINT).exists():
+        with contextlib.suppress(OSError):
+            (part / stopwatch.STOPWATCH).unlink(missing_ok=True)
+            part.rmdir()
 
 
 def _clear(part: Path) -> None:
-    """Empties a folder that a killed run left, all but its checkpoint."""
+    """Empties a folder that a killed run left, all but its checkpoint and the time that went into it."""
     if not part.exists():
         return
     for path in part.iterdir():
-        if path.name == CHECKPOINT:
+        if path.name in (CHECKPOINT, stopwatch.STOPWATCH):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()

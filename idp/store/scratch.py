@@ -7,7 +7,7 @@ import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from idp.errors import UserError
@@ -19,15 +19,15 @@ log = logging.getLogger("idp.store")
 class ReaderStore(Store):
     """A store that makes what is missing where it can write; else in a temporary folder, until the process ends."""
 
-    def obtain(self, identity: Identity, make: Callable[[Path], None]) -> Product:
+    def obtain(self, identity: Identity, make: Callable[[Path], None], after: Iterable[Product] = ()) -> Product:
         """As `Store.obtain`, and never refused for want of permission to write."""
         if self.finished(identity) is None:
             try:
                 self.check_writable([identity.stage])
             except UserError:
                 log.warning("%s: cannot write there; what is computed now is not kept", self.root / identity.stage)
-                return self._scratch.obtain(identity, make)
-        return super().obtain(identity, make)
+                return self._scratch.obtain(identity, make, after)
+        return super().obtain(identity, make, after)
 
     @functools.cached_property
     def _scratch(self) -> Store:

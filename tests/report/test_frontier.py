@@ -38,7 +38,7 @@ def study(record, runs):
                 def change(written, repair=repair, added=added, seconds=seconds, ratio=ratio):
                     about = written["idp"]
                     about["parameters"]["added"] = added
-                    about["stages"]["recover"]["seconds"] = seconds
+                    about["stages"]["recover"] |= {"seconds": 1.0, "total_seconds": seconds}  # the rest is beneath it
                     about["training"] = None if repair == "hard_prompt" else {"prompt": {"heldout_loss": 3.0}}
                     about["comparisons"] = [{"after": "x", "before": "y", "unit": "share"}]
                     if timed:
