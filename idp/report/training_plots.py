@@ -29,6 +29,8 @@ def training_curves(view: View) -> Figure:
             "repairs that were trained by runs of this version; older ones are given it by their command"
         )
     panels_of = list(found.items())[:PANELS]
+    from matplotlib.ticker import EngFormatter
+
     figure, panels = new_figure(len(panels_of), columns=2)
     for axes, ((compressor, objective, *_), rows) in zip(panels, panels_of, strict=True):
         for number, (row, curves) in enumerate(rows):
@@ -39,7 +41,7 @@ def training_curves(view: View) -> Figure:
         axes.set(
             xlabel="tokens trained on (of a bank: each prompt)", ylabel=f"held-out loss, {objective} (nats per token)"
         )
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(fontsize=7)
     return figure
 

@@ -1,5 +1,7 @@
 """Curves of training: what they are drawn of, and which stand apart."""
 
+import itertools
+
 import pytest
 
 from idp.records.collect import collect
@@ -31,6 +33,18 @@ def test_a_curve_is_the_mean_of_the_prompts_over_the_tokens_read(record, runs):
     (axes,) = training_curves(view).axes
     assert lines(axes) == [[[0, 48], [3.0, 1.5]]]
     assert axes.get_ylabel() == "held-out loss, distill (nats per token)"
+
+
+def test_ticks_of_long_trainings_can_be_read(record, runs):
+    heldout = [[step, 4.0 / (step + 1)] for step in range(0, 12000, 1000)]
+    for number in range(2):  # two panels beside each other, each with less room
+        record(f"long-{number}", keys=[str(number)], **trained({"prompt_0": {"heldout": heldout}}, lm_weight=number))
+    (view,) = views(collect([runs]))
+    figure = training_curves(view)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert len(boxes) > 3 and not any(one.overlaps(two) for one, two in itertools.pairwise(boxes))
 
 
 def test_losses_of_other_objectives_stand_apart_and_seeds_together(record, runs):
