@@ -20,6 +20,8 @@ LOSS = ("objective", "temperature", "lm_weight", "sequence_length", "heldout_seq
 
 def training_curves(view: View) -> Figure:
     """Held-out loss against the tokens that a repair was trained on: a panel for each compressed model and loss."""
+    from matplotlib.ticker import EngFormatter
+
     found: dict[tuple[Any, ...], list[tuple[Cell, list[Curve]]]] = {}
     for row in view.repaired:
         if curves := [curve for model in row.members if len(curve := curve_of(model)) > 1]:
@@ -29,8 +31,6 @@ def training_curves(view: View) -> Figure:
             "repairs that were trained by runs of this version; older ones are given it by their command"
         )
     panels_of = list(found.items())[:PANELS]
-    from matplotlib.ticker import EngFormatter
-
     figure, panels = new_figure(len(panels_of), columns=2)
     for axes, ((compressor, objective, *_), rows) in zip(panels, panels_of, strict=True):
         for number, (row, curves) in enumerate(rows):

@@ -464,8 +464,9 @@ def _copy_checkpoint(left: Path, part: Path) -> None:
         left = gone
     try:
         part.mkdir()
+        with contextlib.suppress(OSError):  # there is none of an earlier version's run
+            _copied(left / stopwatch.STOPWATCH, part / stopwatch.STOPWATCH)
         shutil.copytree(left / CHECKPOINT, part / CHECKPOINT, copy_function=_copied)
-        _copied(left / stopwatch.STOPWATCH, part / stopwatch.STOPWATCH)
     except OSError as error:  # also where there is none
         log.debug("%s: nothing to go on from (%s)", left, error)
         shutil.rmtree(part / CHECKPOINT, ignore_errors=True)
