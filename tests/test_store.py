@@ -7,11 +7,12 @@ import random
 import signal
 import socket
 import time
+import types
 
 import pytest
 
 from idp.errors import UserError
-from idp.store import CHECKPOINT, MANIFEST, Identity, Store, canonical, digest, sealed, unsealed, write_json
+from idp.store import CHECKPOINT, MANIFEST, Identity, Store, canonical, digest, sealed, stopwatch, unsealed, write_json
 from idp.store.lease import TAKEN_AFTER_SECONDS
 
 
@@ -108,56 +109,62 @@ def obtained(store, name, make, after=()):
     return store.obtain(Identity("stage", None, {"name": name}, 1), make, after)
 
 
-def test_seconds_leave_out_what_else_was_obtained_and_total_seconds_do_not(tmp_path):
-    store = Store(tmp_path)
+@pytest.fixture
+def works(monkeypatch):
+    """`works(seconds)`: lets so much time pass for the store's stopwatches."""
+    now = [0.0]
+    monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def sleeps(seconds):
-        return lambda folder: time.sleep(seconds)
+    def pass_by(seconds):
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_seconds_leave_out_what_else_was_obtained_and_total_seconds_do_not(tmp_path, works):
+    store = Store(tmp_path)
 
     def upper(folder):
         obtained(store, "middle", middle)
         obtained(store, "lower", fails)
-        time.sleep(0.02)
+        works(1)
 
     def middle(folder):
-        obtained(store, "lower", sleeps(0.3))
-        time.sleep(0.1)
+        obtained(store, "lower", lambda folder: works(30))
+        works(10)
 
     def again(folder):
         obtained(store, "upper", fails)
+        works(2)
 
-    text = obtained(store, "text", sleeps(0.05))
+    text = obtained(store, "text", lambda folder: works(5))
     first = obtained(store, "upper", upper, [text])
-    assert 0.02 <= first.seconds < 0.3 and len(first.prerequisites) == 3
-    lower = max(first.prerequisites.values())
-    assert lower >= 0.3 and first.total_seconds < first.seconds + 2 * lower  # counted once, though two asked for it
+    assert first.seconds == 1 and sorted(first.prerequisites.values()) == [5, 10, 30]
+    assert first.total_seconds == 46  # the lowest counts once, though two asked for it
     second = obtained(store, "again", again)  # all that it is made upon was there
-    assert second.seconds < 0.3 and second.prerequisites.keys() == {*first.prerequisites, f"stage/{first.key}"}
-    assert second.total_seconds == pytest.approx(first.total_seconds + second.seconds)
-    assert second.summary() == {
-        "key": second.key,
-        "reused": False,
-        "seconds": round(second.seconds, 3),
-        "total_seconds": round(second.total_seconds, 3),
-    }
+    assert second.seconds == 2 and second.total_seconds == 48
+    assert second.prerequisites.keys() == {*first.prerequisites, f"stage/{first.key}"}
+    assert second.summary() == {"key": second.key, "reused": False, "seconds": 2, "total_seconds": 48}
 
 
-def test_an_attempt_that_was_killed_counts_until_its_last_checkpoint(tmp_path):
+def test_an_attempt_that_was_killed_counts_until_its_last_checkpoint(tmp_path, works):
     store = Store(tmp_path)
 
     def dies(folder):
-        obtained(store, "beneath", lambda folder: time.sleep(0.2))
+        obtained(store, "beneath", lambda folder: works(20))
+        since = json.loads((folder / stopwatch.STOPWATCH).read_text())
         (folder / CHECKPOINT).mkdir(exist_ok=True)
-        time.sleep(0.3)
         (folder / CHECKPOINT / "step").write_text("7")
-        time.sleep(0.2)  # lost with the process
+        written = since["since"] + since["elsewhere"] + 30
+        os.utime(folder / CHECKPOINT / "step", (written, written))
+        works(30 + 20)  # the second part is lost with the process
         raise RuntimeError("killed")
 
     for _ in range(2):
         with pytest.raises(RuntimeError, match="killed"):
             obtained(store, "above", dies)
-    product = obtained(store, "above", lambda folder: time.sleep(0.1))
-    assert 0.7 <= product.seconds < 1.05
+    product = obtained(store, "above", lambda folder: works(10))
+    assert product.seconds == pytest.approx(30 + 30 + 10)
     assert sorted(path.name for path in product.path.iterdir()) == [MANIFEST]
 
 
